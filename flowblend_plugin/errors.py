@@ -1,0 +1,42 @@
+"""Every error that the library raises on purpose.
+
+::
+
+    FlowBlendError
+    ├── StageError (ValueError)          stages, boundaries or noise levels that make no schedule
+    ├── PairMismatchError (ValueError)   two denoisers that can't share one trajectory
+    ├── SwitchError (RuntimeError)       a switch used where or when it can't work
+    └── SchedulerConfigError (ValueError) a scheduler config that can't be carried over
+
+Each message says what was found, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+
+class FlowBlendError(Exception):
+    """Base of every error raised by flowblend."""
+
+
+class StageError(FlowBlendError, ValueError):
+    """Stages, boundaries or noise levels that don't make a schedule."""
+
+
+class PairMismatchError(FlowBlendError, ValueError):
+    """Two denoisers that can't take turns in one trajectory; lists every mismatch."""
+
+    def __init__(self, large: str, small: str, mismatches: tuple[str, ...]) -> None:
+        self.mismatches = mismatches
+        lines = "\n".join(f"  - {line}" for line in mismatches)
+        super().__init__(
+            f"the small denoiser ({small}) doesn't fit the large one ({large}):\n{lines}\n"
+            "Choose two denoisers of one family that share their latent space and text encoder."
+        )
+
+
+class SwitchError(FlowBlendError, RuntimeError):
+    """A switch used where, or when, it can't work."""
+
+
+class SchedulerConfigError(FlowBlendError, ValueError):
+    """A scheduler config holds something that the target scheduler can't carry."""

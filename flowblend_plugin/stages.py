@@ -1,0 +1,243 @@
+"""Which denoiser runs which step: stages, their boundaries, and the one map to step indices.
+
+Pure Python: nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flowblend_plugin.errors import StageError
+
+LETTERS = {"L": "large", "S": "small"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of the trajectory that a single denoiser runs.
+
+    Args:
+        denoiser: Role of the denoiser, such as ``"large"`` or ``"small"``.
+        until: Fraction of the steps, 0 to 1, at which the stage ends; None for the last stage and
+            where the end is a noise level.
+        until_sigma: Noise level, 1 to 0, at which the stage ends; None likewise.
+    """
+
+    denoiser: str
+    until: float | None = None
+    until_sigma: float | None = None
+
+
+@dataclass(frozen=True)
+class StageSchedule:
+    """The stages of one trajectory, in order; make one with ``parse``.
+
+    Reference:
+        FlowBlending: stage-aware multi-model sampling, arXiv:2512.24724.
+    """
+
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        _check(self.stages)
+
+    @classmethod
+    def parse(
+        cls,
+        stages: str,
+        boundaries: Sequence[float] | None = None,
+        boundary_sigmas: Sequence[float] | None = None,
+    ) -> StageSchedule:
+        """Make a schedule from a stage string and the boundaries between its letters.
+
+        Args:
+            stages: One letter a stage: ``L`` large, ``S`` small; ``"LSL"``, ``"SL"``, ``"LSLSL"``.
+                A string of one repeated letter needs no boundaries.
+            boundaries: Ends of all stages but the last, as fractions of ``num_inference_steps``,
+                ascending from 0 to 1.
+            boundary_sigmas: The same as noise levels, descending from 1 to 0. Never both.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            StageError: An unknown letter, or boundaries that are missing, too many, out of range
+                or out of order.
+        """
+        if not isinstance(stages, str) or not stages:
+            raise StageError(f"stages must be letters such as 'LSL', got {stages!r}")
+        unknown = sorted(set(stages) - set(LETTERS))
+        if unknown:
+            raise StageError(
+                f"stages {stages!r} has unknown letter {', '.join(map(repr, unknown))}: "
+                "use L for the large denoiser and S for the small one"
+            )
+        if boundaries is not None and boundary_sigmas is not None:
+            raise StageError(
+                "boundaries (fractions of the steps) and boundary_sigmas (noise levels) were both "
+                "given: keep one of them"
+            )
+        roles = [LETTERS[letter] for letter in stages]
+        by_sigma = boundary_sigmas is not None
+        edges = list(boundary_sigmas if by_sigma else boundaries or ())  # type: ignore[arg-type]
+        if not edges and len(set(roles)) == 1:
+            return cls((Stage(roles[0]),))
+        name = "boundary_sigmas" if by_sigma else "boundaries"
+        if len(edges) != len(roles) - 1:
+            raise StageError(
+                f"stages {stages!r} needs {len(roles) - 1} {name}, one between each two letters; "
+                f"got {len(edges)}: {edges}"
+            )
+        ends = [*edges, None]
+        if by_sigma:
+            return cls(tuple(Stage(r, until_sigma=e) for r, e in zip(roles, ends, strict=True)))
+        return cls(tuple(Stage(r, until=e) for r, e in zip(roles, ends, strict=True)))
+
+    @property
+    def boundaries(self) -> tuple[float, ...] | None:
+        """Stage ends as fractions of the steps, or None where they are noise levels."""
+        if self.needs_noise_levels:
+            return None
+        return tuple(s.until for s in self.stages[:-1] if s.until is not None)
+
+    @property
+    def boundary_sigmas(self) -> tuple[float, ...] | None:
+        """Stage ends as noise levels, or None where they are fractions of the steps."""
+        if not self.needs_noise_levels:
+            return None
+        return tuple(s.until_sigma for s in self.stages[:-1] if s.until_sigma is not None)
+
+    @property
+    def needs_noise_levels(self) -> bool:
+        """Whether the stages end at noise levels, so that step indices depend on the scheduler."""
+        return any(s.until_sigma is not None for s in self.stages)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The distinct roles, in order of appearance."""
+        return tuple(dict.fromkeys(s.denoiser for s in self.stages))
+
+    @property
+    def letters(self) -> str:
+        """The schedule as a stage string, such as ``"LSL"``."""
+        return letters(s.denoiser for s in self.stages)
+
+    def edges(
+        self, num_inference_steps: int, noise_levels: Sequence[float] | None = None
+    ) -> tuple[int, ...]:
+        """Map the stage ends to step indices: stage k runs steps ``edges[k]`` to ``edges[k+1]-1``.
+
+        The one place where fractions or noise levels become step indices.
+
+        Args:
+            num_inference_steps: Number of steps n of the full trajectory, at least 1.
+            noise_levels: For boundaries in sigma: the level of each step, ``timesteps[i] /
+                num_train_timesteps``, n numbers from 1 to 0.
+
+        Returns:
+            ``len(stages) + 1`` indices from 0 to n. Equal neighbours are a stage without a step.
+
+        Raises:
+            StageError: n is below 1, or noise levels are needed and missing or miscounted.
+        """
+        n = num_inference_steps
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise StageError(f"num_inference_steps must be a whole number of at least 1, got {n!r}")
+        if not self.needs_noise_levels:
+            inner = [math.floor(b * n + 0.5) for b in self.boundaries or ()]
+            return (0, *inner, n)
+        if noise_levels is None:
+            raise StageError(
+                "these stages end at noise levels, which steps don't have by themselves: give "
+                "noise_levels, one number per step (timesteps / num_train_timesteps)"
+            )
+        if len(noise_levels) != n:
+            raise StageError(f"expected {n} noise levels, one per step, got {len(noise_levels)}")
+        # Wan's own rule: a step belongs to the earlier stage while its level >= the boundary.
+        inner = [sum(1 for level in noise_levels if level >= b) for b in self.boundary_sigmas or ()]
+        return (0, *itertools.accumulate(inner, max), n)
+
+    def denoisers(
+        self, num_inference_steps: int, noise_levels: Sequence[float] | None = None
+    ) -> tuple[str, ...]:
+        """Name the denoiser of every step.
+
+        Args:
+            num_inference_steps: Number of steps n of the full trajectory, at least 1.
+            noise_levels: See ``edges``; needed for boundaries in sigma only.
+
+        Returns:
+            n role names, such as ``("large", "large", "small")``.
+
+        Raises:
+            StageError: See ``edges``.
+        """
+        edges = self.edges(num_inference_steps, noise_levels)
+        counts = [after - before for before, after in itertools.pairwise(edges)]
+        return tuple(
+            stage.denoiser
+            for stage, count in zip(self.stages, counts, strict=True)
+            for _ in range(count)
+        )
+
+    def empty_stages(
+        self, num_inference_steps: int, noise_levels: Sequence[float] | None = None
+    ) -> tuple[int, ...]:
+        """Indices of the stages that get no step at this number of steps: legal, worth saying."""
+        edges = self.edges(num_inference_steps, noise_levels)
+        return tuple(
+            i for i, (start, end) in enumerate(itertools.pairwise(edges)) if start == end
+        )
+
+    def describe(
+        self, num_inference_steps: int, noise_levels: Sequence[float] | None = None
+    ) -> str:
+        """Say in plain words who runs what: ``"steps 0-19 large, 20-39 small, 40-49 large"``."""
+        edges = self.edges(num_inference_steps, noise_levels)
+        parts = []
+        for stage, (start, end) in zip(self.stages, itertools.pairwise(edges), strict=True):
+            if start == end:
+                parts.append(f"no step {stage.denoiser}")
+            elif end - start == 1:
+                parts.append(f"{start} {stage.denoiser}")
+            else:
+                parts.append(f"{start}-{end - 1} {stage.denoiser}")
+        prefix = "step " if num_inference_steps == 1 else "steps "
+        return prefix + ", ".join(parts)
+
+
+def letters(roles: Sequence[str] | itertools.chain[str] | object) -> str:
+    """Abbreviate role names, one letter each: ``("large", "small")`` becomes ``"LS"``."""
+    return "".join(role[0].upper() for role in roles)  # type: ignore[attr-defined]
+
+
+def _check(stages: tuple[Stage, ...]) -> None:
+    """Raise unless the stage ends are all fractions ascending in [0, 1], or sigmas descending."""
+    if not stages:
+        raise StageError("a schedule needs at least one stage, got none")
+    *inner, last = stages
+    if last.until is not None or last.until_sigma is not None:
+        raise StageError("the last stage ends with the trajectory: leave its until out")
+    for stage in inner:
+        if (stage.until is None) == (stage.until_sigma is None):
+            raise StageError(
+                f"every stage but the last needs exactly one end, until or until_sigma; got {stage}"
+            )
+    fractions = [s.until for s in inner if s.until is not None]
+    sigmas = [s.until_sigma for s in inner if s.until_sigma is not None]
+    if fractions and sigmas:
+        raise StageError("stage ends mix fractions (until) and noise levels (until_sigma): keep one")
+    _check_edges("boundaries", fractions, "ascending", sorted(fractions))
+    _check_edges("boundary_sigmas", sigmas, "descending", sorted(sigmas, reverse=True))
+
+
+def _check_edges(name: str, edges: list[float], order: str, wanted: list[float]) -> None:
+    for edge in edges:
+        number = isinstance(edge, (int, float)) and not isinstance(edge, bool)
+        if not number or not 0 <= edge <= 1:
+            raise StageError(f"{name} must be numbers from 0 to 1, got {edge!r} in {edges}")
+    if edges != wanted:
+        raise StageError(f"{name} must be {order}, got {edges}; did you mean {wanted}?")
