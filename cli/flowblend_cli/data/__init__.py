@@ -1,0 +1,1 @@
+"""Data that ships with the command: known pairs and the pipelines' arguments."""

@@ -1,0 +1,104 @@
+"""Every error that ends a ``flowblend`` command on purpose, each with its exit code.
+
+::
+
+    FlowBlendError
+    ├── RecipeError (ValueError)         2   problems in a recipe, all of them at once
+    ├── UsageError (ValueError)          2   a name, path or option that can't be used
+    │   ├── ModelNameError                   a model that no recipe may name
+    │   └── DocumentError                    a recorded job that can't be read back
+    ├── ModelMissingError (RuntimeError) 3   a model that isn't there, is gated or offline
+    ├── OutputError (OSError)            4   the disk is full or refuses
+    ├── DeviceLostError (RuntimeError)   5   the device is gone or out of memory after retries
+    └── LockedError (RuntimeError)       75  another run holds the output folder
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from flowblend_cli.text import printable
+from flowblend_plugin.errors import FlowBlendError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong in a recipe, and where.
+
+    Args:
+        path: The recipe as it was named.
+        line: 1-based line, or None where the file itself is the problem.
+        column: 1-based column, counted in characters, or None likewise.
+        location: The key, such as ``"scene[1].num_inference_steps"``; may be empty.
+        message: What was found, what was expected, what to do.
+    """
+
+    path: str
+    line: int | None
+    column: int | None
+    location: str
+    message: str
+
+    def __str__(self) -> str:
+        place = "" if self.line is None else f":{self.line}:{self.column}"
+        location = f"{self.location}: " if self.location else ""
+        return printable(f"{self.path}{place}: {location}{self.message}")
+
+
+class RecipeError(FlowBlendError, ValueError):
+    """A recipe that can't be rendered; holds every problem, in the order of the file."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(sorted(set(problems), key=_reading_order))
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class UsageError(FlowBlendError, ValueError):
+    """A name, path or option that can't be used as given."""
+
+    exit_code = 2
+
+
+class ModelNameError(UsageError):
+    """A model name that is neither bundled, nor a folder, nor a Hub id."""
+
+
+class DocumentError(UsageError):
+    """A job's recorded document that is damaged or of another version."""
+
+
+class ModelMissingError(FlowBlendError, RuntimeError):
+    """A model that isn't on this machine: missing, gated, or offline."""
+
+    exit_code = 3
+
+
+class OutputError(FlowBlendError, OSError):
+    """A file that couldn't be written or published."""
+
+    exit_code = 4
+
+
+class DeviceLostError(FlowBlendError, RuntimeError):
+    """A device that is gone, or out of memory after every retry."""
+
+    exit_code = 5
+
+
+class LockedError(FlowBlendError, RuntimeError):
+    """Another run holds the output folder."""
+
+    exit_code = 75
+
+
+def _reading_order(problem: Problem) -> tuple[str, int, int, str, str]:
+    return (
+        problem.path,
+        problem.line or 0,
+        problem.column or 0,
+        problem.location,
+        problem.message,
+    )

@@ -1,0 +1,209 @@
+"""What a recipe becomes: frozen jobs, each one final file, independent of recipes and models.
+
+Jobs are plain data, serialisable and free of torch, so that any engine, here or on another
+machine, can be handed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flowblend_cli.errors import DocumentError
+from flowblend_plugin.stages import Stage, StageSchedule
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage as the recipe says it.
+
+    Args:
+        denoiser: Role, ``"large"`` or ``"small"``.
+        until: Fraction of the steps, 0 to 1, where the stage ends; None for the last stage.
+        until_sigma: Noise level, 1 to 0, where the stage ends instead; None likewise.
+    """
+
+    denoiser: str
+    until: float | None = None
+    until_sigma: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The models of a job as the recipe names them.
+
+    Args:
+        pipeline: Bundled or known-pair name, folder, or Hub id of the pipeline.
+        small: Where the small denoiser comes from, likewise; None if no stage uses it.
+        dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:0"``, ``"mps"``...
+        offload: ``"none"``, ``"model"`` or ``"sequential"``.
+    """
+
+    pipeline: str
+    small: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    offload: str = "none"
+
+
+@dataclass(frozen=True)
+class SamplingSpec:
+    """How the trajectory is sampled.
+
+    Args:
+        mode: ``"ode"`` (deterministic) or ``"sde"`` (noise added back at every step).
+        scheduler: Solver, such as ``"unipc"``; None for the pipeline's own.
+        flow_shift: Shift of the noise levels, above 0; None for the scheduler's own.
+    """
+
+    mode: Literal["ode", "sde"] = "ode"
+    scheduler: str | None = None
+    flow_shift: float | None = None
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """How the final file is written.
+
+    Args:
+        container: ``"mp4"`` or ``"png"``.
+        fps: Frames per second.
+        scale: Whole-number upscale.
+        crf: H.264 quality, 0 (lossless) to 51.
+    """
+
+    container: str = "mp4"
+    fps: int = 16
+    scale: int = 1
+    crf: int = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """One render: everything that decides its bits, and the name of its file.
+
+    Args:
+        id: Stem of the final file, unique in its batch; the one name in plan, events, metadata.
+        recipe: Name of the recipe.
+        scene: Name of the scene.
+        prompt: The prompt with every alternative chosen.
+        prompt_template: The prompt as the recipe has it.
+        negative_prompt: What to avoid, or None.
+        seed: 0 asks the engine to draw one.
+        stages: The stages in order.
+        stage_string: The stages as letters, as the recipe writes them, such as ``"LSL"``.
+        arguments: Further pipeline arguments, sorted by name; lists are held as tuples.
+        model: The models.
+        sampling: The sampling.
+        output: The final file.
+    """
+
+    id: str
+    recipe: str
+    scene: str
+    prompt: str
+    prompt_template: str
+    negative_prompt: str | None
+    seed: int
+    stages: tuple[StageSpec, ...]
+    stage_string: str
+    arguments: tuple[tuple[str, Any], ...]
+    model: ModelSpec
+    sampling: SamplingSpec
+    output: OutputSpec
+
+    @property
+    def num_inference_steps(self) -> int:
+        """Number of steps of the full trajectory."""
+        return int(self.argument("num_inference_steps", 50))
+
+    @property
+    def extension(self) -> str:
+        """The final file's extension with its dot: one frame makes a picture."""
+        is_picture = self.argument("num_frames") == 1
+        return ".png" if is_picture else f".{self.output.container}"
+
+    @property
+    def filename(self) -> str:
+        """Name of the final file inside the output folder."""
+        return self.id + self.extension
+
+    @property
+    def schedule(self) -> StageSchedule:
+        """The stages as the library's schedule."""
+        return StageSchedule(tuple(Stage(s.denoiser, s.until, s.until_sigma) for s in self.stages))
+
+    def argument(self, name: str, default: Any = None) -> Any:
+        """The value of one pipeline argument, or ``default`` if the job doesn't set it."""
+        return dict(self.arguments).get(name, default)
+
+    def pipeline_arguments(self) -> dict[str, Any]:
+        """The further arguments as the pipeline wants them, lists as lists."""
+        return {name: _thaw(value) for name, value in self.arguments}
+
+    def to_document(self) -> dict[str, Any]:
+        """The job as plain JSON values; ``from_document`` reads it back equal."""
+        document = asdict(self)
+        document["stages"] = [asdict(stage) for stage in self.stages]
+        document["arguments"] = self.pipeline_arguments()
+        return document
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Job:
+        """Read a job back from ``to_document``'s values.
+
+        Raises:
+            DocumentError: A key is missing, unknown, or of another shape.
+        """
+        try:
+            arguments = {name: freeze(value) for name, value in document["arguments"].items()}
+            return cls(
+                **{
+                    **document,
+                    "stages": tuple(StageSpec(**stage) for stage in document["stages"]),
+                    "arguments": tuple(sorted(arguments.items())),
+                    "model": ModelSpec(**document["model"]),
+                    "sampling": SamplingSpec(**document["sampling"]),
+                    "output": OutputSpec(**document["output"]),
+                }
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise DocumentError(
+                f"the recorded job can't be read ({error}): it is damaged, or was written by "
+                "another version of flowblend"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All jobs of one recipe, in the order they are rendered.
+
+    Args:
+        recipe_name: Name of the recipe.
+        output_dir: Absolute folder of the final files.
+        jobs: The jobs; those of one model stand together.
+        warnings: What is legal, but probably not meant.
+        source: The recipe's file; model folders are relative to its folder.
+    """
+
+    recipe_name: str
+    output_dir: Path
+    jobs: tuple[Job, ...]
+    warnings: tuple[str, ...]
+    source: Path
+
+    def path_of(self, job: Job) -> Path:
+        """Absolute path of a job's final file."""
+        return self.output_dir / job.filename
+
+
+def freeze(value: Any) -> Any:
+    """Turn lists into tuples, all the way down, so that a job stays immutable and hashable."""
+    return tuple(freeze(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _thaw(value: Any) -> Any:
+    return [_thaw(item) for item in value] if isinstance(value, tuple) else value

@@ -1,0 +1,1 @@
+"""From a TOML recipe to jobs: pure, and free of torch."""

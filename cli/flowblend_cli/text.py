@@ -1,0 +1,44 @@
+"""Text that comes from recipes or files, made safe to show in a terminal or a log."""
+
+from __future__ import annotations
+
+import unicodedata
+
+# Explicit marks and overrides of direction: they reorder what a reader sees.
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_UNSAFE_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+
+def is_unsafe(character: str) -> bool:
+    """Whether a character controls a terminal instead of showing: ESC, C1, bidi, line breaks."""
+    return character in _BIDI or unicodedata.category(character) in _UNSAFE_CATEGORIES
+
+
+def printable(text: object) -> str:
+    """Escape every character that could control a terminal, as Python would write it.
+
+    Args:
+        text: Anything; ``str(text)`` is shown.
+
+    Returns:
+        One line, such as ``"a\\x1b[31mred"`` where the text held a raw ESC; other text unchanged.
+    """
+    shown = str(text)
+    if shown.isascii() and shown.isprintable():
+        return shown
+    return "".join(_escape(character) if is_unsafe(character) else character for character in shown)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def shorten(text: object, limit: int = 60) -> str:
+    """Make text printable and cut it to at most ``limit`` characters, ending in ``...`` if cut."""
+    shown = printable(text)
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number with its noun: ``"1 job"``, ``"1,200 jobs"``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
