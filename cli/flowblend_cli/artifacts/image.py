@@ -1,0 +1,99 @@
+"""Single images: PNG, with the document and the image tools' ``parameters`` beside it."""
+
+from __future__ import annotations
+
+import functools
+import io
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from flowblend_cli.artifacts import png
+from flowblend_cli.artifacts.metadata import (
+    COMMENT,
+    PARAMETERS,
+    Document,
+    from_text,
+    parameters_text,
+    read_comment,
+    to_text,
+)
+from flowblend_cli.artifacts.pixels import Frames, require_frames, upscale
+from flowblend_cli.artifacts.publish import publish
+from flowblend_cli.errors import OutputError
+
+
+def publish_image(frame: Frames, path: Path, *, document: Document, scale: int = 1) -> None:
+    """Write one image as PNG and publish it under its final name, complete or not at all.
+
+    Args:
+        frame: Pixels at native size, (H, W, 3), uint8.
+        path: Final name, ending in ``.png``; its folder exists.
+        document: What the file says about itself; JSON-able, with the key ``flowblend``.
+        scale: Whole-number enlargement.
+
+    Raises:
+        FramesError: Pixels of another shape or type.
+        OutputError: The file can't be written, or what was written doesn't hold what it should.
+    """
+    require_frames(frame[None])
+    pixels = upscale(frame[None], scale)[0]
+    check = functools.partial(check_image, name=path.name, pixels=pixels, document=document)
+    publish(path, encode_png(pixels, document), check)
+
+
+def encode_png(pixels: Frames, document: Document | None = None) -> bytes:
+    """Encode an image as PNG.
+
+    Args:
+        pixels: (H, W, 3), uint8.
+        document: Kept as text chunks ``comment`` (JSON) and ``parameters`` (for people); None for
+            an image that says nothing about itself.
+
+    Returns:
+        The whole file.
+    """
+    info = PngImagePlugin.PngInfo()
+    if document is not None:
+        info.add_itxt(COMMENT, to_text(document))
+        info.add_itxt(PARAMETERS, _storable(parameters_text(document)))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def _storable(text: str) -> str:
+    """Replace what UTF-8 or a PNG text can't hold: lone surrogates and NUL."""
+    return (
+        text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")
+    )
+
+
+def check_image(file: BinaryIO, *, name: str, pixels: Frames, document: Document) -> None:
+    """Raise unless a written image holds every pixel and says what it should.
+
+    Args:
+        file: The written file, open.
+        name: Its final name, for the message.
+        pixels: The pixels that went into it, (H, W, 3).
+        document: What it should say about itself.
+
+    Raises:
+        OutputError: Pixels, checksums or the document read back differently.
+    """
+    intact = png.is_intact(file)
+    file.seek(0)
+    text = read_comment(file)
+    file.seek(0)
+    if (
+        not intact
+        or text is None
+        or from_text(text) != from_text(to_text(document))
+        or not np.array_equal(np.asarray(Image.open(file)), pixels)
+    ):
+        raise OutputError(
+            f"{name}: reads back differently from what was written, so it wasn't published: check "
+            "the disk, then run the same command again"
+        )

@@ -1,0 +1,102 @@
+"""The one way in which a file gets its final name: complete, checked and on the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from flowblend_cli.errors import OutputError
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def temporary_path(path: Path) -> Path:
+    """Name the file that holds a half-written ``path``: ``name.mp4.tmp``, never a media suffix."""
+    return path.with_name(path.name + TEMPORARY_SUFFIX)
+
+
+def publish(path: Path, data: bytes, check: Callable[[BinaryIO], None] | None = None) -> None:
+    """Write a file so that its final name only ever shows complete contents.
+
+    The bytes go to a temporary name beside it, are flushed to the disk, read back by ``check``, and
+    renamed over ``path``; the folder's entry is flushed too. After a failure or an interruption the
+    temporary file is gone and ``path`` is as it was.
+
+    Args:
+        path: The final name; its folder exists.
+        data: The whole contents.
+        check: Reads the written file, and raises if it isn't what it should be.
+
+    Raises:
+        OutputError: The file can't be written, or a link sits at the temporary name.
+    """
+    with _output_errors(path):
+        temporary = temporary_path(path)
+        _remove_leftover(temporary)
+        try:
+            _write(temporary, data)
+            if check is not None:
+                with _open(temporary, os.O_RDONLY, "rb") as file:
+                    check(file)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _flush_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _output_errors(path: Path) -> Iterator[None]:
+    """Turn what the system says into an error that names the file."""
+    try:
+        yield
+    except OutputError:  # an OSError too, and already says it all
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"{path}: can't be written ({reason}): nothing was published under that name; free the "
+            "disk or the folder and run the same command again"
+        ) from error
+
+
+def _remove_leftover(temporary: Path) -> None:
+    """Remove what a killed run left, and refuse anything that no run of ours leaves."""
+    try:
+        mode = os.lstat(temporary).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a plain file"
+        raise OutputError(
+            f"{temporary}: is {kind}, which no run leaves at a temporary name: remove it, then run "
+            "the same command again"
+        )
+    os.unlink(temporary)
+
+
+def _open(path: Path, flags: int, mode: str) -> BinaryIO:
+    """Open without ever following a link."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    return os.fdopen(descriptor, mode)  # type: ignore[return-value]
+
+
+def _write(path: Path, data: bytes) -> None:
+    with _open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the new name survive a power cut; a folder is flushed like a file."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

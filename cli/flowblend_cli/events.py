@@ -1,0 +1,147 @@
+"""What happens while a batch renders, as values that print as one JSON line each.
+
+The stream is versioned: ``v`` rises when a key changes its meaning or goes away; keys and events may
+be added without that. ``summary`` is always the last line.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+EVENT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class _Event:
+    """What every event can do: print itself as a line."""
+
+    name: ClassVar[str]
+
+    def to_json(self) -> str:
+        """Write the event as one line of ASCII JSON, ``v`` and ``event`` first, no newline."""
+        return json.dumps({"v": EVENT_VERSION, "event": self.name, **asdict(self)})
+
+
+@dataclass(frozen=True)
+class ModelLoaded(_Event):
+    """The denoisers and their companions are in memory; happens once per batch, if at all.
+
+    Args:
+        pipeline: The pipeline as the recipe names it.
+        elapsed_s: Seconds that loading took; no job's ``elapsed_s`` includes them.
+    """
+
+    name: ClassVar[str] = "model_loaded"
+    pipeline: str
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class JobStarted(_Event):
+    """A job takes its first step next.
+
+    Args:
+        job: Id of the job, unique in its batch.
+        scene: Name of the scene that it comes from.
+        seed: Seed of its noise, as drawn where the recipe says 0.
+        num_inference_steps: Steps of its trajectory.
+        denoisers: The denoiser planned for each step, one letter a step, such as ``"LLSSL"``.
+        prompt: Its prompt, as the text encoder reads it.
+    """
+
+    name: ClassVar[str] = "job_started"
+    job: str
+    scene: str
+    seed: int
+    num_inference_steps: int
+    denoisers: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class JobDone(_Event):
+    """A job's file is complete and has its final name.
+
+    Args:
+        job: Id of the job.
+        scene: Name of the scene that it comes from.
+        seed: Seed of its noise.
+        num_inference_steps: Steps of its trajectory.
+        path: The file, absolute.
+        elapsed_s: Seconds for sampling, decoding and publishing, without loading models.
+        denoisers: The denoiser that ran each step, one letter a step.
+        peak_rss_bytes: Most main memory the process has held so far, in bytes.
+        peak_vram_bytes: Most accelerator memory during the job, in bytes; None on a CPU.
+        pixels_sha256: Hash of the uint8 frames before scaling and encoding.
+    """
+
+    name: ClassVar[str] = "job_done"
+    job: str
+    scene: str
+    seed: int
+    num_inference_steps: int
+    path: str
+    elapsed_s: float
+    denoisers: str
+    peak_rss_bytes: int
+    peak_vram_bytes: int | None
+    pixels_sha256: str
+
+
+@dataclass(frozen=True)
+class JobSkipped(_Event):
+    """A job's file was there already, complete and made from the same job.
+
+    Args:
+        job: Id of the job.
+        scene: Name of the scene that it comes from.
+        seed: Seed recorded in the file.
+        path: The file, absolute.
+    """
+
+    name: ClassVar[str] = "job_skipped"
+    job: str
+    scene: str
+    seed: int
+    path: str
+
+
+@dataclass(frozen=True)
+class JobFailed(_Event):
+    """A job ended without a file; the batch goes on where it can.
+
+    Args:
+        job: Id of the job.
+        scene: Name of the scene that it comes from.
+        seed: Seed of its noise.
+        error: What went wrong, and what to do.
+    """
+
+    name: ClassVar[str] = "job_failed"
+    job: str
+    scene: str
+    seed: int
+    error: str
+
+
+@dataclass(frozen=True)
+class Summary(_Event):
+    """The batch is over; always the last event, also after an interruption.
+
+    Args:
+        rendered: Jobs whose file was made by this run.
+        skipped: Jobs whose file was there already.
+        failed: Jobs that ended without a file.
+        elapsed_s: Seconds of the whole run, loading included.
+    """
+
+    name: ClassVar[str] = "summary"
+    rendered: int
+    skipped: int
+    failed: int
+    elapsed_s: float
+
+
+Event = ModelLoaded | JobStarted | JobDone | JobSkipped | JobFailed | Summary
