@@ -1,0 +1,198 @@
+"""The clock: a mixin that lets any diffusers scheduler announce which denoiser comes next.
+
+The scheduler knows stages, never models. ``set_timesteps`` begins a trajectory, every ``step``
+ends one step of it; at both the mixin tells a weakly held listener which role runs next.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import logging
+import weakref
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from flowblend_plugin.errors import SwitchError
+from flowblend_plugin.stages import StageSchedule
+
+logger = logging.getLogger(__name__)
+
+Seed = int | Sequence[int]
+
+
+class StageListener(Protocol):
+    """Whoever swaps denoisers when the scheduler says so."""
+
+    def trajectory_started(self, roles: tuple[str, ...], role: str) -> None:
+        """A trajectory begins: ``roles`` names the denoiser of every whole step."""
+
+    def step_finished(self, step_index: int, next_role: str) -> None:
+        """Whole step ``step_index`` (0-based, absolute) is done; ``next_role`` runs the next."""
+
+    def trajectory_finished(self) -> None:
+        """The last step of the trajectory is done."""
+
+
+class StageMixin:
+    """Stages, and a seeded generator, for the diffusers scheduler that it is mixed into."""
+
+    order: int
+    timesteps: torch.Tensor
+    _stages: StageSchedule | None = None
+    _seed: Seed | None = None
+    _listener: weakref.ref[StageListener] | None = None
+    _roles: tuple[str, ...] = ()
+    _generators: list[torch.Generator] | None = None
+    _calls: int = 0
+
+    @property
+    def stages(self) -> StageSchedule | None:
+        """The stages that this scheduler announces; None announces nothing."""
+        return self._stages
+
+    def attach_listener(self, listener: StageListener) -> None:
+        """Announce stages to ``listener``, which is held weakly."""
+        self._listener = weakref.ref(listener)
+
+    def detach_listener(self) -> None:
+        """Announce stages to nobody; the next ``set_timesteps`` raises if there are stages."""
+        self._listener = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Some pipelines deep-copy their scheduler in mid-call (a second modality, one copy a
+        # frame). A copy must reach neither the listener nor, through it, the denoisers; and a
+        # copy of a scheduler at work is a companion of the announcing one, so it stays silent.
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_listener", "_generators")}
+        if self._current_listener() is not None:
+            state["_stages"] = None
+        return state
+
+    def _current_listener(self) -> StageListener | None:
+        return self._listener() if self._listener is not None else None
+
+    def _start_trajectory(self) -> None:
+        self._calls, self._generators = 0, None
+        if self._stages is None:
+            return
+        listener = self._current_listener()
+        if listener is None:
+            raise SwitchError(
+                f"this scheduler has stages ({self._stages.letters}) but no living DenoiserSwitch: "
+                "keep the switch in a variable while the pipe runs, or give the pipe a scheduler "
+                "without stages"
+            )
+        levels = None
+        steps = self.timesteps[:: self.order]
+        if self._stages.needs_noise_levels:
+            total = self.config.num_train_timesteps  # type: ignore[attr-defined]
+            levels = [float(t) / total for t in steps]
+        self._roles = self._stages.denoisers(len(steps), levels)
+        for index in self._stages.empty_stages(len(steps), levels):
+            logger.warning(
+                "stage %d (%s) gets no step at %d steps",
+                index,
+                self._stages.stages[index].denoiser,
+                len(steps),
+            )
+        listener.trajectory_started(self._roles, self._roles[0])
+
+    def _start_late(self, begin_index: int) -> None:
+        # image-to-image starts in the middle: the stage of that step comes first.
+        listener = self._current_listener()
+        if self._stages is None or listener is None or not self._roles:
+            return
+        step = min(begin_index // self.order, len(self._roles) - 1)
+        listener.trajectory_started(self._roles, self._roles[step])
+
+    def _finish_step(self) -> None:
+        self._calls += 1
+        listener = self._current_listener()
+        if self._stages is None or listener is None:
+            return
+        index = getattr(self, "step_index", None)
+        done = self._calls if index is None else int(index)
+        if done >= len(self.timesteps):
+            listener.step_finished(len(self._roles) - 1, self._roles[-1])
+            listener.trajectory_finished()
+        elif done % self.order == 0:
+            step = done // self.order
+            listener.step_finished(step - 1, self._roles[step])
+
+    def _generators_for(self, sample: torch.Tensor) -> list[torch.Generator] | None:
+        """One generator per sample, begun anew in every trajectory."""
+        if self._seed is None:
+            return None
+        if self._generators is None:
+            seeds = _seeds(self._seed, sample.shape[0])
+            self._generators = [torch.Generator().manual_seed(_stream(s)) for s in seeds]
+        return self._generators
+
+
+def _seeds(seed: Seed, batch: int) -> list[int]:
+    if isinstance(seed, int):
+        return [seed + i for i in range(batch)]
+    if len(seed) != batch:
+        raise SwitchError(
+            f"the scheduler has {len(seed)} seeds for a batch of {batch} samples: give one a sample"
+        )
+    return list(seed)
+
+
+def _stream(seed: int) -> int:
+    """A seed for the sampler's noise, unrelated to the numbers that made the initial latents."""
+    digest = hashlib.sha256(f"flowblend sde {seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@functools.cache
+def with_stages(base: type) -> type:
+    """Make the subclass of a scheduler class that announces stages.
+
+    It carries the base's name and module, so that a saved pipeline names the stock class.
+
+    Args:
+        base: A diffusers scheduler class.
+
+    Returns:
+        The subclass; the same one for the same base.
+    """
+    if issubclass(base, StageMixin):
+        return base
+    takes_generator = "generator" in inspect.signature(base.step).parameters  # type: ignore[attr-defined]
+
+    @functools.wraps(base.set_timesteps)  # type: ignore[attr-defined]
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = base.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
+        self._start_trajectory()
+        return result
+
+    @functools.wraps(base.step)  # type: ignore[attr-defined]
+    def step(self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        if takes_generator and kwargs.get("generator") is None:
+            generators = self._generators_for(sample)
+            if generators is not None:
+                kwargs["generator"] = generators
+        result = base.step(self, model_output, timestep, sample, *args, **kwargs)  # type: ignore[attr-defined]
+        self._finish_step()
+        return result
+
+    members: dict[str, Any] = {
+        "set_timesteps": set_timesteps,
+        "step": step,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    if hasattr(base, "set_begin_index"):
+
+        @functools.wraps(base.set_begin_index)
+        def set_begin_index(self: Any, begin_index: int = 0) -> None:
+            base.set_begin_index(self, begin_index)  # type: ignore[attr-defined]
+            self._start_late(begin_index)
+
+        members["set_begin_index"] = set_begin_index
+    return type(base.__name__, (StageMixin, base), members)
