@@ -1,7 +1,7 @@
 """What happens while a batch renders, as values that print as one JSON line each.
 
-The stream is versioned: ``v`` rises when a key changes its meaning or goes away; keys and events may
-be added without that. ``summary`` is always the last line.
+The stream is versioned: ``v`` rises when a key changes its meaning or goes away; keys and events
+may be added without that. ``summary`` is always the last line.
 """
 
 from __future__ import annotations

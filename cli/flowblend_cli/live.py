@@ -161,7 +161,7 @@ class BatchClock:
         return time.monotonic() - self._born
 
     def remaining_s(self) -> float | None:
-        """Seconds that the jobs left will take at the pace so far; None before any pace is known."""
+        """Seconds that the jobs left will take at the pace so far; None before it is known."""
         done = self.ended - self._skipped + self.fraction
         if self._first_start is None or done <= 0:
             return None

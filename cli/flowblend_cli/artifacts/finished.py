@@ -1,4 +1,4 @@
-"""What lies under a final name: nothing, a finished file, a damaged one of ours, or a stranger's."""
+"""What lies under a final name: nothing, a finished file, a damaged one, or a stranger's."""
 
 from __future__ import annotations
 

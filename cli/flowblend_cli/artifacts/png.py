@@ -28,7 +28,7 @@ class Chunk:
 
 
 def chunks(file: BinaryIO) -> Iterator[Chunk]:
-    """List the chunks of an open PNG file, from its start to where it ends or stops making sense."""
+    """List the chunks of an open PNG file, up to where it ends or stops making sense."""
     file.seek(0)
     if file.read(len(SIGNATURE)) != SIGNATURE:
         return

@@ -1,7 +1,7 @@
-"""A checksum of a whole file, kept inside that file, so that one flipped byte is noticed.
+r"""A checksum of a whole file, kept inside that file, so that one flipped byte is noticed.
 
 The document ends with ``"file_sha256":"<64 digits>"``: the sha256 of the file with those digits as
-zeros. A prompt can't imitate the mark, since JSON writes a quote inside a string as ``\\"``.
+zeros. A prompt can't imitate the mark, since JSON writes a quote inside a string as ``\"``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Clips: H.264 in mp4, the same bytes for the same frames, every frame counted before publishing."""
+"""Clips: H.264 in mp4, the same bytes for the same frames, every frame counted back."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def count_frames(file: BinaryIO) -> tuple[int, set[tuple[int, int]]]:
     """
     count, sizes = 0, set()
     try:
-        with av.open(file, format="mp4") as container:
+        with av.open(file, "r", format="mp4") as container:
             for frame in container.decode(video=0):
                 count += 1
                 sizes.add((frame.width, frame.height))

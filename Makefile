@@ -1,0 +1,43 @@
+# Needs make and Python 3.11 or newer; everything else is installed into .venv.
+#   make quickstart    renders the first clips, a contact sheet and a comparison, into out/
+# On Linux without a GPU this spares gigabytes of CUDA:
+#   make quickstart PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt
+
+.PHONY: quickstart test quality wheel bench clean
+
+quickstart: $(VENV)/.runtime
+	$(BIN)/flowblend render quickstart --gallery
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+quality: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+
+bench: $(VENV)/.dev
+	for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit 1; done
+
+clean:
+	rm -rf $(VENV) dist build
+
+# torch first and by itself, so that the pinned build is chosen before anything else asks for one.
+$(VENV)/.runtime: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("flowblend needs Python 3.11 or newer, found " + sys.version.split()[0] + ": name one with make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(INSTALL) -e ".[dev]"
+	touch $@
