@@ -16,8 +16,9 @@ from typing import Any, NoReturn
 import click
 
 from flowblend_cli import __version__
-from flowblend_cli.errors import FlowBlendError, OutputError, RecipeError
+from flowblend_cli.errors import OutputError, RecipeError
 from flowblend_cli.text import printable
+from flowblend_plugin.errors import FlowBlendError
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM

@@ -1,0 +1,194 @@
+"""What the model names of a recipe mean: bundled or known pairs, folders, Hub ids.
+
+Nothing here loads or downloads a model, or imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from flowblend_cli.bundled import bundled_dir
+from flowblend_cli.errors import ModelNameError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_DENOISER_SUBFOLDERS = ("transformer", "unet")
+_SMALL_SUBFOLDERS = ("transformer_small", *_DENOISER_SUBFOLDERS)
+
+
+@dataclass(frozen=True)
+class KnownPair:
+    """A large and a small model that are known to fit.
+
+    Args:
+        name: What recipes call the pair.
+        description: One line for people.
+        pipeline: Hub id of the pipeline; None for a bundled pair.
+        small: Hub id of the small model; None for a bundled pair.
+        small_subfolder: Where the small denoiser lies inside its folder or repository.
+        pipeline_class: Class of the pipeline in diffusers.
+        scheduler: The pipeline's own solver.
+        flow_shift: The pipeline's own shift of the noise levels.
+        fps: Frames per second of its clips.
+        defaults: Pipeline arguments that every job on the pair starts from.
+    """
+
+    name: str
+    description: str
+    small_subfolder: str
+    pipeline_class: str
+    scheduler: str
+    flow_shift: float
+    fps: int
+    pipeline: str | None = None
+    small: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from: a folder on this machine, or a repository of the Hub.
+
+    Args:
+        name: The name in the recipe.
+        path: The folder; None for a Hub id.
+        repo: The Hub id; None for a folder.
+        subfolder: Where the denoiser lies inside, for a small model; None where the folder is
+            the denoiser itself, or for a whole pipeline.
+        pair: The known pair that the name belongs to, if any.
+    """
+
+    name: str
+    path: Path | None = None
+    repo: str | None = None
+    subfolder: str | None = None
+    pair: KnownPair | None = None
+
+    @property
+    def pipeline_class(self) -> str | None:
+        """Class of the pipeline, as far as it can be told without the network."""
+        if self.path is not None:
+            return read_json(self.path / "model_index.json").get("_class_name")
+        return self.pair.pipeline_class if self.pair else None
+
+
+@cache
+def known_pairs() -> dict[str, KnownPair]:
+    """The known pairs by name."""
+    text = (files("flowblend_cli") / "data" / "pairs.toml").read_text("utf-8")
+    return {name: KnownPair(name=name, **entry) for name, entry in tomli.loads(text).items()}
+
+
+def find_pair(pipeline: str) -> KnownPair | None:
+    """The known pair that a recipe's pipeline belongs to, by the pair's name or its Hub id."""
+    pairs = known_pairs()
+    by_repo = {pair.pipeline: pair for pair in pairs.values() if pair.pipeline}
+    return pairs.get(pipeline) or by_repo.get(pipeline)
+
+
+def resolve_model(name: str, recipe_dir: Path) -> ModelSource:
+    """Tell where a pipeline comes from.
+
+    Args:
+        name: A bundled or known-pair name, ``./folder``, an absolute folder, or ``owner/name``.
+        recipe_dir: Folder that relative folders start from.
+
+    Returns:
+        The source. A bundled folder isn't looked into; any other folder exists and holds a
+        pipeline.
+
+    Raises:
+        ModelNameError: The name is none of these, or names a file, or a folder that isn't one.
+    """
+    pair = find_pair(name)
+    if pair is not None:
+        if pair.pipeline is None:
+            return ModelSource(name, path=_bundled_model(pair), pair=pair)
+        return ModelSource(name, repo=pair.pipeline, pair=pair)
+    source = _folder_or_hub(name, recipe_dir)
+    if source.path is not None and not (source.path / "model_index.json").is_file():
+        raise ModelNameError(
+            f"{name!r} holds no model_index.json: expected the folder of a diffusers pipeline"
+        )
+    return source
+
+
+def resolve_small(name: str, recipe_dir: Path) -> ModelSource:
+    """Tell where a small denoiser comes from, and in which subfolder it lies.
+
+    Args:
+        name: As in ``resolve_model``; a pair's name means the pair's small model. A folder holds
+            the denoiser itself, or a pipeline with one.
+        recipe_dir: Folder that relative folders start from.
+
+    Raises:
+        ModelNameError: See ``resolve_model``.
+    """
+    pair = known_pairs().get(name)
+    if pair is not None:
+        if pair.small is None:
+            path = _bundled_model(pair)
+            return ModelSource(name, path=path, subfolder=pair.small_subfolder, pair=pair)
+        return ModelSource(name, repo=pair.small, subfolder=pair.small_subfolder, pair=pair)
+    source = _folder_or_hub(name, recipe_dir)
+    if source.path is None:
+        subfolder = "transformer" if any(p.small == name for p in known_pairs().values()) else None
+        return ModelSource(name, repo=source.repo, subfolder=subfolder)
+    if (source.path / "config.json").is_file():
+        return source
+    for subfolder in _SMALL_SUBFOLDERS:
+        if (source.path / subfolder / "config.json").is_file():
+            return ModelSource(name, path=source.path, subfolder=subfolder)
+    raise ModelNameError(
+        f"{name!r} holds no denoiser: expected config.json in it, or in one of "
+        f"{', '.join(_SMALL_SUBFOLDERS)}"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty where there is none or it can't be read."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _bundled_model(pair: KnownPair) -> Path:
+    return bundled_dir() / "models" / pair.name
+
+
+def _folder_or_hub(name: str, recipe_dir: Path) -> ModelSource:
+    if name.lower().endswith(_UNSAFE_SUFFIXES):
+        raise ModelNameError(
+            f"{name!r} is a pickle file, which can run any code: use a folder or Hub id with "
+            "safetensors weights"
+        )
+    if name.startswith(("./", "../")) or Path(name).is_absolute():
+        path = recipe_dir / name
+        if path.is_dir():
+            return ModelSource(name, path=path.resolve())
+        found = "is a file" if path.exists() else "doesn't exist"
+        raise ModelNameError(f"the folder {name!r} {found}: expected {path.absolute()} as a folder")
+    if _HUB_ID.fullmatch(name) and ".." not in name:
+        return ModelSource(name, repo=name)
+    hint = _near_miss(name)
+    raise ModelNameError(
+        f"{name!r} is no model: use a bundled or known pair ({', '.join(sorted(known_pairs()))}), "
+        f"./folder, an absolute folder, or a Hub id owner/name{hint}"
+    )
+
+
+def _near_miss(name: str) -> str:
+    close = difflib.get_close_matches(name, known_pairs(), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,240 @@
+"""Line and column of every key and value of a TOML text, which its parser doesn't keep.
+
+``check_nesting`` runs before the parser, on any text; ``scan`` runs after it, on valid TOML only.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from dataclasses import dataclass
+
+import tomli
+
+KeyPath = tuple[str | int, ...]
+
+MAX_DEPTH = 32
+
+# Possessive, so that an unclosed string fails in one pass.
+_ML_BASIC = r'"""[^\\"]*+(?:(?:\\.|""?(?!"))[^\\"]*+)*+"{3,5}'
+_ML_LITERAL = r"'''.*?'{3,5}"
+_BASIC = r'"(?:\\.|[^"\\\n])*+"'
+_LITERAL = r"'[^'\n]*'"
+_STRING = re.compile(f"{_ML_BASIC}|{_ML_LITERAL}|{_BASIC}|{_LITERAL}", re.DOTALL)
+_QUOTED_KEY = re.compile(f"{_BASIC}|{_LITERAL}")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_SPACE = re.compile(r"[ \t]*")
+_BLANK = re.compile(r"(?:[ \t\n\r]|#[^\n]*)*")
+# A date and a time may be one value with a space between them.
+_SCALAR = re.compile(r"\d{4}-\d\d-\d\d \d\d:[^,\]}\s#]*|[^,\]}\s#]+")
+_NESTING = re.compile(f"{_STRING.pattern}|#[^\n]*|[\\[\\]{{}}.=,\n]", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in a text: 1-based line, and 1-based column in characters."""
+
+    line: int
+    column: int
+
+
+START = Position(1, 1)
+
+
+class Positions:
+    """Where the keys and values of one TOML text stand, by their path in the document."""
+
+    def __init__(self, text: str) -> None:
+        self.keys: dict[KeyPath, int] = {}
+        self.values: dict[KeyPath, int] = {}
+        self._lines = _Lines(text)
+
+    def key(self, path: KeyPath) -> Position:
+        """Where a key stands; of the nearest table around it if it isn't in the text."""
+        return self._lines.position(self.keys[path]) if path in self.keys else self.value(path)
+
+    def value(self, path: KeyPath) -> Position:
+        """Where a value stands; of the nearest table around it if it isn't in the text."""
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.values:
+                return self._lines.position(self.values[path[:end]])
+        return START
+
+    def note(self, path: KeyPath, key: int, value: int) -> None:
+        """Keep the offsets of a key and its value; the first mention of a path counts."""
+        self.keys.setdefault(path, key)
+        self.values.setdefault(path, value)
+
+
+def check_nesting(text: str) -> Position | None:
+    """Find where brackets or dotted keys nest deeper than ``MAX_DEPTH``; None if nowhere.
+
+    Runs before the parser and never recurses, so that no text can exhaust the stack.
+    """
+    depth = dots = 0
+    for match in _NESTING.finditer(text):
+        mark = match.group()
+        if mark in ("[", "{"):
+            depth += 1
+        elif mark in ("]", "}"):
+            depth = max(0, depth - 1)
+        dots = dots + 1 if mark == "." else dots if mark[0] in "\"'" else 0
+        if depth > MAX_DEPTH or dots > MAX_DEPTH:
+            return _Lines(text).position(match.start())
+    return None
+
+
+def scan(text: str) -> Positions:
+    """Find the position of every key and value of a valid TOML text with ``\\n`` line ends."""
+    return _Scanner(text).scan()
+
+
+class _Lines:
+    """From offsets to lines and columns."""
+
+    def __init__(self, text: str) -> None:
+        self.starts = [0, *(match.end() for match in re.finditer("\n", text))]
+
+    def position(self, offset: int) -> Position:
+        line = bisect.bisect_right(self.starts, offset)
+        return Position(line, offset - self.starts[line - 1] + 1)
+
+
+class _Scanner:
+    """One pass over a text that the parser has accepted; recursion is bounded by MAX_DEPTH."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        self.found = Positions(text)
+        self.array_lengths: dict[KeyPath, int] = {}
+
+    def scan(self) -> Positions:
+        table: KeyPath = ()
+        self._skip(_BLANK)
+        while self.at < len(self.text):
+            if self.text[self.at] == "[":
+                table = self._header()
+            else:
+                self._pair(table)
+            self._skip(_BLANK)
+        return self.found
+
+    def _skip(self, pattern: re.Pattern[str]) -> None:
+        match = pattern.match(self.text, self.at)
+        if match:
+            self.at = match.end()
+
+    def _header(self) -> KeyPath:
+        start = self.at
+        is_array = self.text.startswith("[[", self.at)
+        self.at += 2 if is_array else 1
+        parts = self._key()
+        self.at += 2 if is_array else 1
+        path: KeyPath = ()
+        for name, _ in parts[:-1]:
+            path = self._last_item((*path, name))
+            self.found.note(path, start, start)
+        path = (*path, parts[-1][0])
+        if not is_array:
+            path = self._last_item(path)
+            self.found.keys[path] = self.found.values[path] = start
+            return path
+        index = self.array_lengths.get(path, 0)
+        self.array_lengths[path] = index + 1
+        self.found.note(path, start, start)
+        path = (*path, index)
+        self.found.note(path, start, start)
+        return path
+
+    def _last_item(self, path: KeyPath) -> KeyPath:
+        """The table that a header's key stands for: of an array of tables, its last one."""
+        length = self.array_lengths.get(path)
+        return path if length is None else (*path, length - 1)
+
+    def _pair(self, table: KeyPath) -> None:
+        parts = self._key()
+        self.at += 1  # the equals sign
+        self._skip(_SPACE)
+        path = table
+        for name, start in parts[:-1]:
+            path = (*path, name)
+            self.found.note(path, start, start)
+        name, start = parts[-1]
+        path = (*path, name)
+        self.found.note(path, start, self.at)
+        self._value(path)
+
+    def _key(self) -> list[tuple[str, int]]:
+        """Read a dotted key, up to and without what ends it."""
+        parts = []
+        while True:
+            self._skip(_SPACE)
+            start = self.at
+            match = _BARE_KEY.match(self.text, self.at) or _QUOTED_KEY.match(self.text, self.at)
+            if match is None:
+                raise AssertionError(f"no key at offset {start}, though the parser accepted it")
+            self.at = match.end()
+            parts.append((unquote(match.group()), start))
+            self._skip(_SPACE)
+            if not self.text.startswith(".", self.at):
+                return parts
+            self.at += 1
+
+    def _value(self, path: KeyPath) -> None:
+        opening = self.text[self.at]
+        if opening == "[":
+            self._array(path)
+        elif opening == "{":
+            self._inline_table(path)
+        elif opening in "\"'":
+            self._skip(_STRING)
+        else:
+            self._skip(_SCALAR)
+
+    def _array(self, path: KeyPath) -> None:
+        self.at += 1
+        index = 0
+        while True:
+            self._skip(_BLANK)
+            if self.text[self.at] == "]":
+                self.at += 1
+                return
+            item = (*path, index)
+            self.found.note(item, key=self.at, value=self.at)
+            self._value(item)
+            index += 1
+            self._skip(_BLANK)
+            if self.text[self.at] == ",":
+                self.at += 1
+
+    def _inline_table(self, path: KeyPath) -> None:
+        self.at += 1
+        while True:
+            self._skip(_BLANK)
+            if self.text[self.at] == "}":
+                self.at += 1
+                return
+            self._pair(path)
+            self._skip(_BLANK)
+            if self.text[self.at] == ",":
+                self.at += 1
+
+
+def unquote(key: str) -> str:
+    """The name that a bare or quoted TOML key stands for."""
+    if key.startswith("'"):
+        return key[1:-1]
+    return str(tomli.loads(f"key = {key}")["key"]) if key.startswith('"') else key
+
+
+def format_path(path: KeyPath) -> str:
+    """Write a path as a person would: ``scene[1].num_inference_steps``."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            name = part if _BARE_KEY.fullmatch(part) else f'"{part}"'
+            text += f".{name}" if text else name
+    return text
