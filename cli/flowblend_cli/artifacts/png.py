@@ -100,7 +100,10 @@ def is_intact(file: BinaryIO) -> bool:
             left -= len(piece)
         if file.read(4) != crc.to_bytes(4, "big"):
             return False
-    return last is not None and last.kind == b"IEND"
+    if last is None or last.kind != b"IEND":
+        return False
+    file.seek(last.offset + last.length + 4)
+    return not file.read(1)
 
 
 def _inflate(data: bytes, limit: int) -> bytes:

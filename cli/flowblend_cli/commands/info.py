@@ -24,7 +24,7 @@ _SHORT_HASH = 12
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the whole record as one JSON object.")
 def info(file: Path, as_json: bool) -> None:
-    r"""Show how FILE was rendered: prompt, seed, stages, models, versions.
+    """Show how FILE was rendered: prompt, seed, stages, models, versions.
 
     FILE is a clip or an image that flowblend wrote. Rendering it again gives the same pixels.
 

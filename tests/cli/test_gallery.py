@@ -1,0 +1,112 @@
+"""Contact sheet and comparison: every clip there, in step, captioned, and harmless."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowblend_cli.artifacts.metadata import read_document
+from flowblend_cli.artifacts.pixels import FramesError
+from flowblend_cli.artifacts.video import count_frames
+from flowblend_cli.gallery import animated_webp, comparison_video, contact_sheet, side_by_side
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def plain(colour: tuple[int, int, int], count: int = 9, side: int = 64) -> np.ndarray:
+    return np.full((count, side, side, 3), colour, np.uint8)
+
+
+def area(pixels: np.ndarray, colour: tuple[int, int, int]) -> int:
+    return int((pixels == colour).all(axis=-1).sum())
+
+
+def test_a_contact_sheet_shows_six_enlarged_frames_of_each_clip(tmp_path: Path) -> None:
+    contact_sheet([("a red one", plain(RED)), ("a green one", plain(GREEN))], tmp_path / "s.png")
+
+    sheet = np.asarray(Image.open(tmp_path / "s.png"))
+    assert area(sheet, RED) == area(sheet, GREEN) == 6 * 128 * 128
+
+
+def test_a_contact_sheet_starts_with_the_first_frame_and_ends_with_the_last(tmp_path: Path) -> None:
+    frames = np.concatenate([plain(RED, 1), plain(GREEN, 15), plain(BLUE, 1)])
+
+    contact_sheet([("over time", frames)], tmp_path / "s.png", columns=3)
+
+    sheet = np.asarray(Image.open(tmp_path / "s.png"))
+    assert [area(sheet, colour) for colour in (RED, GREEN, BLUE)] == [128 * 128] * 3
+
+
+def test_a_clip_with_fewer_frames_than_columns_shows_each_once(tmp_path: Path) -> None:
+    contact_sheet([("short", plain(RED, 2))], tmp_path / "s.png")
+
+    assert area(np.asarray(Image.open(tmp_path / "s.png")), RED) == 2 * 128 * 128
+
+
+@pytest.mark.parametrize("caption", ["", "word " * 300, "x" * 3000, "😀 \x1b[31m\n\u202e é"])
+def test_any_caption_is_drawn(tmp_path: Path, caption: str) -> None:
+    contact_sheet([(caption, plain(RED, 2))], tmp_path / "s.png")
+    frames = side_by_side([(caption, plain(RED, 2))])
+
+    assert area(np.asarray(Image.open(tmp_path / "s.png")), RED) == 2 * 128 * 128
+    assert area(frames[0], RED) == 256 * 256
+
+
+def test_captions_are_drawn_in_ink() -> None:
+    empty = side_by_side([("", plain(RED, 1))])
+    written = side_by_side([("LSL 3.1 s", plain(RED, 1))])
+
+    assert (empty != written).any()
+
+
+def test_clips_side_by_side_stay_in_step_and_the_shorter_holds_its_last_frame() -> None:
+    short = np.concatenate([plain(RED, 1), plain(GREEN, 1)])
+
+    frames = side_by_side([("short", short), ("long", plain(BLUE, 4))])
+
+    assert len(frames) == 4
+    assert area(frames[0], RED) == 256 * 256
+    assert [area(frame, GREEN) for frame in frames[1:]] == [256 * 256] * 3
+    assert [area(frame, BLUE) for frame in frames] == [256 * 256] * 4
+
+
+@pytest.mark.parametrize("side", [33, 64, 480])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_comparison_has_even_sides(count: int, side: int) -> None:
+    frames = side_by_side([("x", plain(RED, 1, side))] * count)
+
+    assert frames.shape[1] % 2 == frames.shape[2] % 2 == 0
+
+
+def test_a_comparison_is_published_as_a_video(tmp_path: Path) -> None:
+    clips = [("LLL 3.0 s", plain(RED)), ("LSL 2.0 s", plain(GREEN)), ("SSS 1.0 s", plain(BLUE))]
+
+    comparison_video(clips, tmp_path / "compare.mp4", fps=8)
+
+    with (tmp_path / "compare.mp4").open("rb") as file:
+        assert count_frames(file)[0] == 9
+    document = read_document(tmp_path / "compare.mp4")
+    assert document is not None
+    assert document["comparison"] == ["LLL 3.0 s", "LSL 2.0 s", "SSS 1.0 s"]
+
+
+def test_an_animated_webp_holds_every_frame_and_loops(tmp_path: Path) -> None:
+    frames = np.concatenate([plain(RED, 2), plain(GREEN, 2), plain(BLUE, 1)])
+    frames[1] //= 2
+    frames[3] //= 2
+
+    animated_webp(frames, tmp_path / "a.webp", fps=8)
+
+    image = Image.open(tmp_path / "a.webp")
+    assert image.n_frames == 5  # type: ignore[attr-defined]
+    assert image.info["loop"] == 0
+
+
+def test_no_clip_and_frames_of_another_shape_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FramesError, match="at least one"):
+        contact_sheet([], tmp_path / "s.png")
+    with pytest.raises(FramesError, match="shape"):
+        side_by_side([("x", plain(RED)[0])])
