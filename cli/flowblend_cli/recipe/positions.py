@@ -85,7 +85,7 @@ def check_nesting(text: str) -> Position | None:
 
 
 def scan(text: str) -> Positions:
-    """Find the position of every key and value of a valid TOML text with ``\\n`` line ends."""
+    """Find the position of every key and value of a valid TOML text, its lines ended by LF."""
     return _Scanner(text).scan()
 
 

@@ -1,0 +1,257 @@
+"""From a checked recipe to its jobs: one per scene, prompt, sweep combination and seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flowblend_cli.arguments import argument_table
+from flowblend_cli.jobs import Batch, Job, OutputSpec, freeze
+from flowblend_cli.recipe.layers import scene_settings
+from flowblend_cli.recipe.loader import Recipe, axis_fields
+from flowblend_cli.recipe.naming import default_template, fill, same_file_key
+from flowblend_cli.recipe.positions import KeyPath
+from flowblend_cli.recipe.prompts import expand_prompt
+from flowblend_cli.recipe.rules import DEFAULT_SEEDS, repeats_of
+from flowblend_cli.recipe.schema import MAX_SEED, SceneFields
+from flowblend_cli.recipe.steps import DEFAULT_STEPS, MANY_STEPS
+from flowblend_cli.recipe.validation import Fault
+from flowblend_cli.recipe.variants import Variant
+from flowblend_cli.text import count
+
+DEFAULT_FPS = 16
+# These vary in a way that the default name shows by itself.
+_IN_DEFAULT_NAME = ("num_inference_steps",)
+# Free text makes no file name: it is named by its place in the list.
+_NAMED_BY_INDEX = ("negative_prompt",)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A job before it has its name, and where it comes from."""
+
+    job: Job
+    scene_index: int
+    fields: dict[str, Any]
+    template: str
+
+
+def expand(recipe: Recipe) -> Batch:
+    """Make the jobs of a recipe.
+
+    Args:
+        recipe: A recipe from ``load_recipe``.
+
+    Returns:
+        The batch. Jobs of one model stand together; otherwise scene by scene, prompt by prompt,
+        the sweep's first axis changing slowest and the seed fastest. Equal jobs are merged.
+
+    Raises:
+        RecipeError: Jobs that would share a file, an unsafe file name, a seed out of range, or
+            an output that the pipeline can't give.
+    """
+    faults: list[Fault] = []
+    candidates = [
+        candidate
+        for index, scene in enumerate(recipe.tables.scenes)
+        if scene is not None
+        for candidate in _of_scene(recipe, index, scene, faults)
+    ]
+    recipe.source.fail(dict.fromkeys(faults))
+    models = list(dict.fromkeys(candidate.job.model for candidate in candidates))
+    rank = {model: place for place, model in enumerate(models)}
+    candidates.sort(key=lambda candidate: rank[candidate.job.model])
+    jobs = _named(recipe, candidates)
+    warnings = tuple(_warnings(jobs))
+    return Batch(recipe.name, recipe.output_dir, tuple(jobs), warnings, recipe.path.absolute())
+
+
+def _of_scene(
+    recipe: Recipe, index: int, scene: SceneFields, faults: list[Fault]
+) -> Iterator[_Candidate]:
+    prompts = [(template, text) for template in scene.prompt for text in expand_prompt(template)]
+    seeds = _seeds(recipe, index, scene, faults)
+    base = scene_settings(recipe.tables, recipe.presets, index, scene)
+    written = {key: setting.value for key, setting in base.items()}
+    template = _template(recipe, varies_by_prompt=len(prompts) > 1)
+    seen: set[str] = set()
+    for prompt_index, (prompt_template, prompt) in enumerate(prompts):
+        for variant in recipe.variants:
+            pair_defaults = dict(variant.pair.defaults) if variant.pair else {}
+            settings = {
+                "num_inference_steps": DEFAULT_STEPS,
+                **pair_defaults,
+                **written,
+                **variant.row.settings(),
+            }
+            negative_prompt = settings.pop("negative_prompt", None)
+            output = _output(recipe, variant, settings, faults)
+            first = Job(
+                id="",
+                recipe=recipe.name,
+                scene=scene.name,
+                prompt=prompt,
+                prompt_template=prompt_template,
+                negative_prompt=negative_prompt,
+                seed=0,
+                stages=variant.stages,
+                stage_string=variant.stage_string,
+                arguments=tuple(sorted((key, freeze(value)) for key, value in settings.items())),
+                model=variant.model,
+                sampling=variant.sampling,
+                output=output,
+            )
+            fields = _fields(recipe, first, variant, prompt_index)
+            content = json.dumps({**first.to_document(), "prompt_template": None}, sort_keys=True)
+            for seed in seeds:
+                key = f"{seed} {content}"
+                if key not in seen:
+                    seen.add(key)
+                    job = replace(first, seed=seed)
+                    yield _Candidate(job, index, {**fields, "seed": seed}, template)
+
+
+def _seeds(recipe: Recipe, index: int, scene: SceneFields, faults: list[Fault]) -> list[int]:
+    """The seeds of a scene: repeat r of seed s is s + r, each once."""
+    repeats = range(repeats_of(recipe.tables, scene))
+    seeds = dict.fromkeys(s + r for s in scene.seeds or DEFAULT_SEEDS for r in repeats)
+    if max(seeds) > MAX_SEED:
+        message = f"repeats lead to seed {max(seeds)}, above the highest one, {MAX_SEED}"
+        faults.append(Fault(("scene", index, "seeds"), message))
+    return list(seeds)
+
+
+def _output(
+    recipe: Recipe, variant: Variant, settings: dict[str, Any], faults: list[Fault]
+) -> OutputSpec:
+    """The final file's form, with what the recipe leaves open filled in and checked."""
+    values = dict(variant.output)
+    path = variant.row.path
+    makes_clips = argument_table().takes(variant.pipeline_class, "num_frames")
+    is_picture = settings.get("num_frames") == 1 or not makes_clips
+    if values["container"] is None:
+        values["container"] = "png" if is_picture else "mp4"
+    elif values["container"] == "png" and not is_picture:
+        message = "'png' holds a single picture: set num_frames = 1, or container = \"mp4\""
+        faults.append(Fault(path("output", "container"), message))
+    elif values["container"] == "mp4" and not makes_clips:
+        message = f"{variant.pipeline_class} makes pictures: leave container out"
+        faults.append(Fault(path("output", "container"), message))
+    if values["fps"] is None:
+        values["fps"] = variant.pair.fps if variant.pair else DEFAULT_FPS
+    odd = [
+        f"{side} {settings[side]}"
+        for side in ("height", "width")
+        if not is_picture and settings.get(side, 0) * values["scale"] % 2
+    ]
+    if odd:
+        message = f"H.264 needs even sizes, and {' and '.join(odd)} is odd: set scale = 2"
+        faults.append(Fault(path("output", "scale"), message))
+    return OutputSpec(**values)
+
+
+def _template(recipe: Recipe, *, varies_by_prompt: bool) -> str:
+    """The name template of a scene: the recipe's own, or the default with what varies."""
+    assert recipe.tables.recipe is not None
+    if recipe.tables.recipe.filename is not None:
+        return recipe.tables.recipe.filename
+    fields = axis_fields(recipe.tables)
+    varying = [
+        field
+        for axis, field in fields.items()
+        if axis not in _IN_DEFAULT_NAME
+        and len({json.dumps(v.row.values[axis]) for v in recipe.variants}) > 1
+    ]
+    return default_template(varying) + ("-prompt{prompt_index}" if varies_by_prompt else "")
+
+
+def _fields(recipe: Recipe, job: Job, variant: Variant, prompt_index: int) -> dict[str, Any]:
+    """What the name template may use."""
+    axes = {
+        field: variant.row.indices[axis] if axis in _NAMED_BY_INDEX else variant.row.values[axis]
+        for axis, field in axis_fields(recipe.tables).items()
+    }
+    return {
+        **axes,
+        "scene": job.scene,
+        "num_inference_steps": job.num_inference_steps,
+        "prompt_index": prompt_index,
+        "stages": job.stage_string,
+    }
+
+
+def _named(recipe: Recipe, candidates: list[_Candidate]) -> list[Job]:
+    """Give every job its name; two jobs never share a file."""
+    jobs: list[Job] = []
+    faults: list[Fault] = []
+    taken: dict[str, _Candidate] = {}
+    for candidate in candidates:
+        where: KeyPath = ("scene", candidate.scene_index)
+        try:
+            job = replace(candidate.job, id=fill(candidate.template, candidate.fields))
+        except ValueError as error:
+            faults.append(Fault(where, f"the file name of a job {error}"))
+            continue
+        other = taken.setdefault(same_file_key(job.id), candidate)
+        if other is not candidate:
+            faults.append(Fault(where, _clash(recipe, job, candidate, other)))
+        jobs.append(job)
+        if len(faults) >= 20:
+            break
+    recipe.source.fail(dict.fromkeys(faults))
+    return jobs
+
+
+def _clash(recipe: Recipe, job: Job, one: _Candidate, other: _Candidate) -> str:
+    """Say which two jobs would share a file, and where each comes from."""
+    lines = [
+        recipe.source.position(Fault(("scene", candidate.scene_index), "")).line
+        for candidate in (other, one)
+    ]
+    shown = [
+        f"{_describe(candidate)} (line {line})"
+        for candidate, line in zip((other, one), lines, strict=True)
+    ]
+    return (
+        f"two jobs would share the file {job.filename!r}: {shown[0]} and {shown[1]}; add what "
+        "differs to filename in [recipe], or rename a scene"
+    )
+
+
+def _describe(candidate: _Candidate) -> str:
+    details = [f"{k} {v!r}" for k, v in candidate.fields.items() if k != "scene"]
+    return f"scene {candidate.job.scene!r} with {', '.join(details)}"
+
+
+def _warnings(jobs: list[Job]) -> Iterator[str]:
+    """What is legal, but probably not meant."""
+    many = [job for job in jobs if job.num_inference_steps > MANY_STEPS]
+    if many:
+        yield (
+            f"{count(len(many), 'job')} with more than {MANY_STEPS} steps: so many may distort "
+            "motion"
+        )
+    empty: dict[str, int] = {}
+    for job in jobs:
+        if not job.schedule.needs_noise_levels:
+            for message in empty_stages(job):
+                empty[message] = empty.get(message, 0) + 1
+    for message, number in empty.items():
+        yield f"{message} ({count(number, 'job')})"
+
+
+def empty_stages(job: Job, noise_levels: tuple[float, ...] | None = None) -> list[str]:
+    """Say which stages of a job get no step: legal at few steps, but worth knowing.
+
+    Args:
+        job: The job.
+        noise_levels: Level of each step, for stages that end at noise levels.
+    """
+    steps = job.num_inference_steps
+    return [
+        f"stage {index + 1} of {job.stage_string} ({job.stages[index].denoiser}) gets no step "
+        f"at {count(steps, 'step')}"
+        for index in job.schedule.empty_stages(steps, noise_levels)
+    ]

@@ -1,0 +1,145 @@
+"""From a recipe's file to a checked ``Recipe``; every problem is reported at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowblend_cli.bundled import bundled_recipes, is_bundled
+from flowblend_cli.errors import Problem, RecipeError
+from flowblend_cli.recipe import rules
+from flowblend_cli.recipe.naming import check_name
+from flowblend_cli.recipe.overrides import apply_overrides
+from flowblend_cli.recipe.presets import Preset, merge_presets
+from flowblend_cli.recipe.source import RecipeSource, read_source
+from flowblend_cli.recipe.validation import Fault, Tables, validate
+from flowblend_cli.recipe.variants import Row, Variant, make_variant, sweep_axes, sweep_rows
+from flowblend_cli.text import is_unsafe
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe, ready for ``recipe.expansion.expand``.
+
+    Args:
+        path: The file.
+        name: Name of the recipe.
+        output_dir: Absolute folder of the final files.
+        source: Text and positions, for messages.
+        tables: The recipe's tables; none of them is broken.
+        presets: The shipped presets and the recipe's own, merged.
+        variants: What each combination of the sweep means.
+    """
+
+    path: Path
+    name: str
+    output_dir: Path
+    source: RecipeSource
+    tables: Tables
+    presets: Mapping[str, Preset]
+    variants: tuple[Variant, ...]
+
+
+def find_recipe(name_or_path: str | Path) -> Path:
+    """Find a recipe by the bare name of a bundled one, or by its path.
+
+    Raises:
+        RecipeError: There is no such bundled recipe, and no such file.
+    """
+    name = str(name_or_path)
+    bundled = bundled_recipes()
+    if name in bundled:
+        return bundled[name]
+    path = Path(name_or_path)
+    if "\0" not in name and path.exists():
+        return path
+    close = difflib.get_close_matches(path.stem, bundled, n=1)
+    hint = f"did you mean the bundled {close[0]!r}?" if close else f"bundled: {', '.join(bundled)}"
+    message = f"no such recipe: expected a .toml file or the name of a bundled recipe; {hint}"
+    raise RecipeError([Problem(name, None, None, "", message)])
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: The file, or the bare name of a bundled recipe.
+        overrides: ``--set`` options, such as ``"blend.boundaries=[0.3, 0.9]"``, applied first.
+
+    Returns:
+        The checked recipe. The output folder is relative to the recipe's folder; for a bundled
+        recipe, whose folder may be read-only, to the current one.
+
+    Raises:
+        RecipeError: Anything is wrong with the recipe; holds every problem.
+    """
+    path = find_recipe(path)
+    source = read_source(path)
+    options = apply_overrides(source, overrides)
+    tables, faults = validate(source.document)
+    presets = merge_presets(tables.presets)
+    # A preset that is broken is known all the same: its scenes shouldn't be blamed as well.
+    faults += rules.check_scenes(tables, presets, source)
+    faults += rules.check_sweep(tables)
+    faults += rules.check_filename(tables, axis_fields(tables).values())
+    too_many = list(rules.check_count(tables))
+    faults += too_many
+    variants = [] if too_many or tables.sweep is None else _variants(tables, path, faults)
+    classes = [variant.pipeline_class for variant in variants]
+    faults += rules.check_arguments(tables, presets, classes)
+    faults += rules.check_overrides(tables, presets, options)
+    name = _name(tables, path, faults)
+    output_dir = _output_dir(tables, path, faults)
+    source.fail(faults)
+    return Recipe(path, name, output_dir, source, tables, presets, tuple(variants))
+
+
+def axis_fields(tables: Tables) -> dict[str, str]:
+    """The file name field of each axis of the sweep: the last part of its dotted name."""
+    axes = list(sweep_axes(tables.sweep)) if tables.sweep else []
+    last = {axis: axis.rpartition(".")[2] for axis in axes}
+    names = list(last.values())
+    return {
+        axis: name if names.count(name) == 1 else axis.replace(".", "_")
+        for axis, name in last.items()
+    }
+
+
+def _variants(tables: Tables, path: Path, faults: list[Fault]) -> list[Variant]:
+    """Every combination of the sweep; a zip of unequal lists is checked by its first values."""
+    assert tables.sweep is not None
+    lengths = {len(values) for values in sweep_axes(tables.sweep).values()}
+    if tables.sweep.mode == "zip" and len(lengths) > 1:
+        return []
+    rows: Iterable[Row] = sweep_rows(tables.sweep)
+    found: list[Fault] = []
+    variants = [make_variant(tables, row, path.absolute().parent, found) for row in rows]
+    faults.extend(dict.fromkeys(found))
+    return [variant for variant in variants if variant is not None]
+
+
+def _name(tables: Tables, path: Path, faults: list[Fault]) -> str:
+    if tables.recipe is None:
+        return ""
+    if tables.recipe.name is not None:
+        return tables.recipe.name
+    try:
+        return check_name(path.stem)
+    except ValueError as error:
+        faults.append(Fault(("recipe", "name"), f"is missing, and the file's name {error}"))
+        return ""
+
+
+def _output_dir(tables: Tables, path: Path, faults: list[Fault]) -> Path:
+    if tables.recipe is None:
+        return Path()
+    folder = tables.recipe.output_dir
+    where = ("recipe", "output_dir")
+    if any(is_unsafe(character) for character in folder):
+        faults.append(Fault(where, f"must not hold control characters, got {folder!r}"))
+    elif folder.startswith("~"):
+        faults.append(Fault(where, f"~ isn't expanded: write the whole path, got {folder!r}"))
+    base = Path.cwd() if is_bundled(path) else path.absolute().parent
+    return Path(base, folder)

@@ -1,0 +1,116 @@
+"""Names that are safe as file names, and the template that makes a job's name.
+
+A job's name never leaves the output folder: it holds no separator, no control character, no
+``..`` and no drive letter, whatever the recipe says.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flowblend_cli.text import is_unsafe
+
+MAX_NAME_BYTES = 200
+DEFAULT_TEMPLATE = "{scene}-s{seed}-n{num_inference_steps}"
+FIXED_FIELDS = ("scene", "seed", "num_inference_steps", "prompt_index", "stages")
+
+_FORBIDDEN = frozenset('/\\:*?"<>|')
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_NOT_IN_VALUE = re.compile(r"[^\w.+-]+")
+
+
+def check_name(name: str) -> str:
+    """Return a name that is safe as a file's stem on every system.
+
+    Raises:
+        ValueError: It is empty, too long, or holds what could leave the folder or confuse a shell.
+    """
+    if not name.strip():
+        raise ValueError("must not be empty")
+    size = len(name.encode("utf-8", "surrogatepass"))
+    if size > MAX_NAME_BYTES:
+        raise ValueError(f"must be at most {MAX_NAME_BYTES} bytes as a file name, got {size}")
+    bad = sorted({character for character in name if character in _FORBIDDEN})
+    if bad:
+        raise ValueError(f"must not hold {' '.join(bad)}, got {name!r}")
+    if any(is_unsafe(character) for character in name):
+        raise ValueError(f"must not hold control characters, got {name!r}")
+    if ".." in name or name.startswith((".", "~")) or name != name.strip(" ") or name[-1] == ".":
+        raise ValueError(
+            f"must not start with a dot or ~, end with a dot, hold .. or have spaces around it, "
+            f"got {name!r}"
+        )
+    if _RESERVED.fullmatch(name):
+        raise ValueError(f"must not be a reserved device name, got {name!r}")
+    return name
+
+
+def check_template(template: str) -> str:
+    """Return a file name template whose fields are plain names.
+
+    Raises:
+        ValueError: Unbalanced braces, or a field with attributes, indices or formats.
+    """
+    for field in template_fields(template):
+        if not field.isidentifier():
+            raise ValueError(
+                f"must use plain fields such as {{scene}} or {{seed}}, got {{{field}}}; write "
+                "{{ and }} for literal braces"
+            )
+    return template
+
+
+def template_fields(template: str) -> list[str]:
+    """The fields of a template, in order; anything but a plain name comes back as written.
+
+    Raises:
+        ValueError: Unbalanced braces.
+    """
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(
+            f"must have balanced braces, got {template!r} ({error}); write {{{{ and }}}} for "
+            "literal braces"
+        ) from error
+    return [
+        field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+        for _, field, spec, conversion in parts
+        if field is not None
+    ]
+
+
+def fill(template: str, fields: Mapping[str, Any]) -> str:
+    """Fill a checked template; text from the recipe only ever enters as one safe value.
+
+    Raises:
+        ValueError: The name would be unsafe.
+    """
+    parts = []
+    for literal, field, _, _ in string.Formatter().parse(template):
+        parts.append(literal)
+        if field is not None:
+            parts.append(fields[field] if field == "scene" else safe_value(fields[field]))
+    return check_name("".join(parts))
+
+
+def safe_value(value: Any) -> str:
+    """Write a value so that it can stand in a file name: ``[0.4, 0.8]`` becomes ``0.4_0.8``."""
+    if isinstance(value, (list, tuple)):
+        return "_".join(safe_value(item) for item in value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return re.sub(r"\.{2,}", ".", _NOT_IN_VALUE.sub("_", text)).strip("._") or "_"
+
+
+def same_file_key(name: str) -> str:
+    """Equal for two names that some file system takes for one: by case, or by Unicode form."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def default_template(varying: Iterable[str]) -> str:
+    """The template for jobs that also vary along further axes, one field each."""
+    return DEFAULT_TEMPLATE + "".join(f"-{key}{{{key}}}" for key in varying)

@@ -1,0 +1,206 @@
+"""What the tables of a recipe must be together: presets, prompts, counts, options that count."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+
+from flowblend_cli.arguments import argument_table
+from flowblend_cli.recipe import schema
+from flowblend_cli.recipe.layers import scene_settings
+from flowblend_cli.recipe.naming import FIXED_FIELDS, same_file_key, template_fields
+from flowblend_cli.recipe.overrides import Override
+from flowblend_cli.recipe.positions import KeyPath
+from flowblend_cli.recipe.presets import Preset
+from flowblend_cli.recipe.prompts import count_prompts
+from flowblend_cli.recipe.schema import SceneFields
+from flowblend_cli.recipe.source import RecipeSource
+from flowblend_cli.recipe.validation import Fault, Tables
+from flowblend_cli.recipe.variants import count_rows, sweep_axes
+
+MAX_JOBS = 100_000
+DEFAULT_SEEDS = (42,)
+
+
+def check_scenes(
+    tables: Tables, presets: Mapping[str, Preset], source: RecipeSource
+) -> Iterator[Fault]:
+    """Names are unique, presets exist, and every prompt's alternatives can be read."""
+    first: dict[str, int] = {}
+    for index, scene in enumerate(tables.scenes):
+        if scene is None:
+            continue
+        key = same_file_key(scene.name)
+        if key in first:
+            line = source.position(Fault(("scene", first[key], "name"), "")).line
+            yield Fault(
+                ("scene", index, "name"),
+                f"{scene.name!r} is the name of scene[{first[key]}] in line {line} already, "
+                "which its files would share: rename one",
+            )
+        first.setdefault(key, index)
+        if scene.preset is not None and scene.preset not in presets:
+            yield Fault(("scene", index, "preset"), _unknown_preset(scene.preset, presets))
+        for number, prompt in enumerate(scene.prompt):
+            problem = _prompt_problem(prompt)
+            if problem:
+                is_list = isinstance(source.document["scene"][index]["prompt"], list)
+                path: KeyPath = ("scene", index, "prompt", *((number,) if is_list else ()))
+                yield Fault(path, problem)
+
+
+def _unknown_preset(name: str, presets: Mapping[str, Preset]) -> str:
+    close = difflib.get_close_matches(name, presets, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else f"; presets are {', '.join(presets)}"
+    return f"there is no preset {name!r}{hint}"
+
+
+def _prompt_problem(prompt: str) -> str | None:
+    if not prompt.strip():
+        return "must not be blank"
+    try:
+        count_prompts(prompt)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def check_sweep(tables: Tables) -> Iterator[Fault]:
+    """The axes of a zip are equally long."""
+    if tables.sweep is None or tables.sweep.mode != "zip":
+        return
+    lengths = {axis: len(values) for axis, values in sweep_axes(tables.sweep).items()}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{axis} has {length}" for axis, length in lengths.items())
+        yield Fault(("sweep", "mode"), f"'zip' needs lists of one length; {found}")
+
+
+def check_filename(tables: Tables, fields: Iterable[str]) -> Iterator[Fault]:
+    """The file name template uses known fields only."""
+    template = tables.recipe.filename if tables.recipe else None
+    if template is None:
+        return
+    known = list(dict.fromkeys((*FIXED_FIELDS, *fields)))
+    for field in template_fields(template):
+        if field not in known:
+            close = difflib.get_close_matches(field, known, n=1)
+            hint = f"did you mean {{{close[0]}}}?" if close else f"fields are {', '.join(known)}"
+            yield Fault(("recipe", "filename"), f"unknown field {{{field}}}; {hint}")
+
+
+def repeats_of(tables: Tables, scene: SceneFields) -> int:
+    """How often each seed of a scene is repeated: the sweep's word wins."""
+    swept = tables.sweep.repeats if tables.sweep else None
+    return swept or scene.repeats or 1
+
+
+def check_count(tables: Tables) -> Iterator[Fault]:
+    """The recipe makes at most ``MAX_JOBS`` jobs; counted, never built."""
+    rows = count_rows(tables.sweep) if tables.sweep else 1
+    total, largest = 0, 0
+    blamed: KeyPath = ("scene",)
+    for index, scene in enumerate(tables.scenes):
+        if scene is None or any(_prompt_problem(prompt) for prompt in scene.prompt):
+            continue
+        prompts = sum(count_prompts(prompt) for prompt in scene.prompt)
+        count = rows * prompts * len(scene.seeds or DEFAULT_SEEDS) * repeats_of(tables, scene)
+        total += count
+        if count > largest:
+            largest, blamed = count, ("scene", index)
+    total = max(total, rows)
+    if total > MAX_JOBS:
+        path: KeyPath = ("sweep",) if rows > 1 else blamed
+        yield Fault(
+            path,
+            f"the recipe makes {total:,} jobs, more than the limit of {MAX_JOBS:,}: shorten its "
+            "sweep, seeds, repeats or alternatives",
+        )
+
+
+def check_arguments(
+    tables: Tables, presets: Mapping[str, Preset], pipeline_classes: Iterable[str | None]
+) -> Iterator[Fault]:
+    """Every argument that a scene sets is one that the pipeline takes, where its class is known."""
+    table = argument_table()
+    paths = _setting_paths(tables, presets)
+    for pipeline_class in dict.fromkeys(pipeline_classes):
+        known = table.pipelines.get(pipeline_class or "")
+        if known is None:
+            continue
+        for path in paths:
+            name = str(path[-1])
+            if name in schema.ARGUMENTS and name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                if name == "fps":
+                    hint = "; the file's frame rate is fps in [output]"
+                yield Fault(path, f"{pipeline_class} takes no {name}{hint}", at="key")
+
+
+def _setting_paths(tables: Tables, presets: Mapping[str, Preset]) -> list[KeyPath]:
+    """The paths of all arguments that the recipe itself sets."""
+    paths: list[KeyPath] = []
+    if tables.defaults is not None:
+        paths += [("defaults", key) for key in tables.defaults.settings()]
+    paths += [("presets", name, key) for name, preset in presets.items() for key in preset.own]
+    for index, scene in enumerate(tables.scenes):
+        if scene is not None:
+            paths += [("scene", index, key) for key in scene.settings()]
+    if tables.sweep is not None:
+        paths += [("sweep", axis) for axis in sweep_axes(tables.sweep) if "." not in axis]
+    return paths
+
+
+def check_overrides(
+    tables: Tables,
+    presets: Mapping[str, Preset],
+    overrides: Iterable[Override],
+) -> Iterator[Fault]:
+    """Every ``--set`` reaches a job, unless it sets what is there already."""
+    axes = sweep_axes(tables.sweep) if tables.sweep else {}
+    for override in overrides:
+        for path, value, former in override.leaves():
+            if value == former and type(value) is type(former):
+                continue
+            reason = _unread(path, value, tables, presets, axes)
+            if reason:
+                yield Fault(path, f"no job reads it: {reason}")
+
+
+def _unread(
+    path: KeyPath,
+    value: object,
+    tables: Tables,
+    presets: Mapping[str, Preset],
+    axes: Mapping[str, list[object]],
+) -> str | None:
+    """Why no job reads what was set, or None if one does."""
+    table, key = path[0], str(path[-1])
+    dotted = f"{table}.{key}"
+    if dotted in axes and len(path) == 2:
+        return f"[sweep] sets {dotted} for every job"
+    if table == "scene" and key == "repeats" and tables.sweep and tables.sweep.repeats:
+        return "[sweep] sets repeats for every job"
+    if table not in ("defaults", "presets", "scene") or key not in schema.SETTINGS:
+        return None
+    if key in axes:
+        same = all(swept == value for swept in axes[key])
+        return None if same else f"[sweep] sets {key} for every job"
+    winners = [
+        scene_settings(tables, presets, index, scene).get(key)
+        for index, scene in enumerate(tables.scenes)
+        if scene is not None and _concerns(path, index, scene)
+    ]
+    if not winners:
+        return f"no scene uses preset {path[1]!r}" if table == "presets" else None
+    if any(w is None or w.path == path or w.value == value for w in winners):
+        return None
+    origins = " and ".join(dict.fromkeys(w.origin for w in winners if w))
+    return f"{origins} overrides it everywhere; set {key} there"
+
+
+def _concerns(path: KeyPath, index: int, scene: SceneFields) -> bool:
+    """Whether a scene could read a key at all."""
+    if path[0] == "presets":
+        return scene.preset == path[1]
+    return path[0] != "scene" or path[1] == index

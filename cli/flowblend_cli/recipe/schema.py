@@ -1,0 +1,292 @@
+"""The tables of a recipe as pydantic models: what keys there are, and which values they take.
+
+What one table can't know of another is checked in ``recipe/rules.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    create_model,
+)
+
+from flowblend_cli.arguments import argument_table
+from flowblend_cli.recipe.naming import check_name, check_template
+from flowblend_cli.recipe.steps import MAX_STEPS, StepRange
+
+MAX_SEED = 2**63 - 1
+
+Name = Annotated[str, AfterValidator(check_name)]
+Text = Annotated[str, Field(min_length=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Repeats = Annotated[int, Field(ge=1)]
+Steps = Annotated[
+    StepRange,
+    BeforeValidator(StepRange.parse),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_STEPS}, {"type": "string"}]}
+    ),
+]
+Prompts = Annotated[
+    list[Text],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    Field(min_length=1),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+
+
+class Table(BaseModel):
+    """Base of every table: values as TOML types them, unknown keys refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class RecipeTable(Table):
+    """What the batch is called, and where its files go."""
+
+    name: Name | None = None
+    """Name of the recipe; without it, the file's name."""
+    output_dir: Text = "out"
+    """Folder of the final files, relative to the recipe's own folder."""
+    filename: Annotated[str, AfterValidator(check_template)] | None = None
+    """Name of the final files without extension, such as "{scene}-s{seed}"."""
+
+
+class ModelTable(Table):
+    """The pair of models."""
+
+    pipeline: Text
+    """A bundled or known pair, ./folder, an absolute folder, or owner/name on the Hub."""
+    small: Text | None = None
+    """Where the small denoiser comes from, likewise; a known pair has its own."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the weights."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?)$")] = "auto"
+    """Where to render: auto, cpu, cuda, cuda:1, mps."""
+    offload: Literal["none", "model", "sequential"] = "none"
+    """Whether idle models wait in main memory."""
+
+
+class StageTable(Table):
+    """One stage in the long form."""
+
+    denoiser: Literal["large", "small", "L", "S"]
+    """Who runs the stage."""
+    until: Fraction | None = None
+    """Fraction of the steps where the stage ends; left out in the last stage."""
+    until_sigma: Fraction | None = None
+    """Noise level where the stage ends, instead of until."""
+
+
+class BlendTable(Table):
+    """Which denoiser runs which steps."""
+
+    stages: Text | None = None
+    """One letter a stage, L large and S small, such as "LSL"."""
+    boundaries: list[Fraction] | None = None
+    """Where all stages but the last end, as fractions of the steps, ascending."""
+    boundary_sigmas: list[Fraction] | None = None
+    """The same as noise levels, descending."""
+    stage: Annotated[list[StageTable], Field(min_length=1)] | None = None
+    """The long form: one table a stage."""
+
+
+class SamplingTable(Table):
+    """How the trajectory is sampled."""
+
+    mode: Literal["ode", "sde"] = "ode"
+    """Deterministic, or with noise added back at every step."""
+    scheduler: Literal["flow_match_euler", "unipc", "dpmpp_2m", "heun"] | None = None
+    """The solver; without it, the pipeline's own."""
+    flow_shift: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Shift of the noise levels; without it, the scheduler's own."""
+
+
+class OutputTable(Table):
+    """How the final files are written."""
+
+    container: Literal["mp4", "png"] | None = None
+    """Kind of file; without it, png for a single frame and mp4 for a clip."""
+    fps: Annotated[int, Field(ge=1, le=240)] | None = None
+    """Frames per second; without it, what the models were trained on."""
+    scale: Annotated[int, Field(ge=1, le=64)] = 1
+    """Whole-number upscale of every pixel."""
+    crf: Annotated[int, Field(ge=0, le=51)] = 10
+    """H.264 quality: 0 is lossless, 51 the smallest."""
+
+
+_KINDS: dict[str, Any] = {
+    "bool": bool,
+    "int": int,
+    "float": float,
+    "str": str,
+    "list[int]": list[int],
+    "list[float]": list[float],
+    "list[str]": list[str],
+}
+_BOUNDS: dict[str, Any] = {
+    "num_inference_steps": Field(ge=1, le=MAX_STEPS),
+    "num_frames": Field(ge=1, le=100_000),
+    "height": Field(ge=1, le=16_384),
+    "width": Field(ge=1, le=16_384),
+    "max_sequence_length": Field(ge=1),
+    "guidance_scale": Field(ge=0),
+    "guidance_scale_2": Field(ge=0),
+}
+
+
+def _annotation(name: str, kinds: tuple[str, ...]) -> Any:
+    """The type of a pipeline argument; a whole number is a float too, so float wins over int."""
+    kept = [kind for kind in kinds if not (kind == "int" and "float" in kinds)]
+    union: Any = _KINDS[kept[0]]
+    for kind in kept[1:]:
+        union = union | _KINDS[kind]
+    return Annotated[union, _BOUNDS[name]] if name in _BOUNDS else union
+
+
+ARGUMENTS: dict[str, Any] = {
+    name: _annotation(name, kinds) for name, kinds in argument_table().arguments.items()
+}
+# What the layers defaults -> preset -> scene -> sweep may set.
+SETTINGS: dict[str, Any] = {**ARGUMENTS, "negative_prompt": str}
+_OPTIONAL: dict[str, Any] = {name: (kind | None, None) for name, kind in SETTINGS.items()}
+
+
+class _Settings(Table):
+    def settings(self) -> dict[str, Any]:
+        """The arguments that the table sets, and only those."""
+        return self.model_dump(include=set(SETTINGS), exclude_unset=True)
+
+
+class SceneFields(_Settings):
+    """One scene, and the pipeline arguments that only it changes."""
+
+    name: Name
+    """Unique name, the first part of its files' names."""
+    prompt: Prompts
+    """What to show; a list, or {alternatives|like these}, renders each."""
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
+    """Seeds to render; 0 draws one. Without it, 42."""
+    preset: Text | None = None
+    """Name of a preset."""
+    repeats: Repeats | None = None
+    """Renders of each seed s: with the seeds s, s + 1, s + 2..."""
+
+
+class PresetFields(_Settings):
+    """Pipeline arguments for one kind of scene."""
+
+    keywords: list[Text] | None = None
+    """Words of a prompt that hint at this kind of scene."""
+
+
+class SweepFields(Table):
+    """Axes along which every scene is rendered: lists of values."""
+
+    mode: Literal["product", "zip"] = "product"
+    """Every combination of the axes, or their first values together, then their second..."""
+    repeats: Repeats | None = None
+    """As in a scene, and wins over it."""
+
+
+SWEPT_TABLES: dict[str, type[Table]] = {
+    "model": ModelTable,
+    "blend": BlendTable,
+    "sampling": SamplingTable,
+    "output": OutputTable,
+}
+
+
+def _axis(kind: Any) -> Any:
+    return Annotated[list[kind], Field(min_length=1)] | None
+
+
+def _sweep_fields() -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        name: (_axis(kind), None)
+        for name, kind in SETTINGS.items()
+        if name not in SweepFields.model_fields
+    }
+    for table, model in SWEPT_TABLES.items():
+        for key, info in model.model_fields.items():
+            if (table, key) != ("blend", "stage"):
+                kind = Annotated[info.annotation, *info.metadata] if info.metadata else None
+                alias = f"{table}.{key}"
+                fields[f"{table}__{key}"] = (
+                    _axis(kind or info.annotation),
+                    Field(default=None, alias=alias),
+                )
+    return fields
+
+
+DefaultsTable = create_model(
+    "DefaultsTable", __base__=_Settings, __doc__="Pipeline arguments of every scene.", **_OPTIONAL
+)
+SceneTable = cast(
+    "type[SceneFields]",
+    create_model("SceneTable", __base__=SceneFields, __doc__=SceneFields.__doc__, **_OPTIONAL),
+)
+PresetTable = cast(
+    "type[PresetFields]",
+    create_model(
+        "PresetTable",
+        __base__=PresetFields,
+        __doc__=PresetFields.__doc__,
+        **{**_OPTIONAL, "num_inference_steps": (Steps | None, None)},
+    ),
+)
+SweepTable = cast(
+    "type[SweepFields]",
+    create_model(
+        "SweepTable", __base__=SweepFields, __doc__=SweepFields.__doc__, **_sweep_fields()
+    ),
+)
+
+
+class RecipeDocument(Table):
+    """A flowblend recipe."""
+
+    recipe: RecipeTable = RecipeTable()
+    model: ModelTable
+    blend: BlendTable = BlendTable()
+    sampling: SamplingTable = SamplingTable()
+    defaults: DefaultsTable = DefaultsTable()  # type: ignore[valid-type]
+    presets: dict[str, PresetTable] = {}  # type: ignore[valid-type]
+    scene: Annotated[list[SceneTable], Field(min_length=1)]  # type: ignore[valid-type]
+    sweep: SweepTable = SweepTable()  # type: ignore[valid-type]
+    output: OutputTable = OutputTable()
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of recipes, for editors and other checkers."""
+    schema = cast("dict[str, Any]", _without_null(RecipeDocument.model_json_schema(by_alias=True)))
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "flowblend recipe",
+    }
+
+
+def _without_null(node: Any) -> Any:
+    """Drop the null that stands for a key left out: TOML has no null."""
+    if isinstance(node, list):
+        return [_without_null(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    node = {k: _without_null(v) for k, v in node.items() if not (k == "default" and v is None)}
+    options = node.get("anyOf")
+    if isinstance(options, list) and {"type": "null"} in options:
+        kept = [option for option in options if option != {"type": "null"}]
+        del node["anyOf"]
+        node = {**node, **kept[0]} if len(kept) == 1 else {**node, "anyOf": kept}
+    return node

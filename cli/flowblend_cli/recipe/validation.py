@@ -1,0 +1,272 @@
+"""Check each table of a document by itself, so that one broken table hides no fault of another."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from flowblend_cli.recipe import schema
+from flowblend_cli.recipe.positions import KeyPath
+from flowblend_cli.recipe.schema import (
+    BlendTable,
+    ModelTable,
+    OutputTable,
+    PresetFields,
+    RecipeTable,
+    SamplingTable,
+    SceneFields,
+    StageTable,
+    SweepFields,
+)
+from flowblend_cli.text import shorten
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong at one path of a document.
+
+    Args:
+        path: Keys and indices from the top.
+        message: What was found, what was expected, what to do.
+        at: Whether the key or its value is to blame.
+    """
+
+    path: KeyPath
+    message: str
+    at: Literal["key", "value"] = "value"
+
+
+@dataclass
+class Tables:
+    """The tables of a recipe; None, or left out, where a table is broken."""
+
+    recipe: RecipeTable | None = None
+    model: ModelTable | None = None
+    blend: BlendTable | None = None
+    sampling: SamplingTable | None = None
+    defaults: Any = None
+    sweep: SweepFields | None = None
+    output: OutputTable | None = None
+    presets: dict[str, PresetFields | None] = field(default_factory=dict)
+    scenes: list[SceneFields | None] = field(default_factory=list)
+
+
+_SINGLE: dict[str, type[BaseModel]] = {
+    "recipe": RecipeTable,
+    "model": ModelTable,
+    "blend": BlendTable,
+    "sampling": SamplingTable,
+    "defaults": schema.DefaultsTable,
+    "sweep": schema.SweepTable,
+    "output": OutputTable,
+}
+_TOP = (*_SINGLE, "presets", "scene")
+
+_STAGE_LATER = "isn't supported for single stages yet: {} for all of them"
+_LATER = {
+    ("stage", "guidance_scale"): _STAGE_LATER.format("set [defaults] guidance_scale"),
+    ("stage", "adapters"): "isn't supported yet: leave adapters out",
+    ("stage", "cache"): "isn't supported yet: leave cache out",
+    ("model", "denoisers"): "isn't supported yet: stages use L (large) and S (small) only",
+}
+_ELSEWHERE = {
+    "seed": "seeds of a [[scene]]",
+    "num_images_per_prompt": "seeds or repeats of a [[scene]]: one job makes one file",
+    "num_videos_per_prompt": "seeds or repeats of a [[scene]]: one job makes one file",
+    "timesteps": "num_inference_steps: free timesteps aren't supported",
+    "sigmas": "num_inference_steps: free sigmas aren't supported",
+    "output_type": "container of [output]",
+}
+_ARTICLES = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "a string",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+}
+
+
+def validate(document: dict[str, Any]) -> tuple[Tables, list[Fault]]:
+    """Check every table of a document.
+
+    Args:
+        document: The parsed recipe, its [sweep] flattened to dotted keys.
+
+    Returns:
+        The tables that are sound, and every fault found.
+    """
+    tables, faults = Tables(), [*_unknown_tables(document)]
+    for name, model in _SINGLE.items():
+        if name == "model" and name not in document:
+            faults.append(Fault(("model",), 'is missing: add [model] with pipeline = "sprites"'))
+            continue
+        setattr(tables, name, _check(model, document.get(name, {}), (name,), faults))
+    presets = document.get("presets", {})
+    if isinstance(presets, dict):
+        for name, value in presets.items():
+            path = ("presets", name)
+            tables.presets[name] = _check(schema.PresetTable, value, path, faults)
+    else:
+        faults.append(Fault(("presets",), f"must be a table, got {_show(presets)}"))
+    tables.scenes = list(_scenes(document.get("scene"), faults))
+    return tables, faults
+
+
+def _unknown_tables(document: dict[str, Any]) -> Iterator[Fault]:
+    for key in document:
+        if key not in _TOP:
+            yield Fault((key,), _unknown(key, "", list(_TOP)), at="key")
+
+
+def _scenes(value: Any, faults: list[Fault]) -> Iterator[SceneFields | None]:
+    if value is None or value == []:
+        faults.append(Fault(("scene",), "is missing: add at least one [[scene]] table"))
+    elif not isinstance(value, list):
+        faults.append(Fault(("scene",), "must be written with two brackets: [[scene]]", at="key"))
+    else:
+        for index, scene in enumerate(value):
+            yield _check(schema.SceneTable, scene, ("scene", index), faults)
+
+
+def _check(model: type[BaseModel], value: Any, path: KeyPath, faults: list[Fault]) -> Any:
+    """Validate one table; None, with its faults appended, where it is broken."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        faults.extend(_faults(error.errors(include_url=False), model, value, path))
+        return None
+
+
+def _faults(
+    errors: list[ErrorDetails], model: type[BaseModel], value: Any, prefix: KeyPath
+) -> Iterator[Fault]:
+    """One fault per path: the branches of a union that all failed are one fault."""
+    merged: dict[KeyPath, list[ErrorDetails]] = {}
+    for error in errors:
+        merged.setdefault(prefix + _real_path(error, value), []).append(error)
+    for path, group in merged.items():
+        kind = group[0]["type"]
+        if kind == "extra_forbidden":
+            table, known = _table_around(path, model)
+            yield Fault(path, _unknown(str(path[-1]), table, known), at="key")
+        elif kind == "missing":
+            yield Fault(path, "is missing", at="key")
+        elif len(group) > 1:
+            wanted = " or ".join(dict.fromkeys(_wanted(error) for error in group))
+            yield Fault(path, f"must be {wanted}, got {_show(group[0]['input'])}")
+        else:
+            yield Fault(path, _explain(group[0]))
+
+
+def _real_path(error: ErrorDetails, value: Any) -> KeyPath:
+    """The part of pydantic's location that is in the document: unions add tags of their own."""
+    path: list[str | int] = []
+    for part in error["loc"]:
+        is_key = isinstance(value, dict) and part in value
+        is_index = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if is_key or is_index:
+            value = value[part]
+            path.append(part)
+    if error["type"] == "missing":
+        path.append(error["loc"][-1])
+    return tuple(path)
+
+
+def _table_around(path: KeyPath, model: type[BaseModel]) -> tuple[str, list[str]]:
+    """Name and keys of the table that holds an unknown key."""
+    if path[:2] == ("blend", "stage"):
+        return "stage", list(StageTable.model_fields)
+    known = [info.alias or name for name, info in model.model_fields.items()]
+    return str(path[0]), known
+
+
+def _unknown(key: str, table: str, known: list[str]) -> str:
+    if (table, key) in _LATER:
+        return _LATER[table, key]
+    where = f" in [{table}]" if table else ""
+    if table == "scene":
+        where = " in [[scene]]"
+    elif table == "stage":
+        where = " in [[blend.stage]]"
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.65)
+    if table == "scene" and key == "seed":
+        close = ["seeds"]
+    owners = _owners(key)
+    if owners and table:
+        return f"unknown key{where}; {key} belongs in {owners}"
+    if close:
+        return f"unknown key{where}; did you mean {close[0]!r}?"
+    if owners or key in _ELSEWHERE:
+        return f"unknown key{where}; use {_ELSEWHERE.get(key, owners)}"
+    if len(known) <= 12:
+        return f"unknown key{where}; known keys are {', '.join(known)}"
+    return f"unknown key{where}; no pipeline that flowblend knows takes it"
+
+
+def _owners(key: str) -> str:
+    """The tables that do have a key, in words; empty if none has."""
+    if key in schema.SETTINGS:
+        return "[defaults], [[scene]] or [presets.NAME]"
+    tables: dict[str, type[BaseModel]] = {
+        **_SINGLE,
+        "[scene]": schema.SceneTable,
+        "[blend.stage]": StageTable,
+    }
+    return " or ".join(
+        f"[{name}]"
+        for name, model in tables.items()
+        if name not in ("defaults", "sweep") and key in model.model_fields
+    )
+
+
+def _wanted(error: ErrorDetails) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in _ARTICLES:
+        return _ARTICLES[kind]
+    if kind == "greater_than_equal":
+        return f"at least {_number(context['ge'])}"
+    if kind == "less_than_equal":
+        return f"at most {_number(context['le'])}"
+    if kind == "greater_than":
+        return f"above {_number(context['gt'])}"
+    if kind == "literal_error":
+        return f"one of {context['expected']}"
+    return str(error["msg"])
+
+
+def _explain(error: ErrorDetails) -> str:
+    kind, context, value = error["type"], error.get("ctx", {}), error["input"]
+    if kind == "value_error":
+        return str(context["error"])
+    if kind in ("string_too_short", "too_short"):
+        return "must not be empty"
+    if kind == "string_pattern_mismatch" and error["loc"][-1] == "device":
+        return f"must be auto, cpu, cuda, cuda:0, mps or xpu, got {_show(value)}"
+    message = f"must be {_wanted(error)}, got {_show(value)}"
+    if kind == "literal_error" and isinstance(value, str):
+        close = difflib.get_close_matches(value, re.findall(r"'([^']*)'", context["expected"]), n=1)
+        message += f"; did you mean {close[0]!r}?" if close else ""
+    return message
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _show(value: Any) -> str:
+    """A found value as TOML has it, cut short."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a table"
+    return shorten(repr(value))

@@ -1,0 +1,259 @@
+"""The combinations of a sweep, and what each makes of the model, the stages and the sampling."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from flowblend_cli.errors import ModelNameError
+from flowblend_cli.jobs import ModelSpec, SamplingSpec, StageSpec
+from flowblend_cli.models import KnownPair, find_pair, resolve_model, resolve_small
+from flowblend_cli.recipe.positions import KeyPath
+from flowblend_cli.recipe.schema import SWEPT_TABLES, BlendTable, SweepFields
+from flowblend_cli.recipe.validation import Fault, Tables
+from flowblend_plugin.errors import StageError
+from flowblend_plugin.stages import LETTERS, Stage, StageSchedule
+
+PAPER_STAGES = "LSL"
+PAPER_BOUNDARIES = (0.4, 0.8)
+NOT_STOCHASTIC = ("unipc", "heun")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One combination of a sweep: the value of each axis, and its index in the axis."""
+
+    values: dict[str, Any]
+    indices: dict[str, int]
+
+    def of(self, table: str) -> dict[str, Any]:
+        """The swept values of one table, by key."""
+        prefix = f"{table}."
+        return {
+            axis.removeprefix(prefix): value
+            for axis, value in self.values.items()
+            if axis.startswith(prefix)
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """The swept values of [defaults]."""
+        return {axis: value for axis, value in self.values.items() if "." not in axis}
+
+    def path(self, table: str, key: str) -> KeyPath:
+        """Where a table's key has its value: in the sweep, or in the table itself."""
+        axis = f"{table}.{key}"
+        if axis in self.indices:
+            return ("sweep", axis, self.indices[axis])
+        return (table, key)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What one combination of a sweep means, apart from the scenes.
+
+    Args:
+        row: The combination.
+        model: The models.
+        pair: The known pair that they are, if any.
+        pipeline_class: Class of the pipeline, where it can be told offline.
+        stages: The stages.
+        stage_string: The stages as letters, as written.
+        sampling: The sampling.
+        output: Keys of [output] with their values.
+    """
+
+    row: Row
+    model: ModelSpec
+    pair: KnownPair | None
+    pipeline_class: str | None
+    stages: tuple[StageSpec, ...]
+    stage_string: str
+    sampling: SamplingSpec
+    output: dict[str, Any]
+
+
+def sweep_axes(sweep: SweepFields) -> dict[str, list[Any]]:
+    """The axes of a sweep in the order of the recipe: dotted names, or keys of [defaults]."""
+    dumped = sweep.model_dump(by_alias=True, exclude_unset=True)
+    return {axis: values for axis, values in dumped.items() if axis not in ("mode", "repeats")}
+
+
+def count_rows(sweep: SweepFields) -> int:
+    """How many combinations a sweep has, without making them."""
+    lengths = [len(values) for values in sweep_axes(sweep).values()]
+    return max(lengths, default=1) if sweep.mode == "zip" else math.prod(lengths)
+
+
+def sweep_rows(sweep: SweepFields) -> Iterator[Row]:
+    """Every combination of a sweep, the first axis changing slowest."""
+    axes = {axis: list(enumerate(values)) for axis, values in sweep_axes(sweep).items()}
+    combine = zip if sweep.mode == "zip" and axes else itertools.product
+    for choice in combine(*axes.values()):
+        chosen = dict(zip(axes, choice, strict=True))
+        yield Row(
+            {axis: value for axis, (_, value) in chosen.items()},
+            {axis: index for axis, (index, _) in chosen.items()},
+        )
+
+
+def make_variant(tables: Tables, row: Row, recipe_dir: Path, faults: list[Fault]) -> Variant | None:
+    """Tell what one combination means; None, with its faults appended, where it can't be.
+
+    Args:
+        tables: The checked tables; a broken one leaves its part unchecked.
+        row: The combination.
+        recipe_dir: Folder that model folders are relative to.
+        faults: Where faults go.
+    """
+    before = len(faults)
+    model = _merged(tables, "model", row)
+    spec, pair, pipeline_class = None, None, None
+    if model is not None:
+        pair = find_pair(model["pipeline"])
+        spec = ModelSpec(**{**model, "small": model["small"] or (pair.name if pair else None)})
+        pipeline_class = _check_model(spec, pair, row, recipe_dir, faults)
+    stages = _check_blend(tables.blend, row, faults)
+    if spec is not None and stages is not None:
+        _check_small_is_named(spec, stages, row, faults)
+    sampling = _check_sampling(_merged(tables, "sampling", row), pair, row, faults)
+    output = _merged(tables, "output", row)
+    if spec is None or stages is None or sampling is None or output is None:
+        return None
+    if len(faults) > before:
+        return None
+    return Variant(row, spec, pair, pipeline_class, *stages, sampling, output)
+
+
+def _merged(tables: Tables, name: str, row: Row) -> dict[str, Any] | None:
+    """A table's values with the swept ones on top; None where the table is broken."""
+    table = getattr(tables, name)
+    if table is None:
+        return None
+    return {key: getattr(table, key) for key in SWEPT_TABLES[name].model_fields} | row.of(name)
+
+
+def _check_model(
+    spec: ModelSpec, pair: KnownPair | None, row: Row, recipe_dir: Path, faults: list[Fault]
+) -> str | None:
+    pipeline_class, problem = _look_up(spec.pipeline, recipe_dir)
+    if problem:
+        faults.append(Fault(row.path("model", "pipeline"), problem))
+    if spec.small is not None and not (pair and spec.small == pair.name):
+        _, problem = _look_up_small(spec.small, recipe_dir)
+        if problem:
+            faults.append(Fault(row.path("model", "small"), problem))
+    return pipeline_class
+
+
+@cache
+def _look_up(name: str, recipe_dir: Path) -> tuple[str | None, str | None]:
+    """Class and problem of a pipeline; kept, because each look-up reads the disk."""
+    try:
+        return resolve_model(name, recipe_dir).pipeline_class, None
+    except ModelNameError as error:
+        return None, str(error)
+
+
+@cache
+def _look_up_small(name: str, recipe_dir: Path) -> tuple[None, str | None]:
+    try:
+        resolve_small(name, recipe_dir)
+    except ModelNameError as error:
+        return None, str(error)
+    return None, None
+
+
+def _check_blend(
+    blend: BlendTable | None, row: Row, faults: list[Fault]
+) -> tuple[tuple[StageSpec, ...], str] | None:
+    if blend is None:
+        return None
+    try:
+        return resolve_stages(blend, row.of("blend"))
+    except StageError as error:
+        faults.append(Fault(_blamed_for_blend(blend, row, str(error)), str(error)))
+        return None
+
+
+def resolve_stages(blend: BlendTable, swept: dict[str, Any]) -> tuple[tuple[StageSpec, ...], str]:
+    """Make the stages of one combination, and their letters as the recipe writes them.
+
+    Raises:
+        StageError: The values don't make a schedule together.
+    """
+    if blend.stage is not None:
+        if swept or blend.stages or blend.boundaries or blend.boundary_sigmas:
+            raise StageError(
+                "[[blend.stage]] can't stand beside stages, boundaries or boundary_sigmas, nor "
+                "beside a sweep of them: keep one form"
+            )
+        roles = [LETTERS.get(stage.denoiser, stage.denoiser) for stage in blend.stage]
+        ends = [(stage.until, stage.until_sigma) for stage in blend.stage]
+        schedule = StageSchedule(tuple(Stage(r, *end) for r, end in zip(roles, ends, strict=True)))
+        return _specs(schedule), schedule.letters
+    letters = swept.get("stages", blend.stages)
+    boundaries = swept.get("boundaries", blend.boundaries)
+    sigmas = swept.get("boundary_sigmas", blend.boundary_sigmas)
+    if letters is None:
+        letters = PAPER_STAGES
+        if boundaries is None and sigmas is None:
+            boundaries = PAPER_BOUNDARIES
+    if letters == "auto":
+        raise StageError("stages = 'auto' isn't supported yet: write letters such as 'LSL'")
+    if len(set(letters)) == 1:
+        boundaries = sigmas = None  # one denoiser runs every step, wherever its stages end
+    return _specs(StageSchedule.parse(letters, boundaries, sigmas)), letters
+
+
+def _specs(schedule: StageSchedule) -> tuple[StageSpec, ...]:
+    return tuple(StageSpec(s.denoiser, s.until, s.until_sigma) for s in schedule.stages)
+
+
+def _blamed_for_blend(blend: BlendTable, row: Row, message: str) -> KeyPath:
+    """The key that a message about the stages is best shown at."""
+    if blend.stage is not None:
+        return ("blend", "stage")
+    edges = ("boundaries", "boundary_sigmas")
+    order = (*edges, "stages") if message.startswith(edges) else ("stages", *edges)
+    for key in order:
+        if f"blend.{key}" in row.indices or (key in edges and message.startswith(key)):
+            return row.path("blend", key)
+    return ("blend", "stages")
+
+
+def _check_small_is_named(
+    spec: ModelSpec, stages: tuple[Sequence[StageSpec], str], row: Row, faults: list[Fault]
+) -> None:
+    specs, letters = stages
+    if spec.small is None and any(stage.denoiser == "small" for stage in specs):
+        faults.append(
+            Fault(
+                row.path("model", "small"),
+                f"is missing, and stages {letters!r} use the small denoiser: name where it "
+                'comes from, or set stages = "L" in [blend]',
+            )
+        )
+
+
+def _check_sampling(
+    values: dict[str, Any] | None, pair: KnownPair | None, row: Row, faults: list[Fault]
+) -> SamplingSpec | None:
+    if values is None:
+        return None
+    solver = values["scheduler"] or (pair.scheduler if pair else None)
+    if values["mode"] == "sde" and solver in NOT_STOCHASTIC:
+        own = "" if values["scheduler"] else ", the pipeline's own scheduler,"
+        faults.append(
+            Fault(
+                row.path("sampling", "mode"),
+                f"'sde' isn't possible: {solver}{own} has no stochastic form; set scheduler to "
+                "'flow_match_euler' or 'dpmpp_2m'",
+            )
+        )
+        return None
+    return SamplingSpec(**values)
