@@ -1,0 +1,282 @@
+"""Who may import whom: the table that keeps the rooms apart."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = {
+    "flowblend_plugin": ROOT / "flowblend_plugin",
+    "flowblend_cli": ROOT / "cli/flowblend_cli",
+}
+
+HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "safetensors"}
+PIXELS = {"numpy", "av", "PIL", "imageio"}
+
+# Rooms are named from the most particular on: a module belongs to the longest name that fits it.
+# What a room may import besides the standard library and itself; first our own rooms, then others'
+# packages. A room that isn't listed here fails: add it, and say what it may know.
+ALLOWED: dict[str, set[str]] = {
+    # The library knows nothing of recipes, commands or terminals.
+    "flowblend_plugin.errors": set(),
+    "flowblend_plugin.stages": {"flowblend_plugin.errors"},
+    "flowblend_plugin.noise_levels": {"flowblend_plugin.errors", "flowblend_plugin.stages"},
+    "flowblend_plugin.pairing": {"flowblend_plugin.errors"},
+    "flowblend_plugin": {"flowblend_plugin", *HEAVY, "numpy"},
+    # Words and values: everybody may use them, they use nobody.
+    "flowblend_cli.text": set(),
+    "flowblend_cli.errors": {"flowblend_cli.text", "flowblend_plugin.errors"},
+    "flowblend_cli.events": set(),
+    "flowblend_cli.bundled": set(),
+    "flowblend_cli.arguments": set(),
+    "flowblend_cli.data": set(),
+    "flowblend_cli.jobs": {"flowblend_cli.errors", "flowblend_plugin.stages"},
+    # From a recipe to jobs: no engine, no artifact, no model is ever loaded.
+    "flowblend_cli.models": {"flowblend_cli.bundled", "flowblend_cli.errors", "tomli"},
+    "flowblend_cli.recipe": {
+        "flowblend_cli.arguments",
+        "flowblend_cli.bundled",
+        "flowblend_cli.errors",
+        "flowblend_cli.jobs",
+        "flowblend_cli.models",
+        "flowblend_cli.text",
+        "flowblend_plugin.errors",
+        "flowblend_plugin.noise_levels",
+        "flowblend_plugin.stages",
+        "pydantic",
+        "pydantic_core",
+        "tomli",
+    },
+    "flowblend_cli.plan": {
+        "flowblend_cli.errors",
+        "flowblend_cli.jobs",
+        "flowblend_cli.models",
+        "flowblend_cli.text",
+        "flowblend_plugin.errors",
+        "flowblend_plugin.noise_levels",
+        "flowblend_plugin.stages",
+    },
+    "flowblend_cli.keys": {
+        "flowblend_cli.errors",
+        "flowblend_cli.jobs",
+        "flowblend_cli.models",
+        "huggingface_hub",
+        "platformdirs",
+    },
+    # Finished files: frames and documents, never models or recipes.
+    "flowblend_cli.artifacts": {
+        "flowblend_cli.errors",
+        "flowblend_cli.text",
+        "flowblend_plugin.errors",
+        *PIXELS,
+    },
+    "flowblend_cli.gallery": {"flowblend_cli.artifacts", "flowblend_cli.text", *PIXELS},
+    # Showing.
+    "flowblend_cli.progress": {"flowblend_cli.events", "flowblend_cli.live", "flowblend_cli.text"},
+    "flowblend_cli.live": {
+        "flowblend_cli.events",
+        "flowblend_cli.progress",
+        "flowblend_cli.text",
+        "rich",
+    },
+    # Running: the only room of the command that meets models is runtime.
+    "flowblend_cli.stopping": {"flowblend_cli.errors"},
+    "flowblend_cli.runtime": {
+        "flowblend_cli.artifacts",
+        "flowblend_cli.errors",
+        "flowblend_cli.jobs",
+        "flowblend_cli.keys",
+        "flowblend_cli.models",
+        "flowblend_plugin",
+        "numpy",
+        *HEAVY,
+    },
+    "flowblend_cli.engine": {
+        "flowblend_cli.artifacts",
+        "flowblend_cli.errors",
+        "flowblend_cli.events",
+        "flowblend_cli.jobs",
+        "flowblend_cli.keys",
+        "flowblend_cli.models",
+        "flowblend_cli.plan",
+        "flowblend_cli.progress",
+        "flowblend_cli.runtime",
+        "flowblend_cli.stopping",
+        "flowblend_plugin.errors",
+        "filelock",
+    },
+    "flowblend_cli.showcase": {
+        "flowblend_cli.artifacts",
+        "flowblend_cli.engine",
+        "flowblend_cli.gallery",
+        "flowblend_cli.jobs",
+        "flowblend_cli.progress",
+        *PIXELS,
+    },
+    # The command line may use every room, but no model library and no schema library itself.
+    "flowblend_cli.commands": {"flowblend_cli", "flowblend_plugin", "click", "rich"},
+    "flowblend_cli.main": {
+        "flowblend_cli.errors",
+        "flowblend_cli.text",
+        "flowblend_plugin.errors",
+        "click",
+    },
+    "flowblend_cli.__main__": {"flowblend_cli.main"},
+    "flowblend_cli": {"flowblend_cli.main"},
+}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            yield ".".join([package, *(part for part in parts if part != "__init__")]), path
+
+
+MODULES = dict(modules())
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file names in an import, inside functions too, but not for types only."""
+    yield from _imports(ast.parse(path.read_text("utf-8")))
+
+
+def _imports(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+        return
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute"
+        for alias in node.names:
+            inner = f"{node.module}.{alias.name}"
+            yield inner if inner in MODULES else str(node.module)
+    for child in ast.iter_child_nodes(node):
+        yield from _imports(child)
+
+
+def covers(room: str, module: str) -> bool:
+    return module == room or module.startswith(room + ".")
+
+
+def room_of(module: str) -> str:
+    return max((room for room in ALLOWED if covers(room, module)), key=len)
+
+
+def is_allowed(module: str, imported: str) -> bool:
+    if imported.split(".")[0] in sys.stdlib_module_names or imported == "flowblend_cli":
+        return True  # the bare package holds the version
+    room = room_of(module)
+    ours = imported.split(".")[0] in PACKAGES
+    if ours and room_of(imported) == room:
+        return True
+    return any(covers(allowed, imported) for allowed in ALLOWED[room])
+
+
+def importers_of(package: str) -> set[str]:
+    return {
+        room_of(module)
+        for module, path in MODULES.items()
+        if any(covers(package, imported) for imported in imports(path))
+    }
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_its_room_may_know(module: str) -> None:
+    strangers = sorted(name for name in imports(MODULES[module]) if not is_allowed(module, name))
+
+    assert not strangers, f"{module} (room {room_of(module)}) may not import {strangers}"
+
+
+def test_every_module_of_the_command_has_a_room_of_its_own() -> None:
+    homeless = [
+        module
+        for module in MODULES
+        if room_of(module) == "flowblend_cli" and module != "flowblend_cli"
+    ]
+
+    assert not homeless, f"say in ALLOWED what {homeless} may import"
+
+
+def test_model_libraries_stay_in_the_library_and_the_runtime() -> None:
+    for package in HEAVY:
+        assert importers_of(package) <= {"flowblend_plugin", "flowblend_cli.runtime"}
+
+
+def test_only_the_recipe_room_knows_pydantic() -> None:
+    assert importers_of("pydantic") == {"flowblend_cli.recipe"}
+
+
+def test_no_room_imports_the_commands() -> None:
+    assert importers_of("flowblend_cli.commands") <= {"flowblend_cli.commands"}
+
+
+def loaded_after(code: str) -> set[str]:
+    """Packages in memory after running some code in a fresh interpreter."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "cli"), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", code + "\nimport sys; print('\\n'.join(sys.modules))"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return {line.split(".")[0] for line in done.stdout.splitlines()}
+
+
+COMMAND = """
+from flowblend_cli import main
+try:
+    main({arguments!r})
+except SystemExit as stop:
+    assert stop.code in (0, None), stop.code
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["render", "--help"], ["plan", "--help"], ["info", "--help"],
+     ["check", "quickstart"], ["plan", "quickstart"], ["schema"], ["recipes", "ls"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_looking_and_checking_load_no_model_library(arguments: list[str]) -> None:
+    loaded = loaded_after(COMMAND.format(arguments=arguments))
+
+    assert not loaded & HEAVY
+
+
+def test_help_loads_nothing_that_only_rendering_needs() -> None:
+    loaded = loaded_after(COMMAND.format(arguments=["--help"]))
+
+    assert not loaded & {*HEAVY, *PIXELS, "pydantic", "rich"}
+
+
+def test_stages_need_no_model_library() -> None:
+    code = "from flowblend_plugin import StageSchedule; StageSchedule.parse('LSL', (0.4, 0.8))"
+
+    assert not loaded_after(code) & {*HEAVY, "numpy", "click", "rich", "pydantic"}
+
+
+def test_files_and_functions_stay_small() -> None:
+    too_long = []
+    for module, path in MODULES.items():
+        text = path.read_text("utf-8")
+        if text.count("\n") >= 400:
+            too_long.append(module)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
+                body = node.end_lineno - node.body[0].lineno + 1
+                if ast.get_docstring(node) is not None:
+                    body -= (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
+                if body >= 50:
+                    too_long.append(f"{module}.{node.name}")
+
+    assert not too_long
