@@ -30,7 +30,13 @@ def denoiser_name(pipe: Any) -> str:
     )
 
 
-def load_denoiser(source: str, large: nn.Module, name: str, vae_config: Any = None) -> nn.Module:
+def load_denoiser(
+    source: str,
+    large: nn.Module,
+    name: str,
+    vae_config: Any = None,
+    subfolder: str | None = None,
+) -> nn.Module:
     """Load a denoiser that is to share a trajectory with ``large``.
 
     Args:
@@ -39,6 +45,7 @@ def load_denoiser(source: str, large: nn.Module, name: str, vae_config: Any = No
         large: The denoiser whose class, dtype and device the loaded one takes.
         name: The pipeline's attribute, ``"transformer"`` or ``"unet"``.
         vae_config: Config of the pipeline's VAE; compared with that of a pipeline's folder.
+        subfolder: Where in a Hub repository the denoiser lies; ``name`` if None.
 
     Returns:
         The denoiser, in evaluation mode.
@@ -47,13 +54,13 @@ def load_denoiser(source: str, large: nn.Module, name: str, vae_config: Any = No
         PairMismatchError: Its config doesn't fit the large one's; raised before weights are read.
         SwitchError: The folder holds no denoiser.
     """
-    where: dict[str, Any] = {"subfolder": name}
+    where: dict[str, Any] = {"subfolder": subfolder or name}
     if Path(source).is_dir():
         where = _local_subfolder(Path(source), name)
         _check_folder(Path(source), where.get("subfolder"), large, vae_config)
     parameter = next(large.parameters())
     module: nn.Module = type(large).from_pretrained(  # type: ignore[attr-defined]
-        source, torch_dtype=parameter.dtype, use_safetensors=True, **where
+        source, dtype=parameter.dtype, use_safetensors=True, **where
     )
     return module.to(parameter.device).eval()
 

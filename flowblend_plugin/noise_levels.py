@@ -34,9 +34,7 @@ def _cut(sigma: float) -> float:
 
 
 def _unipc(n: int, shift: float) -> list[float]:
-    first, *rest = (
-        _shifted(s, shift) for s in _linspace(1.0, 1 / NUM_TRAIN_TIMESTEPS, n + 1)[:-1]
-    )
+    first, *rest = (_shifted(s, shift) for s in _linspace(1.0, 1 / NUM_TRAIN_TIMESTEPS, n + 1)[:-1])
     # UniPC keeps its first sigma just below 1.
     return [_cut(first - 1e-6), *map(_cut, rest)]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# Config keys that decide what goes in and what comes out. Sizes inside may differ: that's the point.
+# Config keys that decide what goes in and what comes out; sizes inside may differ.
 _INTERFACE = {
     "in_channels": "latent channels in",
     "out_channels": "latent channels out",

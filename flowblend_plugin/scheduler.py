@@ -11,7 +11,7 @@ from diffusers.configuration_utils import register_to_config
 
 from flowblend_plugin.errors import SchedulerConfigError
 from flowblend_plugin.stages import StageSchedule
-from flowblend_plugin.trajectory import Seed, StageMixin, with_stages
+from flowblend_plugin.trajectory import Seed, with_stages
 
 AnyScheduler = TypeVar("AnyScheduler", bound=SchedulerMixin)
 
@@ -85,7 +85,7 @@ class FlowBlendScheduler(with_stages(FlowMatchEulerDiscreteScheduler)):  # type:
         Stages: FlowBlending, arXiv:2512.24724.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         num_train_timesteps: int = 1000,
@@ -162,9 +162,9 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 
 def _carried(config: Mapping[str, Any]) -> dict[str, Any]:
     """A flow-matching scheduler's config in flow-match Euler's words."""
-    name = config.get("_class_name", "")
+    name = config.get("_class_name")
     carried = dict(config)
-    if name.startswith("FlowMatch") or name == FlowBlendScheduler.__name__:
+    if "beta_start" not in config:  # a flow-matching scheduler: none of them has betas
         if carried.pop("stochastic_sampling", False):
             carried.setdefault("mode", "sde")
         return carried

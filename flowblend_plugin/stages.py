@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flowblend_plugin.errors import StageError
@@ -110,6 +110,11 @@ class StageSchedule:
             return None
         return tuple(s.until_sigma for s in self.stages[:-1] if s.until_sigma is not None)
 
+    def __str__(self) -> str:
+        ends = self.boundary_sigmas if self.needs_noise_levels else self.boundaries
+        kind = " sigmas" if self.needs_noise_levels else ""
+        return f"{self.letters}{kind} {ends}" if ends else self.letters
+
     @property
     def needs_noise_levels(self) -> bool:
         """Whether the stages end at noise levels, so that step indices depend on the scheduler."""
@@ -188,9 +193,7 @@ class StageSchedule:
     ) -> tuple[int, ...]:
         """Indices of the stages that get no step at this number of steps: legal, worth saying."""
         edges = self.edges(num_inference_steps, noise_levels)
-        return tuple(
-            i for i, (start, end) in enumerate(itertools.pairwise(edges)) if start == end
-        )
+        return tuple(i for i, (start, end) in enumerate(itertools.pairwise(edges)) if start == end)
 
     def describe(
         self, num_inference_steps: int, noise_levels: Sequence[float] | None = None
@@ -209,9 +212,9 @@ class StageSchedule:
         return prefix + ", ".join(parts)
 
 
-def letters(roles: Sequence[str] | itertools.chain[str] | object) -> str:
+def letters(roles: Iterable[str]) -> str:
     """Abbreviate role names, one letter each: ``("large", "small")`` becomes ``"LS"``."""
-    return "".join(role[0].upper() for role in roles)  # type: ignore[attr-defined]
+    return "".join(role[0].upper() for role in roles)
 
 
 def _check(stages: tuple[Stage, ...]) -> None:
@@ -229,7 +232,9 @@ def _check(stages: tuple[Stage, ...]) -> None:
     fractions = [s.until for s in inner if s.until is not None]
     sigmas = [s.until_sigma for s in inner if s.until_sigma is not None]
     if fractions and sigmas:
-        raise StageError("stage ends mix fractions (until) and noise levels (until_sigma): keep one")
+        raise StageError(
+            "stage ends mix fractions (until) and noise levels (until_sigma): keep one"
+        )
     _check_edges("boundaries", fractions, "ascending", sorted(fractions))
     _check_edges("boundary_sigmas", sigmas, "descending", sorted(sigmas, reverse=True))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -17,14 +17,12 @@ from flowblend_plugin.pairing import config_mismatches
 from flowblend_plugin.scheduler import make_stages, wrap_scheduler
 from flowblend_plugin.solvers import reset_history
 from flowblend_plugin.stages import StageSchedule
-from flowblend_plugin.trajectory import StageMixin
+from flowblend_plugin.trajectory import Seed, StageMixin
 
-_attached: weakref.WeakKeyDictionary[Any, weakref.ref[DenoiserSwitch]] = (
-    weakref.WeakKeyDictionary()
-)
+_attached: weakref.WeakKeyDictionary[Any, weakref.ref[DenoiserSwitch]] = weakref.WeakKeyDictionary()
 
 
-class DenoiserSwitch(PipelineCallback):  # type: ignore[misc]
+class DenoiserSwitch(PipelineCallback):
     """Let a large and a small denoiser take turns inside one trajectory of a pipeline.
 
     The constructor attaches: a scheduler without stages is replaced by a wrapped copy that drives
@@ -46,6 +44,8 @@ class DenoiserSwitch(PipelineCallback):  # type: ignore[misc]
         solver_history: What a multi-step solver does at a switch: ``"keep"`` its memory of the
             former denoiser's outputs, so that equal denoisers change no bit, or ``"reset"`` it.
         seed: Seed of a stochastic solver's noise; see ``wrap_scheduler``.
+        on_step: Called after every step with its index and the role that ran it; what it raises
+            ends the call. Works for pipelines without ``callback_on_step_end`` too.
 
     Raises:
         SwitchError: The pipe has a switch, no stages, contradicting stages, or no denoiser.
@@ -66,16 +66,20 @@ class DenoiserSwitch(PipelineCallback):  # type: ignore[misc]
         boundaries: Sequence[float] | None = None,
         boundary_sigmas: Sequence[float] | None = None,
         solver_history: Literal["keep", "reset"] = "keep",
-        seed: int | Sequence[int] | None = None,
+        seed: Seed | None = None,
+        on_step: Callable[[int, str], None] | None = None,
     ) -> None:
         super().__init__()
         if solver_history not in ("keep", "reset"):
             raise SwitchError(f"solver_history must be 'keep' or 'reset', got {solver_history!r}")
         _refuse_second(pipe)
-        self._pipe = pipe
+        self._pipe: Any = pipe
+        self._on_step = on_step
         self._name = denoiser_name(pipe)
         self._solver_history = solver_history
-        self._original_scheduler = getattr(pipe.scheduler, "_flowblend_original", pipe.scheduler)
+        self._original_scheduler = getattr(
+            self._pipe.scheduler, "_flowblend_original", self._pipe.scheduler
+        )
         self.stages = _agreed_stages(
             self._original_scheduler, make_stages(stages, boundaries, boundary_sigmas)
         )
@@ -106,8 +110,8 @@ class DenoiserSwitch(PipelineCallback):  # type: ignore[misc]
         check_pair(large, small)
         return {"large": large, "small": small}
 
-    def _attach(self, seed: int | Sequence[int] | None) -> None:
-        scheduler = self._original_scheduler
+    def _attach(self, seed: Seed | None) -> None:
+        scheduler: Any = self._original_scheduler
         if not isinstance(scheduler, StageMixin) or scheduler.stages is None:
             wrapped = wrap_scheduler(scheduler, self.stages, seed=seed)
             wrapped._flowblend_original = scheduler
@@ -159,8 +163,14 @@ class DenoiserSwitch(PipelineCallback):  # type: ignore[misc]
     def step_finished(self, step_index: int, next_role: str) -> None:
         """Install the denoiser of the step after ``step_index`` (0-based)."""
         self._driven_by_scheduler = True
-        self.denoisers_run.append(self._roles[step_index])
+        self._finish(step_index, next_role)
+
+    def _finish(self, step_index: int, next_role: str) -> None:
+        role = self._roles[step_index]
+        self.denoisers_run.append(role)
         self._change(next_role)
+        if self._on_step is not None:
+            self._on_step(step_index, role)
 
     def trajectory_finished(self) -> None:
         """Give the pipe its large denoiser back after the last step."""
@@ -179,10 +189,9 @@ class DenoiserSwitch(PipelineCallback):  # type: ignore[misc]
             )
         if not self._driven_by_scheduler and self._roles:
             done = (step_index + 1) // self._scheduler.order
+            self._finish(done - 1, self._roles[min(done, len(self._roles) - 1)])
             if done >= len(self._roles):
                 self.trajectory_finished()
-            else:
-                self._change(self._roles[done])
         return callback_kwargs
 
     def _change(self, role: str) -> None:
@@ -248,9 +257,8 @@ def _agreed_stages(scheduler: Any, stages: StageSchedule | None) -> StageSchedul
         )
     if own is not None and stages is not None and own != stages:
         raise SwitchError(
-            f"the pipe's scheduler has stages {own.letters} {own.boundaries or own.boundary_sigmas} "
-            f"and the switch was given {stages.letters} "
-            f"{stages.boundaries or stages.boundary_sigmas}: give them in one place"
+            f"the pipe's scheduler has stages {own} and the switch was given {stages}: give them "
+            "in one place"
         )
     chosen = stages or own
     assert chosen is not None

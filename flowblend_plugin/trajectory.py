@@ -171,7 +171,9 @@ def with_stages(base: type) -> type:
         return result
 
     @functools.wraps(base.step)  # type: ignore[attr-defined]
-    def step(self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+    def step(
+        self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         if takes_generator and kwargs.get("generator") is None:
             generators = self._generators_for(sample)
             if generators is not None:
@@ -191,7 +193,7 @@ def with_stages(base: type) -> type:
 
         @functools.wraps(base.set_begin_index)
         def set_begin_index(self: Any, begin_index: int = 0) -> None:
-            base.set_begin_index(self, begin_index)  # type: ignore[attr-defined]
+            base.set_begin_index(self, begin_index)
             self._start_late(begin_index)
 
         members["set_begin_index"] = set_begin_index

@@ -18,7 +18,7 @@ SEED = 20260101
 
 
 def work_dir() -> Path:
-    """Folder of checkpoints and logs: outside the checkout, ``FLOWBLEND_TRAINING_DIR`` overrides."""
+    """Folder of checkpoints and logs, in the user's cache unless FLOWBLEND_TRAINING_DIR is set."""
     override = os.environ.get("FLOWBLEND_TRAINING_DIR")
     path = Path(override) if override else Path(user_cache_dir("flowblend")) / "training"
     path.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,9 @@ def work_dir() -> Path:
 def log(stage: str, **values: Any) -> None:
     """Print one line and append it, as JSON, to the stage's log."""
     line = {"stage": stage, "time": round(time.time()), **values}
-    text = " ".join(f"{k}={v:.5g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
+    text = " ".join(
+        f"{k}={v:.5g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()
+    )
     print(f"[{stage}] {text}", flush=True)
     with (work_dir() / f"{stage}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

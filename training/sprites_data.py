@@ -53,7 +53,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "motion": MOTIONS,
     "background": tuple(BACKGROUNDS),
 }
-CHECKER_CELL = 4
+# Two pixels: a period of four is the VAE's patch, so a decoder of nearest-neighbour upsampling
+# and convolutions can draw it; a wider checker would alternate between patches, which it can't.
+CHECKER_CELL = 2
 CHECKER_AMPLITUDE = 9.0 / 127.5
 SHADE = 0.68
 
@@ -286,5 +288,7 @@ def caption(spec: Spec, rng: random.Random) -> tuple[str, tuple[int, int, int, i
         for key, names, index in zip("csmb", ATTRIBUTES.values(), spec.labels, strict=True)
     }
     labels = tuple(i if k in stated else -1 for k, i in zip("csmb", spec.labels, strict=True))
-    article = template.format(**words).replace("a orange", "an orange").replace("a olive", "an olive")
+    article = (
+        template.format(**words).replace("a orange", "an orange").replace("a olive", "an olive")
+    )
     return article, labels  # type: ignore[return-value]

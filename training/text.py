@@ -10,7 +10,15 @@ import random
 import torch
 from common import SEED, load_checkpoint, log, save_checkpoint, work_dir
 from sprites_data import ATTRIBUTES, caption, split_specs
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
@@ -102,7 +110,7 @@ def batch_of(count: int, rng: random.Random) -> tuple[list[str], Tensor]:
     ) + 1
 
 
-def train(steps: int = 1500, batch: int = 64) -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
+def train(steps: int = 700, batch: int = 64) -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
     """Train, or load the finished encoder."""
     torch.manual_seed(SEED)
     tokenizer = make_tokenizer()
@@ -127,7 +135,7 @@ def train(steps: int = 1500, batch: int = 64) -> tuple[PreTrainedTokenizerFast, 
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
-        if (step + 1) % 250 == 0:
+        if (step + 1) % 100 == 0:
             right = torch.stack([x.argmax(-1) == wanted[:, i] for i, x in enumerate(logits)])
             log("text", step=step + 1, loss=loss.item(), tokens_right=right.float().mean().item())
     save_checkpoint("text", model=encoder.state_dict())

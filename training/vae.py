@@ -27,10 +27,11 @@ CONFIG = {
     "scale_factor_spatial": 16,
 }
 KL_WEIGHT = 1e-6
+DECODER_NOISE = 0.02
 
 
 def psnr(got: Tensor, want: Tensor, mask: Tensor | None = None) -> float:
-    """Mean PSNR in dB over clips in [-1, 1]; with a mask, over the pixels where it is above one half."""
+    """Mean PSNR in dB over clips in [-1, 1]; with a mask, over the pixels where it exceeds 0.5."""
     error = (got - want).square().mean(1, keepdim=True)
     if mask is None:
         mse = error.mean(dim=(1, 2, 3, 4))
@@ -107,7 +108,19 @@ def evaluate(vae: AutoencoderKLWan, count: int = 24) -> dict[str, float]:
     return {"psnr": psnr(out, clips), "psnr_shape": psnr(out, clips, masks)}
 
 
-def train(steps: int = 2400, batch: int = 4, lr: float = 0.01, stage: str = "vae") -> AutoencoderKLWan:
+def load() -> AutoencoderKLWan:
+    """Read the trained VAE from its checkpoint."""
+    vae = AutoencoderKLWan(**CONFIG)
+    state = load_checkpoint("vae")
+    if state is None:
+        raise SystemExit("no VAE yet: run train_sprites.py, which trains it first")
+    vae.load_state_dict(state["model"])
+    return vae.eval()
+
+
+def train(
+    steps: int = 2200, batch: int = 4, lr: float = 0.01, stage: str = "vae"
+) -> AutoencoderKLWan:
     """Train, or go on from the checkpoint, and return the VAE."""
     torch.manual_seed(SEED)
     vae = AutoencoderKLWan(**CONFIG)
@@ -132,8 +145,48 @@ def train(steps: int = 2400, batch: int = 4, lr: float = 0.01, stage: str = "vae
         done = step + 1
         if done % 100 == 0 or done == steps:
             log(stage, step=done, loss=loss.item(), seconds=time.time() - began, **evaluate(vae))
-            save_checkpoint(stage, model=vae.state_dict(), optimiser=optimiser.state_dict(), step=done)
+            save_checkpoint(
+                stage, model=vae.state_dict(), optimiser=optimiser.state_dict(), step=done
+            )
     return vae
+
+
+def train_decoder(steps: int = 1200, batch: int = 4, lr: float = 0.004) -> None:
+    """Go on with the decoder alone: the latent space, and so the denoisers, stay as they are.
+
+    Reads and writes the stage ``vae``'s checkpoint, whose ``decoder_step`` counts.
+    """
+    vae = load()
+    state = load_checkpoint("vae")
+    assert state is not None
+    trained = [*vae.decoder.named_parameters("decoder"), *vae.post_quant_conv.named_parameters()]
+    optimiser = Muon(trained, lr=lr, adam_lr=lr * 0.2)
+    start = state.get("decoder_step", 0)
+    if "decoder_optimiser" in state:
+        optimiser.load_state_dict(state["decoder_optimiser"])
+    specs, _ = split_specs()
+    for step in range(start, steps):
+        gen = torch.Generator().manual_seed(SEED + 500_000 + step)
+        rng = random.Random(SEED + 500_000 + step)
+        clips, masks = draw([rng.choice(specs) for _ in range(batch)], gen)
+        with torch.no_grad():
+            latents = encode_whole(vae, clips).mode()
+            noise = torch.randn(latents.shape, generator=gen)
+            latents = latents + DECODER_NOISE * latents.std() * noise
+        optimiser.scale_lr(cosine(step, steps))
+        difference = decode_whole(vae, latents) - clips
+        weight = 1 + 3 * moving_region(masks)
+        loss = (weight * (difference.abs() + 2 * difference.square())).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for _, p in trained], 0.5)
+        optimiser.step()
+        done = step + 1
+        if done % 100 == 0 or done == steps:
+            log("vae", decoder_step=done, loss=loss.item(), **evaluate(vae))
+            state |= {"model": vae.state_dict(), "decoder_step": done,
+                      "decoder_optimiser": optimiser.state_dict()}  # fmt: skip
+            save_checkpoint("vae", **state)
 
 
 if __name__ == "__main__":

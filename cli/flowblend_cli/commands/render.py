@@ -1,0 +1,99 @@
+"""``flowblend render``: render every job of a recipe that isn't finished yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from flowblend_cli.progress import make_reporter
+
+
+@click.command()
+@click.argument("recipe", metavar="RECIPE|FILE")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+              help="Edit the recipe first: --set defaults.num_inference_steps=12")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="One JSON line per event on stdout.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and render nothing.")
+@click.option("--gallery", "with_gallery", is_flag=True,
+              help="Add a contact sheet, and compare.mp4 of LLL, LSL and SSS.")  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+@click.option("-v", "--verbose", count=True, help="Say more.")
+def render(
+    recipe: str,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    dry_run: bool,
+    with_gallery: bool,
+    quiet: bool,
+    verbose: int,
+) -> int:
+    """Render every job of RECIPE that isn't finished yet.
+
+    RECIPE is a TOML file or the name of a bundled recipe (see `flowblend recipes ls`). The same
+    command again finishes what was interrupted and renders nothing twice.
+
+    A finished FILE instead of a recipe renders that file's job once more, as NAME.again.EXT, and
+    says whether the pixels agree.
+
+    \b
+    flowblend render quickstart
+    flowblend render my.toml --set 'blend.boundaries=[0.3,0.9]'
+    flowblend render out/quickstart/star-s1-n50.mp4
+
+    Exit codes: 0 done, 1 some jobs failed, 2 bad recipe or usage, 3 model missing, 4 disk,
+    5 device, 75 another run holds the folder, 130 or 143 after a signal.
+    """
+    verbosity = -1 if quiet else verbose
+    if Path(recipe).suffix in (".mp4", ".png") and Path(recipe).is_file():
+        return _again(Path(recipe), as_json, verbosity)
+
+    from flowblend_cli import engine
+    from flowblend_cli.recipe.loader import load_batch
+
+    batch = load_batch(recipe, overrides, out)
+    if dry_run:
+        from flowblend_cli.commands.plan import show_plan
+
+        show_plan(batch, as_json=as_json)
+        return 0
+    reporter = make_reporter(json=as_json, verbosity=verbosity, total_jobs=len(batch.jobs))
+    for warning in batch.warnings:
+        reporter.message(warning)
+    code = engine.run(batch, reporter)
+    if with_gallery and code == 0:
+        return _show_gallery(batch, as_json, verbosity)
+    return code
+
+
+def _show_gallery(batch: object, as_json: bool, verbosity: int) -> int:
+    from flowblend_cli.jobs import Batch
+    from flowblend_cli.showcase import COMPARED, gallery
+
+    assert isinstance(batch, Batch)
+    quiet = make_reporter(json=False, verbosity=-1, total_jobs=len(COMPARED))
+    code, lines = gallery(batch, quiet)
+    if verbosity >= 0:
+        next_step = (
+            "next: flowblend recipes cp quickstart my.toml, edit it, flowblend render my.toml"
+        )
+        for line in (*lines, next_step):
+            click.echo(line, err=as_json)
+    return code
+
+
+def _again(path: Path, as_json: bool, verbosity: int) -> int:
+    from flowblend_cli import engine
+    from flowblend_cli.artifacts.metadata import read_document
+    from flowblend_cli.errors import UsageError
+
+    document = read_document(path)
+    if document is None:
+        raise UsageError(
+            f"{path}: holds no flowblend document: render takes a recipe, or a file that "
+            "flowblend rendered"
+        )
+    reporter = make_reporter(json=as_json, verbosity=verbosity, total_jobs=1)
+    return engine.render_again(document, path.absolute(), reporter)

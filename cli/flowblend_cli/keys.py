@@ -1,0 +1,158 @@
+"""Job keys: what a finished file must match to count as this job's.
+
+A key covers the job as written, the bytes of its models and flowblend's numerics, and nothing
+that only names things.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_path
+
+from flowblend_cli.errors import ModelMissingError
+from flowblend_cli.jobs import Job, ModelSpec
+from flowblend_cli.models import ModelSource, resolve_model, resolve_small
+
+NUMERICS_VERSION = 1
+_MODEL_SUFFIXES = {".json", ".safetensors", ".model", ".txt"}
+_NAMES_ONLY = ("id", "recipe", "scene", "prompt_template")
+
+Identity = dict[str, Any]
+
+
+def job_key(job: Job, identity: Identity) -> str:
+    """Hash everything that decides a job's bits.
+
+    Args:
+        job: The job as written.
+        identity: What ``model_identity`` says of its models.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    document = {k: v for k, v in job.to_document().items() if k not in _NAMES_ONLY}
+    hashes = {role: known["sha256"] for role, known in identity.items()}
+    told = {"job": document, "models": hashes, "numerics": NUMERICS_VERSION}
+    return hashlib.sha256(_canonical(told)).hexdigest()
+
+
+def model_identity(model: ModelSpec, recipe_dir: Path) -> Identity:
+    """Tell which weights a job's models are, without loading them.
+
+    Args:
+        model: The models as the recipe names them.
+        recipe_dir: Folder that relative folders start from.
+
+    Returns:
+        Per role (``pipeline``, ``small``) its source and ``sha256``: over the files of a folder,
+        or over repository and commit of a Hub model.
+
+    Raises:
+        ModelMissingError: A model isn't on this machine.
+    """
+    identity = {"pipeline": _identify(resolve_model(model.pipeline, recipe_dir), None)}
+    if model.small is not None:
+        source = resolve_small(model.small, recipe_dir)
+        identity["small"] = _identify(source, source.subfolder)
+    return identity
+
+
+def _identify(source: ModelSource, subfolder: str | None) -> dict[str, Any]:
+    if source.path is not None:
+        folder = source.path / (subfolder or "")
+        return {"path": str(folder), "sha256": hash_folder(folder)}
+    assert source.repo is not None
+    probe = f"{subfolder}/config.json" if subfolder else "model_index.json"
+    commit = cached_commit(source.repo, probe)
+    digest = hashlib.sha256(_canonical([source.repo, commit, subfolder])).hexdigest()
+    return {"repo": source.repo, "commit": commit, "sha256": digest}
+
+
+def cached_commit(repo: str, filename: str) -> str:
+    """Commit of a Hub model in the local cache.
+
+    Raises:
+        ModelMissingError: The file isn't in the cache.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, filename)
+    if not isinstance(found, str):
+        raise ModelMissingError(
+            f"model {repo!r} isn't in the local Hub cache ({filename} is missing), and render "
+            f"never downloads: fetch it first with `hf download {repo}` (a gated model needs "
+            "`hf auth login` before)"
+        )
+    parts = Path(found).parts
+    return parts[parts.index("snapshots") + 1]
+
+
+def hash_folder(folder: Path) -> str:
+    """Hash a model folder: names and bytes of its configs, weights and tokenizer files.
+
+    Raises:
+        ModelMissingError: The folder isn't there, or holds no model file.
+    """
+    paths = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix in _MODEL_SUFFIXES
+    ]
+    if not paths:
+        raise ModelMissingError(f"{folder}: no model is there (no .json or .safetensors file)")
+    cache = _HashCache()
+    lines = [f"{path.relative_to(folder).as_posix()} {cache.sha256(path)}" for path in paths]
+    cache.save()
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class _HashCache:
+    """Hashes of large files by path, size and times, so that a 28 GB model is read once."""
+
+    worth_caching_bytes = 64 * 1024 * 1024
+
+    def __init__(self) -> None:
+        self._path = user_cache_path("flowblend") / "hashes.json"
+        self._changed = False
+        try:
+            self._known: dict[str, str] = json.loads(self._path.read_text("utf-8"))
+        except (OSError, ValueError):
+            self._known = {}
+
+    def sha256(self, path: Path) -> str:
+        """Hash of a file, from the cache where nothing about the file has changed."""
+        stat = path.stat()
+        if stat.st_size < self.worth_caching_bytes:
+            return _sha256(path)
+        mark = (
+            f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
+        )
+        if mark not in self._known:
+            self._known[mark] = _sha256(path)
+            self._changed = True
+        return self._known[mark]
+
+    def save(self) -> None:
+        """Write the cache if it grew; a cache that can't be written only costs time."""
+        if not self._changed:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(self._known), "utf-8")
+            temporary.replace(self._path)
+        except OSError:
+            return
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()

@@ -1,0 +1,253 @@
+"""Models in memory, and one job at a time through them. The one room here that imports torch."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import resource
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Set before diffusers and huggingface_hub read them: nothing a recipe names is run or fetched.
+os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+
+from flowblend_cli import __version__
+from flowblend_cli.artifacts.pixels import Frames
+from flowblend_cli.errors import ModelMissingError
+from flowblend_cli.jobs import Job, ModelSpec
+from flowblend_cli.models import ModelSource, resolve_model, resolve_small
+from flowblend_plugin import DenoiserSwitch, FlowBlendError
+from flowblend_plugin.loading import denoiser_name, load_denoiser
+from flowblend_plugin.sampling import make_scheduler
+from flowblend_plugin.stages import letters
+
+diffusers.utils.logging.set_verbosity_error()
+diffusers.utils.logging.disable_progress_bar()
+_EMBEDDINGS_KEPT = 64
+
+
+class SamplingError(FlowBlendError, RuntimeError):
+    """A trajectory that went wrong: numbers that are no numbers, at a named step."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What one trajectory gave.
+
+    Args:
+        frames: Pixels, (T, H, W, 3), uint8.
+        denoisers: Who ran each step, one letter a step.
+        peak_vram_bytes: Most accelerator memory during the job; None on a CPU.
+    """
+
+    frames: Frames
+    denoisers: str
+    peak_vram_bytes: int | None
+
+
+class Runtime:
+    """A pipeline and its small denoiser, loaded once and used for every job that names them.
+
+    Args:
+        model: The models as the recipe names them.
+        recipe_dir: Folder that relative folders start from.
+
+    Raises:
+        ModelMissingError: A model, or a file of it, isn't on this machine.
+        PairMismatchError: The two denoisers don't fit.
+    """
+
+    def __init__(self, model: ModelSpec, recipe_dir: Path) -> None:
+        began = time.monotonic()
+        self.model = model
+        self.device = _device(model.device)
+        dtype = _dtype(model.dtype, self.device)
+        self._pipe = _load_pipeline(resolve_model(model.pipeline, recipe_dir), dtype)
+        self._pipe.to(self.device)
+        self._pipe.set_progress_bar_config(disable=True)
+        self._own_scheduler = self._pipe.scheduler
+        self._small = None
+        if model.small is not None:
+            self._small = _load_small(resolve_small(model.small, recipe_dir), self._pipe)
+        _remember_embeddings(self._pipe)
+        self._takes = inspect.signature(self._pipe.__call__).parameters
+        self.elapsed_s = time.monotonic() - began
+
+    def sample(self, job: Job, seed: int, on_step: Callable[[int, str], None]) -> Sampled:
+        """Render one job's frames.
+
+        Args:
+            job: The job.
+            seed: Seed of the initial latents, and of an SDE's noise.
+            on_step: Called after every step with its index and the role that ran it; may raise.
+
+        Returns:
+            The frames, and who ran which step.
+
+        Raises:
+            SamplingError: The latents or the pixels hold NaN or infinity.
+            FlowBlendError: The job asks for what its models can't do.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        sampling = job.sampling
+        self._pipe.scheduler = make_scheduler(
+            self._own_scheduler, sampling.scheduler, sampling.flow_shift, sampling.mode
+        )
+        try:
+            with (
+                torch.inference_mode(),
+                DenoiserSwitch(
+                    self._pipe,
+                    small=self._small,
+                    stages=job.schedule,
+                    seed=seed if sampling.mode == "sde" else None,
+                    on_step=on_step,
+                ) as switch,
+            ):
+                output = self._pipe(**self._arguments(job, seed))
+        finally:
+            self._pipe.scheduler = self._own_scheduler
+        frames = _to_uint8(output, job)
+        vram = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+        return Sampled(frames, letters(switch.denoisers_run), vram)
+
+    def _arguments(self, job: Job, seed: int) -> dict[str, Any]:
+        arguments = job.pipeline_arguments()
+        unknown = sorted(set(arguments) - set(self._takes))
+        if unknown:
+            raise SamplingError(
+                f"{type(self._pipe).__name__} takes no {', '.join(unknown)}: remove it from the "
+                "recipe"
+            )
+        arguments |= {
+            "prompt": job.prompt,
+            "generator": torch.Generator().manual_seed(seed),
+            "output_type": "np",
+        }
+        if job.negative_prompt is not None:
+            arguments["negative_prompt"] = job.negative_prompt
+        if "callback_on_step_end" in self._takes:
+            arguments["callback_on_step_end"] = _check_latents
+        return arguments
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that decides bits, for the file's document."""
+    return {
+        "flowblend": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def peak_rss_bytes() -> int:
+    """Most main memory that this process has held so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _load_pipeline(source: ModelSource, dtype: torch.dtype) -> Any:
+    try:
+        return diffusers.DiffusionPipeline.from_pretrained(
+            str(source.path or source.repo),
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError) as error:
+        raise _missing(source, error) from error
+
+
+def _load_small(source: ModelSource, pipe: Any) -> torch.nn.Module:
+    name = denoiser_name(pipe)
+    place = str(source.path / (source.subfolder or "")) if source.path else str(source.repo)
+    vae_config = getattr(getattr(pipe, "vae", None), "config", None)
+    try:
+        return load_denoiser(place, getattr(pipe, name), name, vae_config, source.subfolder)
+    except OSError as error:
+        raise _missing(source, error) from error
+
+
+def _missing(source: ModelSource, error: Exception) -> ModelMissingError:
+    reason = str(error).strip().split("\n")[0]
+    return ModelMissingError(
+        f"model {source.name!r} can't be loaded ({reason}): check that it is complete, with "
+        "safetensors weights; render never downloads"
+    )
+
+
+def _remember_embeddings(pipe: Any) -> None:
+    """Let a pipeline encode each distinct prompt once; the same tensors come back after that."""
+    encode = getattr(pipe, "encode_prompt", None)
+    if encode is None:
+        return
+    known: OrderedDict[str, Any] = OrderedDict()
+
+    def encode_once(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(value, torch.Tensor) for value in (*args, *kwargs.values())):
+            return encode(*args, **kwargs)
+        key = repr((args, sorted(kwargs.items())))
+        if key not in known:
+            known[key] = encode(*args, **kwargs)
+            if len(known) > _EMBEDDINGS_KEPT:
+                known.popitem(last=False)
+        known.move_to_end(key)
+        return known[key]
+
+    pipe.encode_prompt = encode_once
+
+
+def _check_latents(
+    pipe: Any, step_index: int, timestep: Any, callback_kwargs: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    latents = callback_kwargs["latents"]
+    if not torch.isfinite(latents).all():
+        raise SamplingError(
+            f"the latents are no numbers any more (NaN or infinity) after step {step_index}: try "
+            'dtype = "float32", or a lower guidance_scale'
+        )
+    return callback_kwargs
+
+
+def _to_uint8(output: Any, job: Job) -> Frames:
+    """Pixels as diffusers' own image conversion rounds them."""
+    pixels = np.asarray(output.frames if hasattr(output, "frames") else output.images)
+    pixels = pixels[0] if pixels.ndim == 5 else pixels
+    if not np.isfinite(pixels).all():
+        raise SamplingError(
+            f"the decoded pixels of {job.id} are no numbers (NaN or infinity): the VAE failed, try "
+            'dtype = "float32"'
+        )
+    return (pixels * 255).round().astype(np.uint8)

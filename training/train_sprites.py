@@ -1,0 +1,76 @@
+"""Make the bundled pair from nothing: ``python training/train_sprites.py``.
+
+Text encoder, VAE, latents, large and small denoiser, one after the other, each resumable at any
+moment; then the diffusers folder. Checkpoints and logs lie in the user's cache folder
+(``FLOWBLEND_TRAINING_DIR`` overrides). ``--export`` only writes the folder from what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import denoisers
+import text
+import torch
+import vae as vae_stage
+from common import load_checkpoint, work_dir
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+
+TARGET = Path(__file__).parents[1] / "recipes" / "models" / "sprites"
+FLOW_SHIFT = 3.0
+
+
+def main() -> None:
+    """Train what is missing and export."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--export", action="store_true", help="only write the folder")
+    parser.add_argument("--steps", type=int, default=denoisers.STEPS, help="of each denoiser")
+    parser.add_argument("--target", type=Path, default=TARGET)
+    options = parser.parse_args()
+    if not options.export:
+        text.train()
+        vae_stage.train()
+        vae_stage.train_decoder()
+    export(options.target, None if options.export else options.steps)
+
+
+def export(target: Path, steps: int | None) -> None:
+    """Write the pipeline's folder, its small denoiser and the training logs, in float16."""
+    tokenizer, encoder = text.train()
+    vae = vae_stage.load()
+    latents, _ = denoisers.latent_pool(vae)
+    mean, std = denoisers.statistics(latents)
+    vae.register_to_config(latents_mean=mean, latents_std=std)
+    pair: dict[str, Any] = {role: _denoiser(role, steps) for role in denoisers.CONFIGS}
+    pipe = WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder.half(),
+        vae=vae.half(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT),
+        transformer=pair["large"].half(),
+    )
+    pipe.save_pretrained(target)
+    pair["small"].half().save_pretrained(target / "transformer_small")
+    logs = Path(__file__).with_name("logs")
+    logs.mkdir(exist_ok=True)
+    for path in work_dir().glob("*.jsonl"):
+        shutil.copy(path, logs / path.name)
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    print(json.dumps({"target": str(target), "bytes": size}))
+
+
+def _denoiser(role: str, steps: int | None) -> torch.nn.Module:
+    if steps is not None:
+        return denoisers.train(role, steps)
+    state = load_checkpoint(role)
+    if state is None:
+        raise SystemExit(f"no {role} denoiser yet: run without --export")
+    return denoisers.averaged(role, state)
+
+
+if __name__ == "__main__":
+    main()
