@@ -118,13 +118,13 @@ def read_source(path: Path) -> RecipeSource:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.is_dir():
-            raise _error(path, None, "is a folder: name a recipe, a .toml file")
         with path.open("rb") as file:
             data = file.read(MAX_RECIPE_BYTES + 1)
     except FileNotFoundError as error:
         message = "no such recipe; flowblend recipes ls lists the bundled ones"
         raise _error(path, None, message) from error
+    except IsADirectoryError as error:
+        raise _error(path, None, "is a folder: name a recipe, a .toml file") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise _error(path, None, f"can't be read: {reason}") from error

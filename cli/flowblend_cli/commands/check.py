@@ -1,0 +1,52 @@
+"""``flowblend check``: every problem of one or more recipes, without rendering."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from flowblend_cli.errors import RecipeError
+from flowblend_cli.recipe.expansion import expand
+from flowblend_cli.recipe.loader import load_recipe
+from flowblend_cli.text import count, printable
+
+
+@click.command()
+@click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def check(recipes: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> int:
+    """Find every problem in each RECIPE; exit with 0 if there is none, else with 2.
+
+    RECIPE is a .toml file or the name of a bundled recipe.
+
+    \b
+    Examples:
+      flowblend check quickstart
+      flowblend check recipes/*.toml
+    """
+    reports = [_check(recipe, overrides) for recipe in recipes]
+    if as_json:
+        click.echo(json.dumps({"v": 1, "recipes": reports}))
+    for report in reports:
+        for warning in report["warnings"]:
+            click.echo(f"warning: {printable(report['path'])}: {printable(warning)}", err=True)
+        if report["ok"] and not as_json:
+            click.echo(f"OK {printable(report['path'])}: {count(report['jobs'], 'job')}")
+        for line in report.pop("lines", ()):
+            click.echo(line, err=True)
+    return 0 if all(report["ok"] for report in reports) else 2
+
+
+def _check(recipe: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    report: dict[str, Any] = {"path": recipe, "ok": True, "jobs": 0, "warnings": [], "problems": []}
+    try:
+        batch = expand(load_recipe(recipe, overrides))
+    except RecipeError as error:
+        lines = [str(problem) for problem in error.problems]
+        problems = [asdict(problem) for problem in error.problems]
+        return {**report, "ok": False, "problems": problems, "lines": lines}
+    return {**report, "jobs": len(batch.jobs), "warnings": list(batch.warnings)}

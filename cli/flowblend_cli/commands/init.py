@@ -1,0 +1,161 @@
+"""``flowblend init``: write a first recipe for a pair of models, checked offline to fit."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flowblend_cli.files import write_new
+from flowblend_cli.models import ModelSource, find_pair, read_json, resolve_model, resolve_small
+from flowblend_cli.recipe.expansion import expand
+from flowblend_cli.recipe.loader import load_recipe
+from flowblend_cli.text import printable
+from flowblend_plugin.errors import PairMismatchError
+from flowblend_plugin.pairing import config_mismatches
+
+_SUBFOLDERS = ("transformer", "unet")
+_SPRITES_PROMPT = "a red circle moving right on a navy background"
+_PROMPT = "a lighthouse at dusk, waves rolling in, slow camera movement"
+
+_RECIPE = """\
+# A first recipe: flowblend plan shows what it will do, flowblend render does it.
+
+[recipe]
+name = {name}
+output_dir = "out"                 # relative to this file
+
+[model]
+pipeline = {pipeline}
+{small}
+[blend]
+stages = "LSL"                     # large, small, large
+boundaries = [0.4, 0.8]            # where the stages end, as fractions of the steps
+
+[defaults]
+num_inference_steps = 50
+guidance_scale = 5.0
+
+[[scene]]
+name = "first"
+prompt = {prompt}
+seeds = [42]
+"""
+
+
+@click.command()
+@click.option("--pipeline", required=True, metavar="MODEL", help="The pipeline, the large one.")
+@click.option("--small", metavar="MODEL", help="The small denoiser; a known pair has its own.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("recipe.toml"),
+    show_default=True,
+    help="The recipe to write; never overwritten.",
+)
+def init(pipeline: str, small: str | None, output: Path) -> None:
+    """Write a first recipe for a pair of models, after checking offline that they fit.
+
+    MODEL is the name of a known pair, ./folder, an absolute folder, or owner/name on the Hub.
+
+    \b
+    Examples:
+      flowblend init --pipeline sprites
+      flowblend init --pipeline ./wan-14b --small ./wan-1.3b -o wan.toml
+    """
+    here = Path.cwd()
+    large_source = resolve_model(pipeline, here)
+    pair = find_pair(pipeline)
+    small_name = small or (pair.name if pair else None)
+    if small_name is None:
+        raise click.UsageError(f"--small is needed: {pipeline} is no known pair with its own")
+    small_source = resolve_small(small_name, here)
+    verdict = _verdict(large_source, small_source)
+    folder = output.absolute().parent
+    write_new(
+        output,
+        _RECIPE.format(
+            name=_quote(_name_of(pipeline)),
+            pipeline=_quote(_from_folder(large_source, folder)),
+            small=f"small = {_quote(_from_folder(small_source, folder))}\n" if small else "",
+            prompt=_quote(_SPRITES_PROMPT if pair and pair.name == "sprites" else _PROMPT),
+        ),
+    )
+    batch = expand(load_recipe(output))
+    shown = printable(output)
+    click.echo(verdict)
+    click.echo(f"wrote {shown}: one scene, {len(batch.jobs)} job")
+    click.echo(f"next: flowblend plan {shown}")
+    click.echo(f"      flowblend render {shown}")
+
+
+def _verdict(large: ModelSource, small: ModelSource) -> str:
+    """Compare the two denoisers' configs, as far as they are on this machine.
+
+    Raises:
+        PairMismatchError: They don't fit.
+    """
+    configs = [_denoiser_config(large), _denoiser_config(small)]
+    missing = [
+        printable(source.name)
+        for source, config in zip((large, small), configs, strict=True)
+        if config is None
+    ]
+    large_config, small_config = configs
+    if large_config is None or small_config is None:
+        return (
+            f"not checked whether the pair fits: {' and '.join(missing)} isn't on this machine "
+            "(rendering checks it)"
+        )
+    mismatches = config_mismatches(large_config, small_config)
+    if mismatches:
+        raise PairMismatchError(large.name, small.name, mismatches)
+    return f"the pair fits: {large_config.get('_class_name', 'denoiser')}"
+
+
+def _denoiser_config(source: ModelSource) -> Mapping[str, Any] | None:
+    """A denoiser's config.json from a folder or the local cache; None if it isn't there."""
+    candidates = [source.subfolder] if source.subfolder else [*_SUBFOLDERS, None]
+    for subfolder in candidates:
+        name = f"{subfolder}/config.json" if subfolder else "config.json"
+        path = source.path / name if source.path else _cached(source.repo, name)
+        config = read_json(path) if path else {}
+        if config:
+            return config
+    return None
+
+
+def _cached(repo: str | None, filename: str) -> Path | None:
+    """A file of a Hub repository, only if it was downloaded before; never asks the network."""
+    if repo is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, filename)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _name_of(pipeline: str) -> str:
+    """A recipe name made of a model's: its last part, plain characters only."""
+    last = pipeline.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", last).strip(".-") or "recipe"
+
+
+def _from_folder(source: ModelSource, folder: Path) -> str:
+    """How a recipe in a folder names a model: its own folders relative, others absolute."""
+    is_named = find_pair(source.name) is not None or source.pair is not None
+    if source.path is None or is_named:
+        return source.name
+    if source.path.is_relative_to(folder.resolve()):
+        return f"./{source.path.relative_to(folder.resolve()).as_posix()}"
+    return str(source.path)
+
+
+def _quote(text: str) -> str:
+    """A TOML basic string; JSON's escapes are a subset of TOML's."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

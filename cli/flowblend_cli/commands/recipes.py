@@ -1,0 +1,53 @@
+"""``flowblend recipes``: list the bundled recipes, or copy one to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from flowblend_cli.bundled import bundled_recipes
+from flowblend_cli.errors import UsageError
+from flowblend_cli.files import write_new
+from flowblend_cli.text import printable
+
+
+@click.group()
+def recipes() -> None:
+    """List the bundled recipes, or copy one."""
+
+
+@recipes.command()
+def ls() -> None:
+    """List the bundled recipes, with what each one shows."""
+    found = bundled_recipes()
+    width = max((len(name) for name in found), default=0)
+    for name, path in found.items():
+        click.echo(f"{name:<{width}}  {printable(_headline(path))}")
+
+
+@recipes.command()
+@click.argument("name")
+@click.argument("dest", type=click.Path(path_type=Path))
+def cp(name: str, dest: Path) -> None:
+    """Copy the bundled recipe NAME to the file or folder DEST; never overwrites.
+
+    The copy's output_dir is relative to the copy's folder.
+
+    \b
+    Example:
+      flowblend recipes cp quickstart mine.toml
+    """
+    found = bundled_recipes()
+    if name not in found:
+        raise UsageError(f"no bundled recipe is named {name!r}; there are {', '.join(found)}")
+    target = dest / f"{name}.toml" if dest.is_dir() else dest
+    write_new(target, found[name].read_text("utf-8"))
+    click.echo(f"wrote {printable(target)}")
+    click.echo(f"next: flowblend render {printable(target)}")
+
+
+def _headline(path: Path) -> str:
+    """The comment in a recipe's first line."""
+    first = path.read_text("utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""

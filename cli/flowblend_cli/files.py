@@ -1,0 +1,27 @@
+"""Small files that commands write for people, never over another file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flowblend_cli.errors import OutputError, UsageError
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a new text file; follows no link, and never overwrites.
+
+    Raises:
+        UsageError: Something is there already, or the folder isn't there.
+        OutputError: The disk refuses.
+    """
+    try:
+        with path.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise UsageError(f"{path} exists already and isn't overwritten: name another file") from (
+            error
+        )
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise UsageError(f"{path} can't be written: its folder doesn't exist") from error
+    except OSError as error:
+        raise OutputError(f"{path} can't be written: {error.strerror}") from error

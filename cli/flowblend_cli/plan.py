@@ -1,0 +1,144 @@
+"""What a batch will do, told before anything is loaded: who runs which step of which job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowblend_cli.errors import UsageError
+from flowblend_cli.jobs import Batch, Job
+from flowblend_cli.models import find_pair
+from flowblend_cli.recipe.expansion import empty_stages
+from flowblend_plugin.errors import StageError
+from flowblend_plugin.noise_levels import noise_levels
+from flowblend_plugin.stages import letters
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """One job and its steps.
+
+    Args:
+        job: The job.
+        path: Absolute path of its final file.
+        denoisers: The denoiser of every step as letters, such as ``"LLLLSSSSLL"``.
+        steps: The same in words: ``"steps 0-3 large, 4-7 small, 8-9 large"``.
+    """
+
+    job: Job
+    path: Path
+    denoisers: str
+    steps: str
+
+    def to_document(self) -> dict[str, Any]:
+        """The planned job as plain JSON values."""
+        return {
+            "job": self.job.id,
+            "scene": self.job.scene,
+            "prompt": self.job.prompt,
+            "negative_prompt": self.job.negative_prompt,
+            "seed": self.job.seed,
+            "num_inference_steps": self.job.num_inference_steps,
+            "stages": self.steps,
+            "denoisers": self.denoisers,
+            "path": str(self.path),
+            "arguments": self.job.pipeline_arguments(),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole batch, planned.
+
+    Args:
+        batch: The batch.
+        jobs: Its jobs with their steps, in order.
+        warnings: What is legal, but probably not meant.
+    """
+
+    batch: Batch
+    jobs: tuple[PlannedJob, ...]
+    warnings: tuple[str, ...]
+
+    def totals(self) -> dict[str, int]:
+        """Jobs and steps of the batch, and the steps of each denoiser."""
+        large = sum(job.denoisers.count("L") for job in self.jobs)
+        small = sum(job.denoisers.count("S") for job in self.jobs)
+        return {
+            "jobs": len(self.jobs),
+            "steps": large + small,
+            "large_steps": large,
+            "small_steps": small,
+        }
+
+    def to_document(self) -> dict[str, Any]:
+        """The plan as one versioned JSON object."""
+        return {
+            "v": 1,
+            "recipe": self.batch.recipe_name,
+            "output_dir": str(self.batch.output_dir),
+            "jobs": [job.to_document() for job in self.jobs],
+            "totals": self.totals(),
+            "warnings": list(self.warnings),
+        }
+
+
+def plan_batch(batch: Batch) -> Plan:
+    """Plan every job of a batch.
+
+    Raises:
+        UsageError: Stages end at noise levels that can't be told without loading the pipeline.
+    """
+    known: dict[tuple[Any, ...], tuple[str, str]] = {}
+    planned = []
+    levels_warnings: dict[str, None] = {}
+    for job in batch.jobs:
+        key = (job.stages, job.num_inference_steps, job.sampling, job.model.pipeline)
+        if key not in known:
+            levels = job_noise_levels(job)
+            known[key] = _steps_of(job, levels)
+            if levels is not None:
+                levels_warnings |= dict.fromkeys(empty_stages(job, levels))
+        planned.append(PlannedJob(job, batch.path_of(job), *known[key]))
+    return Plan(batch, tuple(planned), (*batch.warnings, *levels_warnings))
+
+
+def job_noise_levels(job: Job) -> tuple[float, ...] | None:
+    """The noise level of each step, worked out without the pipeline; None where none is needed.
+
+    Raises:
+        UsageError: The recipe leaves the scheduler or its shift to a pipeline that isn't known.
+    """
+    if not job.schedule.needs_noise_levels:
+        return None
+    pair = find_pair(job.model.pipeline)
+    scheduler = job.sampling.scheduler or (pair.scheduler if pair else None)
+    flow_shift = job.sampling.flow_shift or (pair.flow_shift if pair else None)
+    left_out = [
+        name
+        for name, value in (("scheduler", scheduler), ("flow_shift", flow_shift))
+        if value is None
+    ]
+    if scheduler is None or flow_shift is None:
+        raise UsageError(
+            f"the noise levels of {job.model.pipeline} aren't known without loading it: set "
+            f"{' and '.join(left_out)} in [sampling], or give boundaries as fractions of the steps"
+        )
+    return noise_levels(scheduler, job.num_inference_steps, flow_shift)
+
+
+def _steps_of(job: Job, levels: tuple[float, ...] | None) -> tuple[str, str]:
+    steps = job.num_inference_steps
+    try:
+        denoisers = letters(job.schedule.denoisers(steps, levels))
+        return denoisers, job.schedule.describe(steps, levels)
+    except StageError as error:
+        raise UsageError(f"{job.id}: {error}") from error
+
+
+def summarize(totals: dict[str, int], kinds: Iterable[str] = ("large", "small")) -> str:
+    """Write totals in words: ``"300 steps: 180 large, 120 small"``."""
+    parts = ", ".join(f"{totals[f'{kind}_steps']:,} {kind}" for kind in kinds)
+    return f"{totals['steps']:,} steps: {parts}"
