@@ -136,6 +136,19 @@ class Job:
         """The stages as the library's schedule."""
         return StageSchedule(tuple(Stage(s.denoiser, s.until, s.until_sigma) for s in self.stages))
 
+    def empty_stages(self, noise_levels: tuple[float, ...] | None = None) -> tuple[str, ...]:
+        """Say which stages get no step: legal at few steps, but worth knowing.
+
+        Args:
+            noise_levels: Level of each step, for stages that end at noise levels.
+        """
+        steps = self.num_inference_steps
+        return tuple(
+            f"stage {index + 1} of {self.stage_string} ({self.stages[index].denoiser}) gets no "
+            f"step at num_inference_steps = {steps}"
+            for index in self.schedule.empty_stages(steps, noise_levels)
+        )
+
     def argument(self, name: str, default: Any = None) -> Any:
         """The value of one pipeline argument, or ``default`` if the job doesn't set it."""
         return dict(self.arguments).get(name, default)

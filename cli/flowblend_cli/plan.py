@@ -10,7 +10,6 @@ from typing import Any
 from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.models import find_pair
-from flowblend_cli.recipe.expansion import empty_stages
 from flowblend_plugin.errors import StageError
 from flowblend_plugin.noise_levels import noise_levels
 from flowblend_plugin.stages import letters
@@ -100,7 +99,7 @@ def plan_batch(batch: Batch) -> Plan:
             levels = job_noise_levels(job)
             known[key] = _steps_of(job, levels)
             if levels is not None:
-                levels_warnings |= dict.fromkeys(empty_stages(job, levels))
+                levels_warnings |= dict.fromkeys(job.empty_stages(levels))
         planned.append(PlannedJob(job, batch.path_of(job), *known[key]))
     return Plan(batch, tuple(planned), (*batch.warnings, *levels_warnings))
 

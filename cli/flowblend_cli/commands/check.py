@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from flowblend_cli.errors import RecipeError
-from flowblend_cli.recipe.expansion import expand
-from flowblend_cli.recipe.loader import load_recipe
+from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.text import count, printable
 
 
@@ -44,7 +43,7 @@ def check(recipes: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -
 def _check(recipe: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     report: dict[str, Any] = {"path": recipe, "ok": True, "jobs": 0, "warnings": [], "problems": []}
     try:
-        batch = expand(load_recipe(recipe, overrides))
+        batch = load_batch(recipe, overrides)
     except RecipeError as error:
         lines = [str(problem) for problem in error.problems]
         problems = [asdict(problem) for problem in error.problems]

@@ -12,8 +12,7 @@ import click
 
 from flowblend_cli.files import write_new
 from flowblend_cli.models import ModelSource, find_pair, read_json, resolve_model, resolve_small
-from flowblend_cli.recipe.expansion import expand
-from flowblend_cli.recipe.loader import load_recipe
+from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.text import printable
 from flowblend_plugin.errors import PairMismatchError
 from flowblend_plugin.pairing import config_mismatches
@@ -86,7 +85,7 @@ def init(pipeline: str, small: str | None, output: Path) -> None:
             prompt=_quote(_SPRITES_PROMPT if pair and pair.name == "sprites" else _PROMPT),
         ),
     )
-    batch = expand(load_recipe(output))
+    batch = load_batch(output)
     shown = printable(output)
     click.echo(verdict)
     click.echo(f"wrote {shown}: one scene, {len(batch.jobs)} job")

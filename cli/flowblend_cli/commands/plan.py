@@ -6,9 +6,9 @@ import json
 
 import click
 
+from flowblend_cli.jobs import Batch
 from flowblend_cli.plan import Plan, plan_batch, summarize
-from flowblend_cli.recipe.expansion import expand
-from flowblend_cli.recipe.loader import load_recipe
+from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.text import count, printable, shorten
 
 
@@ -26,7 +26,12 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
       flowblend plan quickstart
       flowblend plan recipe.toml --set defaults.num_inference_steps=12
     """
-    planned = plan_batch(expand(load_recipe(recipe, overrides)))
+    show_plan(load_batch(recipe, overrides), as_json=as_json)
+
+
+def show_plan(batch: Batch, *, as_json: bool) -> None:
+    """Print a batch's plan on stdout and its warnings on stderr."""
+    planned = plan_batch(batch)
     for warning in planned.warnings:
         click.echo(f"warning: {printable(warning)}", err=True)
     if as_json:

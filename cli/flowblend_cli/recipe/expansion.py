@@ -9,8 +9,8 @@ from typing import Any
 
 from flowblend_cli.arguments import argument_table
 from flowblend_cli.jobs import Batch, Job, OutputSpec, freeze
+from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.layers import scene_settings
-from flowblend_cli.recipe.loader import Recipe, axis_fields
 from flowblend_cli.recipe.naming import default_template, fill, same_file_key
 from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.prompts import expand_prompt
@@ -18,7 +18,7 @@ from flowblend_cli.recipe.rules import DEFAULT_SEEDS, repeats_of
 from flowblend_cli.recipe.schema import MAX_SEED, SceneFields
 from flowblend_cli.recipe.steps import DEFAULT_STEPS, MANY_STEPS
 from flowblend_cli.recipe.validation import Fault
-from flowblend_cli.recipe.variants import Variant
+from flowblend_cli.recipe.variants import Variant, axis_fields
 from flowblend_cli.text import count
 
 DEFAULT_FPS = 16
@@ -236,22 +236,7 @@ def _warnings(jobs: list[Job]) -> Iterator[str]:
     empty: dict[str, int] = {}
     for job in jobs:
         if not job.schedule.needs_noise_levels:
-            for message in empty_stages(job):
+            for message in job.empty_stages():
                 empty[message] = empty.get(message, 0) + 1
     for message, number in empty.items():
         yield f"{message} ({count(number, 'job')})"
-
-
-def empty_stages(job: Job, noise_levels: tuple[float, ...] | None = None) -> list[str]:
-    """Say which stages of a job get no step: legal at few steps, but worth knowing.
-
-    Args:
-        job: The job.
-        noise_levels: Level of each step, for stages that end at noise levels.
-    """
-    steps = job.num_inference_steps
-    return [
-        f"stage {index + 1} of {job.stage_string} ({job.stages[index].denoiser}) gets no step "
-        f"at {count(steps, 'step')}"
-        for index in job.schedule.empty_stages(steps, noise_levels)
-    ]

@@ -3,43 +3,30 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from flowblend_cli.bundled import bundled_recipes, is_bundled
 from flowblend_cli.errors import Problem, RecipeError
+from flowblend_cli.jobs import Batch
 from flowblend_cli.recipe import rules
+from flowblend_cli.recipe.checked import Recipe
+from flowblend_cli.recipe.expansion import expand
 from flowblend_cli.recipe.naming import check_name
 from flowblend_cli.recipe.overrides import apply_overrides
-from flowblend_cli.recipe.presets import Preset, merge_presets
-from flowblend_cli.recipe.source import RecipeSource, read_source
+from flowblend_cli.recipe.presets import merge_presets
+from flowblend_cli.recipe.source import read_source
 from flowblend_cli.recipe.validation import Fault, Tables, validate
-from flowblend_cli.recipe.variants import Row, Variant, make_variant, sweep_axes, sweep_rows
+from flowblend_cli.recipe.variants import (
+    Row,
+    Variant,
+    axis_fields,
+    make_variant,
+    sweep_axes,
+    sweep_rows,
+)
 from flowblend_cli.text import is_unsafe
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A checked recipe, ready for ``recipe.expansion.expand``.
-
-    Args:
-        path: The file.
-        name: Name of the recipe.
-        output_dir: Absolute folder of the final files.
-        source: Text and positions, for messages.
-        tables: The recipe's tables; none of them is broken.
-        presets: The shipped presets and the recipe's own, merged.
-        variants: What each combination of the sweep means.
-    """
-
-    path: Path
-    name: str
-    output_dir: Path
-    source: RecipeSource
-    tables: Tables
-    presets: Mapping[str, Preset]
-    variants: tuple[Variant, ...]
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
@@ -96,15 +83,21 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     return Recipe(path, name, output_dir, source, tables, presets, tuple(variants))
 
 
-def axis_fields(tables: Tables) -> dict[str, str]:
-    """The file name field of each axis of the sweep: the last part of its dotted name."""
-    axes = list(sweep_axes(tables.sweep)) if tables.sweep else []
-    last = {axis: axis.rpartition(".")[2] for axis in axes}
-    names = list(last.values())
-    return {
-        axis: name if names.count(name) == 1 else axis.replace(".", "_")
-        for axis, name in last.items()
-    }
+def load_batch(
+    path: str | Path, overrides: Iterable[str] = (), output_dir: Path | None = None
+) -> Batch:
+    """Read a recipe and make its jobs, in one step.
+
+    Args:
+        path: The file, or the bare name of a bundled recipe.
+        overrides: ``--set`` options.
+        output_dir: Folder of the final files instead of the recipe's own.
+
+    Raises:
+        RecipeError: See ``load_recipe`` and ``expand``.
+    """
+    batch = expand(load_recipe(path, overrides))
+    return replace(batch, output_dir=output_dir.absolute()) if output_dir else batch
 
 
 def _variants(tables: Tables, path: Path, faults: list[Fault]) -> list[Variant]:

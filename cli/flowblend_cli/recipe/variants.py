@@ -83,6 +83,17 @@ def sweep_axes(sweep: SweepFields) -> dict[str, list[Any]]:
     return {axis: values for axis, values in dumped.items() if axis not in ("mode", "repeats")}
 
 
+def axis_fields(tables: Tables) -> dict[str, str]:
+    """The file name field of each axis of the sweep: the last part of its dotted name."""
+    axes = list(sweep_axes(tables.sweep)) if tables.sweep else []
+    last = {axis: axis.rpartition(".")[2] for axis in axes}
+    names = list(last.values())
+    return {
+        axis: name if names.count(name) == 1 else axis.replace(".", "_")
+        for axis, name in last.items()
+    }
+
+
 def count_rows(sweep: SweepFields) -> int:
     """How many combinations a sweep has, without making them."""
     lengths = [len(values) for values in sweep_axes(sweep).values()]

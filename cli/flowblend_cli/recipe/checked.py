@@ -1,0 +1,35 @@
+"""A recipe that has passed every check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowblend_cli.recipe.presets import Preset
+from flowblend_cli.recipe.source import RecipeSource
+from flowblend_cli.recipe.validation import Tables
+from flowblend_cli.recipe.variants import Variant
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe, ready for ``recipe.expansion.expand``.
+
+    Args:
+        path: The file.
+        name: Name of the recipe.
+        output_dir: Absolute folder of the final files.
+        source: Text and positions, for messages.
+        tables: The recipe's tables; none of them is broken.
+        presets: The shipped presets and the recipe's own, merged.
+        variants: What each combination of the sweep means.
+    """
+
+    path: Path
+    name: str
+    output_dir: Path
+    source: RecipeSource
+    tables: Tables
+    presets: Mapping[str, Preset]
+    variants: tuple[Variant, ...]
