@@ -87,6 +87,7 @@ ALLOWED: dict[str, set[str]] = {
         "rich",
     },
     # Running: the only room of the command that meets models is runtime.
+    "flowblend_cli.files": {"flowblend_cli.errors"},
     "flowblend_cli.stopping": {"flowblend_cli.errors"},
     "flowblend_cli.runtime": {
         "flowblend_cli.artifacts",
@@ -121,7 +122,13 @@ ALLOWED: dict[str, set[str]] = {
         *PIXELS,
     },
     # The command line may use every room, but no model library and no schema library itself.
-    "flowblend_cli.commands": {"flowblend_cli", "flowblend_plugin", "click", "rich"},
+    "flowblend_cli.commands": {
+        "flowblend_cli",
+        "flowblend_plugin",
+        "click",
+        "huggingface_hub",
+        "rich",
+    },
     "flowblend_cli.main": {
         "flowblend_cli.errors",
         "flowblend_cli.text",

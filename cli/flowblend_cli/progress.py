@@ -113,6 +113,8 @@ class Lines:
             self._stream.flush()
         except (OSError, ValueError) as error:
             self._give_up(error)
+        except RuntimeError:  # a signal's handler spoke in the middle of another line
+            return
 
     def _give_up(self, error: Exception) -> None:
         stream, self._stream = self._stream, None
