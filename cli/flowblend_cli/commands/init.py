@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from flowblend_cli.files import write_new
+from flowblend_cli.commands._new_file import write_new
 from flowblend_cli.models import ModelSource, find_pair, read_json, resolve_model, resolve_small
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.text import printable

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from flowblend_cli.bundled import bundled_recipes
+from flowblend_cli.commands._new_file import write_new
 from flowblend_cli.errors import UsageError
-from flowblend_cli.files import write_new
 from flowblend_cli.text import printable
 
 

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from flowblend_cli.bundled import bundled_recipes, is_bundled
 from flowblend_cli.errors import Problem, RecipeError
@@ -23,7 +24,6 @@ from flowblend_cli.recipe.variants import (
     Variant,
     axis_fields,
     make_variant,
-    sweep_axes,
     sweep_rows,
 )
 from flowblend_cli.text import is_unsafe
@@ -73,10 +73,12 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     faults += rules.check_filename(tables, axis_fields(tables).values())
     too_many = list(rules.check_count(tables))
     faults += too_many
-    variants = [] if too_many or tables.sweep is None else _variants(tables, path, faults)
+    rows = [] if too_many else _rows(tables, source.document)
+    variants = _variants(tables, rows, path.absolute().parent, faults)
     classes = [variant.pipeline_class for variant in variants]
     faults += rules.check_arguments(tables, presets, classes)
-    faults += rules.check_overrides(tables, presets, options)
+    if not faults:
+        faults += rules.check_overrides(tables, presets, options)
     name = _name(tables, path, faults)
     output_dir = _output_dir(tables, path, faults)
     source.fail(faults)
@@ -100,15 +102,22 @@ def load_batch(
     return replace(batch, output_dir=output_dir.absolute()) if output_dir else batch
 
 
-def _variants(tables: Tables, path: Path, faults: list[Fault]) -> list[Variant]:
-    """Every combination of the sweep; a zip of unequal lists is checked by its first values."""
-    assert tables.sweep is not None
-    lengths = {len(values) for values in sweep_axes(tables.sweep).values()}
-    if tables.sweep.mode == "zip" and len(lengths) > 1:
+def _rows(tables: Tables, document: dict[str, Any]) -> Iterable[Row]:
+    """The combinations to check: none where the sweep is broken and would be blamed again."""
+    if tables.sweep is None:
+        swept = document.get("sweep")
+        is_plain = isinstance(swept, dict) and not any("." in axis for axis in swept)
+        return [Row({}, {})] if is_plain else []
+    if next(rules.check_sweep(tables), None) is not None:
         return []
-    rows: Iterable[Row] = sweep_rows(tables.sweep)
+    return sweep_rows(tables.sweep)
+
+
+def _variants(
+    tables: Tables, rows: Iterable[Row], recipe_dir: Path, faults: list[Fault]
+) -> list[Variant]:
     found: list[Fault] = []
-    variants = [make_variant(tables, row, path.absolute().parent, found) for row in rows]
+    variants = [make_variant(tables, row, recipe_dir, found) for row in rows]
     faults.extend(dict.fromkeys(found))
     return [variant for variant in variants if variant is not None]
 

@@ -44,7 +44,7 @@ class Fault:
 
 @dataclass
 class Tables:
-    """The tables of a recipe; None, or left out, where a table is broken."""
+    """The tables of a recipe; None where a table is too broken to check it against others."""
 
     recipe: RecipeTable | None = None
     model: ModelTable | None = None
@@ -139,11 +139,26 @@ def _scenes(value: Any, faults: list[Fault]) -> Iterator[SceneFields | None]:
 
 
 def _check(model: type[BaseModel], value: Any, path: KeyPath, faults: list[Fault]) -> Any:
-    """Validate one table; None, with its faults appended, where it is broken."""
+    """Validate one table and append its faults; what is sound in it is checked further."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        faults.extend(_faults(error.errors(include_url=False), model, value, path))
+        errors = error.errors(include_url=False)
+        faults.extend(_faults(errors, model, value, path))
+        return _salvage(
+            model, value, path, {str(error["loc"][0]) for error in errors if error["loc"]}
+        )
+
+
+def _salvage(model: type[BaseModel], value: Any, path: KeyPath, broken: set[str]) -> Any:
+    """A table without its broken keys; None where others depend on them, and would be blamed."""
+    if path[0] in ("blend", "sampling", "sweep") or broken & {"pipeline", "small"}:
+        return None
+    if not broken or not isinstance(value, dict):
+        return None
+    try:
+        return model.model_validate({k: v for k, v in value.items() if k not in broken})
+    except ValidationError:
         return None
 
 

@@ -128,8 +128,9 @@ def make_variant(tables: Tables, row: Row, recipe_dir: Path, faults: list[Fault]
         pair = find_pair(model["pipeline"])
         spec = ModelSpec(**{**model, "small": model["small"] or (pair.name if pair else None)})
         pipeline_class = _check_model(spec, pair, row, recipe_dir, faults)
+    is_sound = len(faults) == before
     stages = _check_blend(tables.blend, row, faults)
-    if spec is not None and stages is not None:
+    if spec is not None and stages is not None and is_sound:
         _check_small_is_named(spec, stages, row, faults)
     sampling = _check_sampling(_merged(tables, "sampling", row), pair, row, faults)
     output = _merged(tables, "output", row)
