@@ -18,7 +18,7 @@ from sprites_data import Spec, caption, draw, split_specs
 from torch import Tensor
 
 SHARED = {
-    "patch_size": (1, 1, 1),
+    "patch_size": (1, 2, 2),
     "in_channels": vae_stage.CONFIG["z_dim"],
     "out_channels": vae_stage.CONFIG["z_dim"],
     "text_dim": text.WIDTH,

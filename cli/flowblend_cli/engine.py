@@ -16,7 +16,7 @@ from flowblend_cli.errors import LockedError, ModelMissingError, OutputError
 from flowblend_cli.events import JobDone, JobFailed, JobSkipped, JobStarted, ModelLoaded, Summary
 from flowblend_cli.jobs import Batch, Job, ModelSpec
 from flowblend_cli.keys import Identity, job_key, model_identity
-from flowblend_cli.plan import planned_denoisers
+from flowblend_cli.plan import plan_job
 from flowblend_cli.progress import Reporter
 from flowblend_cli.stopping import StopRequested, StopSignals
 from flowblend_plugin.errors import FlowBlendError
@@ -125,7 +125,7 @@ class BatchRun:
     def _render(self, pending: Pending, stop: StopSignals) -> None:
         job = pending.job
         seed = job.seed or draw_seed()
-        planned = planned_denoisers(job)
+        planned = plan_job(job)
         try:
             runtime = self._loaded(job.model)
             self._reporter.event(

@@ -128,6 +128,15 @@ def job_noise_levels(job: Job) -> tuple[float, ...] | None:
     return noise_levels(scheduler, job.num_inference_steps, flow_shift)
 
 
+def plan_job(job: Job) -> str:
+    """The denoiser planned for each step of one job, one letter a step.
+
+    Raises:
+        UsageError: See ``plan_batch``.
+    """
+    return _steps_of(job, job_noise_levels(job))[0]
+
+
 def _steps_of(job: Job, levels: tuple[float, ...] | None) -> tuple[str, str]:
     steps = job.num_inference_steps
     try:

@@ -36,6 +36,7 @@ from flowblend_plugin.stages import letters
 
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()
 _EMBEDDINGS_KEPT = 64
 
 

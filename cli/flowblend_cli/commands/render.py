@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -53,7 +54,9 @@ def render(
     from flowblend_cli import engine
     from flowblend_cli.recipe.loader import load_batch
 
-    batch = load_batch(recipe, overrides, out)
+    batch = load_batch(recipe, overrides)
+    if out is not None:
+        batch = replace(batch, output_dir=out.absolute())
     if dry_run:
         from flowblend_cli.commands.plan import show_plan
 

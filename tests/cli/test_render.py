@@ -1,0 +1,330 @@
+"""``flowblend render`` end to end, on the bundled pair at very few steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from diffusers import WanPipeline
+from filelock import FileLock
+
+from flowblend_cli import engine
+from flowblend_cli.artifacts.finished import FileState, inspect_final
+from flowblend_cli.artifacts.metadata import read_document
+from flowblend_cli.artifacts.pixels import pixels_sha256
+from flowblend_cli.bundled import bundled_dir
+from flowblend_cli.main import main
+from flowblend_cli.showcase import read_frames
+
+SPRITES = bundled_dir() / "models" / "sprites"
+RECIPE = """\
+[recipe]
+name = "test"
+output_dir = "out"
+
+[model]
+pipeline = "sprites"
+
+[blend]
+stages = "LSL"
+boundaries = [0.4, 0.8]
+
+[defaults]
+num_inference_steps = 3
+guidance_scale = 5.0
+max_sequence_length = 64
+
+[[scene]]
+name = "circle"
+prompt = "a red circle moving right on a navy background"
+seeds = [1, 2]
+
+[[scene]]
+name = "picture"
+prompt = "a white star on a black background"
+seeds = [1]
+num_frames = 1
+"""
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def events(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def of_kind(result: Result, kind: str) -> list[dict[str, Any]]:
+    return [event for event in events(result) if event["event"] == kind]
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A small batch, rendered once; tests that change its files copy the recipe elsewhere."""
+    folder = tmp_path_factory.mktemp("batch")
+    recipe = folder / "recipe.toml"
+    recipe.write_text(RECIPE, "utf-8")
+    return recipe, invoke("render", recipe, "--json")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str = RECIPE) -> Path:
+        path = tmp_path / "recipe.toml"
+        path.write_text(text, "utf-8")
+        return path
+
+    return write
+
+
+ONE = ["--set", "scene.circle.seeds=[1]", "--set", "scene.picture.num_frames=1"]
+
+
+def test_every_job_becomes_a_file_and_an_event(rendered: tuple[Path, Result]) -> None:
+    recipe, result = rendered
+    assert result.exit_code == 0
+    done = of_kind(result, "job_done")
+    assert [event["job"] for event in done] == ["circle-s1-n3", "circle-s2-n3", "picture-s1-n3"]
+    for event in done:
+        assert event["denoisers"] == "LSL"
+        assert event["num_inference_steps"] == 3
+        assert event["elapsed_s"] > 0
+        assert event["peak_rss_bytes"] > 2**20
+        assert event["peak_vram_bytes"] is None
+        assert Path(event["path"]).parent == recipe.parent / "out"
+    last = events(result)[-1]
+    assert (last["event"], last["rendered"], last["skipped"], last["failed"]) == (
+        "summary",
+        3,
+        0,
+        0,
+    )
+    assert all(event["v"] == 1 for event in events(result))
+    assert len(of_kind(result, "model_loaded")) == 1
+
+
+def test_the_pixels_are_those_of_the_plain_pipeline(tmp_path: Path, recipe: Any) -> None:
+    result = invoke("render", recipe(), "--json", "--set", "blend.stages=LLL")
+    pipe = WanPipeline.from_pretrained(SPRITES, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    frames = pipe(
+        "a red circle moving right on a navy background",
+        height=64,
+        width=64,
+        num_frames=17,
+        num_inference_steps=3,
+        guidance_scale=5.0,
+        max_sequence_length=64,
+        generator=torch.Generator().manual_seed(1),
+    ).frames[0]
+    expected = pixels_sha256((frames * 255).round().astype("uint8"))
+    assert of_kind(result, "job_done")[0]["pixels_sha256"] == expected
+
+
+def test_a_second_run_renders_nothing_and_loads_nothing(rendered: tuple[Path, Result]) -> None:
+    result = invoke("render", rendered[0], "--json")
+    assert result.exit_code == 0
+    assert [e["event"] for e in events(result)] == ["job_skipped"] * 3 + ["summary"]
+
+
+def test_a_finished_batch_is_skipped_without_importing_torch(rendered: tuple[Path, Result]) -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from flowblend_cli.main import main; "
+        "r = CliRunner().invoke(main, ['render', sys.argv[1]]); "
+        "print(r.exit_code, 'torch' in sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, rendered[0]], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "0 False"
+
+
+def test_deleting_one_file_renders_that_one_again_with_the_same_pixels(recipe: Any) -> None:
+    path = recipe()
+    first = of_kind(invoke("render", path, "--json"), "job_done")
+    Path(first[1]["path"]).unlink()
+    again = of_kind(invoke("render", path, "--json"), "job_done")
+    assert [event["job"] for event in again] == ["circle-s2-n3"]
+    assert again[0]["pixels_sha256"] == first[1]["pixels_sha256"]
+
+
+def test_editing_one_prompt_renders_one_job_again(recipe: Any) -> None:
+    invoke("render", recipe())
+    result = invoke("render", recipe(RECIPE.replace("white star", "cyan star")), "--json")
+    assert [e["job"] for e in of_kind(result, "job_done")] == ["picture-s1-n3"]
+    assert len(of_kind(result, "job_skipped")) == 2
+
+
+def test_a_damaged_file_is_rendered_again_and_a_foreign_one_left_alone(recipe: Any) -> None:
+    path = recipe()
+    first = of_kind(invoke("render", path, "--json"), "job_done")
+    damaged, foreign = Path(first[0]["path"]), Path(first[1]["path"])
+    data = damaged.read_bytes()
+    damaged.write_bytes(data[:-200] + b"\0" * 200)
+    foreign.write_bytes(b"somebody's holiday")
+    result = invoke("render", path, "--json")
+    assert result.exit_code == 1
+    (done,) = of_kind(result, "job_done")
+    assert done["job"] == "circle-s1-n3"
+    assert done["pixels_sha256"] == first[0]["pixels_sha256"]
+    assert inspect_final(damaged).state is FileState.INTACT
+    (failed,) = of_kind(result, "job_failed")
+    assert "left alone" in failed["error"]
+    assert foreign.read_bytes() == b"somebody's holiday"
+
+
+def test_the_file_of_another_recipe_is_left_alone(recipe: Any) -> None:
+    path = recipe()
+    invoke("render", path)
+    before = (path.parent / "out" / "circle-s1-n3.mp4").read_bytes()
+    other = RECIPE.replace('name = "test"', 'name = "other"').replace("red circle", "blue circle")
+    result = invoke("render", recipe(other), "--json")
+    assert result.exit_code == 1
+    assert "belongs to recipe 'test'" in of_kind(result, "job_failed")[0]["error"]
+    assert (path.parent / "out" / "circle-s1-n3.mp4").read_bytes() == before
+
+
+def test_a_finished_file_renders_again_to_the_same_bits(rendered: tuple[Path, Result]) -> None:
+    clip = rendered[0].parent / "out" / "circle-s1-n3.mp4"
+    result = invoke("render", clip)
+    assert result.exit_code == 0
+    assert "same pixels" in result.stderr
+    again = clip.with_name("circle-s1-n3.again.mp4")
+    assert (read_document(again) or {})["pixels_sha256"] == (read_document(clip) or {})[
+        "pixels_sha256"
+    ]
+    again.unlink()
+
+
+def test_the_document_holds_the_whole_job(rendered: tuple[Path, Result]) -> None:
+    document = read_document(rendered[0].parent / "out" / "picture-s1-n3.png")
+    assert document is not None
+    assert document["job"]["prompt"] == "a white star on a black background"
+    assert document["resolved"]["seed"] == 1
+    assert document["resolved"]["denoisers"] == "LSL"
+    assert set(document["models"]) == {"pipeline", "small"}
+    assert {"torch", "diffusers", "flowblend"} <= set(document["versions"])
+
+
+def test_clips_decode_to_every_frame_at_the_asked_scale(recipe: Any) -> None:
+    path = recipe(RECIPE + "\n[output]\nscale = 4\n")
+    (first, *_) = of_kind(invoke("render", path, "--json", *ONE), "job_done")
+    assert read_frames(Path(first["path"])).shape == (17, 256, 256, 3)
+
+
+def test_seed_zero_draws_a_seed_and_counts_as_done(recipe: Any) -> None:
+    path = recipe(RECIPE.replace("seeds = [1, 2]", "seeds = [0]"))
+    done = of_kind(invoke("render", path, "--json"), "job_done")[0]
+    assert done["seed"] > 0
+    again = of_kind(invoke("render", path, "--json"), "job_skipped")
+    assert done["seed"] in [event["seed"] for event in again]
+
+
+def test_sde_repeats_with_its_seed(recipe: Any, tmp_path: Path) -> None:
+    path = recipe(RECIPE + '\n[sampling]\nmode = "sde"\n')
+    runs = [
+        of_kind(invoke("render", path, "--json", "--out", tmp_path / name), "job_done")
+        for name in ("one", "two")
+    ]
+    hashes = [[event["pixels_sha256"] for event in run] for run in runs]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes[0])) == 3
+
+
+@pytest.mark.parametrize("scheduler", ["unipc", "dpmpp_2m", "heun", "flow_match_euler"])
+def test_every_solver_renders_as_planned(recipe: Any, scheduler: str) -> None:
+    path = recipe(RECIPE + f'\n[sampling]\nscheduler = "{scheduler}"\nflow_shift = 2.0\n')
+    result = invoke("render", path, "--json", *ONE)
+    assert [event["denoisers"] for event in of_kind(result, "job_done")] == ["LSL", "LSL"]
+
+
+def test_a_failing_job_fails_alone(recipe: Any) -> None:
+    path = recipe(RECIPE.replace("num_frames = 1", "num_frames = 17\nheight = 8\nwidth = 8"))
+    result = invoke("render", path, "--json")
+    assert result.exit_code == 1
+    assert len(of_kind(result, "job_done")) == 2
+    (failed,) = of_kind(result, "job_failed")
+    assert failed["job"].startswith("picture")
+
+
+def test_a_model_that_isnt_there_is_exit_3_before_any_work(recipe: Any) -> None:
+    path = recipe(RECIPE.replace('pipeline = "sprites"', 'pipeline = "nobody/nothing"\nsmall = "nobody/small"').replace("max_sequence_length = 64\n", "max_sequence_length = 64\nheight = 64\nwidth = 64\n"))  # fmt: skip
+    result = invoke("render", path)
+    assert result.exit_code == 3
+    assert "nobody/nothing" in result.stderr
+    assert not list((path.parent / "out").glob("*.mp4"))
+
+
+def test_a_second_run_on_the_same_folder_is_refused_at_once(recipe: Any) -> None:
+    path = recipe()
+    (path.parent / "out").mkdir()
+    with FileLock(path.parent / "out" / engine.LOCK_NAME):
+        run = subprocess.run(
+            [sys.executable, "-m", "flowblend_cli", "render", path],
+            capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+    assert run.returncode == 75
+    assert "another run" in run.stderr
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(recipe: Any) -> None:
+    path = recipe()
+    result = invoke("render", path, "--dry-run")
+    assert result.exit_code == 0
+    assert "steps 0 large, 1 small, 2 large" in result.stdout
+    assert not (path.parent / "out").exists()
+
+
+def test_a_bad_recipe_is_exit_2_with_every_problem(recipe: Any) -> None:
+    path = recipe(RECIPE.replace("stages", "stagse").replace("seeds = [1, 2]", "seeds = [-1]"))
+    result = CliRunner().invoke(main, ["render", str(path)], standalone_mode=True)
+    assert result.exit_code == 2
+    assert result.stderr.count(f"{path}:") >= 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_at_the_next_step_and_keeps_what_is_done(
+    recipe: Any, number: int, code: int
+) -> None:
+    path = recipe(RECIPE.replace("num_inference_steps = 3", "num_inference_steps = 400"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flowblend_cli", "render", str(path), "--json",
+         "--set", "scene.circle.num_inference_steps=2"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
+    )  # fmt: skip
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(json.loads(line))
+        if lines[-1]["event"] == "job_started" and lines[-1]["job"].startswith("picture"):
+            process.send_signal(number)
+            break
+    rest, _ = process.communicate(timeout=60)
+    lines += [json.loads(line) for line in rest.splitlines()]
+    assert process.returncode == code
+    assert [line["event"] for line in lines].count("job_done") == 2
+    assert lines[-1]["event"] == "summary"
+    assert lines[-1]["rendered"] == 2
+    assert not list(path.parent.rglob("*.tmp"))
+
+
+def test_the_gallery_shows_every_clip_and_compares_the_stages(recipe: Any) -> None:
+    path = recipe()
+    result = invoke("render", path, "--gallery")
+    assert result.exit_code == 0
+    out = path.parent / "out"
+    assert {"contact-sheet.png", "compare.mp4", "compare.webp"} <= {p.name for p in out.iterdir()}
+    for name in ("LLL", "LSL", "SSS"):
+        assert f"\n  {name}  " in result.stdout
+    assert "next: " in result.stdout
+    assert read_frames(out / "compare.mp4").shape[0] == 17
