@@ -72,6 +72,7 @@ class LiveReporter(Silent):
         if isinstance(event, JobStarted):
             self._job, self._ran = event, ""
             self._batch.start()
+            self._live.refresh()
             return
         if isinstance(event, JobDone | JobSkipped | JobFailed):
             self._job, self._ran = None, ""

@@ -144,7 +144,7 @@ def test_a_terminal_shows_prompt_steps_denoiser_and_batch() -> None:
 
     seen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
     assert "a [/b] [bold]cat[/bold] :smile:" in seen
-    assert re.search(r"[Ll]{2}[Ss]{2}  step [1-4]/4 (large|small)", seen)
+    assert re.search(r"[Ll]{2}[Ss]{2}  step [0-4]/4 (waiting|large|small)", seen)
     assert "elapsed" in seen
     assert "left" in seen
     assert "done one in 1.0 s" in seen
@@ -246,14 +246,29 @@ def test_a_long_trajectory_fits_the_terminal() -> None:
     assert len(step_bar("L" * 20, "L" * 200, 60).plain) <= 60
 
 
-def test_a_job_with_no_step_yet_is_drawn() -> None:
+def drawn(reporter: LiveReporter) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(reporter.render())
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_the_step_line_names_the_denoiser_that_runs() -> None:
+    reporter = LiveReporter(io.StringIO(), 0, 2)
+    reporter.event(JobStarted("a", "s", 1, 4, "LLSS", "p"))
+    assert "llss  step 0/4 waiting" in drawn(reporter)
+
+    for index, role in enumerate(("large", "large", "small")):
+        reporter.step(index, 4, role)
+
+    assert "LLSs  step 3/4 small" in drawn(reporter)
+    assert "0/2 jobs" in drawn(reporter)
+
+
+def test_a_job_whose_plan_is_unknown_is_drawn() -> None:
     reporter = LiveReporter(io.StringIO(), 0, 1)
     reporter.event(JobStarted("a", "s", 1, 3, "", "p"))
 
-    console = Console(file=io.StringIO(), width=80)
-    console.print(reporter.render())
-
-    assert "step 0/3 waiting" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "???  step 0/3 waiting" in drawn(reporter)
 
 
 def test_remaining_time_is_unknown_until_something_is_done_and_skips_count_for_nothing() -> None:
