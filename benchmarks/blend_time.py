@@ -15,12 +15,13 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import date
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
+
 from flowblend_plugin import DenoiserSwitch, StageSchedule
 
 MODEL = Path(__file__).parents[1] / "recipes" / "models" / "sprites"
@@ -118,7 +119,7 @@ def report(
     wall: dict[str, list[float]], hand: dict[str, list[float]], large: float, small: float, n: int
 ) -> None:
     """Print medians, ratios to LLL, the ideal, and the overhead against the plain loop."""
-    print(f"{date.today()}, {platform.processor() or platform.machine()}, "
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.processor() or platform.machine()}, "
           f"{torch.get_num_threads()} threads, torch {torch.__version__}, {n} steps")  # fmt: skip
     print(f"step: large {large * 1e3:.1f} ms, small {small * 1e3:.1f} ms")
     fixed = statistics.median(wall["LLL"]) - n * large
@@ -128,7 +129,7 @@ def report(
         ideal = roles.count("large") * large + roles.count("small") * small + fixed
         middle, plain = statistics.median(seconds), statistics.median(hand[row])
         print(f"{row}: {middle:.3f} s ({middle / base:.3f} of LLL), ideal {ideal:.3f} s, "
-              f"wall / ideal {middle / ideal:.3f}, wall / hand-written {middle / plain:.3f}")  # fmt: skip
+              f"wall / ideal {middle / ideal:.3f}, wall / by hand {middle / plain:.3f}")  # fmt: skip
 
 
 if __name__ == "__main__":

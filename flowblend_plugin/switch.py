@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
-from diffusers import DiffusionPipeline
 from diffusers.callbacks import PipelineCallback
 from torch import nn
 
@@ -60,7 +59,7 @@ class DenoiserSwitch(PipelineCallback):
 
     def __init__(
         self,
-        pipe: DiffusionPipeline,
+        pipe: Any,
         small: nn.Module | str | None = None,
         stages: StageSchedule | str | None = None,
         boundaries: Sequence[float] | None = None,
@@ -73,13 +72,11 @@ class DenoiserSwitch(PipelineCallback):
         if solver_history not in ("keep", "reset"):
             raise SwitchError(f"solver_history must be 'keep' or 'reset', got {solver_history!r}")
         _refuse_second(pipe)
-        self._pipe: Any = pipe
+        self._pipe = pipe
         self._on_step = on_step
         self._name = denoiser_name(pipe)
         self._solver_history = solver_history
-        self._original_scheduler = getattr(
-            self._pipe.scheduler, "_flowblend_original", self._pipe.scheduler
-        )
+        self._original_scheduler = getattr(pipe.scheduler, "_flowblend_original", pipe.scheduler)
         self.stages = _agreed_stages(
             self._original_scheduler, make_stages(stages, boundaries, boundary_sigmas)
         )

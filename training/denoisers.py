@@ -87,9 +87,10 @@ class PaddedCrossAttention(WanAttnProcessor):
 
     bias: Tensor | None = None
 
-    def __call__(self, attn: Any, hidden: Tensor, text: Any = None, mask: Any = None, rope: Any = None,
-                 **kwargs: Any) -> Tensor:  # fmt: skip
-        return super().__call__(attn, hidden, text, self.bias, rope, **kwargs)
+    def __call__(
+        self, attn: Any, hidden: Tensor, text: Any = None, mask: Any = None, rope: Any = None
+    ) -> Tensor:
+        return super().__call__(attn, hidden, text, self.bias, rope)
 
 
 def install_padding(model: WanTransformer3DModel) -> PaddedCrossAttention:

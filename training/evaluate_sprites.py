@@ -171,8 +171,10 @@ def print_real(result: dict[str, Any]) -> None:
     for what in ("reader", "vae"):
         shares = ", ".join(f"{k} {v['share']:.1%}" for k, v in result[what].items())
         print(f"{what} on {result['prompts']} real held-out clips: {shares}")
-    print(f"VAE PSNR {result['vae_psnr']:.2f} dB, moving region "
-          f"{result['vae_psnr_moving_region']:.2f} dB, shape {result['vae_psnr_shape']:.2f} dB")  # fmt: skip
+    print(
+        f"VAE PSNR {result['vae_psnr']:.2f} dB, moving region "
+        f"{result['vae_psnr_moving_region']:.2f} dB, shape {result['vae_psnr_shape']:.2f} dB"
+    )
 
 
 def line(row: str, entry: dict[str, Any]) -> str:

@@ -103,11 +103,13 @@ def dressed(text: str, rng: random.Random) -> str:
 def batch_of(count: int, rng: random.Random) -> tuple[list[str], Tensor]:
     """Captions of any combination (language is not held out), and what they state (0 = silent)."""
     train, held = split_specs()
-    pairs = [("", (-1, -1, -1, -1)) if rng.random() < 0.03 else caption(rng.choice(train + held), rng)
-             for _ in range(count)]  # fmt: skip
-    return [dressed(text, rng) if text else text for text, _ in pairs], torch.tensor(
-        [labels for _, labels in pairs]
-    ) + 1
+    everything, silent = train + held, ("", (-1, -1, -1, -1))
+    pairs = [
+        silent if rng.random() < 0.03 else caption(rng.choice(everything), rng)
+        for _ in range(count)
+    ]
+    texts = [dressed(text, rng) if text else text for text, _ in pairs]
+    return texts, torch.tensor([labels for _, labels in pairs]) + 1
 
 
 def train(steps: int = 700, batch: int = 64) -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:

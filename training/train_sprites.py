@@ -54,6 +54,9 @@ def export(target: Path, steps: int | None) -> None:
         transformer=pair["large"].half(),
     )
     pipe.save_pretrained(target)
+    # transformers loads weights in the type that their config names; here, on a CPU, float32.
+    config = target / "text_encoder" / "config.json"
+    config.write_text(config.read_text("utf-8").replace('"float16"', '"float32"'), "utf-8")
     pair["small"].half().save_pretrained(target / "transformer_small")
     logs = Path(__file__).with_name("logs")
     logs.mkdir(exist_ok=True)

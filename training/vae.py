@@ -126,7 +126,7 @@ def crop(clips: Tensor, masks: Tensor, rng: random.Random, size: int = 48) -> tu
 
 
 def train(
-    steps: int = 2600, batch: int = 4, lr: float = 0.01, stage: str = "vae"
+    steps: int = 2000, batch: int = 4, lr: float = 0.01, stage: str = "vae"
 ) -> AutoencoderKLWan:
     """Train, or go on from the checkpoint, and return the VAE."""
     torch.manual_seed(SEED)

@@ -258,7 +258,8 @@ def test_a_failing_job_fails_alone(recipe: Any) -> None:
 
 
 def test_a_model_that_isnt_there_is_exit_3_before_any_work(recipe: Any) -> None:
-    path = recipe(RECIPE.replace('pipeline = "sprites"', 'pipeline = "nobody/nothing"\nsmall = "nobody/small"').replace("max_sequence_length = 64\n", "max_sequence_length = 64\nheight = 64\nwidth = 64\n"))  # fmt: skip
+    hub = 'pipeline = "nobody/nothing"\nsmall = "nobody/small"'
+    path = recipe(RECIPE.replace('pipeline = "sprites"', hub))
     result = invoke("render", path)
     assert result.exit_code == 3
     assert "nobody/nothing" in result.stderr
