@@ -329,3 +329,19 @@ def test_the_gallery_shows_every_clip_and_compares_the_stages(recipe: Any) -> No
         assert f"\n  {name}  " in result.stdout
     assert "next: " in result.stdout
     assert read_frames(out / "compare.mp4").shape[0] == 17
+
+
+def test_an_output_folder_that_cant_be_made_is_exit_4(recipe: Any, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way", "utf-8")
+    result = invoke("render", recipe(), "--out", blocked / "out")
+    assert result.exit_code == 4
+    assert blocked.read_text("utf-8") == "in the way"
+
+
+def test_a_file_without_a_document_is_no_recipe(tmp_path: Path) -> None:
+    stranger = tmp_path / "holiday.mp4"
+    stranger.write_bytes(b"somebody's holiday")
+    result = invoke("render", stranger)
+    assert result.exit_code == 2
+    assert "holds no flowblend document" in result.stderr
