@@ -141,7 +141,8 @@ def train(role: str, steps: int, batch: int = 32, lr: float = 0.004) -> WanTrans
     start = 0
     if state := load_checkpoint(role):
         model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        if "optimiser" in state:
+            optimiser.load_state_dict(state["optimiser"])
         ema.shadow, start = state["ema"], state["step"]
     if start < steps:
         latents, specs = latent_pool(vae_stage.load())

@@ -2,7 +2,8 @@
 
 Text encoder, VAE, latents, large and small denoiser, one after the other, each resumable at any
 moment; then the diffusers folder. Checkpoints and logs lie in the user's cache folder
-(``FLOWBLEND_TRAINING_DIR`` overrides). ``--export`` only writes the folder from what is there.
+(``FLOWBLEND_TRAINING_DIR`` overrides). ``--export`` only writes the folder from what is there;
+``--restore`` makes checkpoints of the shipped folder, to go on from it on another machine.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import denoisers
 import text
 import torch
 import vae as vae_stage
-from common import load_checkpoint, work_dir
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from common import load_checkpoint, save_checkpoint, work_dir
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 
 TARGET = Path(__file__).parents[1] / "recipes" / "models" / "sprites"
+LOGS = Path(__file__).with_name("logs")
 FLOW_SHIFT = 3.0
 
 
@@ -28,9 +30,13 @@ def main() -> None:
     """Train what is missing and export."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--export", action="store_true", help="only write the folder")
+    parser.add_argument("--restore", action="store_true", help="checkpoints from the folder")
     parser.add_argument("--steps", type=int, default=denoisers.STEPS, help="of each denoiser")
     parser.add_argument("--target", type=Path, default=TARGET)
     options = parser.parse_args()
+    if options.restore:
+        restore(options.target)
+        return
     if not options.export:
         text.train()
         vae_stage.train()
@@ -58,12 +64,40 @@ def export(target: Path, steps: int | None) -> None:
     config = target / "text_encoder" / "config.json"
     config.write_text(config.read_text("utf-8").replace('"float16"', '"float32"'), "utf-8")
     pair["small"].half().save_pretrained(target / "transformer_small")
-    logs = Path(__file__).with_name("logs")
-    logs.mkdir(exist_ok=True)
+    LOGS.mkdir(exist_ok=True)
     for path in work_dir().glob("*.jsonl"):
-        shutil.copy(path, logs / path.name)
+        shutil.copy(path, LOGS / path.name)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(json.dumps({"target": str(target), "bytes": size}))
+
+
+def restore(source: Path) -> None:
+    """Make every stage's checkpoint from a shipped folder, where there is none yet.
+
+    The optimisers start afresh; step counts come from the shipped logs.
+    """
+    pipe = WanPipeline.from_pretrained(source, dtype=torch.float32)
+    small = WanTransformer3DModel.from_pretrained(
+        source, subfolder="transformer_small", dtype=torch.float32
+    )
+    parts = {
+        "text": pipe.text_encoder,
+        "vae": pipe.vae,
+        "large": pipe.transformer,
+        "small": small,
+    }
+    if load_checkpoint("text") is None:
+        shutil.copy(source / "tokenizer" / "tokenizer.json", work_dir() / "tokenizer.json")
+    for stage, module in parts.items():
+        if load_checkpoint(stage) is None:
+            weights = module.state_dict()
+            save_checkpoint(stage, model=weights, ema=weights, step=_logged_step(stage))
+
+
+def _logged_step(stage: str) -> int:
+    path = LOGS / f"{stage}.jsonl"
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return max(int(line.get("step", 0)) for line in lines)
 
 
 def _denoiser(role: str, steps: int | None) -> torch.nn.Module:

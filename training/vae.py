@@ -135,7 +135,8 @@ def train(
     start = 0
     if state := load_checkpoint(stage):
         vae.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        if "optimiser" in state:
+            optimiser.load_state_dict(state["optimiser"])
         start = state["step"]
     specs, _ = split_specs()
     began = time.time()

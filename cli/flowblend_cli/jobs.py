@@ -160,7 +160,7 @@ class Job:
     def to_document(self) -> dict[str, Any]:
         """The job as plain JSON values; ``from_document`` reads it back equal."""
         document = asdict(self)
-        document["stages"] = [asdict(stage) for stage in self.stages]
+        document["stages"] = list(document["stages"])
         document["arguments"] = self.pipeline_arguments()
         return document
 

@@ -24,6 +24,7 @@ class Recipe:
         tables: The recipe's tables; none of them is broken.
         presets: The shipped presets and the recipe's own, merged.
         variants: What each combination of the sweep means.
+        fields: File name field of each axis of the sweep.
     """
 
     path: Path
@@ -33,3 +34,4 @@ class Recipe:
     tables: Tables
     presets: Mapping[str, Preset]
     variants: tuple[Variant, ...]
+    fields: Mapping[str, str]

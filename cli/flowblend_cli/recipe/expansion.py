@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,10 +19,11 @@ from flowblend_cli.recipe.rules import DEFAULT_SEEDS, repeats_of
 from flowblend_cli.recipe.schema import MAX_SEED, SceneFields
 from flowblend_cli.recipe.steps import DEFAULT_STEPS, MANY_STEPS
 from flowblend_cli.recipe.validation import Fault
-from flowblend_cli.recipe.variants import Variant, axis_fields
+from flowblend_cli.recipe.variants import Variant
 from flowblend_cli.text import count
 
 DEFAULT_FPS = 16
+_LAYERS = ("output", "defaults", "presets", "scene", "sweep")
 # These vary in a way that the default name shows by itself.
 _IN_DEFAULT_NAME = ("num_inference_steps",)
 # Free text makes no file name: it is named by its place in the list.
@@ -76,7 +78,7 @@ def _of_scene(
     base = scene_settings(recipe.tables, recipe.presets, index, scene)
     written = {key: setting.value for key, setting in base.items()}
     template = _template(recipe, varies_by_prompt=len(prompts) > 1)
-    seen: set[str] = set()
+    seen: set[Job] = set()
     for prompt_index, (prompt_template, prompt) in enumerate(prompts):
         for variant in recipe.variants:
             pair_defaults = dict(variant.pair.defaults) if variant.pair else {}
@@ -104,12 +106,12 @@ def _of_scene(
                 output=output,
             )
             fields = _fields(recipe, first, variant, prompt_index)
-            content = json.dumps({**first.to_document(), "prompt_template": None}, sort_keys=True)
             for seed in seeds:
-                key = f"{seed} {content}"
-                if key not in seen:
-                    seen.add(key)
-                    job = replace(first, seed=seed)
+                job = replace(first, seed=seed)
+                # The template decides no pixel: two that lead to one prompt are one job.
+                content = replace(job, prompt_template="")
+                if content not in seen:
+                    seen.add(content)
                     yield _Candidate(job, index, {**fields, "seed": seed}, template)
 
 
@@ -135,10 +137,10 @@ def _output(
         values["container"] = "png" if is_picture else "mp4"
     elif values["container"] == "png" and not is_picture:
         message = "'png' holds a single picture: set num_frames = 1, or container = \"mp4\""
-        faults.append(Fault(path("output", "container"), message))
+        faults.append(Fault(path("output", "container"), message, related=_LAYERS))
     elif values["container"] == "mp4" and not makes_clips:
         message = f"{variant.pipeline_class} makes pictures: leave container out"
-        faults.append(Fault(path("output", "container"), message))
+        faults.append(Fault(path("output", "container"), message, related=_LAYERS))
     if values["fps"] is None:
         values["fps"] = variant.pair.fps if variant.pair else DEFAULT_FPS
     odd = [
@@ -148,7 +150,7 @@ def _output(
     ]
     if odd:
         message = f"H.264 needs even sizes, and {' and '.join(odd)} is odd: set scale = 2"
-        faults.append(Fault(path("output", "scale"), message))
+        faults.append(Fault(path("output", "scale"), message, related=_LAYERS))
     return OutputSpec(**values)
 
 
@@ -157,10 +159,9 @@ def _template(recipe: Recipe, *, varies_by_prompt: bool) -> str:
     assert recipe.tables.recipe is not None
     if recipe.tables.recipe.filename is not None:
         return recipe.tables.recipe.filename
-    fields = axis_fields(recipe.tables)
     varying = [
         field
-        for axis, field in fields.items()
+        for axis, field in recipe.fields.items()
         if axis not in _IN_DEFAULT_NAME
         and len({json.dumps(v.row.values[axis]) for v in recipe.variants}) > 1
     ]
@@ -171,7 +172,7 @@ def _fields(recipe: Recipe, job: Job, variant: Variant, prompt_index: int) -> di
     """What the name template may use."""
     axes = {
         field: variant.row.indices[axis] if axis in _NAMED_BY_INDEX else variant.row.values[axis]
-        for axis, field in axis_fields(recipe.tables).items()
+        for axis, field in recipe.fields.items()
     }
     return {
         **axes,
@@ -192,11 +193,13 @@ def _named(recipe: Recipe, candidates: list[_Candidate]) -> list[Job]:
         try:
             job = replace(candidate.job, id=fill(candidate.template, candidate.fields))
         except ValueError as error:
-            faults.append(Fault(where, f"the file name of a job {error}"))
+            message = f"the file name of a job {error}"
+            faults.append(Fault(where, message, related=("recipe", "scene", "sweep")))
             continue
         other = taken.setdefault(same_file_key(job.id), candidate)
         if other is not candidate:
-            faults.append(Fault(where, _clash(recipe, job, candidate, other)))
+            message = _clash(recipe, job, candidate, other)
+            faults.append(Fault(where, message, related=("recipe", "scene", "sweep")))
         jobs.append(job)
         if len(faults) >= 20:
             break
@@ -234,9 +237,11 @@ def _warnings(jobs: list[Job]) -> Iterator[str]:
             "motion"
         )
     empty: dict[str, int] = {}
-    for job in jobs:
-        if not job.schedule.needs_noise_levels:
-            for message in job.empty_stages():
-                empty[message] = empty.get(message, 0) + 1
+    kinds = Counter((job.stages, job.num_inference_steps) for job in jobs)
+    samples = {(job.stages, job.num_inference_steps): job for job in jobs}
+    for kind, number in kinds.items():
+        if not samples[kind].schedule.needs_noise_levels:
+            for message in samples[kind].empty_stages():
+                empty[message] = empty.get(message, 0) + number
     for message, number in empty.items():
         yield f"{message} ({count(number, 'job')})"

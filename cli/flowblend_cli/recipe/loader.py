@@ -70,7 +70,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     # A preset that is broken is known all the same: its scenes shouldn't be blamed as well.
     faults += rules.check_scenes(tables, presets, source)
     faults += rules.check_sweep(tables)
-    faults += rules.check_filename(tables, axis_fields(tables).values())
+    fields = axis_fields(tables)
+    faults += rules.check_filename(tables, fields.values())
     too_many = list(rules.check_count(tables))
     faults += too_many
     rows = [] if too_many else _rows(tables, source.document)
@@ -82,7 +83,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     name = _name(tables, path, faults)
     output_dir = _output_dir(tables, path, faults)
     source.fail(faults)
-    return Recipe(path, name, output_dir, source, tables, presets, tuple(variants))
+    return Recipe(path, name, output_dir, source, tables, presets, tuple(variants), fields)
 
 
 def load_batch(

@@ -14,7 +14,8 @@ from flowblend_cli.recipe.positions import KeyPath, unquote
 from flowblend_cli.recipe.source import RecipeSource, sweep_name
 
 _KEY_PART = re.compile(r"""\s*([A-Za-z0-9_-]+|"(?:\\.|[^"\\])*"|'[^']*')((?:\[\d+\])*)\s*""")
-_NO_BARE_WORD = ("[", "{", '"', "'")
+# What starts like this was meant as TOML, unless it is a template such as {scene}-s{seed}.
+_NO_BARE_WORD = re.compile(r"""[\["']|\{.*=""", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _split(option: str) -> tuple[str, Any]:
             return key, document["value"]
     except (tomli.TOMLDecodeError, RecursionError, ValueError):
         pass
-    if text.startswith(_NO_BARE_WORD):
+    if _NO_BARE_WORD.match(text):
         raise ValueError(f"the value isn't valid TOML: {text}")
     return key, text
 

@@ -72,7 +72,8 @@ def check_sweep(tables: Tables) -> Iterator[Fault]:
     lengths = {axis: len(values) for axis, values in sweep_axes(tables.sweep).items()}
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{axis} has {length}" for axis, length in lengths.items())
-        yield Fault(("sweep", "mode"), f"'zip' needs lists of one length; {found}")
+        message = f"'zip' needs lists of one length; {found}"
+        yield Fault(("sweep", "mode"), message, related=("sweep",))
 
 
 def check_filename(tables: Tables, fields: Iterable[str]) -> Iterator[Fault]:
@@ -114,6 +115,7 @@ def check_count(tables: Tables) -> Iterator[Fault]:
             path,
             f"the recipe makes {total:,} jobs, more than the limit of {MAX_JOBS:,}: shorten its "
             "sweep, seeds, repeats or alternatives",
+            related=("scene", "sweep"),
         )
 
 
@@ -134,7 +136,8 @@ def check_arguments(
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 if name == "fps":
                     hint = "; the file's frame rate is fps in [output]"
-                yield Fault(path, f"{pipeline_class} takes no {name}{hint}", at="key")
+                message = f"{pipeline_class} takes no {name}{hint}"
+                yield Fault(path, message, at="key", related=("model",))
 
 
 def _setting_paths(tables: Tables, presets: Mapping[str, Preset]) -> list[KeyPath]:

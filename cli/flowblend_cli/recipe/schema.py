@@ -35,9 +35,19 @@ Steps = Annotated[
         {"anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_STEPS}, {"type": "string"}]}
     ),
 ]
+
+
+def _prompt_list(value: Any) -> Any:
+    if isinstance(value, list):
+        return value
+    if isinstance(value, str):
+        return [value]
+    raise ValueError(f"must be a string or a list of strings, got {value!r}")
+
+
 Prompts = Annotated[
     list[Text],
-    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    BeforeValidator(_prompt_list),
     Field(min_length=1),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]

@@ -52,9 +52,9 @@ class RecipeSource:
         """Turn a fault into a line for people: file, line, column, key, message."""
         position = self.position(fault)
         location = format_path(fault.path)
-        option = self._option_of(fault.path)
-        if option is not None:
-            location = f"--set {option}: {location}"
+        options = self._options_of(fault)
+        if options:
+            location = f"{' '.join(f'--set {option}' for option in options)}: {location}"
         line, column = position.line, position.column
         return Problem(str(self.path), line, column, location, fault.message)
 
@@ -73,11 +73,18 @@ class RecipeSource:
         if problems:
             raise RecipeError(problems)
 
-    def _option_of(self, path: KeyPath) -> str | None:
+    def _options_of(self, fault: Fault) -> list[str]:
+        """The ``--set`` options that a fault comes from."""
+        path = fault.path
         for end in range(len(path), 0, -1):
             if path[:end] in self.options:
-                return self.options[path[:end]]
-        return None
+                return [self.options[path[:end]]]
+        return [
+            option
+            for written, option in self.options.items()
+            if written[0] in fault.related
+            or (len(path) == 1 and written[0] == path[0] and path not in self.positions.values)
+        ]
 
     def _path_in_text(self, path: KeyPath) -> KeyPath:
         for end in range(len(path), 0, -1):

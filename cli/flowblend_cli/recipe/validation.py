@@ -35,11 +35,13 @@ class Fault:
         path: Keys and indices from the top.
         message: What was found, what was expected, what to do.
         at: Whether the key or its value is to blame.
+        related: Tables whose values take part as well, so that ``--set`` there is named.
     """
 
     path: KeyPath
     message: str
     at: Literal["key", "value"] = "value"
+    related: tuple[str, ...] = ()
 
 
 @dataclass
@@ -284,4 +286,5 @@ def _show(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, dict):
         return "a table"
-    return shorten(repr(value))
+    is_plain = isinstance(value, (str, int, float, list))
+    return shorten(repr(value) if is_plain else value)

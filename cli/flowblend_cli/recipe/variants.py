@@ -188,7 +188,8 @@ def _check_blend(
     try:
         return resolve_stages(blend, row.of("blend"))
     except StageError as error:
-        faults.append(Fault(_blamed_for_blend(blend, row, str(error)), str(error)))
+        path = _blamed_for_blend(blend, row, str(error))
+        faults.append(Fault(path, str(error), related=("blend",)))
         return None
 
 
@@ -248,6 +249,7 @@ def _check_small_is_named(
                 row.path("model", "small"),
                 f"is missing, and stages {letters!r} use the small denoiser: name where it "
                 'comes from, or set stages = "L" in [blend]',
+                related=("model", "blend"),
             )
         )
 
@@ -265,6 +267,7 @@ def _check_sampling(
                 row.path("sampling", "mode"),
                 f"'sde' isn't possible: {solver}{own} has no stochastic form; set scheduler to "
                 "'flow_match_euler' or 'dpmpp_2m'",
+                related=("sampling", "model"),
             )
         )
         return None
