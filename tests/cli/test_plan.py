@@ -49,7 +49,6 @@ def test_a_plan_as_json_is_one_object(recipe_file: Callable[[], Path], tmp_path:
             "arguments": {
                 "height": 64,
                 "width": 64,
-                "max_sequence_length": 64,
                 "num_frames": 17,
                 "num_inference_steps": 10,
             },

@@ -34,7 +34,6 @@ def test_a_recipe_with_only_a_pair_and_a_scene_gets_every_default(batch_of: Load
         "height": 64,
         "width": 64,
         "num_frames": 17,
-        "max_sequence_length": 64,
         "num_inference_steps": 50,
     }
     assert batch.recipe_name == "recipe"
