@@ -4,7 +4,8 @@
 
 The variants take turns, so that a busy machine slows all of them alike; medians are reported.
 ``ideal`` is large steps x large step time + small steps x small step time + fixed cost, with the
-step times and the fixed cost (text, decoding) measured on the LLL and SSS runs.
+step times and the fixed cost (text, latents; nothing is decoded) measured on the LLL and SSS runs.
+LLL's own ratio to it is 1 by construction; LSL's is what blending costs.
 ``hand-written`` is the same trajectory in a plain loop over the same modules, without a pipeline.
 """
 
@@ -128,8 +129,10 @@ def report(
         roles = StageSchedule.parse(row, boundaries=ROWS[row]).denoisers(n)
         ideal = roles.count("large") * large + roles.count("small") * small + fixed
         middle, plain = statistics.median(seconds), statistics.median(hand[row])
-        print(f"{row}: {middle:.3f} s ({middle / base:.3f} of LLL), ideal {ideal:.3f} s, "
-              f"wall / ideal {middle / ideal:.3f}, wall / by hand {middle / plain:.3f}")  # fmt: skip
+        print(
+            f"{row}: {middle:.3f} s ({middle / base:.3f} of LLL), ideal {ideal:.3f} s, "
+            f"wall / ideal {middle / ideal:.3f}, wall / by hand {middle / plain:.3f}"
+        )
 
 
 if __name__ == "__main__":

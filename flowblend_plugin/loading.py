@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def denoiser_name(pipe: Any) -> str:
 
 
 def load_denoiser(
-    source: str,
+    source: str | os.PathLike[str],
     large: nn.Module,
     name: str,
     vae_config: Any = None,
@@ -45,24 +46,29 @@ def load_denoiser(
         large: The denoiser whose class, dtype and device the loaded one takes.
         name: The pipeline's attribute, ``"transformer"`` or ``"unet"``.
         vae_config: Config of the pipeline's VAE; compared with that of a pipeline's folder.
-        subfolder: Where in a Hub repository the denoiser lies; ``name`` if None.
+        subfolder: Where in the pipeline's folder or repository the denoiser lies, if known.
 
     Returns:
         The denoiser, in evaluation mode.
 
     Raises:
         PairMismatchError: Its config doesn't fit the large one's; raised before weights are read.
-        SwitchError: The folder holds no denoiser.
+        SwitchError: The folder isn't there, or holds no denoiser.
     """
+    source = os.fspath(source)
     where: dict[str, Any] = {"subfolder": subfolder or name}
     if Path(source).is_dir():
-        where = _local_subfolder(Path(source), name)
+        where = {"subfolder": subfolder} if subfolder else _local_subfolder(Path(source), name)
         _check_folder(Path(source), where.get("subfolder"), large, vae_config)
-    parameter = next(large.parameters())
+    elif source.startswith((".", "/", "~")):
+        raise SwitchError(
+            f"{source} is no folder: give a denoiser's folder, or a Hub id owner/name"
+        )
+    # The dtype of a module is that of most of it; single parameters may be kept in float32.
     module: nn.Module = type(large).from_pretrained(  # type: ignore[attr-defined]
-        source, dtype=parameter.dtype, use_safetensors=True, **where
+        source, dtype=large.dtype, use_safetensors=True, **where
     )
-    return module.to(parameter.device).eval()
+    return module.to(next(large.parameters()).device).eval()
 
 
 def _local_subfolder(folder: Path, name: str) -> dict[str, Any]:

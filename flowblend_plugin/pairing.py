@@ -49,7 +49,8 @@ def config_mismatches(large: Mapping[str, Any], small: Mapping[str, Any]) -> tup
         found.append(f"class: large {classes[0]}, small {classes[1]}")
     for key, meaning in _INTERFACE.items():
         a, b = _plain(large.get(key)), _plain(small.get(key))
-        if a != b:
+        # A key that one side leaves out has the class's default there, which nobody can tell here.
+        if a != b and (key in large) == (key in small):
             found.append(f"{key} ({meaning}): large {a}, small {b}")
     for key, meaning in _PRESENCE.items():
         a, b = large.get(key), small.get(key)

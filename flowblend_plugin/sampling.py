@@ -81,9 +81,19 @@ def make_scheduler(
             f"scheduler {chosen!r} has no stochastic form for mode 'sde': use one of "
             f"{', '.join(STOCHASTIC)}"
         )
-    if name is None and mode == "ode":
-        word = "flow_shift" if "flow_shift" in own.config else "shift"
-        return type(own).from_config(own.config, **{word: flow_shift})
     config = own.config
+    if "beta_start" in config and not config.get("use_flow_sigmas", False):
+        raise SchedulerConfigError(
+            f"this pipeline's {type(own).__name__} isn't a flow-matching scheduler: leave "
+            "scheduler, flow_shift and mode out, and keep the pipeline's own"
+        )
+    if config.get("use_dynamic_shifting") or config.get("shift_terminal"):
+        raise SchedulerConfigError(
+            f"this pipeline's {type(own).__name__} shifts its noise levels by the size of the "
+            "picture, which another solver or a fixed flow_shift would lose: leave them out"
+        )
+    if name is None and mode == "ode":
+        word = "flow_shift" if "flow_shift" in config else "shift"
+        return type(own).from_config(config, **{word: flow_shift})
     shift = flow_shift or config.get("flow_shift") or config.get("shift") or 1.0
     return _SOLVERS[chosen](float(shift), mode == "sde")

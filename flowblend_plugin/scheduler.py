@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
-from flowblend_plugin.errors import SchedulerConfigError
+from flowblend_plugin.errors import SchedulerConfigError, StageError
 from flowblend_plugin.stages import StageSchedule
 from flowblend_plugin.trajectory import Seed, with_stages
 
@@ -24,10 +24,16 @@ def make_stages(
     """Take stages as an object or as a string with its boundaries; None stays None.
 
     Raises:
-        StageError: The string and the boundaries make no schedule.
+        StageError: The string and the boundaries make no schedule, or boundaries stand alone.
     """
     if isinstance(stages, str):
         return StageSchedule.parse(stages, boundaries, boundary_sigmas)
+    if boundaries is not None or boundary_sigmas is not None:
+        raise StageError(
+            "boundaries belong to a stage string such as 'LSL', and stages is "
+            f"{'missing' if stages is None else 'a StageSchedule, which has its own'}: give both "
+            "as strings and numbers, or leave the boundaries out"
+        )
     return stages
 
 
@@ -47,7 +53,8 @@ def wrap_scheduler(
         boundaries: See ``StageSchedule.parse``.
         boundary_sigmas: See ``StageSchedule.parse``.
         seed: Seed of a stochastic solver's own noise, one number (sample b of a batch then uses
-            ``seed + b``) or one per sample. None leaves the noise to the caller.
+            ``seed + b``) or one per sample; solvers without noise don't use it. None keeps what
+            the scheduler has: its own seed, or whatever its caller hands to ``step``.
 
     Returns:
         A scheduler of the same class name, config, state and save format.
@@ -58,7 +65,8 @@ def wrap_scheduler(
     wrapped = copy.deepcopy(scheduler)
     wrapped.__class__ = with_stages(type(scheduler))
     wrapped._stages = make_stages(stages, boundaries, boundary_sigmas)  # type: ignore[attr-defined]
-    wrapped._seed = seed  # type: ignore[attr-defined]
+    if seed is not None:
+        wrapped._seed = seed  # type: ignore[attr-defined]
     return wrapped
 
 
@@ -68,7 +76,7 @@ class FlowBlendScheduler(with_stages(FlowMatchEulerDiscreteScheduler)):  # type:
     Args:
         num_train_timesteps: Number of training timesteps; timestep = sigma x this.
         shift: Shift of the noise levels; above 1 spends more steps on high noise.
-        stages: Stage string such as ``"LSL"``; None announces no stages.
+        stages: Stage string such as ``"LSL"``, or a StageSchedule; None announces no stages.
         boundaries: Stage ends as fractions of the steps.
         boundary_sigmas: Stage ends as noise levels, instead of ``boundaries``.
         mode: ``"ode"`` (deterministic) or ``"sde"`` (fresh noise at every step:
@@ -101,7 +109,7 @@ class FlowBlendScheduler(with_stages(FlowMatchEulerDiscreteScheduler)):  # type:
         use_exponential_sigmas: bool = False,
         use_beta_sigmas: bool = False,
         time_shift_type: str = "exponential",
-        stages: str | None = None,
+        stages: StageSchedule | str | None = None,
         boundaries: Sequence[float] | None = None,
         boundary_sigmas: Sequence[float] | None = None,
         mode: str = "ode",
@@ -126,6 +134,15 @@ class FlowBlendScheduler(with_stages(FlowMatchEulerDiscreteScheduler)):  # type:
             stochastic_sampling=mode == "sde",
         )
         self._stages = make_stages(stages, boundaries, boundary_sigmas)
+        if isinstance(stages, StageSchedule):
+            spelt = {
+                "stages": stages.letters,
+                "boundaries": stages.boundaries,
+                "boundary_sigmas": stages.boundary_sigmas,
+            }
+            # diffusers leaves values that it noted as defaults out of a round trip.
+            noted = [k for k in self.config.get("_use_default_values", []) if k not in spelt]
+            self.register_to_config(**spelt, _use_default_values=noted)
         self._seed = seed if mode == "sde" else None
 
     @classmethod
@@ -157,6 +174,8 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "thresholding": (None, False),
     "use_lu_lambdas": (None, False),
     "rescale_betas_zero_snr": (None, False),
+    "scale_factors": (None,),
+    "upscale_mode": (None, "bicubic"),
 }
 
 
@@ -164,16 +183,13 @@ def _carried(config: Mapping[str, Any]) -> dict[str, Any]:
     """A flow-matching scheduler's config in flow-match Euler's words."""
     name = config.get("_class_name")
     carried = dict(config)
-    if "beta_start" not in config:  # a flow-matching scheduler: none of them has betas
-        if carried.pop("stochastic_sampling", False):
-            carried.setdefault("mode", "sde")
-        return carried
     problems = [
         f"{key} = {config[key]!r}"
         for key, allowed in _REFUSED.items()
         if key in config and config[key] not in allowed
     ]
-    if not config.get("use_flow_sigmas", False):
+    flow_matching = "beta_start" not in config  # none of those schedulers has betas
+    if not (flow_matching or config.get("use_flow_sigmas", False)):
         problems.insert(0, "use_flow_sigmas is off (not a flow-matching config)")
     if problems:
         raise SchedulerConfigError(
@@ -181,6 +197,11 @@ def _carried(config: Mapping[str, Any]) -> dict[str, Any]:
             f"{'; '.join(problems)}. Keep that scheduler and let DenoiserSwitch wrap it, or use "
             "wrap_scheduler"
         )
+    stochastic = carried.pop("stochastic_sampling", False)
+    if stochastic or str(config.get("algorithm_type", "")).startswith("sde-"):
+        carried.setdefault("mode", "sde")
+    if flow_matching:
+        return {k: v for k, v in carried.items() if k not in _REFUSED}
     shift = carried.pop("flow_shift", None)
     if shift is not None:
         carried["shift"] = shift

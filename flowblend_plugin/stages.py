@@ -82,10 +82,10 @@ class StageSchedule:
             )
         roles = [LETTERS[letter] for letter in stages]
         by_sigma = boundary_sigmas is not None
-        edges = list(boundary_sigmas if by_sigma else boundaries or ())  # type: ignore[arg-type]
+        name = "boundary_sigmas" if by_sigma else "boundaries"
+        edges = _numbers(name, boundary_sigmas if by_sigma else boundaries)
         if not edges and len(set(roles)) == 1:
             return cls((Stage(roles[0]),))
-        name = "boundary_sigmas" if by_sigma else "boundaries"
         if len(edges) != len(roles) - 1:
             raise StageError(
                 f"stages {stages!r} needs {len(roles) - 1} {name}, one between each two letters; "
@@ -215,6 +215,15 @@ class StageSchedule:
 def letters(roles: Iterable[str]) -> str:
     """Abbreviate role names, one letter each: ``("large", "small")`` becomes ``"LS"``."""
     return "".join(role[0].upper() for role in roles)
+
+
+def _numbers(name: str, edges: Iterable[float] | None) -> list[float]:
+    """Take boundaries from any sequence, numpy's included, as a list of numbers."""
+    if edges is None:
+        return []
+    if isinstance(edges, (str, int, float)) or not isinstance(edges, Iterable):
+        raise StageError(f"{name} must be a sequence of numbers such as (0.4, 0.8), got {edges!r}")
+    return [edge.item() if hasattr(edge, "item") else edge for edge in edges]
 
 
 def _check(stages: tuple[Stage, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -18,7 +19,10 @@ from flowblend_plugin.solvers import reset_history
 from flowblend_plugin.stages import StageSchedule
 from flowblend_plugin.trajectory import Seed, StageMixin
 
-_attached: weakref.WeakKeyDictionary[Any, weakref.ref[DenoiserSwitch]] = weakref.WeakKeyDictionary()
+# Per pipe its switch, and its own denoiser: a switch may be forgotten while another is installed.
+_attached: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[DenoiserSwitch], nn.Module]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class DenoiserSwitch(PipelineCallback):
@@ -60,7 +64,7 @@ class DenoiserSwitch(PipelineCallback):
     def __init__(
         self,
         pipe: Any,
-        small: nn.Module | str | None = None,
+        small: nn.Module | str | os.PathLike[str] | None = None,
         stages: StageSchedule | str | None = None,
         boundaries: Sequence[float] | None = None,
         boundary_sigmas: Sequence[float] | None = None,
@@ -75,6 +79,12 @@ class DenoiserSwitch(PipelineCallback):
         self._pipe = pipe
         self._on_step = on_step
         self._name = denoiser_name(pipe)
+        if getattr(pipe, "transformer_2", None) is not None:
+            raise SwitchError(
+                "this pipe has two experts of its own (transformer_2), which stages can't share "
+                "with yet: load it without transformer_2 and boundary_ratio"
+            )
+        _take_back(pipe, self._name)
         self._solver_history = solver_history
         self._original_scheduler = getattr(pipe.scheduler, "_flowblend_original", pipe.scheduler)
         self.stages = _agreed_stages(
@@ -87,7 +97,7 @@ class DenoiserSwitch(PipelineCallback):
         self.denoisers_run: list[str] = []
         self._attach(seed)
 
-    def _pair(self, small: nn.Module | str | None) -> dict[str, nn.Module]:
+    def _pair(self, small: nn.Module | str | os.PathLike[str] | None) -> dict[str, nn.Module]:
         large = getattr(self._pipe, self._name)
         if small is None:
             if "small" in self.stages.roles:
@@ -101,21 +111,22 @@ class DenoiserSwitch(PipelineCallback):
                 "this pipe offloads its models, which the switch can't do for the small denoiser "
                 "yet: attach it to a pipe without enable_model_cpu_offload"
             )
-        if isinstance(small, str):
+        if isinstance(small, (str, os.PathLike)):
             vae = getattr(self._pipe, "vae", None)
             small = load_denoiser(small, large, self._name, getattr(vae, "config", None))
-        check_pair(large, small)
+        check_pair(getattr(large, "_orig_mod", large), getattr(small, "_orig_mod", small))
         return {"large": large, "small": small}
 
     def _attach(self, seed: Seed | None) -> None:
         scheduler: Any = self._original_scheduler
-        if not isinstance(scheduler, StageMixin) or scheduler.stages is None:
+        has_stages = isinstance(scheduler, StageMixin) and scheduler.stages is not None
+        if not has_stages or seed is not None:
             wrapped = wrap_scheduler(scheduler, self.stages, seed=seed)
             wrapped._flowblend_original = scheduler
             self._pipe.scheduler = wrapped
         self._scheduler: Any = self._pipe.scheduler
         self._scheduler.attach_listener(self)
-        _attached[self._pipe] = weakref.ref(self)
+        _attached[self._pipe] = (weakref.ref(self), self._denoisers["large"])
 
     @property
     def denoisers(self) -> tuple[str, ...]:
@@ -163,7 +174,7 @@ class DenoiserSwitch(PipelineCallback):
         self._finish(step_index, next_role)
 
     def _finish(self, step_index: int, next_role: str) -> None:
-        role = self._roles[step_index]
+        role = self._role  # what was installed, not what was planned
         self.denoisers_run.append(role)
         self._change(next_role)
         if self._on_step is not None:
@@ -179,15 +190,20 @@ class DenoiserSwitch(PipelineCallback):
         self, pipeline: Any, step_index: int, timesteps: Any, callback_kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         """Do after a step what the scheduler's announcement does, if it made none."""
+        if not self.attached:
+            raise SwitchError("this switch was detached: attach a new one for this call")
         if pipeline.scheduler is not self._scheduler:
             raise SwitchError(
                 "the pipe's scheduler was replaced while the switch was attached, so its stages "
                 "did not run: set the scheduler first, then attach the switch"
             )
         if not self._driven_by_scheduler and self._roles:
-            done = (step_index + 1) // self._scheduler.order
-            self._finish(done - 1, self._roles[min(done, len(self._roles) - 1)])
-            if done >= len(self._roles):
+            order, calls = self._scheduler.order, step_index + 1
+            last = calls >= len(self._scheduler.timesteps)
+            if last or calls % order == 0:
+                done = len(self._roles) if last else calls // order
+                self._finish(done - 1, self._roles[min(done, len(self._roles) - 1)])
+            if last:
                 self.trajectory_finished()
         return callback_kwargs
 
@@ -223,9 +239,8 @@ def check_pair(large: nn.Module, small: nn.Module) -> None:
         {k: v for k, v in large.config.items() if k != "_class_name"},  # type: ignore[operator, union-attr]
         {k: v for k, v in small.config.items() if k != "_class_name"},  # type: ignore[operator, union-attr]
     )
-    first, second = next(large.parameters()), next(small.parameters())
     for what in ("dtype", "device"):
-        a, b = getattr(first, what), getattr(second, what)
+        a, b = getattr(large, what), getattr(small, what)
         if a != b:
             found.append(f"{what}: large {a}, small {b}; move the small one with .to(...)")
     if found:
@@ -233,8 +248,15 @@ def check_pair(large: nn.Module, small: nn.Module) -> None:
 
 
 def _living_switch(pipe: Any) -> DenoiserSwitch | None:
-    reference = _attached.get(pipe)
-    return reference() if reference is not None else None
+    entry = _attached.get(pipe)
+    return entry[0]() if entry is not None else None
+
+
+def _take_back(pipe: Any, name: str) -> None:
+    """Give a pipe its own denoiser back after a switch that was forgotten in mid-trajectory."""
+    entry = _attached.pop(pipe, None)
+    if entry is not None and getattr(pipe, name) is not entry[1]:
+        setattr(pipe, name, entry[1])
 
 
 def _refuse_second(pipe: Any) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -48,6 +48,7 @@ class StageMixin:
     _roles: tuple[str, ...] = ()
     _generators: list[torch.Generator] | None = None
     _calls: int = 0
+    _first: int = 0
 
     @property
     def stages(self) -> StageSchedule | None:
@@ -55,7 +56,16 @@ class StageMixin:
         return self._stages
 
     def attach_listener(self, listener: StageListener) -> None:
-        """Announce stages to ``listener``, which is held weakly."""
+        """Announce stages to ``listener``, which is held weakly.
+
+        Raises:
+            SwitchError: Another living listener has this scheduler.
+        """
+        if self._current_listener() not in (None, listener):
+            raise SwitchError(
+                "this scheduler drives another pipe's DenoiserSwitch: give each pipe its own "
+                "scheduler"
+            )
         self._listener = weakref.ref(listener)
 
     def detach_listener(self) -> None:
@@ -75,7 +85,7 @@ class StageMixin:
         return self._listener() if self._listener is not None else None
 
     def _start_trajectory(self) -> None:
-        self._calls, self._generators = 0, None
+        self._calls, self._first, self._generators = 0, 0, None
         if self._stages is None:
             return
         listener = self._current_listener()
@@ -103,10 +113,18 @@ class StageMixin:
     def _start_late(self, begin_index: int) -> None:
         # image-to-image starts in the middle: the stage of that step comes first.
         listener = self._current_listener()
-        if self._stages is None or listener is None or not self._roles:
+        if self._stages is None or listener is None or not self._roles or self._calls:
             return
+        self._first = begin_index
         step = min(begin_index // self.order, len(self._roles) - 1)
         listener.trajectory_started(self._roles, self._roles[step])
+
+    def _noised(self, timestep: Any) -> None:
+        # Pipelines that start late without set_begin_index noise their input up to that timestep.
+        first = torch.as_tensor(timestep).flatten()[:1].to(self.timesteps)
+        found = (self.timesteps == first).nonzero()
+        if len(first) and len(found):
+            self._start_late(int(found[0]))
 
     def _finish_step(self) -> None:
         self._calls += 1
@@ -114,7 +132,7 @@ class StageMixin:
         if self._stages is None or listener is None:
             return
         index = getattr(self, "step_index", None)
-        done = self._calls if index is None else int(index)
+        done = self._first + self._calls if index is None else int(index)
         if done >= len(self.timesteps):
             listener.step_finished(len(self._roles) - 1, self._roles[-1])
             listener.trajectory_finished()
@@ -174,7 +192,7 @@ def with_stages(base: type) -> type:
     def step(
         self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        if takes_generator and kwargs.get("generator") is None:
+        if takes_generator and not args and kwargs.get("generator") is None:
             generators = self._generators_for(sample)
             if generators is not None:
                 kwargs["generator"] = generators
@@ -188,7 +206,12 @@ def with_stages(base: type) -> type:
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
+        "__reduce__": lambda self: (_rebuild, (base, self.__getstate__())),
     }
+    # What pipelines call before the first step with the timestep that they start from.
+    for name in ("add_noise", "scale_noise"):
+        if hasattr(base, name):
+            members[name] = _noising(getattr(base, name))
     if hasattr(base, "set_begin_index"):
 
         @functools.wraps(base.set_begin_index)
@@ -198,3 +221,24 @@ def with_stages(base: type) -> type:
 
         members["set_begin_index"] = set_begin_index
     return type(base.__name__, (StageMixin, base), members)
+
+
+def _noising(method: Callable[..., Any]) -> Callable[..., Any]:
+    parameters = list(inspect.signature(method).parameters)
+    word = "timesteps" if "timesteps" in parameters else "timestep"
+    place = parameters.index(word) - 1
+
+    @functools.wraps(method)
+    def noise(self: Any, *args: Any, **kwargs: Any) -> Any:
+        timestep = kwargs[word] if word in kwargs else args[place]
+        self._noised(timestep)
+        return method(self, *args, **kwargs)
+
+    return noise
+
+
+def _rebuild(base: type, state: dict[str, Any]) -> Any:
+    """Unpickle, or copy, a scheduler whose class exists only at run time."""
+    scheduler: Any = object.__new__(with_stages(base))
+    scheduler.__dict__.update(state)
+    return scheduler

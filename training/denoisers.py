@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import sys
@@ -30,7 +31,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "small": {"num_attention_heads": 2, "attention_head_dim": 32, "num_layers": 3, "ffn_dim": 256},
 }
 STEPS = 6000
-POOL_CLIPS = 12_000
+POOL_CLIPS = 8_000
 SHARD = 500
 
 
@@ -50,7 +51,9 @@ def latent_pool(vae: AutoencoderKLWan) -> tuple[Tensor, list[Spec]]:
     Returns:
         Latents (N, z, 5, 4, 4), not yet normalised, float16; and what each clip shows.
     """
-    folder = work_dir() / "latents"
+    weights = torch.cat([p.detach().flatten() for p in vae.encoder.parameters()])
+    digest = hashlib.sha256(weights.numpy().tobytes()).hexdigest()[:12]
+    folder = work_dir() / f"latents-{digest}"  # another encoder makes other latents
     folder.mkdir(exist_ok=True)
     train, _ = split_specs()
     shards, specs = [], []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowblend_cli import __version__
 from flowblend_cli.artifacts.finished import FileState, inspect_final
-from flowblend_cli.errors import LockedError, ModelMissingError, OutputError
+from flowblend_cli.errors import DeviceLostError, LockedError, ModelMissingError, OutputError
 from flowblend_cli.events import JobDone, JobFailed, JobSkipped, JobStarted, ModelLoaded, Summary
 from flowblend_cli.jobs import Batch, Job, ModelSpec
 from flowblend_cli.keys import Identity, job_key, model_identity
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LOCK_NAME = ".flowblend.lock"
 SOME_FAILED = 1
+_ENDS_THE_BATCH = (ModelMissingError, OutputError, DeviceLostError)
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,12 @@ class BatchRun:
     Args:
         batch: The jobs.
         reporter: Who is told what happens.
+        anew: Render our own finished files again, too.
     """
 
-    def __init__(self, batch: Batch, reporter: Reporter) -> None:
+    def __init__(self, batch: Batch, reporter: Reporter, *, anew: bool = False) -> None:
         self._batch = batch
+        self._anew = anew
         self._reporter = reporter
         self._recipe_dir = batch.source.parent
         self._identities: dict[ModelSpec, Identity] = {}
@@ -77,14 +80,17 @@ class BatchRun:
         stopping = StopSignals(self._reporter.message)
         with output_lock(self._batch.output_dir), self._reporter, stopping as stop:
             try:
+                for job in self._batch.jobs:  # every model is there, before any of them works
+                    self._identity(job.model)
                 for pending in self._pending():
                     stop.check()
                     self._render(pending, stop)
+                stop.check()
             except StopRequested:
                 self._exit_code = stop.exit_code or SOME_FAILED
-            except (ModelMissingError, OutputError) as error:
+            except (*_ENDS_THE_BATCH, FlowBlendError) as error:
                 self._reporter.message(str(error), error=True)
-                self._exit_code = error.exit_code
+                self._exit_code = int(getattr(error, "exit_code", 2))
             finally:
                 elapsed = round(time.monotonic() - began, 3)
                 self._reporter.event(Summary(self._rendered, self._skipped, self._failed, elapsed))
@@ -99,7 +105,8 @@ class BatchRun:
             if found.state is FileState.MISSING:
                 yield Pending(job, path, key, identity)
                 continue
-            theirs = found.recipe is not None and found.recipe != job.recipe
+            known = found.recipe is not None or found.state is FileState.INTACT
+            theirs = known and found.recipe != job.recipe
             if found.state is FileState.FOREIGN or theirs:
                 owner = f"recipe {found.recipe!r}" if theirs else "someone else"
                 self._fail(
@@ -110,9 +117,9 @@ class BatchRun:
                 continue
             if found.state is FileState.DAMAGED:
                 self._reporter.message(f"{path.name} is damaged and is rendered again", error=True)
-            elif found.document is not None and found.document.get("job_key") == key:
+            elif not self._anew and (found.document or {}).get("job_key") == key:
                 self._skipped += 1
-                seed = int((found.document.get("resolved") or {}).get("seed", job.seed))
+                seed = recorded(found.document or {}, "seed", job.seed)
                 self._reporter.event(JobSkipped(job.id, job.scene, seed, str(path)))
                 continue
             yield Pending(job, path, key, identity)
@@ -125,9 +132,10 @@ class BatchRun:
     def _render(self, pending: Pending, stop: StopSignals) -> None:
         job = pending.job
         seed = job.seed or draw_seed()
-        planned = plan_job(job)
+        runtime = self._loaded(job.model)
+        stop.check()
         try:
-            runtime = self._loaded(job.model)
+            planned = plan_job(job)
             self._reporter.event(
                 JobStarted(job.id, job.scene, seed, job.num_inference_steps, planned, job.prompt)
             )
@@ -142,11 +150,10 @@ class BatchRun:
             sampled = runtime.sample(job, seed, on_step)
             stop.check()
             done = self._publish(pending, seed, sampled, began)
-        except (ModelMissingError, OutputError):
+        except _ENDS_THE_BATCH:
             self._fail(job, "not rendered: see the error of the batch", seed)
             raise
-        except (FlowBlendError, RuntimeError, ValueError, TypeError) as error:
-            # One job's failure, whatever diffusers or torch raised, must not end the night.
+        except Exception as error:  # noqa: BLE001 - one job's failure must not end the night
             self._fail(job, f"{type(error).__name__}: {error}", seed)
             return
         self._rendered += 1
@@ -255,9 +262,16 @@ def output_lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def run(batch: Batch, reporter: Reporter) -> int:
-    """Render a batch; see ``BatchRun.run``."""
-    return BatchRun(batch, reporter).run()
+def run(batch: Batch, reporter: Reporter, *, anew: bool = False) -> int:
+    """Render a batch; see ``BatchRun``."""
+    return BatchRun(batch, reporter, anew=anew).run()
+
+
+def recorded(document: dict[str, Any], name: str, default: Any) -> Any:
+    """One resolved value of a file's document, of the default's type, or the default."""
+    resolved = document.get("resolved")
+    value = resolved.get(name, default) if isinstance(resolved, dict) else default
+    return value if isinstance(value, type(default)) else default
 
 
 def render_again(document: dict[str, Any], path: Path, reporter: Reporter) -> int:
@@ -274,13 +288,12 @@ def render_again(document: dict[str, Any], path: Path, reporter: Reporter) -> in
     Raises:
         DocumentError: The document's job can't be read.
     """
-    job = Job.from_document(document["job"])
-    resolved = document.get("resolved") or {}
-    job = replace(job, id=f"{path.stem}.again", seed=int(resolved.get("seed", job.seed)))
-    source = Path(str(resolved.get("source", path.parent))) / path.name
+    job = Job.from_document(document.get("job") or {})
+    job = replace(job, id=f"{path.stem}.again", seed=recorded(document, "seed", job.seed))
+    source = Path(recorded(document, "source", str(path.parent))) / path.name
     batch = Batch(job.recipe, path.parent, (job,), (), source)
     again = batch.path_of(job)
-    code = run(batch, reporter)
+    code = run(batch, reporter, anew=True)
     if code:
         return code
     mine = (inspect_final(again).document or {}).get("pixels_sha256")

@@ -83,7 +83,7 @@ class OutputError(FlowBlendError, OSError):
 
 
 class DeviceLostError(FlowBlendError, RuntimeError):
-    """A device that is gone, or out of memory after every retry."""
+    """A device that isn't there, or is gone."""
 
     exit_code = 5
 

@@ -25,6 +25,8 @@ _INK = (24, 24, 28)
 _GAP = 8
 _SHEET_SIDE = 128
 _COMPARE_SIDE = 256
+# What marks a file of the gallery as ours; it is nobody's job.
+_DOCUMENT = {"flowblend": __version__, "v": 1, "gallery": True}
 
 
 def contact_sheet(clips: Sequence[Clip], path: Path, *, columns: int = 6) -> None:
@@ -42,7 +44,7 @@ def contact_sheet(clips: Sequence[Clip], path: Path, *, columns: int = 6) -> Non
     _require_clips(clips)
     width = max(columns, 1) * (_SHEET_SIDE + _GAP) + _GAP
     rows = [_sheet_row(caption, frames, columns, width) for caption, frames in clips]
-    publish(path, encode_png(np.concatenate(rows)))
+    publish(path, encode_png(np.concatenate(rows), _DOCUMENT))
 
 
 def _sheet_row(caption: str, frames: Frames, columns: int, width: int) -> Frames:
@@ -124,11 +126,7 @@ def comparison_video(clips: Sequence[Clip], path: Path, *, fps: int) -> None:
         FramesError: No clip, or frames of another shape or type.
         OutputError: The file can't be written.
     """
-    document = {
-        "flowblend": __version__,
-        "v": 1,
-        "comparison": [caption for caption, _ in clips],
-    }
+    document = {**_DOCUMENT, "comparison": [caption for caption, _ in clips]}
     publish_video(side_by_side(clips), path, fps=fps, document=document)
 
 

@@ -39,7 +39,7 @@ class ModelSpec:
         small: Where the small denoiser comes from, likewise; None if no stage uses it.
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:0"``, ``"mps"``...
-        offload: ``"none"``, ``"model"`` or ``"sequential"``.
+        offload: ``"none"``: all models stay on the device.
     """
 
     pipeline: str
@@ -173,6 +173,9 @@ class Job:
         """
         try:
             arguments = {name: freeze(value) for name, value in document["arguments"].items()}
+            for name, kind in _KINDS.items():
+                if not isinstance(document[name], kind):
+                    raise TypeError(f"{name} is {document[name]!r}")
             return cls(
                 **{
                     **document,
@@ -188,6 +191,9 @@ class Job:
                 f"the recorded job can't be read ({error}): it is damaged, or was written by "
                 "another version of flowblend"
             ) from error
+
+
+_KINDS = {"id": str, "recipe": str, "scene": str, "prompt": str, "seed": int, "arguments": dict}
 
 
 @dataclass(frozen=True)

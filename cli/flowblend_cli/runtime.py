@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import resource
 import sys
@@ -13,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Set before diffusers and huggingface_hub read them: nothing a recipe names is run or fetched.
+# Set before diffusers and transformers read them: nothing that a recipe names is run.
 os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import diffusers
@@ -26,7 +25,7 @@ import transformers
 
 from flowblend_cli import __version__
 from flowblend_cli.artifacts.pixels import Frames
-from flowblend_cli.errors import ModelMissingError
+from flowblend_cli.errors import DeviceLostError, ModelMissingError
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.models import ModelSource, resolve_model, resolve_small
 from flowblend_plugin import DenoiserSwitch, FlowBlendError
@@ -34,6 +33,8 @@ from flowblend_plugin.loading import denoiser_name, load_denoiser
 from flowblend_plugin.sampling import make_scheduler
 from flowblend_plugin.stages import letters
 
+# What the library warns of, the plan has said already.
+logging.getLogger("flowblend_plugin").addHandler(logging.NullHandler())
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
@@ -115,7 +116,7 @@ class Runtime:
                     self._pipe,
                     small=self._small,
                     stages=job.schedule,
-                    seed=seed if sampling.mode == "sde" else None,
+                    seed=seed,
                     on_step=on_step,
                 ) as switch,
             ):
@@ -166,7 +167,16 @@ def peak_rss_bytes() -> int:
 
 def _device(name: str) -> torch.device:
     if name != "auto":
-        return torch.device(name)
+        device = torch.device(name)
+        there = device.type == "cpu" or getattr(torch, device.type, None) is not None
+        if there and device.type != "cpu":
+            there = bool(getattr(torch, device.type).is_available())
+        if not there:
+            raise DeviceLostError(
+                f"device {name!r} isn't there: torch {torch.__version__} sees none on this "
+                'machine; set model.device to "auto" or "cpu"'
+            )
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -187,17 +197,19 @@ def _load_pipeline(source: ModelSource, dtype: torch.dtype) -> Any:
             use_safetensors=True,
             local_files_only=True,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a broken folder makes its loaders raise
         raise _missing(source, error) from error
 
 
 def _load_small(source: ModelSource, pipe: Any) -> torch.nn.Module:
     name = denoiser_name(pipe)
-    place = str(source.path / (source.subfolder or "")) if source.path else str(source.repo)
+    place = str(source.path or source.repo)
     vae_config = getattr(getattr(pipe, "vae", None), "config", None)
     try:
         return load_denoiser(place, getattr(pipe, name), name, vae_config, source.subfolder)
-    except OSError as error:
+    except FlowBlendError:
+        raise
+    except Exception as error:  # whatever a broken folder makes its loader raise
         raise _missing(source, error) from error
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from flowblend_cli import engine
 from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.artifacts.pixels import Frames
+from flowblend_cli.errors import OutputError
 from flowblend_cli.gallery import animated_webp, comparison_video, contact_sheet, side_by_side
 from flowblend_cli.jobs import Batch, Job, StageSpec
 from flowblend_cli.progress import Reporter
 
-COMPARED = ("LLL", "LSL", "SSS")
+COMPARED_JOBS = 3
+SHEET = "contact-sheet.png"
+COMPARISON = "compare.mp4"
 
 
 def gallery(batch: Batch, reporter: Reporter) -> tuple[int, list[str]]:
@@ -27,62 +29,72 @@ def gallery(batch: Batch, reporter: Reporter) -> tuple[int, list[str]]:
 
     Returns:
         The exit code, and the lines of a table for people.
+
+    Raises:
+        OutputError: A file of the gallery's name is somebody else's, or can't be written.
     """
-    clips = [batch.path_of(job) for job in batch.jobs if job.extension == ".mp4"]
-    blended = [job for job in batch.jobs if job.extension == ".mp4" and len(job.stages) > 1]
+    clips = [job for job in batch.jobs if job.extension == ".mp4"]
     if not clips:
         return 0, ["no clips: nothing to put on a contact sheet"]
-    rows = [(job.prompt, read_frames(batch.path_of(job))) for job in batch.jobs
-            if job.extension == ".mp4"]  # fmt: skip
-    sheet = batch.output_dir / "contact-sheet.png"
-    contact_sheet(rows, sheet)
+    sheet = ours(batch.output_dir / SHEET)
+    contact_sheet([(job.prompt, read_frames(batch.path_of(job))) for job in clips], sheet)
     lines = [f"contact sheet: {sheet}"]
-    if not blended:
+    blended = next((job for job in clips if len(job.stages) > 1), None)
+    if blended is None:
         return 0, lines
-    comparison = compared(batch, blended[0])
+    comparison = compared(batch, blended)
     code = engine.run(comparison, reporter)
-    if code:
-        return code, lines
-    return 0, [*lines, *_compare(batch, comparison)]
+    return code, lines if code else [*lines, *_compare(batch, comparison)]
+
+
+def ours(path: Path) -> Path:
+    """A path that is free, or holds an earlier gallery's file.
+
+    Raises:
+        OutputError: It holds anything else.
+    """
+    if path.exists() and (read_document(path) or {}).get("gallery") is not True:
+        raise OutputError(f"{path} isn't a file of the gallery and is left alone: move it away")
+    return path
 
 
 def compared(batch: Batch, job: Job) -> Batch:
-    """The same job all large, as it is, and all small, in a folder of its own."""
-    variants = {
-        "LLL": (StageSpec("large"),),
-        "LSL": job.stages,
-        "SSS": (StageSpec("small"),),
-    }
+    """The same job and seed all large, as it is, and all small, in a folder of its own."""
+    document = read_document(batch.path_of(job)) or {}
+    job = replace(job, seed=engine.recorded(document, "seed", job.seed))
+    variants = [
+        ("LLL", (StageSpec("large"),)),
+        (job.stage_string, job.stages),
+        ("SSS", (StageSpec("small"),)),
+    ]
     jobs = tuple(
         replace(job, id=f"compare-{name}", stages=stages, stage_string=name)
-        for name, stages in variants.items()
+        for name, stages in variants
     )
     return replace(batch, output_dir=batch.output_dir / "compare", jobs=jobs)
 
 
 def _compare(batch: Batch, comparison: Batch) -> list[str]:
-    names, clips, documents = [], [], []
-    for job in comparison.jobs:
-        path = comparison.path_of(job)
-        names.append(job.stage_string)
-        clips.append(read_frames(path))
-        documents.append(read_document(path) or {})
-    seconds = [_seconds(document) for document in documents]
+    names = [job.stage_string for job in comparison.jobs]
+    paths = [comparison.path_of(job) for job in comparison.jobs]
+    clips = [read_frames(path) for path in paths]
+    documents = [read_document(path) or {} for path in paths]
+    seconds = [engine.recorded(document, "sampling_s", 0.0) for document in documents]
     captioned = [
         (f"{name}  {second:.2f} s", frames)
         for name, second, frames in zip(names, seconds, clips, strict=True)
     ]
-    path = batch.output_dir / "compare.mp4"
+    path = ours(batch.output_dir / COMPARISON)
     fps = comparison.jobs[0].output.fps
     comparison_video(captioned, path, fps=fps)
-    animated_webp(side_by_side(captioned), batch.output_dir / "compare.webp", fps=fps)
+    animated_webp(side_by_side(captioned), path.with_suffix(".webp"), fps=fps)
     lines = [f"comparison:    {path}", f"  prompt: {comparison.jobs[0].prompt}"]
     for name, second, frames, document in zip(names, seconds, clips, documents, strict=True):
-        ran = (document.get("resolved") or {}).get("denoisers", "")
-        close = "" if name == "LLL" else f"  {_psnr(frames, clips[0]):.1f} dB PSNR to LLL"
+        ran = engine.recorded(document, "denoisers", "")
+        close = "" if frames is clips[0] else f"  {_psnr(frames, clips[0]):.1f} dB PSNR to LLL"
         lines.append(
             f"  {name}  {ran.count('L'):3d} large, {ran.count('S'):3d} small steps"
-            f"  {second:6.2f} s  {second / seconds[0]:4.0%} of LLL's time{close}"
+            f"  {second:6.2f} s  {second / max(seconds[0], 1e-9):4.0%} of LLL's time{close}"
         )
     return lines
 
@@ -94,10 +106,6 @@ def read_frames(path: Path) -> Frames:
     with av.open(str(path), format="mp4") as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return np.stack(frames)
-
-
-def _seconds(document: dict[str, Any]) -> float:
-    return float((document.get("resolved") or {}).get("sampling_s", 0.0))
 
 
 def _psnr(frames: Frames, reference: Frames) -> float:

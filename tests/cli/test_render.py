@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -345,3 +346,45 @@ def test_a_file_without_a_document_is_no_recipe(tmp_path: Path) -> None:
     result = invoke("render", stranger)
     assert result.exit_code == 2
     assert "holds no flowblend document" in result.stderr
+
+
+def test_a_finished_file_is_really_rendered_again_each_time(rendered: tuple[Path, Result]) -> None:
+    clip = rendered[0].parent / "out" / "circle-s2-n3.mp4"
+    for _ in range(2):
+        result = invoke("render", clip, "--json")
+        assert [event["event"] for event in events(result)].count("job_done") == 1
+    clip.with_name("circle-s2-n3.again.mp4").unlink()
+
+
+def test_options_that_a_finished_file_cant_take_are_refused(rendered: tuple[Path, Result]) -> None:
+    clip = rendered[0].parent / "out" / "circle-s2-n3.mp4"
+    for option in (["--dry-run"], ["--gallery"], ["--out", "x"], ["--set", "a=1"]):
+        assert invoke("render", clip, *option).exit_code == 2
+
+
+@pytest.mark.parametrize("device", ["cuda", "xpu"])
+def test_a_device_that_isnt_there_is_exit_5(recipe: Any, device: str) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    result = invoke("render", recipe(), "--set", f"model.device={device}")
+    assert result.exit_code == 5
+    assert f"device '{device}' isn't there" in result.stderr
+
+
+def test_weights_cut_short_are_a_missing_model_not_a_traceback(recipe: Any) -> None:
+    path = recipe(RECIPE.replace('"sprites"', '"./model"'))
+    shutil.copytree(SPRITES, path.parent / "model")
+    weights = path.parent / "model" / "text_encoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    result = invoke("render", path, "--set", "model.small=./model")
+    assert result.exit_code == 3
+    assert "can't be loaded" in result.stderr
+
+
+def test_the_gallery_leaves_other_peoples_files_alone(recipe: Any) -> None:
+    path = recipe()
+    out = path.parent / "out"
+    out.mkdir()
+    (out / "contact-sheet.png").write_bytes(b"holiday")
+    assert invoke("render", path, "--gallery").exit_code == 4
+    assert (out / "contact-sheet.png").read_bytes() == b"holiday"

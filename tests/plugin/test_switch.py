@@ -394,3 +394,108 @@ def test_a_wrapped_scheduler_keeps_the_signatures_that_pipelines_inspect(schedul
         assert inspect.signature(mine) == inspect.signature(theirs)
     assert isinstance(wrapped, type(scheduler))
     assert dict(wrapped.config) == dict(scheduler.config)
+
+
+# Awkward pipes.
+
+
+def test_a_bfloat16_pair_blends(tmp_path: Path) -> None:
+    for seed, name in ((0, "large"), (1, "small")):
+        wan_denoiser(seed=seed).save_pretrained(tmp_path / name)
+    large = WanTransformer3DModel.from_pretrained(tmp_path / "large", dtype=torch.bfloat16)
+    pipe = wan_pipe(transformer=large)
+    with DenoiserSwitch(pipe, small=tmp_path / "small", stages=LSL) as switch:
+        assert torch.isfinite(run_wan(pipe)).all()
+    assert switch.denoisers_run == list(LSL.denoisers(6))
+    with pytest.raises(
+        PairMismatchError, match=r"dtype: large torch.bfloat16, small torch.float32"
+    ):
+        DenoiserSwitch(pipe, small=small(), stages=LSL)
+
+
+@pytest.mark.parametrize("first", [0, 3, 5, 7])
+def test_a_late_start_begins_in_the_stage_of_its_step(first: int) -> None:
+    """As image- and video-to-video pipelines do, with set_begin_index or without."""
+    stages = StageSchedule.parse("LSL", boundaries=(0.4, 0.7))
+    for announce in ("set_begin_index", "scale_noise"):
+        pipe, other = wan_pipe(), small()
+        with DenoiserSwitch(pipe, small=other, stages=stages) as switch:
+            scheduler = pipe.scheduler
+            scheduler.set_timesteps(10)
+            sample = torch.zeros(1, 2)
+            if announce == "set_begin_index":
+                scheduler.set_begin_index(first)
+            else:
+                scheduler.scale_noise(sample, scheduler.timesteps[first : first + 1], sample)
+            for t in scheduler.timesteps[first:]:
+                scheduler.step(sample, t, sample)
+        assert tuple(switch.denoisers_run) == stages.denoisers(10)[first:]
+
+
+def test_chunked_pipelines_begin_every_trajectory_with_its_first_stage() -> None:
+    pipe = wan_pipe()
+    with DenoiserSwitch(pipe, small=small(), stages="LS", boundaries=(0.5,)) as switch:
+        for _ in range(3):
+            pipe.scheduler.set_timesteps(4)
+            for t in pipe.scheduler.timesteps[:3]:
+                pipe.scheduler.step(torch.zeros(1, 2), t, torch.zeros(1, 2))
+            assert switch.denoisers_run == ["large", "large", "small"]
+
+
+def test_heun_with_the_callback_tells_each_whole_step_once() -> None:
+    told: list[int] = []
+    pipe = wan_pipe(SCHEDULERS["heun"]())
+    with DenoiserSwitch(
+        pipe, small=small(), stages=LSL, on_step=lambda index, _: told.append(index)
+    ) as switch:
+        run_wan(pipe, steps=5, callback_on_step_end=switch)
+    assert told == [0, 1, 2, 3, 4]
+    assert tuple(switch.denoisers_run) == LSL.denoisers(5)
+
+
+def test_a_pipe_with_experts_of_its_own_is_refused() -> None:
+    pipe = wan_pipe(transformer_2=small(), boundary_ratio=0.9)
+    with pytest.raises(SwitchError, match="transformer_2"):
+        DenoiserSwitch(pipe, small=small(), stages=LSL)
+
+
+def test_one_scheduler_cant_drive_two_pipes() -> None:
+    shared = FlowBlendScheduler(stages="LS", boundaries=(0.5,))
+    one, two = wan_pipe(shared), wan_pipe(shared)
+    with (
+        DenoiserSwitch(one, small=small()),
+        pytest.raises(SwitchError, match="another pipe"),
+    ):
+        DenoiserSwitch(two, small=small())
+
+
+def test_a_switch_forgotten_after_a_failure_leaves_no_small_denoiser_behind() -> None:
+    pipe, other = wan_pipe(), small()
+    large = pipe.transformer
+
+    def fail(*_: Any) -> dict[str, Any]:
+        if pipe.transformer is other:
+            raise RuntimeError
+        return {}
+
+    switch = DenoiserSwitch(pipe, small=other, stages="LS", boundaries=(0.5,))
+    with pytest.raises(RuntimeError):
+        run_wan(pipe, callback_on_step_end=fail)
+    del switch
+    gc.collect()
+    with DenoiserSwitch(pipe, small=other, stages=LSL):
+        assert pipe.transformer is large
+    assert pipe.transformer is large
+
+
+def test_a_detached_switch_as_callback_is_noticed() -> None:
+    pipe = wan_pipe()
+    switch = DenoiserSwitch(pipe, small=small(), stages=LSL)
+    switch.detach()
+    with pytest.raises(SwitchError, match="detached"):
+        run_wan(pipe, callback_on_step_end=switch)
+
+
+def test_a_folder_that_isnt_there_is_no_hub_id() -> None:
+    with pytest.raises(SwitchError, match=r"\./nope is no folder"):
+        DenoiserSwitch(wan_pipe(), small="./nope", stages=LSL)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from flowblend_cli.errors import UsageError
 from flowblend_cli.progress import make_reporter
+
+if TYPE_CHECKING:
+    from flowblend_cli.jobs import Batch
 
 
 @click.command()
@@ -49,14 +53,17 @@ def render(
     """
     verbosity = -1 if quiet else verbose
     if Path(recipe).suffix in (".mp4", ".png") and Path(recipe).is_file():
+        if out is not None or overrides or dry_run or with_gallery:
+            raise UsageError(
+                "a finished FILE is rendered again exactly as it was, beside itself: leave --out, "
+                "--set, --dry-run and --gallery out, or give its recipe"
+            )
         return _again(Path(recipe), as_json, verbosity)
 
     from flowblend_cli import engine
     from flowblend_cli.recipe.loader import load_batch
 
-    batch = load_batch(recipe, overrides)
-    if out is not None:
-        batch = replace(batch, output_dir=out.absolute())
+    batch = load_batch(recipe, overrides, out)
     if dry_run:
         from flowblend_cli.commands.plan import show_plan
 
@@ -71,12 +78,10 @@ def render(
     return code
 
 
-def _show_gallery(batch: object, as_json: bool, verbosity: int) -> int:
-    from flowblend_cli.jobs import Batch
-    from flowblend_cli.showcase import COMPARED, gallery
+def _show_gallery(batch: Batch, as_json: bool, verbosity: int) -> int:
+    from flowblend_cli.showcase import COMPARED_JOBS, gallery
 
-    assert isinstance(batch, Batch)
-    quiet = make_reporter(json=False, verbosity=-1, total_jobs=len(COMPARED))
+    quiet = make_reporter(json=False, verbosity=-1, total_jobs=COMPARED_JOBS)
     code, lines = gallery(batch, quiet)
     if verbosity >= 0:
         next_step = (
@@ -90,7 +95,6 @@ def _show_gallery(batch: object, as_json: bool, verbosity: int) -> int:
 def _again(path: Path, as_json: bool, verbosity: int) -> int:
     from flowblend_cli import engine
     from flowblend_cli.artifacts.metadata import read_document
-    from flowblend_cli.errors import UsageError
 
     document = read_document(path)
     if document is None:

@@ -83,7 +83,7 @@ class ModelTable(Table):
     """Number format of the weights."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?)$")] = "auto"
     """Where to render: auto, cpu, cuda, cuda:1, mps."""
-    offload: Literal["none", "model", "sequential"] = "none"
+    offload: Literal["none"] = "none"
     """Whether idle models wait in main memory."""
 
 
