@@ -116,9 +116,11 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.showcase": {
         "flowblend_cli.artifacts",
         "flowblend_cli.engine",
+        "flowblend_cli.errors",
         "flowblend_cli.gallery",
         "flowblend_cli.jobs",
         "flowblend_cli.progress",
+        "flowblend_plugin.stages",
         *PIXELS,
     },
     # The command line may use every room, but no model library and no schema library itself.

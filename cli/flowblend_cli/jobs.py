@@ -16,21 +16,6 @@ from flowblend_plugin.stages import Stage, StageSchedule
 
 
 @dataclass(frozen=True)
-class StageSpec:
-    """One stage as the recipe says it.
-
-    Args:
-        denoiser: Role, ``"large"`` or ``"small"``.
-        until: Fraction of the steps, 0 to 1, where the stage ends; None for the last stage.
-        until_sigma: Noise level, 1 to 0, where the stage ends instead; None likewise.
-    """
-
-    denoiser: str
-    until: float | None = None
-    until_sigma: float | None = None
-
-
-@dataclass(frozen=True)
 class ModelSpec:
     """The models of a job as the recipe names them.
 
@@ -108,7 +93,7 @@ class Job:
     prompt_template: str
     negative_prompt: str | None
     seed: int
-    stages: tuple[StageSpec, ...]
+    stages: tuple[Stage, ...]
     stage_string: str
     arguments: tuple[tuple[str, Any], ...]
     model: ModelSpec
@@ -134,7 +119,7 @@ class Job:
     @property
     def schedule(self) -> StageSchedule:
         """The stages as the library's schedule."""
-        return StageSchedule(tuple(Stage(s.denoiser, s.until, s.until_sigma) for s in self.stages))
+        return StageSchedule(self.stages)
 
     def empty_stages(self, noise_levels: tuple[float, ...] | None = None) -> tuple[str, ...]:
         """Say which stages get no step: legal at few steps, but worth knowing.
@@ -179,7 +164,7 @@ class Job:
             return cls(
                 **{
                     **document,
-                    "stages": tuple(StageSpec(**stage) for stage in document["stages"]),
+                    "stages": tuple(Stage(**stage) for stage in document["stages"]),
                     "arguments": tuple(sorted(arguments.items())),
                     "model": ModelSpec(**document["model"]),
                     "sampling": SamplingSpec(**document["sampling"]),

@@ -12,8 +12,9 @@ from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.artifacts.pixels import Frames
 from flowblend_cli.errors import OutputError
 from flowblend_cli.gallery import animated_webp, comparison_video, contact_sheet, side_by_side
-from flowblend_cli.jobs import Batch, Job, StageSpec
+from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.progress import Reporter
+from flowblend_plugin.stages import Stage
 
 COMPARED_JOBS = 3
 SHEET = "contact-sheet.png"
@@ -63,9 +64,9 @@ def compared(batch: Batch, job: Job) -> Batch:
     document = read_document(batch.path_of(job)) or {}
     job = replace(job, seed=engine.recorded(document, "seed", job.seed))
     variants = [
-        ("LLL", (StageSpec("large"),)),
+        ("LLL", (Stage("large"),)),
         (job.stage_string, job.stages),
-        ("SSS", (StageSpec("small"),)),
+        ("SSS", (Stage("small"),)),
     ]
     jobs = tuple(
         replace(job, id=f"compare-{name}", stages=stages, stage_string=name)

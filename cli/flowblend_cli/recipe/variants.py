@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.errors import ModelNameError
-from flowblend_cli.jobs import ModelSpec, SamplingSpec, StageSpec
+from flowblend_cli.jobs import ModelSpec, SamplingSpec
 from flowblend_cli.models import KnownPair, find_pair, resolve_model, resolve_small
 from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.schema import SWEPT_TABLES, BlendTable, SweepFields
@@ -71,7 +71,7 @@ class Variant:
     model: ModelSpec
     pair: KnownPair | None
     pipeline_class: str | None
-    stages: tuple[StageSpec, ...]
+    stages: tuple[Stage, ...]
     stage_string: str
     sampling: SamplingSpec
     output: dict[str, Any]
@@ -182,7 +182,7 @@ def _look_up_small(name: str, recipe_dir: Path) -> tuple[None, str | None]:
 
 def _check_blend(
     blend: BlendTable | None, row: Row, faults: list[Fault]
-) -> tuple[tuple[StageSpec, ...], str] | None:
+) -> tuple[tuple[Stage, ...], str] | None:
     if blend is None:
         return None
     try:
@@ -193,7 +193,7 @@ def _check_blend(
         return None
 
 
-def resolve_stages(blend: BlendTable, swept: dict[str, Any]) -> tuple[tuple[StageSpec, ...], str]:
+def resolve_stages(blend: BlendTable, swept: dict[str, Any]) -> tuple[tuple[Stage, ...], str]:
     """Make the stages of one combination, and their letters as the recipe writes them.
 
     Raises:
@@ -208,7 +208,7 @@ def resolve_stages(blend: BlendTable, swept: dict[str, Any]) -> tuple[tuple[Stag
         roles = [LETTERS.get(stage.denoiser, stage.denoiser) for stage in blend.stage]
         ends = [(stage.until, stage.until_sigma) for stage in blend.stage]
         schedule = StageSchedule(tuple(Stage(r, *end) for r, end in zip(roles, ends, strict=True)))
-        return _specs(schedule), schedule.letters
+        return schedule.stages, schedule.letters
     letters = swept.get("stages", blend.stages)
     boundaries = swept.get("boundaries", blend.boundaries)
     sigmas = swept.get("boundary_sigmas", blend.boundary_sigmas)
@@ -220,11 +220,7 @@ def resolve_stages(blend: BlendTable, swept: dict[str, Any]) -> tuple[tuple[Stag
         raise StageError("stages = 'auto' isn't supported yet: write letters such as 'LSL'")
     if len(set(letters)) == 1:
         boundaries = sigmas = None  # one denoiser runs every step, wherever its stages end
-    return _specs(StageSchedule.parse(letters, boundaries, sigmas)), letters
-
-
-def _specs(schedule: StageSchedule) -> tuple[StageSpec, ...]:
-    return tuple(StageSpec(s.denoiser, s.until, s.until_sigma) for s in schedule.stages)
+    return StageSchedule.parse(letters, boundaries, sigmas).stages, letters
 
 
 def _blamed_for_blend(blend: BlendTable, row: Row, message: str) -> KeyPath:
@@ -240,7 +236,7 @@ def _blamed_for_blend(blend: BlendTable, row: Row, message: str) -> KeyPath:
 
 
 def _check_small_is_named(
-    spec: ModelSpec, stages: tuple[Sequence[StageSpec], str], row: Row, faults: list[Fault]
+    spec: ModelSpec, stages: tuple[Sequence[Stage], str], row: Row, faults: list[Fault]
 ) -> None:
     specs, letters = stages
     if spec.small is None and any(stage.denoiser == "small" for stage in specs):
