@@ -40,18 +40,20 @@ def main() -> None:
     if not options.export:
         text.train()
         vae_stage.train()
-        vae_stage.train_decoder()
-    export(options.target, None if options.export else options.steps)
+        for role in denoisers.CONFIGS:
+            denoisers.train(role, options.steps)
+        vae_stage.train_decoder()  # leaves the latents, and so the denoisers, as they are
+    export(options.target)
 
 
-def export(target: Path, steps: int | None) -> None:
+def export(target: Path) -> None:
     """Write the pipeline's folder, its small denoiser and the training logs, in float16."""
     tokenizer, encoder = text.train()
     vae = vae_stage.load()
     latents, _ = denoisers.latent_pool(vae)
     mean, std = denoisers.statistics(latents)
     vae.register_to_config(latents_mean=mean, latents_std=std)
-    pair: dict[str, Any] = {role: _denoiser(role, steps) for role in denoisers.CONFIGS}
+    pair: dict[str, Any] = {role: _denoiser(role) for role in denoisers.CONFIGS}
     pipe = WanPipeline(
         tokenizer=tokenizer,
         text_encoder=encoder.half(),
@@ -100,9 +102,7 @@ def _logged_step(stage: str) -> int:
     return max(int(line.get("step", 0)) for line in lines)
 
 
-def _denoiser(role: str, steps: int | None) -> torch.nn.Module:
-    if steps is not None:
-        return denoisers.train(role, steps)
+def _denoiser(role: str) -> torch.nn.Module:
     state = load_checkpoint(role)
     if state is None:
         raise SystemExit(f"no {role} denoiser yet: run without --export")
