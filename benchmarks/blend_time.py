@@ -68,7 +68,8 @@ def by_hand(pipe: Any, small: Any, row: str, steps: int) -> torch.Tensor:
     text, empty = pipe.encode_prompt(PROMPT, max_sequence_length=64)
     pipe.scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(1)
-    latents = pipe.prepare_latents(1, 64, 64, 64, 17, torch.float32, "cpu", generator)
+    channels = pipe.transformer.config.in_channels
+    latents = pipe.prepare_latents(1, channels, 64, 64, 17, torch.float32, "cpu", generator)
     roles = StageSchedule.parse(row, boundaries=ROWS[row]).denoisers(steps)
     for role, t in zip(roles, pipe.scheduler.timesteps, strict=True):
         module = small if role == "small" else pipe.transformer
