@@ -12,19 +12,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from flowblend_plugin.errors import (
+    AdapterError,
     FlowBlendError,
     PairMismatchError,
     SchedulerConfigError,
     StageError,
     SwitchError,
 )
-from flowblend_plugin.stages import Stage, StageSchedule
+from flowblend_plugin.stages import Adapter, Cache, Stage, StageSchedule
 
 if TYPE_CHECKING:
     from flowblend_plugin.scheduler import FlowBlendScheduler, wrap_scheduler
     from flowblend_plugin.switch import DenoiserSwitch
 
 __all__ = [
+    "Adapter",
+    "AdapterError",
+    "Cache",
     "DenoiserSwitch",
     "FlowBlendError",
     "FlowBlendScheduler",

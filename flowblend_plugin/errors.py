@@ -6,6 +6,7 @@
     ├── StageError (ValueError)          stages, boundaries or noise levels that make no schedule
     ├── PairMismatchError (ValueError)   two denoisers that can't share one trajectory
     ├── SwitchError (RuntimeError)       a switch used where or when it can't work
+    ├── AdapterError (ValueError)        a LoRA adapter that is missing or doesn't fit
     └── SchedulerConfigError (ValueError) a scheduler config that can't be carried over
 
 Each message says what was found, what was expected and what to do.
@@ -36,6 +37,10 @@ class PairMismatchError(FlowBlendError, ValueError):
 
 class SwitchError(FlowBlendError, RuntimeError):
     """A switch used where, or when, it can't work."""
+
+
+class AdapterError(FlowBlendError, ValueError):
+    """A LoRA adapter that is missing, damaged, or made for another denoiser."""
 
 
 class SchedulerConfigError(FlowBlendError, ValueError):

@@ -20,6 +20,7 @@ def make_stages(
     stages: StageSchedule | str | None,
     boundaries: Sequence[float] | None = None,
     boundary_sigmas: Sequence[float] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> StageSchedule | None:
     """Take stages as an object or as a string with its boundaries; None stays None.
 
@@ -27,7 +28,7 @@ def make_stages(
         StageError: The string and the boundaries make no schedule, or boundaries stand alone.
     """
     if isinstance(stages, str):
-        return StageSchedule.parse(stages, boundaries, boundary_sigmas)
+        return StageSchedule.parse(stages, boundaries, boundary_sigmas, names)
     if boundaries is not None or boundary_sigmas is not None:
         raise StageError(
             "boundaries belong to a stage string such as 'LSL', and stages is "

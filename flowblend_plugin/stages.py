@@ -7,12 +7,48 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flowblend_plugin.errors import StageError
 
 LETTERS = {"L": "large", "S": "small"}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter at work during one stage.
+
+    Args:
+        name: The adapter's name, under which its weights were loaded.
+        weight: Its weight; in a ramp, that of the stage's first step.
+        end_weight: Weight of the stage's last step; the steps between are interpolated linearly.
+            None keeps ``weight`` throughout.
+    """
+
+    name: str
+    weight: float = 1.0
+    end_weight: float | None = None
+
+    def weight_at(self, position: int, count: int) -> float:
+        """The weight at step ``position`` (0-based) of a stage of ``count`` steps."""
+        if self.end_weight is None or count < 2:
+            return self.weight
+        return self.weight + (self.end_weight - self.weight) * position / (count - 1)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A cache that lets a denoiser skip work during one stage.
+
+    Args:
+        kind: Such as ``"first_block"`` or ``"mag"``; see ``flowblend_plugin.caching``.
+        options: What that cache's config takes, as sorted pairs of name and value.
+    """
+
+    kind: str
+    options: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -24,11 +60,21 @@ class Stage:
         until: Fraction of the steps, 0 to 1, at which the stage ends; None for the last stage and
             where the end is a noise level.
         until_sigma: Noise level, 1 to 0, at which the stage ends; None likewise.
+        guidance_scale: Classifier-free guidance of this stage; None keeps the call's own. 1.0 runs
+            no unconditional pass, where the pipeline allows that.
+        adapters: LoRA adapters at work. In a schedule in which any stage names adapters, a stage
+            that names none runs without; in one where no stage does, adapters aren't touched.
+        cache: Cache of the denoiser in this stage; None runs every forward in full.
+        attention_backend: Name of one of diffusers' attention backends; None keeps the present.
     """
 
     denoiser: str
     until: float | None = None
     until_sigma: float | None = None
+    guidance_scale: float | None = None
+    adapters: tuple[Adapter, ...] = ()
+    cache: Cache | None = None
+    attention_backend: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +96,7 @@ class StageSchedule:
         stages: str,
         boundaries: Sequence[float] | None = None,
         boundary_sigmas: Sequence[float] | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> StageSchedule:
         """Make a schedule from a stage string and the boundaries between its letters.
 
@@ -59,6 +106,7 @@ class StageSchedule:
             boundaries: Ends of all stages but the last, as fractions of ``num_inference_steps``,
                 ascending from 0 to 1.
             boundary_sigmas: The same as noise levels, descending from 1 to 0. Never both.
+            names: Further letters, each with the name of its denoiser: ``{"D": "distilled"}``.
 
         Returns:
             The schedule.
@@ -69,18 +117,20 @@ class StageSchedule:
         """
         if not isinstance(stages, str) or not stages:
             raise StageError(f"stages must be letters such as 'LSL', got {stages!r}")
-        unknown = sorted(set(stages) - set(LETTERS))
+        known = {**LETTERS, **(names or {})}
+        unknown = sorted(set(stages) - set(known))
         if unknown:
+            further = "".join(f", {k} for {v}" for k, v in known.items() if k not in LETTERS)
             raise StageError(
                 f"stages {stages!r} has unknown letter {', '.join(map(repr, unknown))}: "
-                "use L for the large denoiser and S for the small one"
+                f"use L for the large denoiser and S for the small one{further}"
             )
         if boundaries is not None and boundary_sigmas is not None:
             raise StageError(
                 "boundaries (fractions of the steps) and boundary_sigmas (noise levels) were both "
                 "given: keep one of them"
             )
-        roles = [LETTERS[letter] for letter in stages]
+        roles = [known[letter] for letter in stages]
         by_sigma = boundary_sigmas is not None
         name = "boundary_sigmas" if by_sigma else "boundaries"
         edges = _numbers(name, boundary_sigmas if by_sigma else boundaries)
@@ -180,12 +230,20 @@ class StageSchedule:
         Raises:
             StageError: See ``edges``.
         """
-        edges = self.edges(num_inference_steps, noise_levels)
-        counts = [after - before for before, after in itertools.pairwise(edges)]
         return tuple(
-            stage.denoiser
-            for stage, count in zip(self.stages, counts, strict=True)
-            for _ in range(count)
+            self.stages[index].denoiser
+            for index in self.stage_indices(num_inference_steps, noise_levels)
+        )
+
+    def stage_indices(
+        self, num_inference_steps: int, noise_levels: Sequence[float] | None = None
+    ) -> tuple[int, ...]:
+        """Index of the stage of every step; arguments and errors as in ``denoisers``."""
+        edges = self.edges(num_inference_steps, noise_levels)
+        return tuple(
+            index
+            for index, (start, end) in enumerate(itertools.pairwise(edges))
+            for _ in range(end - start)
         )
 
     def empty_stages(

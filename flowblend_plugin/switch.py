@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
+import torch
 from diffusers.callbacks import PipelineCallback
-from torch import nn
 
-from flowblend_plugin.errors import PairMismatchError, SwitchError
-from flowblend_plugin.loading import denoiser_name, load_denoiser
-from flowblend_plugin.pairing import config_mismatches
+from flowblend_plugin.adapters import AdapterSource, StageAdapters
+from flowblend_plugin.attention import StageAttention
+from flowblend_plugin.caching import CacheReport, StageCaches
+from flowblend_plugin.denoisers import (
+    Denoiser,
+    Placement,
+    check_names,
+    own_placement,
+    place,
+    stage_letters,
+)
+from flowblend_plugin.errors import SwitchError
+from flowblend_plugin.guidance import StageGuidance, check_guidance
+from flowblend_plugin.residency import Residency
 from flowblend_plugin.scheduler import make_stages, wrap_scheduler
 from flowblend_plugin.solvers import reset_history
 from flowblend_plugin.stages import StageSchedule
 from flowblend_plugin.trajectory import Seed, StageMixin
 
-# Per pipe its switch, and its own denoiser: a switch may be forgotten while another is installed.
-_attached: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[DenoiserSwitch], nn.Module]] = (
+# Per pipe its switch, and its own denoisers: a switch may be forgotten while another is installed.
+_attached: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[DenoiserSwitch], Placement]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -39,9 +50,12 @@ class DenoiserSwitch(PipelineCallback):
     its scheduler.
 
     Args:
-        pipe: A diffusers pipeline with a ``transformer`` or a ``unet``.
+        pipe: A diffusers pipeline with a ``transformer`` or a ``unet``. Where it has two experts
+            of its own (Wan 2.2), both together are the large denoiser.
         small: The small denoiser: a module, a folder or a Hub id; optional if no stage uses it.
-        stages: Stages, or a stage string; None takes those of the pipe's scheduler.
+            For a pipe with two experts, one for both of them, or a pair.
+        stages: Stages, or a stage string; None takes those of the pipe's scheduler. A letter
+            beyond L and S is the initial of a name in ``denoisers``.
         boundaries: See ``StageSchedule.parse``.
         boundary_sigmas: See ``StageSchedule.parse``.
         solver_history: What a multi-step solver does at a switch: ``"keep"`` its memory of the
@@ -49,10 +63,14 @@ class DenoiserSwitch(PipelineCallback):
         seed: Seed of a stochastic solver's noise; see ``wrap_scheduler``.
         on_step: Called after every step with its index and the role that ran it; what it raises
             ends the call. Works for pipelines without ``callback_on_step_end`` too.
+        denoisers: Denoisers by name, as ``small``; ``{"small": m}`` is ``small=m``.
+        adapters: LoRA adapters by name, for stages that name them; see ``StageAdapters``.
 
     Raises:
-        SwitchError: The pipe has a switch, no stages, contradicting stages, or no denoiser.
+        SwitchError: The pipe has a switch, no stages, contradicting stages, or no denoiser; or
+            can't do what a stage asks for.
         PairMismatchError: The denoisers don't fit; every mismatch is listed.
+        AdapterError: An adapter is missing or doesn't fit.
         StageError: The stages make no schedule.
 
     Reference:
@@ -64,74 +82,76 @@ class DenoiserSwitch(PipelineCallback):
     def __init__(
         self,
         pipe: Any,
-        small: nn.Module | str | os.PathLike[str] | None = None,
+        small: Denoiser | None = None,
         stages: StageSchedule | str | None = None,
         boundaries: Sequence[float] | None = None,
         boundary_sigmas: Sequence[float] | None = None,
         solver_history: Literal["keep", "reset"] = "keep",
         seed: Seed | None = None,
         on_step: Callable[[int, str], None] | None = None,
+        denoisers: Mapping[str, Denoiser] | None = None,
+        adapters: Mapping[str, AdapterSource | Mapping[str, AdapterSource]] | None = None,
     ) -> None:
         super().__init__()
         if solver_history not in ("keep", "reset"):
             raise SwitchError(f"solver_history must be 'keep' or 'reset', got {solver_history!r}")
         _refuse_second(pipe)
+        given = _all_denoisers(small, denoisers)
         self._pipe = pipe
         self._on_step = on_step
-        self._name = denoiser_name(pipe)
-        if getattr(pipe, "transformer_2", None) is not None:
-            raise SwitchError(
-                "this pipe has two experts of its own (transformer_2), which stages can't share "
-                "with yet: load it without transformer_2 and boundary_ratio"
-            )
-        _take_back(pipe, self._name)
+        own = own_placement(pipe)
+        own = _take_back(pipe, own)
         self._solver_history = solver_history
         self._original_scheduler = getattr(pipe.scheduler, "_flowblend_original", pipe.scheduler)
+        letters = stage_letters(tuple(given))
         self.stages = _agreed_stages(
-            self._original_scheduler, make_stages(stages, boundaries, boundary_sigmas)
+            self._original_scheduler, make_stages(stages, boundaries, boundary_sigmas, letters)
         )
-        self._denoisers = self._pair(small)
-        self._roles: tuple[str, ...] = ()
+        check_names(given, self.stages.roles)
+        check_guidance(pipe, self.stages.stages)
+        self._placements = {
+            "large": own,
+            **{name: place(pipe, name, given[name], own) for name in given},
+        }
+        self._stage_indices: tuple[int, ...] = ()
+        self._stage = -1
         self._role = "large"
         self._driven_by_scheduler = False
         self.denoisers_run: list[str] = []
-        self._attach(seed)
+        self._attach(seed, adapters)
 
-    def _pair(self, small: nn.Module | str | os.PathLike[str] | None) -> dict[str, nn.Module]:
-        large = getattr(self._pipe, self._name)
-        if small is None:
-            if "small" in self.stages.roles:
-                raise SwitchError(
-                    f"stages {self.stages.letters!r} use the small denoiser, but none was given: "
-                    "pass small="
-                )
-            return {"large": large}
-        if getattr(self._pipe, "_all_hooks", None):
-            raise SwitchError(
-                "this pipe offloads its models, which the switch can't do for the small denoiser "
-                "yet: attach it to a pipe without enable_model_cpu_offload"
-            )
-        if isinstance(small, (str, os.PathLike)):
-            vae = getattr(self._pipe, "vae", None)
-            small = load_denoiser(small, large, self._name, getattr(vae, "config", None))
-        check_pair(getattr(large, "_orig_mod", large), getattr(small, "_orig_mod", small))
-        return {"large": large, "small": small}
-
-    def _attach(self, seed: Seed | None) -> None:
-        scheduler: Any = self._original_scheduler
-        has_stages = isinstance(scheduler, StageMixin) and scheduler.stages is not None
-        if not has_stages or seed is not None:
-            wrapped = wrap_scheduler(scheduler, self.stages, seed=seed)
-            wrapped._flowblend_original = scheduler
-            self._pipe.scheduler = wrapped
-        self._scheduler: Any = self._pipe.scheduler
-        self._scheduler.attach_listener(self)
-        _attached[self._pipe] = (weakref.ref(self), self._denoisers["large"])
+    def _attach(self, seed: Seed | None, adapters: Mapping[str, Any] | None) -> None:
+        stages = self.stages.stages
+        modules = {name: list(p.values()) for name, p in self._placements.items()}
+        self._attention = StageAttention(stages)
+        self._guidance = StageGuidance(self._pipe)
+        self._caches = StageCaches(self._pipe, stages, itertools.chain(*modules.values()))
+        self._adapters = StageAdapters(self._pipe, stages, modules, adapters)
+        try:
+            self._residency = Residency(self._pipe, self._placements)
+            scheduler: Any = self._original_scheduler
+            has_stages = isinstance(scheduler, StageMixin) and scheduler.stages is not None
+            if not has_stages or seed is not None:
+                scheduler = wrap_scheduler(scheduler, self.stages, seed=seed)
+                scheduler._flowblend_original = self._original_scheduler
+            scheduler.attach_listener(self)
+        except BaseException:
+            self._adapters.restore()
+            raise
+        self._scheduler = scheduler
+        if self._pipe.scheduler is not scheduler:
+            self._pipe.scheduler = scheduler
+        _attached[self._pipe] = (weakref.ref(self), self._placements["large"])
 
     @property
     def denoisers(self) -> tuple[str, ...]:
         """The planned role of every step of the present, or the last, trajectory."""
-        return self._roles
+        return tuple(self.stages.stages[index].denoiser for index in self._stage_indices)
+
+    @property
+    def cache_reports(self) -> tuple[CacheReport, ...]:
+        """What the stages' caches saved in the present, or the last, trajectory."""
+        return tuple(self._caches.reports)
 
     @property
     def attached(self) -> bool:
@@ -142,7 +162,9 @@ class DenoiserSwitch(PipelineCallback):
         """Put the pipe back as it was; doing it twice does nothing."""
         if not self.attached:
             return
-        self._install("large")
+        self.trajectory_finished()
+        self._adapters.restore()
+        self._residency.restore()
         self._scheduler.detach_listener()
         if self._pipe.scheduler is not self._original_scheduler:
             self._pipe.scheduler = self._original_scheduler
@@ -161,27 +183,31 @@ class DenoiserSwitch(PipelineCallback):
 
     # What the scheduler tells us.
 
-    def trajectory_started(self, roles: tuple[str, ...], role: str) -> None:
+    def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
         """Install the first stage's denoiser: the scheduler's ``set_timesteps`` was called."""
-        self._roles = roles
+        self._leave_stage()
+        self._stage_indices = stage_indices
         self._driven_by_scheduler = False
         self.denoisers_run = []
-        self._install(role)
+        self._caches.start()
+        self._guidance.start()
+        self._residency.start()
+        self._begin_step(first_step)
 
-    def step_finished(self, step_index: int, next_role: str) -> None:
+    def model_output(self, output: torch.Tensor) -> torch.Tensor:
+        """The output that the solver is to take: with the stage's guidance scale."""
+        return self._guidance.combine(output)
+
+    def step_finished(self, step_index: int) -> None:
         """Install the denoiser of the step after ``step_index`` (0-based)."""
         self._driven_by_scheduler = True
-        self._finish(step_index, next_role)
-
-    def _finish(self, step_index: int, next_role: str) -> None:
-        role = self._role  # what was installed, not what was planned
-        self.denoisers_run.append(role)
-        self._change(next_role)
-        if self._on_step is not None:
-            self._on_step(step_index, role)
+        self._finish(step_index)
 
     def trajectory_finished(self) -> None:
-        """Give the pipe its large denoiser back after the last step."""
+        """Give the pipe its large denoiser, and everything else of its own, back."""
+        self._leave_stage()
+        self._guidance.finish()
+        self._adapters.rest()
         self._install("large")
 
     # What the pipeline tells us, where it has a callback.
@@ -197,15 +223,44 @@ class DenoiserSwitch(PipelineCallback):
                 "the pipe's scheduler was replaced while the switch was attached, so its stages "
                 "did not run: set the scheduler first, then attach the switch"
             )
-        if not self._driven_by_scheduler and self._roles:
+        if not self._driven_by_scheduler and self._stage_indices:
             order, calls = self._scheduler.order, step_index + 1
             last = calls >= len(self._scheduler.timesteps)
             if last or calls % order == 0:
-                done = len(self._roles) if last else calls // order
-                self._finish(done - 1, self._roles[min(done, len(self._roles) - 1)])
+                done = len(self._stage_indices) if last else calls // order
+                self._finish(done - 1)
             if last:
                 self.trajectory_finished()
         return callback_kwargs
+
+    # Stages.
+
+    def _finish(self, step_index: int) -> None:
+        role = self._role  # what was installed, not what was planned
+        self.denoisers_run.append(role)
+        if step_index + 1 < len(self._stage_indices):
+            self._begin_step(step_index + 1)
+        if self._on_step is not None:
+            self._on_step(step_index, role)
+
+    def _begin_step(self, step: int) -> None:
+        index = self._stage_indices[step]
+        stage, start = self.stages.stages[index], self._stage_indices.index(index)
+        steps, total = self._stage_indices.count(index), len(self._stage_indices)
+        modules = list(self._placements[stage.denoiser].values())
+        if index != self._stage:
+            self._leave_stage()
+            self._change(stage.denoiser)
+            self._stage = index
+            self._guidance.enter(stage, modules)
+            self._attention.enter(stage, modules)
+            self._caches.enter(index, stage, modules, step, steps - (step - start), total)
+        self._adapters.enter(stage, modules, step - start, steps)
+
+    def _leave_stage(self) -> None:
+        self._stage = -1
+        self._caches.leave()
+        self._attention.leave()
 
     def _change(self, role: str) -> None:
         if role == self._role:
@@ -215,36 +270,27 @@ class DenoiserSwitch(PipelineCallback):
             reset_history(self._scheduler)
 
     def _install(self, role: str) -> None:
-        module = self._denoisers[role]
+        leaving, coming = self._placements[self._role], self._placements[role]
         self._role = role
-        if getattr(self._pipe, self._name) is module:
-            return
-        if getattr(module, "is_cache_enabled", False):
-            # The module that left the pipe kept its cache of the former run; a cache only holds
-            # within one stage.
-            module._reset_stateful_cache()  # type: ignore[operator]
-        setattr(self._pipe, self._name, module)
+        if leaving is not coming:
+            self._residency.change(leaving, coming)
+        for name, module in coming.items():
+            if getattr(self._pipe, name) is module:
+                continue
+            if getattr(module, "is_cache_enabled", False):
+                # The module that left the pipe kept its cache of the former run; a cache only
+                # holds within one stage.
+                module._reset_stateful_cache()  # type: ignore[operator]
+            setattr(self._pipe, name, module)
 
 
-def check_pair(large: nn.Module, small: nn.Module) -> None:
-    """Check that two loaded denoisers can take turns.
-
-    Raises:
-        PairMismatchError: They can't; every mismatch is listed.
-    """
-    found = []
-    if type(large) is not type(small):
-        found.append(f"class: large {type(large).__name__}, small {type(small).__name__}")
-    found += config_mismatches(
-        {k: v for k, v in large.config.items() if k != "_class_name"},  # type: ignore[operator, union-attr]
-        {k: v for k, v in small.config.items() if k != "_class_name"},  # type: ignore[operator, union-attr]
-    )
-    for what in ("dtype", "device"):
-        a, b = getattr(large, what), getattr(small, what)
-        if a != b:
-            found.append(f"{what}: large {a}, small {b}; move the small one with .to(...)")
-    if found:
-        raise PairMismatchError(type(large).__name__, type(small).__name__, tuple(found))
+def _all_denoisers(
+    small: Denoiser | None, denoisers: Mapping[str, Denoiser] | None
+) -> dict[str, Denoiser]:
+    given = dict(denoisers or {})
+    if small is not None and "small" in given:
+        raise SwitchError("the small denoiser was given twice: as small= and in denoisers=")
+    return given if small is None else {"small": small, **given}
 
 
 def _living_switch(pipe: Any) -> DenoiserSwitch | None:
@@ -252,11 +298,15 @@ def _living_switch(pipe: Any) -> DenoiserSwitch | None:
     return entry[0]() if entry is not None else None
 
 
-def _take_back(pipe: Any, name: str) -> None:
-    """Give a pipe its own denoiser back after a switch that was forgotten in mid-trajectory."""
+def _take_back(pipe: Any, found: Placement) -> Placement:
+    """Give a pipe its own denoisers back after a switch that was forgotten in mid-trajectory."""
     entry = _attached.pop(pipe, None)
-    if entry is not None and getattr(pipe, name) is not entry[1]:
-        setattr(pipe, name, entry[1])
+    if entry is None:
+        return found
+    for name, module in entry[1].items():
+        if getattr(pipe, name) is not module:
+            setattr(pipe, name, module)
+    return own_placement(pipe)
 
 
 def _refuse_second(pipe: Any) -> None:

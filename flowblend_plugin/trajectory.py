@@ -27,11 +27,14 @@ Seed = int | Sequence[int]
 class StageListener(Protocol):
     """Whoever swaps denoisers when the scheduler says so."""
 
-    def trajectory_started(self, roles: tuple[str, ...], role: str) -> None:
-        """A trajectory begins: ``roles`` names the denoiser of every whole step."""
+    def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
+        """A trajectory begins at step ``first_step``; each whole step has its stage's index."""
 
-    def step_finished(self, step_index: int, next_role: str) -> None:
-        """Whole step ``step_index`` (0-based, absolute) is done; ``next_role`` runs the next."""
+    def model_output(self, output: torch.Tensor) -> torch.Tensor:
+        """What the solver is to take for the output that the pipeline hands it."""
+
+    def step_finished(self, step_index: int) -> None:
+        """Whole step ``step_index`` (0-based, absolute) is done."""
 
     def trajectory_finished(self) -> None:
         """The last step of the trajectory is done."""
@@ -45,7 +48,7 @@ class StageMixin:
     _stages: StageSchedule | None = None
     _seed: Seed | None = None
     _listener: weakref.ref[StageListener] | None = None
-    _roles: tuple[str, ...] = ()
+    _stage_indices: tuple[int, ...] = ()
     _generators: list[torch.Generator] | None = None
     _calls: int = 0
     _first: int = 0
@@ -100,7 +103,7 @@ class StageMixin:
         if self._stages.needs_noise_levels:
             total = self.config.num_train_timesteps  # type: ignore[attr-defined]
             levels = [float(t) / total for t in steps]
-        self._roles = self._stages.denoisers(len(steps), levels)
+        self._stage_indices = self._stages.stage_indices(len(steps), levels)
         for index in self._stages.empty_stages(len(steps), levels):
             logger.warning(
                 "stage %d (%s) gets no step at %d steps",
@@ -108,16 +111,16 @@ class StageMixin:
                 self._stages.stages[index].denoiser,
                 len(steps),
             )
-        listener.trajectory_started(self._roles, self._roles[0])
+        listener.trajectory_started(self._stage_indices, 0)
 
     def _start_late(self, begin_index: int) -> None:
         # image-to-image starts in the middle: the stage of that step comes first.
         listener = self._current_listener()
-        if self._stages is None or listener is None or not self._roles or self._calls:
+        if self._stages is None or listener is None or not self._stage_indices or self._calls:
             return
         self._first = begin_index
-        step = min(begin_index // self.order, len(self._roles) - 1)
-        listener.trajectory_started(self._roles, self._roles[step])
+        step = min(begin_index // self.order, len(self._stage_indices) - 1)
+        listener.trajectory_started(self._stage_indices, step)
 
     def _noised(self, timestep: Any) -> None:
         # Pipelines that start late without set_begin_index noise their input up to that timestep.
@@ -125,6 +128,12 @@ class StageMixin:
         found = (self.timesteps == first).nonzero()
         if len(first) and len(found):
             self._start_late(int(found[0]))
+
+    def _model_output(self, output: torch.Tensor) -> torch.Tensor:
+        listener = self._current_listener()
+        if self._stages is None or listener is None:
+            return output
+        return listener.model_output(output)
 
     def _finish_step(self) -> None:
         self._calls += 1
@@ -134,11 +143,10 @@ class StageMixin:
         index = getattr(self, "step_index", None)
         done = self._first + self._calls if index is None else int(index)
         if done >= len(self.timesteps):
-            listener.step_finished(len(self._roles) - 1, self._roles[-1])
+            listener.step_finished(len(self._stage_indices) - 1)
             listener.trajectory_finished()
         elif done % self.order == 0:
-            step = done // self.order
-            listener.step_finished(step - 1, self._roles[step])
+            listener.step_finished(done // self.order - 1)
 
     def _generators_for(self, sample: torch.Tensor) -> list[torch.Generator] | None:
         """One generator per sample, begun anew in every trajectory."""
@@ -196,7 +204,8 @@ def with_stages(base: type) -> type:
             generators = self._generators_for(sample)
             if generators is not None:
                 kwargs["generator"] = generators
-        result = base.step(self, model_output, timestep, sample, *args, **kwargs)  # type: ignore[attr-defined]
+        output = self._model_output(model_output)
+        result = base.step(self, output, timestep, sample, *args, **kwargs)  # type: ignore[attr-defined]
         self._finish_step()
         return result
 

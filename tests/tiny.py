@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -125,6 +126,20 @@ def run_ltx(pipe: Any, steps: int = 6, **kwargs: Any) -> torch.Tensor:
         "output_type": "latent",
     }
     return pipe(**{**arguments, **kwargs}).frames
+
+
+def snapshot(pipe: Any) -> dict[str, Any]:
+    """Everything of a pipe that a switch touches, and what is in it."""
+    return {
+        "transformer": pipe.transformer,
+        "scheduler": pipe.scheduler,
+        "config": dict(pipe.config),
+        "scheduler_state": {
+            k: v.tolist() if isinstance(v, torch.Tensor) else copy.copy(v)
+            for k, v in vars(pipe.scheduler).items()
+        },
+        "hooks": len(pipe.transformer._forward_hooks) + len(pipe.transformer._forward_pre_hooks),
+    }
 
 
 class ForwardRecorder:

@@ -1,0 +1,275 @@
+"""LoRA adapters per stage, through each denoiser's own API, and all of it undone afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from flowblend_plugin.errors import AdapterError
+from flowblend_plugin.stages import Stage
+
+AdapterSource = str | os.PathLike[str]
+_SHOWN = 5
+
+
+class StageAdapters:
+    """Gives each stage of a trajectory its LoRA adapters.
+
+    Loads what isn't loaded yet into the denoisers whose stages use it. A schedule in which no stage
+    names adapters touches nothing.
+
+    Args:
+        pipe: The pipeline, whose class knows how published LoRA files name their weights.
+        stages: The stages.
+        modules: Role -> the modules that run it.
+        sources: Adapter name -> safetensors file or Hub id (``owner/name`` or
+            ``owner/name/file.safetensors``), or a mapping of role -> such a source. A name that is
+            left out has to be loaded in the denoiser already.
+
+    Raises:
+        AdapterError: An adapter is in no source and not loaded, can't be read, or doesn't fit its
+            denoiser; names the weights that don't.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        stages: Iterable[Stage],
+        modules: Mapping[str, Iterable[nn.Module]],
+        sources: Mapping[str, AdapterSource | Mapping[str, AdapterSource]] | None = None,
+    ) -> None:
+        self._touched: dict[nn.Module, _Before] = {}
+        self._active: dict[nn.Module, tuple[tuple[str, float], ...]] = {}
+        stages = tuple(stages)
+        self.used = any(stage.adapters for stage in stages)
+        if not self.used:
+            if sources:
+                raise AdapterError(
+                    f"adapters {', '.join(sources)} were given, but no stage uses any: name them "
+                    "in the stages, or leave them out"
+                )
+            return
+        try:
+            for stage in stages:
+                for module in dict.fromkeys(modules[stage.denoiser]):
+                    self._touched.setdefault(module, _Before(module))
+                    for adapter in stage.adapters:
+                        self._load(pipe, stage.denoiser, module, adapter.name, sources or {})
+            self.rest()
+        except BaseException:
+            self.restore()
+            raise
+
+    def _load(
+        self, pipe: Any, role: str, module: nn.Module, name: str, sources: Mapping[str, Any]
+    ) -> None:
+        if name in getattr(module, "peft_config", {}):
+            return
+        source = sources.get(name)
+        if isinstance(source, Mapping):
+            source = source.get(role)
+        if source is None:
+            raise AdapterError(
+                f"adapter {name!r} isn't loaded in the {role} denoiser and has no source for it: "
+                f"give adapters={{{name!r}: FILE}} or {{{name!r}: {{{role!r}: FILE}}}}"
+            )
+        lora = read_adapter(pipe, source)
+        check_adapter(module, role, name, lora.weights)
+        lora.load(pipe, module, name)
+
+    def enter(self, stage: Stage, modules: Iterable[nn.Module], position: int, count: int) -> None:
+        """Set the adapters and weights of step ``position`` (0-based) of a stage of ``count``."""
+        if not self.used:
+            return
+        wanted = tuple((a.name, a.weight_at(position, count)) for a in stage.adapters)
+        for module in dict.fromkeys(modules):
+            if self._active.get(module) == wanted:
+                continue
+            _activate(module, dict(wanted))
+            self._active[module] = wanted
+
+    def rest(self) -> None:
+        """Between trajectories: every denoiser's adapters as they were before."""
+        for module, before in self._touched.items():
+            before.reactivate(module)
+        self._active = {}
+
+    def restore(self) -> None:
+        """Unload what was loaded, and reactivate what was active."""
+        for module, before in self._touched.items():
+            before.restore(module)
+        self._touched, self._active = {}, {}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file's contents.
+
+    Args:
+        weights: Weights by name, such as ``blocks.0.attn1.to_q.lora_A.weight``.
+        metadata: What peft wrote beside them (rank, alpha), by the same names; None if nothing.
+        alphas: Network alphas of other trainers, by name; None if there are none.
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    metadata: Mapping[str, Any] | None = None
+    alphas: Mapping[str, Any] | None = None
+
+    def load(self, pipe: Any, module: nn.Module, name: str) -> None:
+        """Load the adapter into a denoiser."""
+
+        def prefixed(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {f"transformer.{key}": value for key, value in values.items()}
+
+        module.load_lora_adapter(  # type: ignore[operator]
+            prefixed(self.weights),
+            prefix="transformer",
+            adapter_name=name,
+            metadata=prefixed(self.metadata) if self.metadata else None,
+            network_alphas=prefixed(self.alphas) if self.alphas and not self.metadata else None,
+            _pipeline=pipe,
+        )
+
+
+def read_adapter(pipe: Any, source: AdapterSource) -> Lora:
+    """Read a LoRA file, in whatever spelling the pipeline's class knows, as the denoiser's names.
+
+    Args:
+        pipe: The pipeline.
+        source: A safetensors file, or a Hub id, optionally with the file's name after it.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        AdapterError: The file isn't there, isn't safetensors, or is damaged.
+    """
+    place = os.fspath(source)
+    options: dict[str, Any] = {"use_safetensors": True}
+    if Path(place).exists():
+        if not place.endswith(".safetensors"):
+            raise AdapterError(
+                f"adapter {place} is no safetensors file: other formats can run code while they "
+                "load"
+            )
+    elif place.startswith((".", "/", "~")):
+        raise AdapterError(f"adapter {place} doesn't exist: expected a .safetensors file")
+    elif place.endswith(".safetensors") and place.count("/") >= 2:
+        owner, name, options["weight_name"] = place.split("/", 2)
+        place = f"{owner}/{name}"
+    try:
+        weights, *others = _read(pipe, place, options)
+    except Exception as error:  # whatever a damaged file, or no network, makes its reader raise
+        reason = " ".join(str(error).split())[:200]
+        raise AdapterError(f"adapter {place} can't be read: {reason}") from error
+    metadata = others[-1] if others else None
+    alphas = others[0] if len(others) > 1 else None
+    return Lora(_stripped(weights), _stripped(metadata or {}), _stripped(alphas or {}))
+
+
+def _read(pipe: Any, place: str, options: dict[str, Any]) -> tuple[Any, ...]:
+    """Weights, then network alphas for the pipelines that tell them, then metadata."""
+    reader = getattr(type(pipe), "lora_state_dict", None)
+    if reader is None:
+        from safetensors.torch import load_file
+
+        return (load_file(place),)
+    found = reader(place, return_lora_metadata=True, **options)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _stripped(values: Mapping[str, Any]) -> dict[str, Any]:
+    prefixes = ("transformer.", "unet.", "diffusion_model.", "base_model.model.")
+    return {
+        next((key[len(p) :] for p in prefixes if key.startswith(p)), key): value
+        for key, value in values.items()
+    }
+
+
+def check_adapter(
+    module: nn.Module, role: str, name: str, weights: Mapping[str, torch.Tensor]
+) -> None:
+    """Check that every weight of a LoRA has its layer in a denoiser, in the right size.
+
+    Raises:
+        AdapterError: One hasn't; names the first few of them and says how many there are.
+    """
+    layers = {
+        key.removesuffix(".base_layer"): layer
+        for key, layer in module.named_modules()
+        if isinstance(getattr(layer, "weight", None), torch.Tensor)
+    }
+    wrong = []
+    for key, value in weights.items():
+        place, kind = next(
+            ((key.split(f".{k}")[0], k) for k in ("lora_A", "lora_B") if f".{k}" in key), (key, "")
+        )
+        layer = layers.get(place)
+        if not kind or layer is None:
+            wrong.append(f"{key}: no such layer")
+            continue
+        rows, columns = layer.weight.shape[0], layer.weight.shape[1]
+        got, want = (value.shape[1], columns) if kind == "lora_A" else (value.shape[0], rows)
+        if got != want:
+            wrong.append(f"{key}: {got} wide, the layer has {want}")
+    if wrong or not weights:
+        listed = "\n".join(f"  - {line}" for line in wrong[:_SHOWN]) or "  - it holds no weights"
+        more = f"\n  - and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise AdapterError(
+            f"adapter {name!r} doesn't fit the {role} denoiser ({type(module).__name__}):\n"
+            f"{listed}{more}\nA LoRA fits the denoiser that it was trained on: give each denoiser "
+            "its own."
+        )
+
+
+class _Before:
+    """The adapters of a denoiser before a switch came."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.loaded = set(getattr(module, "peft_config", {}))
+        self.active: dict[str, float] = _active_adapters(module) if self.loaded else {}
+
+    def reactivate(self, module: nn.Module) -> None:
+        if getattr(module, "peft_config", None):
+            _activate(module, self.active)
+
+    def restore(self, module: nn.Module) -> None:
+        ours = sorted(set(getattr(module, "peft_config", {})) - self.loaded)
+        if ours and not self.loaded:
+            module.unload_lora()  # type: ignore[operator]
+        elif ours:
+            module.delete_adapters(ours)  # type: ignore[operator]
+        if self.loaded:
+            _activate(module, self.active)
+
+
+def _lora_layers(module: nn.Module) -> list[Any]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+
+
+def _active_adapters(module: nn.Module) -> dict[str, float]:
+    active: dict[str, float] = {}
+    for layer in _lora_layers(module):
+        if layer.disable_adapters:
+            continue
+        for name in layer.active_adapters:
+            if name in layer.scaling:
+                initial = layer.lora_alpha[name] / layer.r[name]
+                active[name] = layer.scaling[name] / initial
+    return active
+
+
+def _activate(module: nn.Module, weights: Mapping[str, float]) -> None:
+    if weights:
+        module.enable_lora()  # type: ignore[operator]
+        module.set_adapters(list(weights), list(weights.values()))  # type: ignore[operator]
+    else:
+        module.disable_lora()  # type: ignore[operator]

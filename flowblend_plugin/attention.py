@@ -1,0 +1,69 @@
+"""Attention backends per stage; what was set before comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+)
+from torch import nn
+
+from flowblend_plugin.errors import SwitchError
+from flowblend_plugin.stages import Stage
+
+
+class StageAttention:
+    """Gives each stage its attention backend.
+
+    Args:
+        stages: The stages.
+
+    Raises:
+        SwitchError: A backend's name is unknown.
+    """
+
+    def __init__(self, stages: Iterable[Stage]) -> None:
+        self._before: list[tuple[Any, Any]] = []
+        self._global: Any = None
+        known = [backend.value for backend in AttentionBackendName]
+        for stage in stages:
+            if stage.attention_backend is not None and stage.attention_backend not in known:
+                raise SwitchError(
+                    f"attention_backend {stage.attention_backend!r} is unknown: diffusers has "
+                    f"{', '.join(known)}"
+                )
+
+    def enter(self, stage: Stage, modules: Iterable[nn.Module]) -> None:
+        """Set a stage's backend on its modules.
+
+        Raises:
+            SwitchError: The backend isn't installed, or doesn't run on this machine.
+        """
+        if stage.attention_backend is None:
+            return
+        self._global = _AttentionBackendRegistry.get_active_backend()[0]
+        for module in dict.fromkeys(modules):
+            self._before += [(p, p._attention_backend) for p in _processors(module)]
+            try:
+                module.set_attention_backend(stage.attention_backend)  # type: ignore[operator]
+            except (RuntimeError, ValueError, ImportError) as error:
+                self.leave()
+                raise SwitchError(
+                    f"attention_backend {stage.attention_backend!r} can't be used here: {error}"
+                ) from error
+
+    def leave(self) -> None:
+        """Put the backends of before back."""
+        if self._before:
+            _AttentionBackendRegistry.set_active_backend(self._global)
+        for processor, backend in self._before:
+            processor._attention_backend = backend
+        self._before = []
+
+
+def _processors(module: nn.Module) -> list[Any]:
+    found = (getattr(m, "processor", None) for m in module.modules())
+    return [p for p in found if hasattr(p, "_attention_backend")]

@@ -1,0 +1,123 @@
+"""Who may run a step: the named denoisers of a switch, and where each sits in the pipeline."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from flowblend_plugin.errors import PairMismatchError, SwitchError
+from flowblend_plugin.loading import denoiser_name, load_denoiser
+from flowblend_plugin.pairing import config_mismatches
+from flowblend_plugin.stages import LETTERS
+
+Source = nn.Module | str | os.PathLike[str]
+Denoiser = Source | Sequence[Source]
+# A pipe's denoiser attributes, each with the module that is to sit there.
+Placement = dict[str, nn.Module]
+
+_SECOND_EXPERT = "transformer_2"
+
+
+def own_placement(pipe: Any) -> Placement:
+    """The pipe's own denoiser; for Wan 2.2 both experts, ``transformer`` and ``transformer_2``.
+
+    Raises:
+        SwitchError: The pipeline has no denoiser.
+    """
+    names = (denoiser_name(pipe), _SECOND_EXPERT)
+    return {n: getattr(pipe, n) for n in names if isinstance(getattr(pipe, n, None), nn.Module)}
+
+
+def stage_letters(names: Sequence[str]) -> dict[str, str]:
+    """The stage letter of each further denoiser: its initial, where no other name has that."""
+    initials = [name[:1].upper() for name in names]
+    return {
+        letter: name
+        for letter, name in zip(initials, names, strict=True)
+        if letter not in LETTERS and initials.count(letter) == 1
+    }
+
+
+def place(pipe: Any, name: str, denoiser: Denoiser, own: Placement) -> Placement:
+    """Load a denoiser where it is a folder or a Hub id, check it, and say where it goes.
+
+    Args:
+        pipe: The pipeline.
+        name: The denoiser's name, for errors.
+        denoiser: One denoiser, which takes every place of ``own``, or one for each place in order.
+        own: The pipe's own placement, which the denoiser has to fit.
+
+    Raises:
+        PairMismatchError: It doesn't fit; every mismatch is listed.
+        SwitchError: The number of denoisers is neither one nor that of the places.
+    """
+    given = list(denoiser) if isinstance(denoiser, (list, tuple)) else [denoiser]
+    if len(given) not in (1, len(own)):
+        places = " and ".join(own)
+        raise SwitchError(
+            f"denoiser {name!r} has {len(given)} modules: give one, or one for each of {places}"
+        )
+    first = next(iter(own.values()))
+    vae_config = getattr(getattr(pipe, "vae", None), "config", None)
+    modules: list[nn.Module] = []
+    for source, (attribute, large) in zip(given, own.items(), strict=False):
+        if isinstance(source, (str, os.PathLike)):
+            source = load_denoiser(source, large, attribute, vae_config)
+        elif not isinstance(source, nn.Module):
+            raise SwitchError(
+                f"denoiser {name!r} is {type(source).__name__}: expected a module, a folder or a "
+                "Hub id"
+            )
+        modules.append(source)
+    if len(modules) == 1:
+        modules *= len(own)
+    for module, large in zip(modules, own.values(), strict=True):
+        check_pair(uncompiled(large or first), uncompiled(module))
+    return dict(zip(own, modules, strict=True))
+
+
+def check_names(denoisers: Mapping[str, Denoiser], roles: Sequence[str]) -> None:
+    """Check that every stage's denoiser was given, and that no name is taken.
+
+    Raises:
+        SwitchError: It wasn't, or a denoiser is named ``large``, which is the pipe's own.
+    """
+    if "large" in denoisers:
+        raise SwitchError("'large' is the pipe's own denoiser: give the others other names")
+    missing = [role for role in roles if role != "large" and role not in denoisers]
+    if missing:
+        how = "small=" if missing == ["small"] else "denoisers={...}"
+        raise SwitchError(
+            f"the stages use the denoiser{'s' * (len(missing) > 1)} {', '.join(missing)}, which "
+            f"{'was' if len(missing) == 1 else 'were'} not given: pass {how}"
+        )
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module itself, where ``torch.compile`` wrapped it."""
+    original: nn.Module = getattr(module, "_orig_mod", module)
+    return original
+
+
+def check_pair(large: nn.Module, small: nn.Module) -> None:
+    """Check that two loaded denoisers can take turns.
+
+    Raises:
+        PairMismatchError: They can't; every mismatch is listed.
+    """
+    found = []
+    if type(large) is not type(small):
+        found.append(f"class: large {type(large).__name__}, small {type(small).__name__}")
+    found += config_mismatches(
+        {k: v for k, v in large.config.items() if k != "_class_name"},  # type: ignore[operator, union-attr]
+        {k: v for k, v in small.config.items() if k != "_class_name"},  # type: ignore[operator, union-attr]
+    )
+    for what in ("dtype", "device"):
+        a, b = getattr(large, what), getattr(small, what)
+        if a != b:
+            found.append(f"{what}: large {a}, small {b}; move the small one with .to(...)")
+    if found:
+        raise PairMismatchError(type(large).__name__, type(small).__name__, tuple(found))
