@@ -17,7 +17,7 @@ AnyScheduler = TypeVar("AnyScheduler", bound=SchedulerMixin)
 
 
 def make_stages(
-    stages: StageSchedule | str | None,
+    stages: StageSchedule | str | Sequence[Mapping[str, Any]] | None,
     boundaries: Sequence[float] | None = None,
     boundary_sigmas: Sequence[float] | None = None,
     names: Mapping[str, str] | None = None,
@@ -35,7 +35,9 @@ def make_stages(
             f"{'missing' if stages is None else 'a StageSchedule, which has its own'}: give both "
             "as strings and numbers, or leave the boundaries out"
         )
-    return stages
+    if stages is None or isinstance(stages, StageSchedule):
+        return stages
+    return StageSchedule.from_document(stages)
 
 
 def wrap_scheduler(
@@ -77,7 +79,8 @@ class FlowBlendScheduler(with_stages(FlowMatchEulerDiscreteScheduler)):  # type:
     Args:
         num_train_timesteps: Number of training timesteps; timestep = sigma x this.
         shift: Shift of the noise levels; above 1 spends more steps on high noise.
-        stages: Stage string such as ``"LSL"``, or a StageSchedule; None announces no stages.
+        stages: Stage string such as ``"LSL"``, or a StageSchedule, which the config then holds as
+            its letters or, where those don't say all, as its document; None announces no stages.
         boundaries: Stage ends as fractions of the steps.
         boundary_sigmas: Stage ends as noise levels, instead of ``boundaries``.
         mode: ``"ode"`` (deterministic) or ``"sde"`` (fresh noise at every step:
@@ -110,7 +113,7 @@ class FlowBlendScheduler(with_stages(FlowMatchEulerDiscreteScheduler)):  # type:
         use_exponential_sigmas: bool = False,
         use_beta_sigmas: bool = False,
         time_shift_type: str = "exponential",
-        stages: StageSchedule | str | None = None,
+        stages: StageSchedule | str | list[dict[str, Any]] | None = None,
         boundaries: Sequence[float] | None = None,
         boundary_sigmas: Sequence[float] | None = None,
         mode: str = "ode",
@@ -136,11 +139,13 @@ class FlowBlendScheduler(with_stages(FlowMatchEulerDiscreteScheduler)):  # type:
         )
         self._stages = make_stages(stages, boundaries, boundary_sigmas)
         if isinstance(stages, StageSchedule):
-            spelt = {
-                "stages": stages.letters,
-                "boundaries": stages.boundaries,
-                "boundary_sigmas": stages.boundary_sigmas,
-            }
+            spelt: dict[str, Any] = {"stages": stages.to_document()}
+            if stages.is_spelt:
+                spelt = {
+                    "stages": stages.letters,
+                    "boundaries": stages.boundaries,
+                    "boundary_sigmas": stages.boundary_sigmas,
+                }
             # diffusers leaves values that it noted as defaults out of a round trip.
             noted = [k for k in self.config.get("_use_default_values", []) if k not in spelt]
             self.register_to_config(**spelt, _use_default_values=noted)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from flowblend_plugin.errors import StageError
@@ -50,6 +50,12 @@ class Cache:
     kind: str
     options: tuple[tuple[str, Any], ...] = ()
 
+    @classmethod
+    def of(cls, kind: str, options: Mapping[str, Any]) -> Cache:
+        """A cache with its options given by name; lists become tuples."""
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+        return cls(kind, tuple(sorted(plain.items())))
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -75,6 +81,32 @@ class Stage:
     adapters: tuple[Adapter, ...] = ()
     cache: Cache | None = None
     attention_backend: str | None = None
+
+    def to_document(self) -> dict[str, Any]:
+        """The stage as plain JSON values, without what is left at its default."""
+        document = {k: v for k, v in asdict(self).items() if v is not None and v != ()}
+        if self.adapters:
+            document["adapters"] = [asdict(adapter) for adapter in self.adapters]
+        if self.cache is not None:
+            document["cache"] = {"kind": self.cache.kind, "options": dict(self.cache.options)}
+        return document
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Stage:
+        """Read ``to_document``'s values.
+
+        Raises:
+            StageError: A key is missing or unknown.
+        """
+        try:
+            values = dict(document)
+            if "adapters" in values:
+                values["adapters"] = tuple(Adapter(**adapter) for adapter in values["adapters"])
+            if values.get("cache") is not None:
+                values["cache"] = Cache.of(values["cache"]["kind"], values["cache"]["options"])
+            return cls(**values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise StageError(f"{document!r} is no stage: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -146,6 +178,19 @@ class StageSchedule:
             return cls(tuple(Stage(r, until_sigma=e) for r, e in zip(roles, ends, strict=True)))
         return cls(tuple(Stage(r, until=e) for r, e in zip(roles, ends, strict=True)))
 
+    def to_document(self) -> list[dict[str, Any]]:
+        """The stages as plain JSON values, without what is left at its default."""
+        return [stage.to_document() for stage in self.stages]
+
+    @classmethod
+    def from_document(cls, document: Iterable[Mapping[str, Any]]) -> StageSchedule:
+        """Read ``to_document``'s values.
+
+        Raises:
+            StageError: They make no schedule.
+        """
+        return cls(tuple(Stage.from_document(stage) for stage in document))
+
     @property
     def boundaries(self) -> tuple[float, ...] | None:
         """Stage ends as fractions of the steps, or None where they are noise levels."""
@@ -161,7 +206,7 @@ class StageSchedule:
         return tuple(s.until_sigma for s in self.stages[:-1] if s.until_sigma is not None)
 
     def __str__(self) -> str:
-        ends = self.boundary_sigmas if self.needs_noise_levels else self.boundaries
+        ends = self._ends
         kind = " sigmas" if self.needs_noise_levels else ""
         return f"{self.letters}{kind} {ends}" if ends else self.letters
 
@@ -179,6 +224,18 @@ class StageSchedule:
     def letters(self) -> str:
         """The schedule as a stage string, such as ``"LSL"``."""
         return letters(s.denoiser for s in self.stages)
+
+    @property
+    def is_spelt(self) -> bool:
+        """Whether letters and boundaries say everything, so that ``parse`` makes it again."""
+        known = set(self.roles) <= set(LETTERS.values())
+        return known and self == StageSchedule.parse(
+            self.letters, self.boundaries, self.boundary_sigmas
+        )
+
+    @property
+    def _ends(self) -> tuple[float, ...]:
+        return (self.boundary_sigmas if self.needs_noise_levels else self.boundaries) or ()
 
     def edges(
         self, num_inference_steps: int, noise_levels: Sequence[float] | None = None
