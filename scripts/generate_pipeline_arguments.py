@@ -52,6 +52,8 @@ OWNED = {
 }
 OWNED_PREFIXES = ("_", "callback", "prompt", "negative_prompt")
 OWNED_EXCEPTIONS = {"prompt_enhancement_seed", "prompt_max_new_tokens"}
+# Pipelines that begin with a picture, although some of them give it a default of None.
+NEEDS_IMAGE = ("ImageToVideo", "I2V", "I2I", "Img2Img", "Inpaint", "InstructPix2Pix", "ImageEdit")
 SCALARS: dict[Any, str] = {bool: "bool", int: "int", float: "float", str: "str"}
 
 
@@ -104,10 +106,20 @@ def arguments_of(cls: type) -> dict[str, set[str]]:
     return {name: kinds for name, kinds in found.items() if kinds}
 
 
+def image_of(cls: type) -> str | None:
+    """Whether a pipeline's ``image`` is "required" or "optional"; None where it takes none."""
+    parameter = inspect.signature(inspect.unwrap(cls.__call__)).parameters.get("image")
+    if parameter is None:
+        return None
+    needed = parameter.default is inspect.Parameter.empty
+    return "required" if needed or any(m in cls.__name__ for m in NEEDS_IMAGE) else "optional"
+
+
 def build_table() -> dict[str, Any]:
-    """The whole table: each argument's types, and the arguments of each pipeline."""
+    """The whole table: each argument's types, and the arguments and image of each pipeline."""
     kinds: dict[str, set[str]] = {}
     pipelines: dict[str, list[str]] = {}
+    images: dict[str, str] = {}
     for cls in pipeline_classes():
         arguments = arguments_of(cls)
         if "num_inference_steps" not in arguments:
@@ -115,10 +127,13 @@ def build_table() -> dict[str, Any]:
         pipelines[cls.__name__] = sorted(arguments)
         for name, types_ in arguments.items():
             kinds.setdefault(name, set()).update(types_)
+        if image := image_of(cls):
+            images[cls.__name__] = image
     return {
         "diffusers": diffusers.__version__,
         "arguments": {name: sorted(kinds[name]) for name in sorted(kinds)},
         "pipelines": pipelines,
+        "images": images,
     }
 
 
@@ -126,7 +141,7 @@ def render_table() -> str:
     """The table as the text of its file: one argument or pipeline a line."""
     table = build_table()
     lines = [f'{{\n  "diffusers": {json.dumps(table["diffusers"])},']
-    for part, end in (("arguments", ","), ("pipelines", "")):
+    for part, end in (("arguments", ","), ("pipelines", ","), ("images", "")):
         rows = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in table[part].items()]
         lines.append(f'  "{part}": {{\n' + ",\n".join(rows) + f"\n  }}{end}")
     return "\n".join(lines) + "\n}\n"

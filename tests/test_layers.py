@@ -40,10 +40,12 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.jobs": {"flowblend_cli.errors", "flowblend_plugin.stages"},
     # From a recipe to jobs: no engine, no artifact, no model is ever loaded.
     "flowblend_cli.models": {"flowblend_cli.bundled", "flowblend_cli.errors", "tomli"},
+    "flowblend_cli.images": {"flowblend_cli.errors", "flowblend_cli.text", "PIL"},
     "flowblend_cli.recipe": {
         "flowblend_cli.arguments",
         "flowblend_cli.bundled",
         "flowblend_cli.errors",
+        "flowblend_cli.images",
         "flowblend_cli.jobs",
         "flowblend_cli.models",
         "flowblend_cli.text",
@@ -92,6 +94,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.runtime": {
         "flowblend_cli.artifacts",
         "flowblend_cli.errors",
+        "flowblend_cli.images",
         "flowblend_cli.jobs",
         "flowblend_cli.keys",
         "flowblend_cli.models",

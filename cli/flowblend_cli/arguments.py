@@ -19,16 +19,27 @@ class ArgumentTable:
         diffusers: Version of diffusers that the table was made from.
         arguments: TOML-expressible types of each argument, such as ``("float", "list[float]")``.
         pipelines: Names of the arguments of each pipeline class.
+        images: Whether the picture that a pipeline class takes is ``"required"`` or
+            ``"optional"``.
     """
 
     diffusers: str
     arguments: dict[str, tuple[str, ...]]
     pipelines: dict[str, frozenset[str]]
+    images: dict[str, str]
 
     def takes(self, pipeline_class: str | None, argument: str) -> bool:
         """Whether a pipeline takes an argument; True for a class that the table doesn't hold."""
         known = self.pipelines.get(pipeline_class or "")
         return known is None or argument in known
+
+    def takes_image(self, pipeline_class: str | None) -> bool:
+        """Whether a pipeline takes a picture; True for a class that the table doesn't hold."""
+        return pipeline_class not in self.pipelines or pipeline_class in self.images
+
+    def needs_image(self, pipeline_class: str | None) -> bool:
+        """Whether a pipeline is known to do nothing without a picture."""
+        return self.images.get(pipeline_class or "") == "required"
 
 
 @cache
@@ -40,4 +51,5 @@ def argument_table() -> ArgumentTable:
         diffusers=table["diffusers"],
         arguments={name: tuple(kinds) for name, kinds in table["arguments"].items()},
         pipelines={name: frozenset(taken) for name, taken in table["pipelines"].items()},
+        images=table["images"],
     )

@@ -6,6 +6,7 @@
     ├── RecipeError (ValueError)         2   problems in a recipe, all of them at once
     ├── UsageError (ValueError)          2   a name, path or option that can't be used
     │   ├── ModelNameError                   a model that no recipe may name
+    │   ├── ImageError                       a picture that can't be used
     │   └── DocumentError                    a recorded job that can't be read back
     ├── ModelMissingError (RuntimeError) 3   a model that isn't there, is gated or offline
     ├── OutputError (OSError)            4   the disk is full or refuses
@@ -64,6 +65,10 @@ class UsageError(FlowBlendError, ValueError):
 
 class ModelNameError(UsageError):
     """A model name that is neither bundled, nor a folder, nor a Hub id."""
+
+
+class ImageError(UsageError):
+    """A scene's picture that isn't there, isn't in the recipe's folder, or can't be decoded."""
 
 
 class DocumentError(UsageError):

@@ -50,6 +50,19 @@ class SamplingSpec:
 
 
 @dataclass(frozen=True)
+class ImageSpec:
+    """The picture that a job begins with.
+
+    Args:
+        path: The file as the recipe names it, relative to the recipe's folder.
+        sha256: Hash of its bytes.
+    """
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class OutputSpec:
     """How the final file is written.
 
@@ -84,6 +97,7 @@ class Job:
         model: The models.
         sampling: The sampling.
         output: The final file.
+        image: The picture that the pipeline begins with, if it takes one.
     """
 
     id: str
@@ -99,6 +113,7 @@ class Job:
     model: ModelSpec
     sampling: SamplingSpec
     output: OutputSpec
+    image: ImageSpec | None = None
 
     @property
     def num_inference_steps(self) -> int:
@@ -145,8 +160,10 @@ class Job:
     def to_document(self) -> dict[str, Any]:
         """The job as plain JSON values; ``from_document`` reads it back equal."""
         document = asdict(self)
-        document["stages"] = list(document["stages"])
+        document["stages"] = [stage.to_document() for stage in self.stages]
         document["arguments"] = self.pipeline_arguments()
+        if self.image is None:  # as in the records of jobs from before there were pictures
+            del document["image"]
         return document
 
     @classmethod
@@ -164,11 +181,12 @@ class Job:
             return cls(
                 **{
                     **document,
-                    "stages": tuple(Stage(**stage) for stage in document["stages"]),
+                    "stages": tuple(Stage.from_document(stage) for stage in document["stages"]),
                     "arguments": tuple(sorted(arguments.items())),
                     "model": ModelSpec(**document["model"]),
                     "sampling": SamplingSpec(**document["sampling"]),
                     "output": OutputSpec(**document["output"]),
+                    "image": ImageSpec(**document["image"]) if "image" in document else None,
                 }
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -35,6 +35,8 @@ def job_key(job: Job, identity: Identity) -> str:
         64 hexadecimal digits.
     """
     document = {k: v for k, v in job.to_document().items() if k not in _NAMES_ONLY}
+    if job.image is not None:
+        document["image"] = job.image.sha256  # its pixels count, not its name
     hashes = {role: known["sha256"] for role, known in identity.items()}
     told = {"job": document, "models": hashes, "numerics": NUMERICS_VERSION}
     return hashlib.sha256(_canonical(told)).hexdigest()
@@ -65,30 +67,42 @@ def _identify(source: ModelSource, subfolder: str | None) -> dict[str, Any]:
     if source.path is not None:
         folder = source.path / (subfolder or "")
         return {"path": str(folder), "sha256": hash_folder(folder)}
-    assert source.repo is not None
-    probe = f"{subfolder}/config.json" if subfolder else "model_index.json"
-    commit = cached_commit(source.repo, probe)
+    commit = local_folder(source).name
     digest = hashlib.sha256(_canonical([source.repo, commit, subfolder])).hexdigest()
     return {"repo": source.repo, "commit": commit, "sha256": digest}
 
 
-def cached_commit(repo: str, filename: str) -> str:
-    """Commit of a Hub model in the local cache.
+def local_folder(source: ModelSource) -> Path:
+    """The folder of a model on this machine: its own, or that of its commit in the Hub's cache.
+
+    Args:
+        source: The model; a whole pipeline, or a small denoiser in its subfolder.
+
+    Returns:
+        The folder that holds ``source.subfolder``, or the pipeline. In the cache it is named by
+        the 40 digits of the commit: the pinned one, or the one that the cache last got.
 
     Raises:
-        ModelMissingError: The file isn't in the cache.
+        ModelMissingError: The model isn't in the cache.
     """
+    if source.path is not None:
+        return source.path
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo, filename)
+    assert source.repo is not None
+    probe = f"{source.subfolder}/config.json" if source.subfolder else "model_index.json"
+    found = try_to_load_from_cache(source.repo, probe, revision=source.revision)
     if not isinstance(found, str):
+        pinned = f" --revision {source.revision}" if source.revision else ""
         raise ModelMissingError(
-            f"model {repo!r} isn't in the local Hub cache ({filename} is missing), and render "
-            f"never downloads: fetch it first with `hf download {repo}` (a gated model needs "
-            "`hf auth login` before)"
+            f"model {source.repo!r} isn't in the local Hub cache ({probe} is missing), and render "
+            f"never downloads: fetch it first with `hf download {source.repo}{pinned}` (a gated "
+            "model needs `hf auth login` before)"
         )
-    parts = Path(found).parts
-    return parts[parts.index("snapshots") + 1]
+    folder = Path(found)
+    for _ in Path(probe).parts:
+        folder = folder.parent
+    return folder
 
 
 def hash_folder(folder: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -28,31 +28,51 @@ _SMALL_SUBFOLDERS = ("transformer_small", *_DENOISER_SUBFOLDERS)
 
 @dataclass(frozen=True)
 class KnownPair:
-    """A large and a small model that are known to fit.
+    """A large and a small model that are known to fit, or a large one that has no small one.
 
     Args:
         name: What recipes call the pair.
-        description: One line for people.
-        pipeline: Hub id of the pipeline; None for a bundled pair.
-        small: Hub id of the small model; None for a bundled pair.
-        small_subfolder: Where the small denoiser lies inside its folder or repository.
+        description: One line for people: what is large, what is small.
         pipeline_class: Class of the pipeline in diffusers.
-        scheduler: The pipeline's own solver.
-        flow_shift: The pipeline's own shift of the noise levels.
-        fps: Frames per second of its clips.
+        scheduler: The repository's own solver.
+        flow_shift: Its shift of the noise levels; None where they follow no fixed shift, so that
+            the pair keeps its own scheduler.
+        pipeline: Hub id of the pipeline; None for a bundled pair.
+        revision: Commit of that repository that the pair's name stands for.
+        subfolders: Where the large denoiser lies; two where it is two experts.
+        small: Hub id of the small model; None for a bundled pair, and where none is published.
+        small_revision: Commit of that repository.
+        small_subfolder: Where the small denoiser lies inside its folder or repository.
+        expert_boundary: Noise level where the first of two experts gives way to the second.
+        boundaries: Published ends of the stages of ``"LSL"``, as fractions of the steps.
+        fps: Frames per second of its clips; None for pictures.
+        architectures: Name of each role's architecture.
         defaults: Pipeline arguments that every job on the pair starts from.
+        sampling: Keys of [sampling] likewise.
     """
 
     name: str
     description: str
-    small_subfolder: str
     pipeline_class: str
     scheduler: str
-    flow_shift: float
-    fps: int
+    flow_shift: float | None = None
     pipeline: str | None = None
+    revision: str | None = None
+    subfolders: Sequence[str] = ("transformer",)
     small: str | None = None
+    small_revision: str | None = None
+    small_subfolder: str | None = None
+    expert_boundary: float | None = None
+    boundaries: Sequence[float] = ()
+    fps: int | None = None
+    architectures: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def implied_small(self) -> str | None:
+        """The name of the small model where a recipe leaves it out; None if there is none."""
+        return self.name if self.small_subfolder is not None else None
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,7 @@ class ModelSource:
         name: The name in the recipe.
         path: The folder; None for a Hub id.
         repo: The Hub id; None for a folder.
+        revision: The commit that the name stands for; None for whichever the cache holds.
         subfolder: Where the denoiser lies inside, for a small model; None where the folder is
             the denoiser itself, or for a whole pipeline.
         pair: The known pair that the name belongs to, if any.
@@ -71,6 +92,7 @@ class ModelSource:
     name: str
     path: Path | None = None
     repo: str | None = None
+    revision: str | None = None
     subfolder: str | None = None
     pair: KnownPair | None = None
 
@@ -114,7 +136,9 @@ def resolve_model(name: str, recipe_dir: Path) -> ModelSource:
     if pair is not None:
         if pair.pipeline is None:
             return ModelSource(name, path=_bundled_model(pair), pair=pair)
-        return ModelSource(name, repo=pair.pipeline, pair=pair)
+        # A repository named by itself isn't pinned: the commit in the cache is what was asked for.
+        revision = pair.revision if name == pair.name else None
+        return ModelSource(name, repo=pair.pipeline, revision=revision, pair=pair)
     source = _folder_or_hub(name, recipe_dir)
     if source.path is not None and not (source.path / "model_index.json").is_file():
         raise ModelNameError(
@@ -136,14 +160,11 @@ def resolve_small(name: str, recipe_dir: Path) -> ModelSource:
     """
     pair = known_pairs().get(name)
     if pair is not None:
-        if pair.small is None:
-            path = _bundled_model(pair)
-            return ModelSource(name, path=path, subfolder=pair.small_subfolder, pair=pair)
-        return ModelSource(name, repo=pair.small, subfolder=pair.small_subfolder, pair=pair)
+        return _small_of(pair)
     source = _folder_or_hub(name, recipe_dir)
     if source.path is None:
-        subfolder = "transformer" if any(p.small == name for p in known_pairs().values()) else None
-        return ModelSource(name, repo=source.repo, subfolder=subfolder)
+        known = {p.small: p.small_subfolder for p in known_pairs().values() if p.small}
+        return ModelSource(name, repo=source.repo, subfolder=known.get(name))
     if (source.path / "config.json").is_file():
         return source
     for subfolder in _SMALL_SUBFOLDERS:
@@ -162,6 +183,18 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _small_of(pair: KnownPair) -> ModelSource:
+    if pair.small_subfolder is None:
+        raise ModelNameError(
+            f"the pair {pair.name!r} has no small denoiser: name a folder or a Hub id that holds "
+            "one that fits"
+        )
+    where: dict[str, Any] = {"subfolder": pair.small_subfolder, "pair": pair}
+    if pair.small is None:
+        return ModelSource(pair.name, path=_bundled_model(pair), **where)
+    return ModelSource(pair.name, repo=pair.small, revision=pair.small_revision, **where)
 
 
 def _bundled_model(pair: KnownPair) -> Path:

@@ -26,7 +26,9 @@ import transformers
 from flowblend_cli import __version__
 from flowblend_cli.artifacts.pixels import Frames
 from flowblend_cli.errors import DeviceLostError, ModelMissingError
+from flowblend_cli.images import load_image
 from flowblend_cli.jobs import Job, ModelSpec
+from flowblend_cli.keys import local_folder
 from flowblend_cli.models import ModelSource, resolve_model, resolve_small
 from flowblend_plugin import DenoiserSwitch, FlowBlendError
 from flowblend_plugin.loading import denoiser_name, load_denoiser
@@ -75,6 +77,7 @@ class Runtime:
     def __init__(self, model: ModelSpec, recipe_dir: Path) -> None:
         began = time.monotonic()
         self.model = model
+        self._recipe_dir = recipe_dir
         self.device = _device(model.device)
         dtype = _dtype(model.dtype, self.device)
         self._pipe = _load_pipeline(resolve_model(model.pipeline, recipe_dir), dtype)
@@ -84,6 +87,7 @@ class Runtime:
         self._small = None
         if model.small is not None:
             self._small = _load_small(resolve_small(model.small, recipe_dir), self._pipe)
+        _keep_text_model(self._pipe)
         _remember_embeddings(self._pipe)
         self._takes = inspect.signature(self._pipe.__call__).parameters
         self.elapsed_s = time.monotonic() - began
@@ -129,6 +133,10 @@ class Runtime:
 
     def _arguments(self, job: Job, seed: int) -> dict[str, Any]:
         arguments = job.pipeline_arguments()
+        if job.image is not None:
+            arguments["image"] = load_image(job.image.path, self._recipe_dir, job.image.sha256)
+            # I2VGen-XL draws the picture's latents from torch's own generator.
+            torch.manual_seed(seed)
         unknown = sorted(set(arguments) - set(self._takes))
         if unknown:
             raise SamplingError(
@@ -190,9 +198,10 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _load_pipeline(source: ModelSource, dtype: torch.dtype) -> Any:
+    folder = local_folder(source)
     try:
         return diffusers.DiffusionPipeline.from_pretrained(
-            str(source.path or source.repo),
+            str(folder),
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
@@ -203,7 +212,7 @@ def _load_pipeline(source: ModelSource, dtype: torch.dtype) -> Any:
 
 def _load_small(source: ModelSource, pipe: Any) -> torch.nn.Module:
     name = denoiser_name(pipe)
-    place = str(source.path or source.repo)
+    place = str(local_folder(source))
     vae_config = getattr(getattr(pipe, "vae", None), "config", None)
     try:
         return load_denoiser(place, getattr(pipe, name), name, vae_config, source.subfolder)
@@ -219,6 +228,13 @@ def _missing(source: ModelSource, error: Exception) -> ModelMissingError:
         f"model {source.name!r} can't be loaded ({reason}): check that it is complete, with "
         "safetensors weights; render never downloads"
     )
+
+
+def _keep_text_model(pipe: Any) -> None:
+    """Let a pipeline find its text encoder's layers where transformers 4 had them."""
+    encoder = getattr(pipe, "text_encoder", None)
+    if isinstance(encoder, transformers.CLIPTextModel) and not hasattr(encoder, "text_model"):
+        object.__setattr__(encoder, "text_model", encoder)  # not as a part of itself
 
 
 def _remember_embeddings(pipe: Any) -> None:

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from flowblend_cli import main
-from flowblend_cli.errors import ModelNameError
-from flowblend_cli.models import known_pairs, resolve_model, resolve_small
+from flowblend_cli.arguments import argument_table
+from flowblend_cli.bundled import bundled_dir
+from flowblend_cli.errors import ModelMissingError, ModelNameError
+from flowblend_cli.jobs import Batch, ModelSpec
+from flowblend_cli.keys import local_folder, model_identity
+from flowblend_cli.models import KnownPair, known_pairs, resolve_model, resolve_small
 from flowblend_cli.recipe.loader import load_batch
 
 CONFIG = {"_class_name": "WanTransformer3DModel", "in_channels": 16, "text_dim": 64}
@@ -36,6 +43,147 @@ def test_a_known_pairs_name_stands_for_its_hub_ids(tmp_path: Path) -> None:
 
     assert resolve_model("wan2.1-t2v", tmp_path).repo == pair.pipeline
     assert resolve_small("wan2.1-t2v", tmp_path).repo == pair.small
+
+
+def test_a_known_pairs_name_stands_for_commits_and_a_repositorys_own_name_does_not(
+    tmp_path: Path,
+) -> None:
+    pair = known_pairs()["wan2.1-t2v"]
+    assert pair.pipeline is not None
+
+    assert resolve_model("wan2.1-t2v", tmp_path).revision == pair.revision
+    assert resolve_small("wan2.1-t2v", tmp_path).revision == pair.small_revision
+    by_repo = resolve_model(pair.pipeline, tmp_path)
+    assert (by_repo.repo, by_repo.revision, by_repo.pair) == (pair.pipeline, None, pair)
+
+
+def pipeline_text(pair: KnownPair) -> str:
+    """A recipe that says no more than a pair's name."""
+    needs_image = argument_table().needs_image(pair.pipeline_class)
+    image = 'image = "images/walker.png"' if needs_image else ""
+    return f'[model]\npipeline = "{pair.name}"\n[[scene]]\nname = "a"\nprompt = "b"\n{image}\n'
+
+
+PAIRS = sorted(known_pairs())
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_is_written_of_a_pair_is_consistent(name: str, tmp_path: Path) -> None:
+    pair = known_pairs()[name]
+
+    assert pair.description == pair.description.strip()
+    assert "\n" not in pair.description
+    for repo, revision in ((pair.pipeline, pair.revision), (pair.small, pair.small_revision)):
+        assert (repo is None) == (revision is None)
+        assert revision is None or re.fullmatch("[0-9a-f]{40}", revision)
+    assert (pair.expert_boundary is not None) == (len(pair.subfolders) == 2)
+    assert list(pair.boundaries) == sorted(pair.boundaries)
+    table = argument_table()
+    assert set(pair.defaults) <= table.pipelines[pair.pipeline_class] | {"negative_prompt"}
+    assert set(pair.sampling) <= {"scheduler", "flow_shift"}
+    if pair.implied_small is None:
+        with pytest.raises(ModelNameError, match="has no small denoiser"):
+            resolve_small(name, tmp_path)
+    else:
+        assert resolve_small(name, tmp_path).subfolder == pair.small_subfolder
+
+
+def test_the_documentation_names_every_pair_and_its_repositories() -> None:
+    text = (Path(__file__).parents[2] / "docs/recipes.md").read_text("utf-8")
+    table = [line for line in text.splitlines() if line.startswith("| `")]
+
+    for pair in known_pairs().values():
+        (row,) = [line for line in table if line.startswith(f"| `{pair.name}` |")]
+        assert all(f"`{repo}`" in row for repo in (pair.pipeline, pair.small) if repo)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_recipe_that_only_names_a_pair_starts_from_the_pairs_own_values(
+    name: str, tmp_path: Path
+) -> None:
+    pair = known_pairs()[name]
+    shutil.copytree(bundled_dir() / "images", tmp_path / "images")
+    path = tmp_path / "recipe.toml"
+    path.write_text(pipeline_text(pair))
+
+    (job,) = load_batch(path).jobs
+
+    arguments = {"num_inference_steps": 50, **pair.defaults}
+    assert job.negative_prompt == arguments.pop("negative_prompt", None)
+    assert job.pipeline_arguments() == arguments
+    assert job.sampling.flow_shift == pair.sampling.get("flow_shift")
+    assert job.model.small == pair.implied_small
+    assert job.stage_string == ("LSL" if pair.implied_small else "L")
+
+
+def test_what_a_recipe_says_wins_over_its_pair(batch_of: Callable[..., Batch]) -> None:
+    text = pipeline_text(known_pairs()["wan2.2-t2v"]) + "height = 720\n"
+
+    (job,) = batch_of(text, "sampling.flow_shift=3.0", "defaults.num_inference_steps=8").jobs
+
+    assert (job.argument("height"), job.argument("width")) == (720, 832)
+    assert (job.sampling.flow_shift, job.num_inference_steps) == (3.0, 8)
+
+
+def test_a_pair_without_a_small_model_says_so_where_stages_ask_for_it(
+    problems_of: Callable[..., list[str]], batch_of: Callable[..., Batch], tmp_path: Path
+) -> None:
+    text = pipeline_text(known_pairs()["qwen-image"])
+
+    (line,) = problems_of(text + '[blend]\nstages = "LSL"\nboundaries = [0.4, 0.8]\n')
+    assert "model.small: is missing" in line
+    (line,) = problems_of(text.replace("[[scene]]", 'small = "qwen-image"\n[[scene]]'))
+    assert "the pair 'qwen-image' has no small denoiser" in line
+
+    make_pipeline(tmp_path / "small")
+    (job,) = batch_of(text.replace("[[scene]]", 'small = "./small"\n[[scene]]')).jobs
+    assert (job.model.small, job.stage_string) == ("./small", "LSL")
+
+
+@pytest.mark.parametrize("option", ["scheduler=unipc", "flow_shift=3.0", "mode=sde"])
+def test_a_pair_whose_noise_levels_follow_no_fixed_shift_keeps_its_scheduler(
+    problems_of: Callable[..., list[str]], option: str
+) -> None:
+    (line,) = problems_of(pipeline_text(known_pairs()["ltx-video"]), f"sampling.{option}")
+
+    assert "ltx-video keeps its own scheduler" in line
+    assert f"leave {option.partition('=')[0]} out" in line
+
+
+def cached(cache: Path, repo: str, commit: str, filename: str) -> Path:
+    """Put a file into a Hub cache, as downloading it would."""
+    folder = cache / f"models--{repo.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs/main").write_text(commit)
+    path = folder / "snapshots" / commit / filename
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+    return folder / "snapshots" / commit
+
+
+def test_a_pair_is_taken_from_the_cache_at_its_own_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    pair, other = known_pairs()["wan2.1-t2v"], "0" * 40
+    assert pair.pipeline is not None
+    assert pair.revision is not None
+    assert pair.small is not None
+    assert pair.small_revision is not None
+    cached(tmp_path, pair.pipeline, other, "model_index.json")
+    cached(tmp_path, pair.small, pair.small_revision, "transformer/config.json")
+    spec = ModelSpec("wan2.1-t2v", "wan2.1-t2v")
+
+    with pytest.raises(ModelMissingError, match=f"{pair.pipeline} --revision {pair.revision}"):
+        model_identity(spec, tmp_path)
+
+    large = cached(tmp_path, pair.pipeline, pair.revision, "model_index.json")
+    cached(tmp_path, pair.pipeline, other, "model_index.json")  # main has moved on since
+    assert local_folder(resolve_model("wan2.1-t2v", tmp_path)) == large
+    assert local_folder(resolve_model(pair.pipeline, tmp_path)).name == other
+    found = model_identity(spec, tmp_path)
+    assert found["pipeline"]["commit"] == pair.revision
+    assert found["small"]["commit"] == pair.small_revision
 
 
 def test_folders_are_relative_to_the_recipe(tmp_path: Path) -> None:
@@ -136,8 +284,21 @@ def test_init_of_models_that_are_not_here_writes_the_recipe_and_says_so(
     assert load_batch(path).jobs
 
 
-def test_init_of_a_single_unknown_model_asks_for_the_small_one(tmp_path: Path) -> None:
-    result = init("--pipeline", "owner/large", "-o", str(tmp_path / "new.toml"))
+@pytest.mark.parametrize("pipeline", ["owner/large", "qwen-image"])
+def test_init_of_a_model_without_a_small_one_asks_for_it(pipeline: str, tmp_path: Path) -> None:
+    result = init("--pipeline", pipeline, "-o", str(tmp_path / "new.toml"))
 
     assert result.exit_code == 2
     assert "--small is needed" in result.stderr
+
+
+def test_init_of_a_pipeline_that_begins_with_a_picture_names_a_recipe_to_copy(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "new.toml"
+
+    result = init("--pipeline", "wan2.2-i2v", "--small", "owner/small", "-o", str(path))
+
+    assert result.exit_code == 2
+    assert "flowblend recipes cp wan2.2-i2v" in result.stderr
+    assert not path.exists()

@@ -1,4 +1,4 @@
-"""Small files that commands write for people, never over another file."""
+"""Files that commands write for people, never over another file."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 from flowblend_cli.errors import OutputError, UsageError
 
 
-def write_new(path: Path, text: str) -> None:
-    """Write a new text file; follows no link, and never overwrites.
+def write_new(path: Path, content: str | bytes) -> None:
+    """Write a new file, text as UTF-8; follows no link, and never overwrites.
 
     Raises:
         UsageError: Something is there already, or the folder isn't there.
         OutputError: The disk refuses.
     """
     try:
-        with path.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with path.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
     except FileExistsError as error:
         raise UsageError(f"{path} exists already and isn't overwritten: name another file") from (
             error

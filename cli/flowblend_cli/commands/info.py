@@ -63,6 +63,7 @@ def describe(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _present("job", job.get("id"))
     yield from _present("prompt", job.get("prompt"))
     yield from _present("negative prompt", job.get("negative_prompt"))
+    yield from _present("image", _mapping(job.get("image")).get("path"))
     yield from _present("seed", resolved.get("seed", job.get("seed")))
     yield from _present("stages", job.get("stage_string"))
     if isinstance(steps, str) and steps:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from flowblend_cli.arguments import argument_table
 from flowblend_cli.commands._new_file import write_new
 from flowblend_cli.models import ModelSource, find_pair, read_json, resolve_model, resolve_small
 from flowblend_cli.recipe.loader import load_batch
@@ -70,7 +71,12 @@ def init(pipeline: str, small: str | None, output: Path) -> None:
     here = Path.cwd()
     large_source = resolve_model(pipeline, here)
     pair = find_pair(pipeline)
-    small_name = small or (pair.name if pair else None)
+    if argument_table().needs_image(large_source.pipeline_class):
+        raise click.UsageError(
+            f"{pipeline} begins with a picture, which a first recipe can't know: start from "
+            "`flowblend recipes cp wan2.2-i2v` instead, and change its model and image"
+        )
+    small_name = small or (pair.implied_small if pair else None)
     if small_name is None:
         raise click.UsageError(f"--small is needed: {pipeline} is no known pair with its own")
     small_source = resolve_small(small_name, here)
@@ -122,20 +128,20 @@ def _denoiser_config(source: ModelSource) -> Mapping[str, Any] | None:
     candidates = [source.subfolder] if source.subfolder else [*_SUBFOLDERS, None]
     for subfolder in candidates:
         name = f"{subfolder}/config.json" if subfolder else "config.json"
-        path = source.path / name if source.path else _cached(source.repo, name)
+        path = source.path / name if source.path else _cached(source, name)
         config = read_json(path) if path else {}
         if config:
             return config
     return None
 
 
-def _cached(repo: str | None, filename: str) -> Path | None:
+def _cached(source: ModelSource, filename: str) -> Path | None:
     """A file of a Hub repository, only if it was downloaded before; never asks the network."""
-    if repo is None:
+    if source.repo is None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo, filename)
+    found = try_to_load_from_cache(source.repo, filename, revision=source.revision)
     return Path(found) if isinstance(found, str) else None
 
 

@@ -8,7 +8,7 @@ import click
 
 from flowblend_cli.bundled import bundled_recipes
 from flowblend_cli.commands._new_file import write_new
-from flowblend_cli.errors import UsageError
+from flowblend_cli.errors import OutputError, UsageError
 from flowblend_cli.text import printable
 
 
@@ -32,7 +32,8 @@ def ls() -> None:
 def cp(name: str, dest: Path) -> None:
     """Copy the bundled recipe NAME to the file or folder DEST; never overwrites.
 
-    The copy's output_dir is relative to the copy's folder.
+    The copy's output_dir is relative to the copy's folder. Pictures that the recipe begins with
+    are copied beside it.
 
     \b
     Example:
@@ -43,8 +44,29 @@ def cp(name: str, dest: Path) -> None:
         raise UsageError(f"no bundled recipe is named {name!r}; there are {', '.join(found)}")
     target = dest / f"{name}.toml" if dest.is_dir() else dest
     write_new(target, found[name].read_text("utf-8"))
+    for picture in _pictures(found[name]):
+        _copy(found[name].parent / picture, target.parent / picture)
     click.echo(f"wrote {printable(target)}")
     click.echo(f"next: flowblend render {printable(target)}")
+
+
+def _pictures(path: Path) -> list[str]:
+    """The pictures of a recipe's scenes, by their paths relative to it."""
+    from flowblend_cli.recipe.loader import load_recipe
+
+    return sorted({picture.path for picture in load_recipe(path).pictures.values()})
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file into a folder that is made where it is missing; the same one may be there."""
+    content = source.read_bytes()
+    if target.is_file() and target.read_bytes() == content:
+        return
+    try:
+        target.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{target.parent} can't be made: {error.strerror}") from error
+    write_new(target, content)
 
 
 def _headline(path: Path) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowblend_cli.jobs import ImageSpec
 from flowblend_cli.recipe.presets import Preset
 from flowblend_cli.recipe.source import RecipeSource
 from flowblend_cli.recipe.validation import Tables
@@ -25,6 +26,7 @@ class Recipe:
         presets: The shipped presets and the recipe's own, merged.
         variants: What each combination of the sweep means.
         fields: File name field of each axis of the sweep.
+        pictures: The picture that each scene begins with, by the scene's index.
     """
 
     path: Path
@@ -35,3 +37,4 @@ class Recipe:
     presets: Mapping[str, Preset]
     variants: tuple[Variant, ...]
     fields: Mapping[str, str]
+    pictures: Mapping[int, ImageSpec]

@@ -104,6 +104,7 @@ def _of_scene(
                 model=variant.model,
                 sampling=variant.sampling,
                 output=output,
+                image=recipe.pictures.get(index),
             )
             fields = _fields(recipe, first, variant, prompt_index)
             for seed in seeds:
@@ -142,7 +143,7 @@ def _output(
         message = f"{variant.pipeline_class} makes pictures: leave container out"
         faults.append(Fault(path("output", "container"), message, related=_LAYERS))
     if values["fps"] is None:
-        values["fps"] = variant.pair.fps if variant.pair else DEFAULT_FPS
+        values["fps"] = (variant.pair.fps if variant.pair else None) or DEFAULT_FPS
     odd = [
         f"{side} {settings[side]}"
         for side in ("height", "width")

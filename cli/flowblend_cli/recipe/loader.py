@@ -16,6 +16,7 @@ from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.expansion import expand
 from flowblend_cli.recipe.naming import check_name
 from flowblend_cli.recipe.overrides import apply_overrides
+from flowblend_cli.recipe.pictures import scene_pictures
 from flowblend_cli.recipe.presets import merge_presets
 from flowblend_cli.recipe.source import read_source
 from flowblend_cli.recipe.validation import Fault, Tables, validate
@@ -75,15 +76,18 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     too_many = list(rules.check_count(tables))
     faults += too_many
     rows = [] if too_many else _rows(tables, source.document)
-    variants = _variants(tables, rows, path.absolute().parent, faults)
+    recipe_dir = path.absolute().parent
+    variants = _variants(tables, rows, recipe_dir, faults)
     classes = [variant.pipeline_class for variant in variants]
     faults += rules.check_arguments(tables, presets, classes)
+    pictures = scene_pictures(tables, classes, recipe_dir, faults)
     if not faults:
         faults += rules.check_overrides(tables, presets, options)
     name = _name(tables, path, faults)
     output_dir = _output_dir(tables, path, faults)
     source.fail(faults)
-    return Recipe(path, name, output_dir, source, tables, presets, tuple(variants), fields)
+    found = tuple(variants)
+    return Recipe(path, name, output_dir, source, tables, presets, found, fields, pictures)
 
 
 def load_batch(

@@ -185,6 +185,8 @@ class SceneFields(_Settings):
     """Unique name, the first part of its files' names."""
     prompt: Prompts
     """What to show; a list, or {alternatives|like these}, renders each."""
+    image: Text | None = None
+    """Picture to begin with: a PNG or JPEG in the recipe's folder, or below it."""
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
     """Seeds to render; 0 draws one. Without it, 42."""
     preset: Text | None = None

@@ -126,10 +126,13 @@ def make_variant(tables: Tables, row: Row, recipe_dir: Path, faults: list[Fault]
     spec, pair, pipeline_class = None, None, None
     if model is not None:
         pair = find_pair(model["pipeline"])
-        spec = ModelSpec(**{**model, "small": model["small"] or (pair.name if pair else None)})
+        small = model["small"] or (pair.implied_small if pair else None)
+        spec = ModelSpec(**{**model, "small": small})
         pipeline_class = _check_model(spec, pair, row, recipe_dir, faults)
     is_sound = len(faults) == before
-    stages = _check_blend(tables.blend, row, faults)
+    # A known pair without a small model has one default that it can do.
+    is_large_only = pair is not None and spec is not None and spec.small is None
+    stages = _check_blend(tables.blend, row, faults, is_large_only=is_large_only)
     if spec is not None and stages is not None and is_sound:
         _check_small_is_named(spec, stages, row, faults)
     sampling = _check_sampling(_merged(tables, "sampling", row), pair, row, faults)
@@ -155,7 +158,7 @@ def _check_model(
     pipeline_class, problem = _look_up(spec.pipeline, recipe_dir)
     if problem:
         faults.append(Fault(row.path("model", "pipeline"), problem))
-    if spec.small is not None and not (pair and spec.small == pair.name):
+    if spec.small is not None and not (pair and spec.small == pair.implied_small):
         _, problem = _look_up_small(spec.small, recipe_dir)
         if problem:
             faults.append(Fault(row.path("model", "small"), problem))
@@ -181,20 +184,27 @@ def _look_up_small(name: str, recipe_dir: Path) -> tuple[None, str | None]:
 
 
 def _check_blend(
-    blend: BlendTable | None, row: Row, faults: list[Fault]
+    blend: BlendTable | None, row: Row, faults: list[Fault], *, is_large_only: bool
 ) -> tuple[tuple[Stage, ...], str] | None:
     if blend is None:
         return None
     try:
-        return resolve_stages(blend, row.of("blend"))
+        return resolve_stages(blend, row.of("blend"), is_large_only=is_large_only)
     except StageError as error:
         path = _blamed_for_blend(blend, row, str(error))
         faults.append(Fault(path, str(error), related=("blend",)))
         return None
 
 
-def resolve_stages(blend: BlendTable, swept: dict[str, Any]) -> tuple[tuple[Stage, ...], str]:
+def resolve_stages(
+    blend: BlendTable, swept: dict[str, Any], *, is_large_only: bool = False
+) -> tuple[tuple[Stage, ...], str]:
     """Make the stages of one combination, and their letters as the recipe writes them.
+
+    Args:
+        blend: The table.
+        swept: The sweep's values of its keys.
+        is_large_only: Whether a recipe that says nothing gets the large denoiser alone.
 
     Raises:
         StageError: The values don't make a schedule together.
@@ -212,6 +222,8 @@ def resolve_stages(blend: BlendTable, swept: dict[str, Any]) -> tuple[tuple[Stag
     letters = swept.get("stages", blend.stages)
     boundaries = swept.get("boundaries", blend.boundaries)
     sigmas = swept.get("boundary_sigmas", blend.boundary_sigmas)
+    if letters is None and boundaries is None and sigmas is None and is_large_only:
+        letters = "L"
     if letters is None:
         letters = PAPER_STAGES
         if boundaries is None and sigmas is None:
@@ -255,6 +267,10 @@ def _check_sampling(
 ) -> SamplingSpec | None:
     if values is None:
         return None
+    if pair is not None:
+        values |= {key: own for key, own in pair.sampling.items() if values[key] is None}
+        if pair.flow_shift is None:
+            return _check_own_scheduler(values, pair, row, faults)
     solver = values["scheduler"] or (pair.scheduler if pair else None)
     if values["mode"] == "sde" and solver in NOT_STOCHASTIC:
         own = "" if values["scheduler"] else ", the pipeline's own scheduler,"
@@ -268,3 +284,19 @@ def _check_sampling(
         )
         return None
     return SamplingSpec(**values)
+
+
+def _check_own_scheduler(
+    values: dict[str, Any], pair: KnownPair, row: Row, faults: list[Fault]
+) -> SamplingSpec | None:
+    """The sampling of a pair whose noise levels only its own scheduler knows."""
+    changed = [key for key in ("scheduler", "flow_shift") if values[key] is not None]
+    if values["mode"] != "ode":
+        changed.append("mode")
+    for key in changed:
+        message = (
+            f"{pair.name} keeps its own scheduler ({pair.scheduler}), whose noise levels follow no "
+            f"fixed shift: leave {key} out"
+        )
+        faults.append(Fault(row.path("sampling", key), message, related=("sampling", "model")))
+    return None if changed else SamplingSpec(**values)
