@@ -6,6 +6,7 @@ ends one step of it; at both the mixin tells a weakly held listener which role r
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import inspect
@@ -26,6 +27,8 @@ Seed = int | Sequence[int]
 
 class StageListener(Protocol):
     """Whoever swaps denoisers when the scheduler says so."""
+
+    denoisers_run: list[str]  # the roles of the present trajectory's steps so far
 
     def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
         """A trajectory begins at step ``first_step``; each whole step has its stage's index."""
@@ -48,6 +51,7 @@ class StageMixin:
     _stages: StageSchedule | None = None
     _seed: Seed | None = None
     _listener: weakref.ref[StageListener] | None = None
+    _companion_of: weakref.ref[StageListener] | None = None
     _stage_indices: tuple[int, ...] = ()
     _generators: list[torch.Generator] | None = None
     _calls: int = 0
@@ -69,7 +73,7 @@ class StageMixin:
                 "this scheduler drives another pipe's DenoiserSwitch: give each pipe its own "
                 "scheduler"
             )
-        self._listener = weakref.ref(listener)
+        self._listener, self._companion_of = weakref.ref(listener), None
 
     def detach_listener(self) -> None:
         """Announce stages to nobody; the next ``set_timesteps`` raises if there are stages."""
@@ -77,12 +81,24 @@ class StageMixin:
 
     def __getstate__(self) -> dict[str, Any]:
         # Some pipelines deep-copy their scheduler in mid-call (a second modality, one copy a
-        # frame). A copy must reach neither the listener nor, through it, the denoisers; and a
-        # copy of a scheduler at work is a companion of the announcing one, so it stays silent.
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_listener", "_generators")}
+        # frame). A copy must not reach the denoisers through the listener; and a copy of a
+        # scheduler at work is a companion of the announcing one, so it announces nothing.
+        left_out = ("_listener", "_companion_of", "_generators")
+        state = {k: v for k, v in self.__dict__.items() if k not in left_out}
         if self._current_listener() is not None:
             state["_stages"] = None
         return state
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # This very class may exist only at run time, under the name of its base.
+        base = type(self).__dict__.get("_flowblend_base", type(self))
+        return _rebuild, (base, self.__getstate__())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        base, state = self.__reduce__()[1]
+        again = _rebuild(base, copy.deepcopy(state, memo))
+        again._companion_of = self._listener or self._companion_of
+        return again
 
     def _current_listener(self) -> StageListener | None:
         return self._listener() if self._listener is not None else None
@@ -90,6 +106,7 @@ class StageMixin:
     def _start_trajectory(self) -> None:
         self._calls, self._first, self._generators = 0, 0, None
         if self._stages is None:
+            self._start_companion()
             return
         listener = self._current_listener()
         if listener is None:
@@ -98,18 +115,14 @@ class StageMixin:
                 "keep the switch in a variable while the pipe runs, or give the pipe a scheduler "
                 "without stages"
             )
-        levels = None
-        steps = self.timesteps[:: self.order]
-        if self._stages.needs_noise_levels:
-            total = self.config.num_train_timesteps  # type: ignore[attr-defined]
-            levels = [float(t) / total for t in steps]
-        self._stage_indices = self._stages.stage_indices(len(steps), levels)
-        for index in self._stages.empty_stages(len(steps), levels):
+        levels = step_levels(self)
+        self._stage_indices = self._stages.stage_indices(len(levels), levels)
+        for index in self._stages.empty_stages(len(levels), levels):
             logger.warning(
                 "stage %d (%s) gets no step at %d steps",
                 index,
                 self._stages.stages[index].denoiser,
-                len(steps),
+                len(levels),
             )
         listener.trajectory_started(self._stage_indices, 0)
 
@@ -124,10 +137,28 @@ class StageMixin:
 
     def _noised(self, timestep: Any) -> None:
         # Pipelines that start late without set_begin_index noise their input up to that timestep.
+        if getattr(self, "begin_index", None) is not None:
+            return
         first = torch.as_tensor(timestep).flatten()[:1].to(self.timesteps)
         found = (self.timesteps == first).nonzero()
         if len(first) and len(found):
-            self._start_late(int(found[0]))
+            # Of equal timesteps, diffusers' solvers begin with the second.
+            self._start_late(int(found[min(1, len(found) - 1)]))
+
+    def _start_companion(self) -> None:
+        # Long videos run several trajectories on private copies, after one set_timesteps.
+        listener = self._companion_of() if self._companion_of is not None else None
+        steps = self._stage_indices
+        if listener is not None and 0 < len(steps) <= len(listener.denoisers_run):
+            listener.trajectory_started(steps, 0)
+
+    def _check_companion(self) -> None:
+        listener = self._companion_of() if self._companion_of is not None else None
+        if listener is not None and self._calls > 1 and not listener.denoisers_run:
+            raise SwitchError(
+                "this pipeline steps private copies of its scheduler, so its stages didn't run: "
+                "pass the switch as callback_on_step_end, which follows such pipelines too"
+            )
 
     def _model_output(self, output: torch.Tensor) -> torch.Tensor:
         listener = self._current_listener()
@@ -137,6 +168,7 @@ class StageMixin:
 
     def _finish_step(self) -> None:
         self._calls += 1
+        self._check_companion()
         listener = self._current_listener()
         if self._stages is None or listener is None:
             return
@@ -156,6 +188,24 @@ class StageMixin:
             seeds = _seeds(self._seed, sample.shape[0])
             self._generators = [torch.Generator().manual_seed(_stream(s)) for s in seeds]
         return self._generators
+
+
+def step_levels(scheduler: Any) -> list[float]:
+    """The noise level of every whole step of a scheduler whose timesteps are set.
+
+    Args:
+        scheduler: A diffusers scheduler after ``set_timesteps``.
+
+    Returns:
+        Numbers from 1 (noise) to 0: ``timesteps / num_train_timesteps``, as most pipelines count;
+        one less that where the scheduler counts signal instead of noise (``invert_sigmas``, as
+        Mochi's does); and ``sigma / (1 + sigma)`` where its sigmas exceed 1 (Cosmos-Predict2).
+    """
+    total = scheduler.config.num_train_timesteps
+    levels = [t / total for t in scheduler.timesteps[:: scheduler.order].tolist()]
+    if scheduler.config.get("invert_sigmas"):
+        return [1 - level for level in levels]
+    return [level / (1 + level) for level in levels] if max(levels) > 1 else levels
 
 
 def _seeds(seed: Seed, batch: int) -> list[int]:
@@ -215,7 +265,7 @@ def with_stages(base: type) -> type:
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
-        "__reduce__": lambda self: (_rebuild, (base, self.__getstate__())),
+        "_flowblend_base": base,
     }
     # What pipelines call before the first step with the timestep that they start from.
     for name in ("add_noise", "scale_noise"):

@@ -1,0 +1,109 @@
+"""What a pipeline says in sizes of its large denoiser, said to the small one in its own sizes.
+
+A pipeline takes such sizes from the denoiser that it holds when the call begins. Every adapter
+here undoes itself, and does nothing where the two denoisers agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+
+class Removable(Protocol):
+    """Something that ``adapt`` did, and that ``remove`` undoes."""
+
+    def remove(self) -> None:
+        """Undo it; doing it twice does nothing."""
+
+
+def adapt(large: nn.Module, small: nn.Module) -> list[Removable]:
+    """Let the small denoiser understand the arguments that a pipeline makes for the large one.
+
+    Args:
+        large: The pipeline's own denoiser.
+        small: The denoiser that takes turns with it; compiled modules are welcome.
+
+    Returns:
+        What was done, each with ``remove()``; empty where the two need nothing.
+    """
+    if small is large:
+        return []
+    done: list[Removable] = []
+    ours, theirs = _vace_layers(small), _vace_layers(large)
+    if ours and theirs and len(ours) != len(theirs):
+        done.append(_fit_scales(small, theirs, ours))
+    if all(hasattr(_original(module), "_set_ar_attention") for module in (large, small)):
+        done.append(_SharedBlockSize(_original(large), _original(small)))
+    return done
+
+
+def fit_scales(
+    scales: torch.Tensor, large_depths: Sequence[float], small_depths: Sequence[float]
+) -> torch.Tensor:
+    """Read the conditioning scales of the large denoiser's layers at the small one's depths.
+
+    Args:
+        scales: One scale for each conditioned layer of the large denoiser, (N,).
+        large_depths: Where those layers sit, ascending from 0 (first layer) to 1 (last).
+        small_depths: The same of the small denoiser's M conditioned layers.
+
+    Returns:
+        The M scales, (M,), of the same dtype and device: linear between the large one's layers,
+        constant beyond its last. Equal scales stay exactly what they are.
+    """
+    known = torch.tensor(large_depths, dtype=torch.float64)
+    wanted = torch.tensor(small_depths, dtype=torch.float64)
+    above = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
+    below = (above - 1).clamp(min=0)
+    gap = (known[above] - known[below]).clamp(min=torch.finfo(torch.float64).tiny)
+    weight = ((wanted - known[below]) / gap).clamp(0, 1).to(scales)
+    return torch.lerp(scales[below.to(scales.device)], scales[above.to(scales.device)], weight)
+
+
+def _original(module: nn.Module) -> Any:
+    return getattr(module, "_orig_mod", module)
+
+
+def _vace_layers(module: nn.Module) -> tuple[float, ...]:
+    """Relative depths of a VACE denoiser's conditioned layers; empty for other denoisers."""
+    config = _original(module).config
+    deepest = max(config.get("num_layers", 1) - 1, 1)
+    return tuple(layer / deepest for layer in sorted(config.get("vace_layers") or ()))
+
+
+def _fit_scales(small: nn.Module, theirs: Sequence[float], ours: Sequence[float]) -> Removable:
+    name = "control_hidden_states_scale"
+
+    def fit(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        scales = kwargs.get(name)
+        # After a call that failed, the next one may begin with the small one's own length.
+        if scales is None or len(scales) != len(theirs):
+            return args, kwargs
+        return args, {**kwargs, name: fit_scales(scales, theirs, ours)}
+
+    return small.register_forward_pre_hook(fit, with_kwargs=True)
+
+
+class _SharedBlockSize:
+    """SkyReels V2 sets the frames of a causal block on the denoiser that it holds: set both."""
+
+    def __init__(self, large: Any, small: Any) -> None:
+        self._modules = (large, small)
+        self._own = small.config.num_frame_per_block
+        self._set(large.config.num_frame_per_block)
+        for module in self._modules:
+            module._set_ar_attention = self._set
+
+    def _set(self, frames: int) -> None:
+        for module in self._modules:
+            type(module)._set_ar_attention(module, frames)
+
+    def remove(self) -> None:
+        for module in self._modules:
+            module.__dict__.pop("_set_ar_attention", None)
+        small = self._modules[1]
+        type(small)._set_ar_attention(small, self._own)
