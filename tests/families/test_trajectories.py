@@ -1,0 +1,242 @@
+"""The odd ways in which pipelines and solvers walk a trajectory, each on a real pipeline."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    SASolverScheduler,
+    SkyReelsV2DiffusionForcingPipeline,
+    UniPCMultistepScheduler,
+    WanPipeline,
+)
+from families import skyreels, unets, video, wan
+from families.base import euler
+from tiny import FLOW, SCHEDULERS, ForwardRecorder, run_wan, wan_denoiser, wan_pipe
+
+from flowblend_plugin import DenoiserSwitch, FlowBlendScheduler, StageSchedule, SwitchError
+
+LSL = StageSchedule.parse("LSL", boundaries=(0.4, 0.8))
+HALVES = StageSchedule.parse("SL", boundaries=(0.5,))
+
+
+# Every solver can be the clock.
+
+FLOW_SOLVERS = {
+    "Euler, stochastic": lambda: FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+    "LCM": FlowMatchLCMScheduler,
+    "DPM++ SDE": lambda: DPMSolverMultistepScheduler(**FLOW, algorithm_type="sde-dpmsolver++"),
+    "DPM++ single step": lambda: DPMSolverSinglestepScheduler(**FLOW),
+    "DEIS": lambda: DEISMultistepScheduler(**FLOW),
+    "SA": lambda: SASolverScheduler(**FLOW),
+}
+CLASSIC_SOLVERS = {
+    "DDPM, without step_index": DDPMScheduler,
+    "LCM": LCMScheduler,
+    "Euler ancestral": EulerAncestralDiscreteScheduler,
+    "Heun, two evaluations a step": HeunDiscreteScheduler,
+}
+
+
+@pytest.mark.parametrize("key", FLOW_SOLVERS)
+def test_flow_solvers_run_as_they_are_and_switch_as_planned(key: str) -> None:
+    def run(pipe: Any) -> torch.Tensor:
+        torch.manual_seed(0)  # pipelines hand stochastic solvers no generator
+        return run_wan(pipe, steps=5)
+
+    plain = run(wan_pipe(FLOW_SOLVERS[key]()))
+    pipe, small = wan_pipe(FLOW_SOLVERS[key]()), wan_denoiser(layers=1, seed=1)
+    with DenoiserSwitch(pipe, small=small, stages="LLL"):
+        assert torch.equal(run(pipe), plain)
+    record = ForwardRecorder(large=pipe.transformer, small=small)
+    with DenoiserSwitch(pipe, small=small, stages=LSL):
+        run(pipe)
+    assert record.per_step() == LSL.denoisers(5)
+
+
+@pytest.mark.parametrize("key", CLASSIC_SOLVERS)
+def test_classic_solvers_run_as_they_are_and_switch_as_planned(key: str) -> None:
+    def run(pipe: Any) -> torch.Tensor:
+        torch.manual_seed(0)
+        return unets.run_motion(pipe, steps=5)
+
+    plain = run(unets.motion_pipe(CLASSIC_SOLVERS[key]()))
+    pipe, small = unets.motion_pipe(CLASSIC_SOLVERS[key]()), unets.motion_denoiser(seed=1)
+    with DenoiserSwitch(pipe, small=small, stages="LLL"):
+        assert torch.equal(run(pipe), plain)
+    record = ForwardRecorder(large=pipe.unet, small=small)
+    with DenoiserSwitch(pipe, small=small, stages=LSL) as switch:
+        run(pipe)
+    order = pipe.scheduler.order
+    expected = tuple(role for role in LSL.denoisers(5) for _ in range(order))
+    assert record.per_step(forwards=1) == expected[: 5 * order - (order - 1)]
+    assert tuple(switch.denoisers_run) == LSL.denoisers(5)
+
+
+def test_pndms_extra_evaluation_counts_as_a_step() -> None:
+    pipe = unets.motion_pipe(PNDMScheduler(skip_prk_steps=True))
+    small = unets.motion_denoiser(seed=1)
+    record = ForwardRecorder(large=pipe.unet, small=small)
+    with DenoiserSwitch(pipe, small=small, stages=LSL) as switch:
+        unets.run_motion(pipe, steps=5)
+    assert record.per_step(forwards=1) == LSL.denoisers(6) == switch.denoisers
+
+
+def test_repeated_whole_timesteps_dont_confuse_the_steps() -> None:
+    pipe = wan_pipe(UniPCMultistepScheduler(**{**FLOW, "flow_shift": 60.0}))
+    small = wan_denoiser(layers=1, seed=1)
+    record = ForwardRecorder(large=pipe.transformer, small=small)
+    stages = StageSchedule.parse("LSLSL", boundaries=(0.1, 0.2, 0.3, 0.4))
+    with DenoiserSwitch(pipe, small=small, stages=stages):
+        run_wan(pipe, steps=30)
+        timesteps = pipe.scheduler.timesteps
+    assert timesteps.dtype == torch.int64
+    assert len(timesteps.unique()) < len(timesteps)
+    assert record.per_step() == stages.denoisers(30)
+
+
+# A trajectory may begin late, run several times, or end early.
+
+
+@pytest.mark.parametrize("key", SCHEDULERS)
+@pytest.mark.parametrize("strength", [0.35, 0.6, 1.0])
+def test_video_to_video_begins_in_the_stage_of_its_first_step(key: str, strength: float) -> None:
+    pipe, small = wan.video_pipe(), wan.denoiser(layers=1)
+    pipe.scheduler = SCHEDULERS[key]()
+    record = ForwardRecorder(large=pipe.transformer, small=small)
+    with DenoiserSwitch(pipe, small=small, stages=HALVES) as switch:
+        wan.run_video(pipe, steps=8, strength=strength)
+    first, order = 8 - int(8 * strength), pipe.scheduler.order
+    whole = HALVES.denoisers(8)[first:]
+    expected = tuple(role for role in whole for _ in range(order))[: len(record.per_step())]
+    assert record.per_step() == expected
+    assert tuple(switch.denoisers_run) == whole
+
+
+def test_free_init_begins_every_pass_with_the_first_stage() -> None:
+    pipe, small = unets.motion_pipe(), unets.motion_denoiser(seed=1)
+    pipe.enable_free_init(num_iters=3)
+    record = ForwardRecorder(large=pipe.unet, small=small)
+    with DenoiserSwitch(pipe, small=small, stages=HALVES):
+        unets.run_motion(pipe)
+    assert record.per_step(forwards=1) == HALVES.denoisers(4) * 3
+
+
+def test_a_trajectory_that_ends_early_keeps_the_full_ones_stages() -> None:
+    pipe, small = unets.sdxl_pipe(), unets.sdxl_denoiser(seed=1)
+    large = pipe.unet
+    record = ForwardRecorder(large=large, small=small)
+    with DenoiserSwitch(pipe, small=small, stages="LS", boundaries=(0.5,)):
+        first = unets.run_sdxl(pipe, steps=8, denoising_end=0.75)
+        assert torch.equal(unets.run_sdxl(pipe, steps=8, denoising_end=0.75), first)
+    assert record.per_step(forwards=1) == (("large",) * 4 + ("small",) * 2) * 2
+    assert pipe.unet is large
+
+
+# Diffusion forcing steps a private copy of the scheduler for every frame.
+
+
+def forcing_pipe() -> Any:
+    return skyreels.make(SkyReelsV2DiffusionForcingPipeline)
+
+
+def test_private_schedulers_without_the_callback_raise_instead_of_running_one_stage() -> None:
+    pipe = forcing_pipe()
+    with (
+        DenoiserSwitch(pipe, small=skyreels.denoiser(layers=1), stages=LSL),
+        pytest.raises(SwitchError, match="callback_on_step_end"),
+    ):
+        skyreels.run_forcing(pipe)
+
+
+def test_a_long_video_begins_every_chunk_with_the_first_stage() -> None:
+    pipe, small = forcing_pipe(), skyreels.denoiser(layers=1)
+    record = ForwardRecorder(large=pipe.transformer, small=small)
+    with DenoiserSwitch(pipe, small=small, stages=HALVES) as switch:
+        skyreels.run_forcing(
+            pipe,
+            num_frames=17,
+            base_num_frames=9,
+            overlap_history=5,
+            addnoise_condition=0,
+            callback_on_step_end=switch,
+        )
+    chunks = len(record.per_step()) // 4
+    assert chunks > 1
+    assert record.per_step() == HALVES.denoisers(4) * chunks
+
+
+@pytest.mark.xfail(
+    strict=True, reason="frames that begin one after another make more iterations than steps"
+)
+def test_frames_that_begin_one_after_another_spread_the_stages_over_all_iterations() -> None:
+    pipe, small = forcing_pipe(), skyreels.denoiser(layers=1)
+    record = ForwardRecorder(large=pipe.transformer, small=small)
+    with DenoiserSwitch(pipe, small=small, stages=HALVES) as switch:
+        skyreels.run_forcing(
+            pipe, num_frames=9, ar_step=2, causal_block_size=1, callback_on_step_end=switch
+        )
+    assert record.per_step() == HALVES.denoisers(pipe.num_timesteps)
+
+
+# Noise levels, where timesteps aren't noise levels.
+
+
+def test_sigma_boundaries_count_noise_where_the_scheduler_counts_signal() -> None:
+    pipe = video.mochi_pipe()
+    pipe.scheduler = euler(shift=1.0, invert_sigmas=True)
+    with DenoiserSwitch(
+        pipe, small=video.mochi_denoiser(layers=1), stages="LS", boundary_sigmas=(0.985,)
+    ) as switch:
+        video.run_mochi(pipe, steps=8)
+        levels = 1 - pipe.scheduler.timesteps / 1000
+    assert switch.denoisers == tuple("large" if level >= 0.985 else "small" for level in levels)
+    assert len(set(switch.denoisers)) == 2
+
+
+def test_sigma_boundaries_are_shares_of_noise_where_sigmas_exceed_one() -> None:
+    pipe = video.cosmos_pipe(video.Cosmos2TextToImagePipeline, channels=4)
+    small = video.cosmos_denoiser(layers=1, heads=1)
+    with DenoiserSwitch(pipe, small=small, stages="LS", boundary_sigmas=(0.5,)) as switch:
+        video.run_cosmos_image(pipe)
+        sigmas = pipe.scheduler.timesteps / 1000
+    assert switch.denoisers == tuple("large" if s / (1 + s) >= 0.5 else "small" for s in sigmas)
+    assert len(set(switch.denoisers)) == 2
+
+
+# Copies and saved files.
+
+
+def test_a_copied_or_pickled_flowblend_scheduler_is_still_one() -> None:
+    scheduler = FlowBlendScheduler(shift=3.0, stages=LSL, mode="sde", seed=5)
+    for again in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))):
+        assert type(again) is FlowBlendScheduler
+        assert again.stages == LSL
+        assert dict(again.config) == dict(scheduler.config)
+
+
+def test_a_saved_pipeline_comes_back_with_its_flowblend_scheduler(tmp_path: Path) -> None:
+    pipe, small = wan_pipe(FlowBlendScheduler(shift=3.0, stages=LSL)), wan_denoiser(layers=1)
+    with DenoiserSwitch(pipe, small=small):
+        expected = run_wan(pipe)
+        pipe.save_pretrained(tmp_path)
+    again = WanPipeline.from_pretrained(tmp_path, vae=None, text_encoder=None, tokenizer=None)
+    again.set_progress_bar_config(disable=True)
+    assert type(again.scheduler) is FlowBlendScheduler
+    with DenoiserSwitch(again, small=small):
+        assert torch.equal(run_wan(again), expected)
