@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import warnings
 from typing import Any
 
@@ -45,8 +47,8 @@ def shared(steps: int) -> dict[str, Any]:
         "prompt_embeds": numbers(1, 4, 8),
         "negative_prompt_embeds": numbers(1, 4, 8, seed=98),
         "num_inference_steps": steps,
-        "height": 64,
-        "width": 64,
+        "height": 32,
+        "width": 32,
         "generator": seeded(),
         "output_type": "latent",
     }
@@ -105,7 +107,9 @@ def motion_denoiser(seed: int = 0, **config: Any) -> Any:
     return built(UNetMotionModel, seed=seed, **{**shape, **config})
 
 
-def motion_pipe(scheduler: Any = None) -> Any:
+@functools.cache
+def motion_parts() -> tuple[Any, Any]:
+    """A picture UNet with its motion adapter made one, as the pipeline does it, and the adapter."""
     picture = built(
         UNet2DConditionModel,
         seed=0,
@@ -123,16 +127,21 @@ def motion_pipe(scheduler: Any = None) -> Any:
         motion_num_attention_heads=2,
         use_motion_mid_block=False,
     )
-    made = AnimateDiffPipeline(
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-        unet=picture,
-        motion_adapter=motion,
-        scheduler=scheduler or DDIMScheduler(**BETAS, clip_sample=False),
+    return UNetMotionModel.from_unet2d(picture, motion).eval(), motion
+
+
+def motion_pipe(scheduler: Any = None) -> Any:
+    unet, motion = motion_parts()
+    return quiet(
+        AnimateDiffPipeline(
+            vae=None,
+            text_encoder=None,
+            tokenizer=None,
+            unet=copy.deepcopy(unet),
+            motion_adapter=motion,
+            scheduler=scheduler or DDIMScheduler(**BETAS, clip_sample=False),
+        )
     )
-    made.unet.eval()
-    return quiet(made)
 
 
 def run_motion(pipe: Any, steps: int = 4, **more: Any) -> torch.Tensor:
@@ -196,7 +205,7 @@ def i2vgen_pipe() -> Any:
 
 def run_i2vgen(pipe: Any, steps: int = 4) -> torch.Tensor:
     torch.manual_seed(0)  # it samples its picture's latents without the generator
-    image = Image.new("RGB", (64, 64), (200, 40, 90))
+    image = Image.new("RGB", (32, 32), (200, 40, 90))
     return pipe(**shared(steps), image=image, num_frames=2).frames
 
 
