@@ -1,10 +1,12 @@
 """The noise level of every step, worked out without torch, so that a plan needs no model.
 
-Pure Python. The formulas are those of diffusers' flow-matching schedulers; a test compares them.
+Pure Python. The formulas are those of diffusers' flow-matching schedulers, rounded where those
+round, so that levels are equal to the last bit; a test compares them.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 
 from flowblend_plugin.errors import StageError
@@ -19,13 +21,29 @@ def _shifted(sigma: float, shift: float) -> float:
 def _linspace(start: float, stop: float, count: int) -> list[float]:
     if count == 1:
         return [start]
-    return [start + (stop - start) * i / (count - 1) for i in range(count)]
+    # Rounded as numpy rounds: a whole timestep may hang on the last bit.
+    step = (stop - start) / (count - 1)
+    return [*(start + i * step for i in range(count - 1)), stop]
+
+
+def _single(number: float) -> float:
+    """Round to single precision, as tensors hold numbers."""
+    rounded: float = struct.unpack("f", struct.pack("f", number))[0]
+    return rounded
+
+
+def _shifted_single(sigma: float, shift: float) -> float:
+    lower = _single(1 + _single(_single(shift - 1) * _single(sigma)))
+    return _single(_single(_single(shift) * _single(sigma)) / lower)
 
 
 def _euler(n: int, shift: float) -> list[float]:
-    # diffusers shifts twice: once the range's lower end, once every sigma in it.
-    lowest = _shifted(1 / NUM_TRAIN_TIMESTEPS, shift)
-    return [_shifted(s, shift) for s in _linspace(1.0, lowest, n)]
+    # diffusers shifts twice: once the ends of the range, once every sigma in it.
+    first = _shifted_single(1, shift) * NUM_TRAIN_TIMESTEPS
+    last = _shifted_single(1 / NUM_TRAIN_TIMESTEPS, shift) * NUM_TRAIN_TIMESTEPS
+    sigmas = [_shifted(t / NUM_TRAIN_TIMESTEPS, shift) for t in _linspace(first, last, n)]
+    timesteps = [_single(_single(sigma) * NUM_TRAIN_TIMESTEPS) for sigma in sigmas]
+    return [timestep / NUM_TRAIN_TIMESTEPS for timestep in timesteps]
 
 
 def _cut(sigma: float) -> float:

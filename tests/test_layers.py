@@ -41,12 +41,18 @@ ALLOWED: dict[str, set[str]] = {
     # From a recipe to jobs: no engine, no artifact, no model is ever loaded.
     "flowblend_cli.models": {"flowblend_cli.bundled", "flowblend_cli.errors", "tomli"},
     "flowblend_cli.images": {"flowblend_cli.errors", "flowblend_cli.text", "PIL"},
+    "flowblend_cli.levels": {
+        "flowblend_cli.errors",
+        "flowblend_cli.jobs",
+        "flowblend_cli.models",
+    },
     "flowblend_cli.recipe": {
         "flowblend_cli.arguments",
         "flowblend_cli.bundled",
         "flowblend_cli.errors",
         "flowblend_cli.images",
         "flowblend_cli.jobs",
+        "flowblend_cli.levels",
         "flowblend_cli.models",
         "flowblend_cli.text",
         "flowblend_plugin.errors",
@@ -59,7 +65,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.plan": {
         "flowblend_cli.errors",
         "flowblend_cli.jobs",
-        "flowblend_cli.models",
+        "flowblend_cli.levels",
         "flowblend_cli.text",
         "flowblend_plugin.errors",
         "flowblend_plugin.noise_levels",
@@ -98,6 +104,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.jobs",
         "flowblend_cli.keys",
         "flowblend_cli.models",
+        "flowblend_cli.text",
         "flowblend_plugin",
         "numpy",
         *HEAVY,
@@ -134,8 +141,10 @@ ALLOWED: dict[str, set[str]] = {
         "huggingface_hub",
         "rich",
     },
+    "flowblend_cli.streams": set(),
     "flowblend_cli.main": {
         "flowblend_cli.errors",
+        "flowblend_cli.streams",
         "flowblend_cli.text",
         "flowblend_plugin.errors",
         "click",

@@ -54,11 +54,16 @@ class BatchRun:
         batch: The jobs.
         reporter: Who is told what happens.
         anew: Render our own finished files again, too.
+        warm_up: A job that is sampled and thrown away before the first one, so that what happens
+            once (memory, kernels, the prompt's embedding) isn't in anybody's seconds.
     """
 
-    def __init__(self, batch: Batch, reporter: Reporter, *, anew: bool = False) -> None:
+    def __init__(
+        self, batch: Batch, reporter: Reporter, *, anew: bool = False, warm_up: Job | None = None
+    ) -> None:
         self._batch = batch
         self._anew = anew
+        self._warm_up = warm_up
         self._reporter = reporter
         self._recipe_dir = batch.source.parent
         self._identities: dict[ModelSpec, Identity] = {}
@@ -135,7 +140,10 @@ class BatchRun:
         runtime = self._loaded(job.model)
         stop.check()
         try:
-            planned = plan_job(job)
+            if self._warm_up is not None:
+                runtime.sample(self._warm_up, seed, lambda *_: stop.check())
+                self._warm_up = None
+            planned = plan_job(job, self._recipe_dir)
             self._reporter.event(
                 JobStarted(job.id, job.scene, seed, job.num_inference_steps, planned, job.prompt)
             )
@@ -262,9 +270,9 @@ def output_lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def run(batch: Batch, reporter: Reporter, *, anew: bool = False) -> int:
+def run(batch: Batch, reporter: Reporter, *, anew: bool = False, warm_up: Job | None = None) -> int:
     """Render a batch; see ``BatchRun``."""
-    return BatchRun(batch, reporter, anew=anew).run()
+    return BatchRun(batch, reporter, anew=anew, warm_up=warm_up).run()
 
 
 def recorded(document: dict[str, Any], name: str, default: Any) -> Any:

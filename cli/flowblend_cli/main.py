@@ -17,6 +17,7 @@ import click
 
 from flowblend_cli import __version__
 from flowblend_cli.errors import OutputError, RecipeError
+from flowblend_cli.streams import open_missing_streams
 from flowblend_cli.text import printable
 from flowblend_plugin.errors import FlowBlendError
 
@@ -72,6 +73,7 @@ class LazyGroup(click.Group):
 
         if not standalone_mode:
             return run()
+        open_missing_streams()
         with _signals_that_unwind():
             code = _exit_code_of(run)
         _leave(code)

@@ -9,7 +9,7 @@ from typing import Any
 
 from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import Batch, Job
-from flowblend_cli.models import find_pair
+from flowblend_cli.levels import find_solver
 from flowblend_plugin.errors import StageError
 from flowblend_plugin.noise_levels import noise_levels
 from flowblend_plugin.stages import letters
@@ -88,7 +88,7 @@ def plan_batch(batch: Batch) -> Plan:
     """Plan every job of a batch.
 
     Raises:
-        UsageError: Stages end at noise levels that can't be told without loading the pipeline.
+        UsageError: See ``job_noise_levels``.
     """
     known: dict[tuple[Any, ...], tuple[str, str]] = {}
     planned = []
@@ -96,7 +96,7 @@ def plan_batch(batch: Batch) -> Plan:
     for job in batch.jobs:
         key = (job.stages, job.num_inference_steps, job.sampling, job.model.pipeline)
         if key not in known:
-            levels = job_noise_levels(job)
+            levels = job_noise_levels(job, batch.source.parent)
             known[key] = _steps_of(job, levels)
             if levels is not None:
                 levels_warnings |= dict.fromkeys(job.empty_stages(levels))
@@ -104,37 +104,34 @@ def plan_batch(batch: Batch) -> Plan:
     return Plan(batch, tuple(planned), (*batch.warnings, *levels_warnings))
 
 
-def job_noise_levels(job: Job) -> tuple[float, ...] | None:
+def job_noise_levels(job: Job, recipe_dir: Path) -> tuple[float, ...] | None:
     """The noise level of each step, worked out without the pipeline; None where none is needed.
 
+    Args:
+        job: The job.
+        recipe_dir: Folder that the job's model folders are relative to.
+
     Raises:
-        UsageError: The recipe leaves the scheduler or its shift to a pipeline that isn't known.
+        UsageError: They can't be told exactly without the pipeline; a recipe's are checked
+            already.
     """
     if not job.schedule.needs_noise_levels:
         return None
-    pair = find_pair(job.model.pipeline)
-    scheduler = job.sampling.scheduler or (pair.scheduler if pair else None)
-    flow_shift = job.sampling.flow_shift or (pair.flow_shift if pair else None)
-    left_out = [
-        name
-        for name, value in (("scheduler", scheduler), ("flow_shift", flow_shift))
-        if value is None
-    ]
-    if scheduler is None or flow_shift is None:
-        raise UsageError(
-            f"the noise levels of {job.model.pipeline} aren't known without loading it: set "
-            f"{' and '.join(left_out)} in [sampling], or give boundaries as fractions of the steps"
-        )
-    return noise_levels(scheduler, job.num_inference_steps, flow_shift)
+    solver = find_solver(job.model.pipeline, job.sampling, recipe_dir)
+    return noise_levels(solver.name, job.num_inference_steps, solver.flow_shift)
 
 
-def plan_job(job: Job) -> str:
+def plan_job(job: Job, recipe_dir: Path) -> str:
     """The denoiser planned for each step of one job, one letter a step.
 
+    Args:
+        job: The job.
+        recipe_dir: Folder that the job's model folders are relative to.
+
     Raises:
-        UsageError: See ``plan_batch``.
+        UsageError: See ``job_noise_levels``.
     """
-    return _steps_of(job, job_noise_levels(job))[0]
+    return _steps_of(job, job_noise_levels(job, recipe_dir))[0]
 
 
 def _steps_of(job: Job, levels: tuple[float, ...] | None) -> tuple[str, str]:

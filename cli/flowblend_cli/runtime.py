@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import logging
 import os
@@ -30,6 +31,7 @@ from flowblend_cli.images import load_image
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.keys import local_folder
 from flowblend_cli.models import ModelSource, resolve_model, resolve_small
+from flowblend_cli.text import shorten
 from flowblend_plugin import DenoiserSwitch, FlowBlendError
 from flowblend_plugin.loading import denoiser_name, load_denoiser
 from flowblend_plugin.sampling import make_scheduler
@@ -41,10 +43,12 @@ diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
 _EMBEDDINGS_KEPT = 64
+# What allocators say, which raise a plain RuntimeError in main memory.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 class SamplingError(FlowBlendError, RuntimeError):
-    """A trajectory that went wrong: numbers that are no numbers, at a named step."""
+    """A trajectory that went wrong: no numbers at a named step, or no memory for it."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Runtime:
 
     Raises:
         ModelMissingError: A model, or a file of it, isn't on this machine.
+        DeviceLostError: The device isn't there, or the models don't fit into its memory.
         PairMismatchError: The two denoisers don't fit.
     """
 
@@ -79,14 +84,17 @@ class Runtime:
         self.model = model
         self._recipe_dir = recipe_dir
         self.device = _device(model.device)
-        dtype = _dtype(model.dtype, self.device)
-        self._pipe = _load_pipeline(resolve_model(model.pipeline, recipe_dir), dtype)
-        self._pipe.to(self.device)
+        self._dtype = _dtype(model.dtype, self.device)
+        large = resolve_model(model.pipeline, recipe_dir)
+        self._pipe = self._load(large, lambda: _load_pipeline(large, self._dtype))
         self._pipe.set_progress_bar_config(disable=True)
         self._own_scheduler = self._pipe.scheduler
         self._small = None
         if model.small is not None:
-            self._small = _load_small(resolve_small(model.small, recipe_dir), self._pipe)
+            small = resolve_small(model.small, recipe_dir)
+            self._small = self._load(small, lambda: _load_small(small, self._pipe))
+            self._move(small, self._small)
+        self._move(large, self._pipe)
         _keep_text_model(self._pipe)
         _remember_embeddings(self._pipe)
         self._takes = inspect.signature(self._pipe.__call__).parameters
@@ -104,9 +112,20 @@ class Runtime:
             The frames, and who ran which step.
 
         Raises:
-            SamplingError: The latents or the pixels hold NaN or infinity.
+            SamplingError: The latents or the pixels hold NaN or infinity, or memory ran out.
             FlowBlendError: The job asks for what its models can't do.
         """
+        try:
+            return self._sample(job, seed, on_step)
+        except Exception as error:
+            if isinstance(error, FlowBlendError) or not is_out_of_memory(error):
+                raise
+            told = self._no_memory(f"{job.id} was rendered", self.device, error)
+            raise SamplingError(
+                f"{told}, or ask for a smaller height and width, or fewer num_frames"
+            ) from error
+
+    def _sample(self, job: Job, seed: int, on_step: Callable[[int, str], None]) -> Sampled:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         sampling = job.sampling
@@ -130,6 +149,44 @@ class Runtime:
         frames = _to_uint8(output, job)
         vram = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         return Sampled(frames, letters(switch.denoisers_run), vram)
+
+    def _load(self, source: ModelSource, load: Callable[[], Any]) -> Any:
+        """Read a model into main memory."""
+        try:
+            return load()
+        except FlowBlendError:
+            raise
+        except Exception as error:  # whatever a broken folder makes its loaders raise
+            if is_out_of_memory(error):
+                doing = f"model {source.name!r} was loaded"
+                raise DeviceLostError(self._no_memory(doing, torch.device("cpu"), error)) from error
+            raise _missing(source, error) from error
+
+    def _move(self, source: ModelSource, module: Any) -> None:
+        """Move a model to the device."""
+        try:
+            module.to(self.device)
+        except Exception as error:  # each backend has its own ways to fail
+            doing = f"model {source.name!r} was moved to {self.device}"
+            if is_out_of_memory(error):
+                raise DeviceLostError(self._no_memory(doing, self.device, error)) from error
+            raise DeviceLostError(
+                f"{self.device} failed while {doing} ({_reason(error)}): check the device and its "
+                'driver, or set model.device to "cpu"'
+            ) from error
+
+    def _no_memory(self, doing: str, device: torch.device, error: Exception) -> str:
+        """Say what was tried when memory ran out, and what may help."""
+        where = "main memory" if device.type == "cpu" else f"memory on {device}"
+        dtype = str(self._dtype).removeprefix("torch.")
+        reason = _reason(error)
+        halved = 'set model.dtype to "bfloat16", ' if self._dtype is torch.float32 else ""
+        elsewhere = "" if device.type == "cpu" else 'set model.device to "cpu", '
+        return (
+            f"out of {where} while {doing} as {dtype} with offload = {self.model.offload!r}"
+            f"{f' ({reason})' if reason else ''}: free what else holds it, {halved}{elsewhere}"
+            "use a smaller model"
+        )
 
     def _arguments(self, job: Job, seed: int) -> dict[str, Any]:
         arguments = job.pipeline_arguments()
@@ -198,36 +255,44 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _load_pipeline(source: ModelSource, dtype: torch.dtype) -> Any:
-    folder = local_folder(source)
-    try:
-        return diffusers.DiffusionPipeline.from_pretrained(
-            str(folder),
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-    except Exception as error:  # whatever a broken folder makes its loaders raise
-        raise _missing(source, error) from error
+    return diffusers.DiffusionPipeline.from_pretrained(
+        str(local_folder(source)),
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+    )
 
 
 def _load_small(source: ModelSource, pipe: Any) -> torch.nn.Module:
     name = denoiser_name(pipe)
     place = str(local_folder(source))
     vae_config = getattr(getattr(pipe, "vae", None), "config", None)
-    try:
-        return load_denoiser(place, getattr(pipe, name), name, vae_config, source.subfolder)
-    except FlowBlendError:
-        raise
-    except Exception as error:  # whatever a broken folder makes its loader raise
-        raise _missing(source, error) from error
+    return load_denoiser(place, getattr(pipe, name), name, vae_config, source.subfolder)
 
 
 def _missing(source: ModelSource, error: Exception) -> ModelMissingError:
-    reason = str(error).strip().split("\n")[0]
     return ModelMissingError(
-        f"model {source.name!r} can't be loaded ({reason}): check that it is complete, with "
-        "safetensors weights; render never downloads"
+        f"model {source.name!r} can't be loaded ({_reason(error)}): check that it is complete, "
+        "with safetensors weights; render never downloads"
     )
+
+
+def _reason(error: Exception) -> str:
+    return shorten(str(error).strip().split("\n")[0], 160)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that memory ran out."""
+    while error is not None:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            return True
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return True
+        said = str(error).lower() if isinstance(error, RuntimeError) else ""
+        if any(words in said for words in _NO_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _keep_text_model(pipe: Any) -> None:

@@ -17,6 +17,7 @@ from flowblend_cli.progress import Reporter
 from flowblend_plugin.stages import Stage
 
 COMPARED_JOBS = 3
+WARM_UP_STEPS = 2
 SHEET = "contact-sheet.png"
 COMPARISON = "compare.mp4"
 
@@ -44,7 +45,7 @@ def gallery(batch: Batch, reporter: Reporter) -> tuple[int, list[str]]:
     if blended is None:
         return 0, lines
     comparison = compared(batch, blended)
-    code = engine.run(comparison, reporter)
+    code = engine.run(comparison, reporter, warm_up=warm_up(comparison.jobs[0]))
     return code, lines if code else [*lines, *_compare(batch, comparison)]
 
 
@@ -73,6 +74,15 @@ def compared(batch: Batch, job: Job) -> Batch:
         for name, stages in variants
     )
     return replace(batch, output_dir=batch.output_dir / "compare", jobs=jobs)
+
+
+def warm_up(job: Job) -> Job:
+    """The same job in two steps, one of each denoiser: what runs before anything is timed."""
+    stages = (Stage("large", until=0.5), Stage("small"))
+    arguments = dict(job.arguments) | {"num_inference_steps": WARM_UP_STEPS}
+    return replace(
+        job, stages=stages, stage_string="LS", arguments=tuple(sorted(arguments.items()))
+    )
 
 
 def _compare(batch: Batch, comparison: Batch) -> list[str]:

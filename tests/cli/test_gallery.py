@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import WanTransformer3DModel
 from PIL import Image
 
 from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.artifacts.pixels import FramesError
 from flowblend_cli.artifacts.video import count_frames
+from flowblend_cli.bundled import bundled_dir
 from flowblend_cli.gallery import animated_webp, comparison_video, contact_sheet, side_by_side
+from flowblend_cli.main import main
+from flowblend_cli.showcase import read_frames
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -110,3 +120,51 @@ def test_no_clip_and_frames_of_another_shape_are_refused(tmp_path: Path) -> None
         contact_sheet([], tmp_path / "s.png")
     with pytest.raises(FramesError, match="shape"):
         side_by_side([("x", plain(RED)[0])])
+
+
+@contextmanager
+def forwards() -> Iterator[list[str]]:
+    """Note whose forward runs, as it runs: L or S."""
+    ran: list[str] = []
+    config = bundled_dir() / "models" / "sprites" / "transformer" / "config.json"
+    layers = json.loads(config.read_text("utf-8"))["num_layers"]
+
+    def note(module: torch.nn.Module, _: Any) -> None:
+        if isinstance(module, WanTransformer3DModel):
+            ran.append("L" if module.config.num_layers == layers else "S")
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        yield ran
+    finally:
+        handle.remove()
+
+
+QUICK = ["--set", "defaults.num_inference_steps=3", "--set", "defaults.max_sequence_length=32"]
+
+
+def test_the_gallery_shows_every_clip_and_compares_the_stages(
+    recipe_file: Callable[[], Path],
+) -> None:
+    path = recipe_file()
+    with forwards() as ran:
+        result = CliRunner().invoke(main, ["render", str(path), "--gallery", *QUICK])
+    assert result.exit_code == 0, result.output
+    out = path.parent / "out"
+    assert {"contact-sheet.png", "compare.mp4", "compare.webp"} <= {p.name for p in out.iterdir()}
+    for name in ("LLL", "LSL", "SSS"):
+        assert f"\n  {name}  " in result.stdout
+    assert "next: " in result.stdout
+    assert read_frames(out / "compare.mp4").shape[0] == 17
+    # Two forwards a step: the clip; two steps that warm both denoisers up; then what is timed.
+    assert "".join(ran) == "LLSSLL" + "LLSS" + "LLLLLL" + "LLSSLL" + "SSSSSS"
+
+
+def test_the_gallery_leaves_other_peoples_files_alone(recipe_file: Callable[[], Path]) -> None:
+    path = recipe_file()
+    out = path.parent / "out"
+    out.mkdir()
+    (out / "contact-sheet.png").write_bytes(b"holiday")
+    result = CliRunner().invoke(main, ["render", str(path), "--gallery", *QUICK])
+    assert result.exit_code == 4
+    assert (out / "contact-sheet.png").read_bytes() == b"holiday"

@@ -144,6 +144,114 @@ def test_a_full_stdout_is_one_line_and_exit_code_4() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_streams_closed_at_the_start_are_no_error(closed: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m flowblend_cli check quickstart {closed}', sys.executable],
+        capture_output=True, text=True, env=ENVIRONMENT, check=False,
+    )  # fmt: skip
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("" if ">&-" in closed.split() else "OK quickstart")
+
+
+@pytest.mark.parametrize("arguments", [["check", "none"], ["nope"], ["--help"]])
+def test_exit_codes_are_kept_without_any_stream(arguments: list[str]) -> None:
+    command = 'exec "$0" -m flowblend_cli "$@" <&- >&- 2>&-'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, *arguments], env=ENVIRONMENT, check=False
+    )
+
+    assert done.returncode == (0 if arguments == ["--help"] else 2)
+
+
+WRITER = """
+import os, subprocess, sys
+from flowblend_cli.main import main
+@main.command()
+def write():
+    with open(sys.argv[1], "w") as file:
+        os.write(1, b"from a library")
+        os.write(2, b"from another")
+        print("from the command", flush=True)
+        print("from the command", file=sys.stderr, flush=True)
+        subprocess.run([sys.executable, "-c", "print(1)"], check=True)
+        file.write("mine")
+main.get_command = lambda ctx, name: write
+main(["write"])
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_nothing_meant_for_a_closed_stream_ends_up_in_a_file(closed: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "$1" "$2" {closed}', sys.executable, WRITER, tmp_path / "file"],
+        capture_output=True, env=ENVIRONMENT, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_text("utf-8") == "mine"
+
+
+def pipeline_folder(path: Path, layers: int, **vae: object) -> Path:
+    """A pipeline's folder as far as looking at it goes: configs only."""
+    denoiser = {"_class_name": "WanTransformer3DModel", "in_channels": 16, "num_layers": layers}
+    configs = {
+        "model_index.json": {"_class_name": "WanPipeline"},
+        "transformer/config.json": denoiser,
+        "vae/config.json": {"_class_name": "AutoencoderKLWan", **vae},
+    }
+    for name, config in configs.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(json.dumps(config), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("large", "small", "mismatch"),
+    [
+        ({"z_dim": 16}, {"z_dim": 48}, "vae z_dim: large 16, small 48"),
+        ({"latents_mean": [0.0]}, {"latents_mean": [0.5]}, "vae latents_mean: large [0.0], small"),
+        (
+            {"z_dim": 16},
+            {"_class_name": "AutoencoderKL"},
+            "vae _class_name: large AutoencoderKLWan",
+        ),
+        ({"z_dim": 16}, {"z_dim": 16}, None),
+        ({"z_dim": 16, "latents_mean": [0.5]}, {"z_dim": 16}, None),  # left out: the default
+    ],
+)
+def test_init_compares_the_latent_spaces_of_two_pipeline_folders(
+    tmp_path: Path, large: dict[str, object], small: dict[str, object], mismatch: str | None
+) -> None:
+    path = tmp_path / "new.toml"
+    folders = [
+        str(pipeline_folder(tmp_path / "large", 4, **large)),
+        str(pipeline_folder(tmp_path / "small", 2, **small)),
+    ]
+
+    result = CliRunner().invoke(
+        main, ["init", "--pipeline", folders[0], "--small", folders[1], "-o", str(path)]
+    )
+
+    assert result.exit_code == (2 if mismatch else 0), result.output
+    assert path.exists() == (mismatch is None)
+    assert mismatch is None or mismatch in result.stderr
+
+
+def test_init_asks_nothing_of_a_denoisers_bare_folder(tmp_path: Path) -> None:
+    large = pipeline_folder(tmp_path / "large", 4, z_dim=16)
+    small = pipeline_folder(tmp_path / "small", 2, z_dim=48) / "transformer"
+    path = tmp_path / "new.toml"
+
+    result = CliRunner().invoke(
+        main, ["init", "--pipeline", str(large), "--small", str(small), "-o", str(path)]
+    )
+
+    assert result.exit_code == 0, result.output
+    assert "the pair fits" in result.stdout
+
+
 SLEEPER = """
 import sys, time, click
 from flowblend_cli.main import main

@@ -4,11 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from click.testing import CliRunner, Result
 
 from flowblend_cli import main
-from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import Batch
 from flowblend_cli.plan import plan_batch
 
@@ -35,25 +33,20 @@ def test_a_plan_as_json_is_one_object(recipe_file: Callable[[], Path], tmp_path:
     document = json.loads(result.stdout)
     assert document["v"] == 1
     assert document["totals"] == {"jobs": 1, "steps": 10, "large_steps": 6, "small_steps": 4}
-    assert document["jobs"] == [
-        {
-            "job": "square-s1-n10",
-            "scene": "square",
-            "prompt": "a red square moving left on a navy background",
-            "negative_prompt": None,
-            "seed": 1,
-            "num_inference_steps": 10,
-            "stages": "steps 0-3 large, 4-7 small, 8-9 large",
-            "denoisers": "LLLLSSSSLL",
-            "path": str(tmp_path / "out" / "square-s1-n10.mp4"),
-            "arguments": {
-                "height": 64,
-                "width": 64,
-                "num_frames": 17,
-                "num_inference_steps": 10,
-            },
-        }
-    ]
+    (job,) = document["jobs"]
+    expected = {
+        "job": "square-s1-n10",
+        "scene": "square",
+        "prompt": "a red square moving left on a navy background",
+        "negative_prompt": None,
+        "seed": 1,
+        "num_inference_steps": 10,
+        "stages": "steps 0-3 large, 4-7 small, 8-9 large",
+        "denoisers": "LLLLSSSSLL",
+        "path": str(tmp_path / "out" / "square-s1-n10.mp4"),
+        "arguments": {"height": 64, "width": 64, "num_frames": 17, "num_inference_steps": 10},
+    }
+    assert {key: job[key] for key in expected} == expected
 
 
 def test_a_stage_without_a_step_is_planned_and_warned_about(
@@ -88,15 +81,17 @@ def test_an_empty_stage_between_sigmas_is_warned_about(batch_of: Load, minimal: 
     assert warning.startswith("stage 2 of LSL (small) gets no step")
 
 
-def test_sigmas_of_an_unknown_pipeline_need_its_scheduler_and_shift(
+def test_sigmas_of_an_unknown_pipeline_are_planned_by_the_scheduler_and_shift_it_is_given(
     batch_of: Load, minimal: str
 ) -> None:
-    text = minimal.replace("boundaries = [0.4, 0.8]", "boundary_sigmas = [0.9, 0.5]").replace(
-        'pipeline = "sprites"', 'pipeline = "a/b"\nsmall = "c/d"'
-    )
+    sigmas = minimal.replace("boundaries = [0.4, 0.8]", "boundary_sigmas = [0.9, 0.5]")
+    unknown = sigmas.replace('pipeline = "sprites"', 'pipeline = "a/b"\nsmall = "c/d"')
+    options = ["sampling.scheduler=unipc", "sampling.flow_shift=7.0"]
 
-    with pytest.raises(UsageError, match=r"set scheduler and flow_shift in \[sampling\]"):
-        plan_batch(batch_of(text))
+    known, other = (plan_batch(batch_of(text, *options)) for text in (sigmas, unknown))
+
+    assert known.jobs[0].denoisers == other.jobs[0].denoisers
+    assert known.jobs[0].denoisers.index("S") > 1
 
 
 def test_check_counts_the_jobs_of_each_recipe(

@@ -320,18 +320,6 @@ def test_a_signal_stops_at_the_next_step_and_keeps_what_is_done(
     assert not list(path.parent.rglob("*.tmp"))
 
 
-def test_the_gallery_shows_every_clip_and_compares_the_stages(recipe: Any) -> None:
-    path = recipe()
-    result = invoke("render", path, "--gallery")
-    assert result.exit_code == 0
-    out = path.parent / "out"
-    assert {"contact-sheet.png", "compare.mp4", "compare.webp"} <= {p.name for p in out.iterdir()}
-    for name in ("LLL", "LSL", "SSS"):
-        assert f"\n  {name}  " in result.stdout
-    assert "next: " in result.stdout
-    assert read_frames(out / "compare.mp4").shape[0] == 17
-
-
 def test_an_output_folder_that_cant_be_made_is_exit_4(recipe: Any, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way", "utf-8")
@@ -379,12 +367,3 @@ def test_weights_cut_short_are_a_missing_model_not_a_traceback(recipe: Any) -> N
     result = invoke("render", path, "--set", "model.small=./model")
     assert result.exit_code == 3
     assert "can't be loaded" in result.stderr
-
-
-def test_the_gallery_leaves_other_peoples_files_alone(recipe: Any) -> None:
-    path = recipe()
-    out = path.parent / "out"
-    out.mkdir()
-    (out / "contact-sheet.png").write_bytes(b"holiday")
-    assert invoke("render", path, "--gallery").exit_code == 4
-    assert (out / "contact-sheet.png").read_bytes() == b"holiday"

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 
-from flowblend_cli.errors import ModelMissingError
+from flowblend_cli.bundled import bundled_dir
+from flowblend_cli.errors import DeviceLostError, ModelMissingError
 from flowblend_cli.jobs import Job, ModelSpec
-from flowblend_cli.runtime import Runtime, SamplingError
+from flowblend_cli.main import main
+from flowblend_cli.runtime import Runtime, SamplingError, is_out_of_memory
 from flowblend_plugin import SchedulerConfigError
 
 MODEL = ModelSpec("sprites", "sprites")
@@ -94,3 +105,136 @@ def test_a_folder_with_missing_weights_is_a_missing_model(tmp_path: Path) -> Non
     (tmp_path / "model_index.json").write_text('{"_class_name": "WanPipeline"}', "utf-8")
     with pytest.raises(ModelMissingError, match="can't be loaded"):
         Runtime(ModelSpec(str(tmp_path)), Path.cwd())
+
+
+ON_CPU = ModelSpec("sprites", "sprites", dtype="float32", device="cpu")
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GiB)."),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."),
+    MemoryError(),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=repr)
+def test_memory_that_runs_out_on_the_way_to_the_device_says_what_was_tried_and_what_helps(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "to", fail)
+    with pytest.raises(DeviceLostError) as caught:
+        Runtime(ON_CPU, Path.cwd())
+
+    message = str(caught.value)
+    assert message.startswith("out of main memory while model 'sprites' was moved to cpu as float3")
+    for advice in ("offload = 'none'", 'set model.dtype to "bfloat16"', "use a smaller model"):
+        assert advice in message
+    assert str(error).split(".")[0] in message
+
+
+def test_a_device_that_fails_is_told_from_one_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: invalid device ordinal\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "to", fail)
+    with pytest.raises(DeviceLostError) as caught:
+        Runtime(ON_CPU, Path.cwd())
+
+    assert str(caught.value).startswith(
+        "cpu failed while model 'sprites' was moved to cpu (CUDA er"
+    )
+    assert "check the device and its driver" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("shapes don't match"), OSError(errno.ENOENT, "No such file"), ValueError(),
+     KeyError("out of memory")],
+    ids=repr,
+)  # fmt: skip
+def test_other_errors_are_no_lack_of_memory(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+
+
+def test_a_lack_of_memory_is_found_behind_the_error_that_hides_it() -> None:
+    hidden = OSError("Unable to load weights from checkpoint file")
+    hidden.__context__ = ValueError("Unable to locate the file")
+    hidden.__context__.__cause__ = MemoryError()
+
+    assert is_out_of_memory(hidden)
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from flowblend_cli.errors import DeviceLostError
+from flowblend_cli.jobs import ModelSpec
+from flowblend_cli.main import main
+from flowblend_cli.runtime import Runtime
+(line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmSize" in line]
+limit = int(line.split()[1]) * 1024 + 8 * 2**30
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    Runtime(ModelSpec(sys.argv[1], device="cpu"), Path.cwd())
+except DeviceLostError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits address space as Linux does")
+def test_weights_larger_than_the_memory_are_no_missing_model(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(bundled_dir() / "models" / "sprites", folder)
+    size = 32 * 2**30  # a sparse file: it takes no room on the disk
+    table = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    with (folder / "transformer" / "diffusion_pytorch_model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(table)) + table)
+        file.truncate(8 + len(table) + size)
+
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(folder)], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("out of main memory while model ")
+    assert "use a smaller model" in done.stdout
+
+
+def test_memory_that_runs_out_while_sampling_fails_that_job_and_no_other(
+    runtime: Runtime, job: Job
+) -> None:
+    arguments = dict(job.arguments) | {"height": 2**24, "width": 2**24}
+    huge = replace(job, arguments=tuple(sorted(arguments.items())))
+
+    with pytest.raises(SamplingError, match=r"out of .* while .* a smaller height and wid"):
+        sample(runtime, huge)
+    assert sample(runtime, job).denoisers == "LS"
+
+
+QUICK = ["--set", "defaults.num_inference_steps=2", "--set", "defaults.num_frames=1",
+         "--set", "defaults.max_sequence_length=32"]  # fmt: skip
+
+
+def render(path: Path, *options: str) -> tuple[Result, list[dict[str, Any]]]:
+    result = CliRunner().invoke(main, ["render", str(path), "--json", *QUICK, *options])
+    return result, [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_models_that_dont_fit_into_memory_are_exit_5_and_one_line(
+    recipe_file: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "to", fail)
+    result, events = render(recipe_file(), "--set", "model.device=cpu")
+
+    assert result.exit_code == 5
+    (told,) = [line for line in result.stderr.splitlines() if "Tried to allocate 20.00 GiB" in line]
+    assert "out of main memory while model 'sprites' was moved to cpu as float32" in told
+    assert "Traceback" not in result.stderr
+    assert [event["event"] for event in events] == ["summary"]

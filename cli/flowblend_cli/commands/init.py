@@ -16,7 +16,7 @@ from flowblend_cli.models import ModelSource, find_pair, read_json, resolve_mode
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.text import printable
 from flowblend_plugin.errors import PairMismatchError
-from flowblend_plugin.pairing import config_mismatches
+from flowblend_plugin.pairing import config_mismatches, latent_space_mismatches
 
 _SUBFOLDERS = ("transformer", "unet")
 _SPRITES_PROMPT = "a red circle moving right on a navy background"
@@ -118,9 +118,31 @@ def _verdict(large: ModelSource, small: ModelSource) -> str:
             "(rendering checks it)"
         )
     mismatches = config_mismatches(large_config, small_config)
+    mismatches += _latent_spaces(large, small)
     if mismatches:
         raise PairMismatchError(large.name, small.name, mismatches)
     return f"the pair fits: {large_config.get('_class_name', 'denoiser')}"
+
+
+def _latent_spaces(large: ModelSource, small: ModelSource) -> tuple[str, ...]:
+    """Compare the VAEs that the two denoisers were trained with, where both are here.
+
+    A key that one config leaves out has its class's default there, which nobody can tell here.
+    """
+    configs = [_vae_config(large), _vae_config(small)]
+    shared = configs[0].keys() & configs[1].keys()
+    ours, theirs = ({key: config[key] for key in shared} for config in configs)
+    return latent_space_mismatches(ours, theirs)
+
+
+def _vae_config(source: ModelSource) -> Mapping[str, Any]:
+    """The VAE's config.json of a pipeline; empty where it isn't on this machine, or there is none.
+
+    The folder of a bare denoiser has none.
+    """
+    name = "vae/config.json"
+    path = source.path / name if source.path else _cached(source, name)
+    return read_json(path) if path else {}
 
 
 def _denoiser_config(source: ModelSource) -> Mapping[str, Any] | None:

@@ -78,6 +78,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     rows = [] if too_many else _rows(tables, source.document)
     recipe_dir = path.absolute().parent
     variants = _variants(tables, rows, recipe_dir, faults)
+    faults += dict.fromkeys(rules.check_noise_levels(tables, variants, recipe_dir))
     classes = [variant.pipeline_class for variant in variants]
     faults += rules.check_arguments(tables, presets, classes)
     pictures = scene_pictures(tables, classes, recipe_dir, faults)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from flowblend_cli.arguments import argument_table
+from flowblend_cli.errors import UsageError
+from flowblend_cli.jobs import SamplingSpec
+from flowblend_cli.levels import find_solver
 from flowblend_cli.recipe import schema
 from flowblend_cli.recipe.layers import scene_settings
 from flowblend_cli.recipe.naming import FIXED_FIELDS, same_file_key, template_fields
@@ -16,7 +20,8 @@ from flowblend_cli.recipe.prompts import count_prompts
 from flowblend_cli.recipe.schema import SceneFields
 from flowblend_cli.recipe.source import RecipeSource
 from flowblend_cli.recipe.validation import Fault, Tables
-from flowblend_cli.recipe.variants import count_rows, sweep_axes
+from flowblend_cli.recipe.variants import Variant, count_rows, sweep_axes
+from flowblend_plugin.stages import StageSchedule
 
 MAX_JOBS = 100_000
 DEFAULT_SEEDS = (42,)
@@ -138,6 +143,36 @@ def check_arguments(
                     hint = "; the file's frame rate is fps in [output]"
                 message = f"{pipeline_class} takes no {name}{hint}"
                 yield Fault(path, message, at="key", related=("model",))
+
+
+def check_noise_levels(
+    tables: Tables, variants: Iterable[Variant], recipe_dir: Path
+) -> Iterator[Fault]:
+    """Where stages end at noise levels, those of the steps can be told without the pipeline."""
+    known: dict[tuple[str, SamplingSpec], str | None] = {}
+    for variant in variants:
+        if not StageSchedule(variant.stages).needs_noise_levels:
+            continue
+        pipeline, sampling = variant.model.pipeline, variant.sampling
+        if (pipeline, sampling) not in known:
+            try:
+                find_solver(pipeline, sampling, recipe_dir)
+                known[pipeline, sampling] = None
+            except UsageError as error:
+                known[pipeline, sampling] = str(error)
+        problem = known[pipeline, sampling]
+        if problem is not None:
+            path = _sigma_path(tables, variant)
+            yield Fault(path, problem, at="key", related=("model", "sampling", "blend"))
+
+
+def _sigma_path(tables: Tables, variant: Variant) -> KeyPath:
+    """The key by which the stages of a combination end at noise levels."""
+    stages = (tables.blend.stage if tables.blend else None) or []
+    for index, stage in enumerate(stages):
+        if stage.until_sigma is not None:
+            return ("blend", "stage", index, "until_sigma")
+    return variant.row.path("blend", "boundary_sigmas")
 
 
 def _setting_paths(tables: Tables, presets: Mapping[str, Preset]) -> list[KeyPath]:

@@ -1,0 +1,190 @@
+"""Which solver and shift a job's noise levels follow from, told from files, without torch.
+
+A claim here is exact or isn't made: every key of a scheduler's config is one that moves no level,
+one whose value is checked, or a reason to refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowblend_cli.errors import UsageError
+from flowblend_cli.jobs import SamplingSpec
+from flowblend_cli.models import find_pair, read_json, resolve_model
+
+# Pipelines that ask their scheduler for a number of steps and nothing else. Others hand it noise
+# levels of their own, or a shift that depends on the picture's size.
+PLAIN_PIPELINES = frozenset(
+    {
+        "Kandinsky5T2IPipeline",
+        "Kandinsky5T2VPipeline",
+        "SkyReelsV2ImageToVideoPipeline",
+        "SkyReelsV2Pipeline",
+        "StableDiffusion3Pipeline",
+        "WanImageToVideoPipeline",
+        "WanPipeline",
+        "WanVACEPipeline",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Solver:
+    """What ``flowblend_plugin.noise_levels`` works levels out from.
+
+    Args:
+        name: Solver as recipes name it.
+        flow_shift: Shift of the noise levels.
+    """
+
+    name: str
+    flow_shift: float
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How to read the config of one scheduler class.
+
+    Args:
+        name: Solver as recipes name it.
+        shift: Key of its shift.
+        needs: Values at which the levels are known; a key left out has this value, too.
+        flow: Keys that must be true for the scheduler to be a flow-matching one.
+        free: Keys that move no level.
+    """
+
+    name: str
+    shift: str
+    needs: Mapping[str, Any]
+    flow: frozenset[str] = frozenset()
+    free: frozenset[str] = frozenset()
+
+    @property
+    def known(self) -> frozenset[str]:
+        """Every key of the config that has a meaning."""
+        return self.free | self.flow | {self.shift, *self.needs}
+
+
+_FIXED_SHIFT = {"num_train_timesteps": 1000, "use_dynamic_shifting": False}
+_PLAIN_SIGMAS = {
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+}
+_MULTISTEP_NEEDS = {**_FIXED_SHIFT, **_PLAIN_SIGMAS, "thresholding": False}
+_MULTISTEP_FREE = frozenset(
+    {
+        "beta_end", "beta_schedule", "beta_start", "dynamic_thresholding_ratio",
+        "final_sigmas_type", "lower_order_final", "prediction_type", "rescale_betas_zero_snr",
+        "sample_max_value", "solver_order", "solver_type", "steps_offset", "time_shift_type",
+        "timestep_spacing", "trained_betas",
+    }
+)  # fmt: skip
+RULES = {
+    "FlowMatchEulerDiscreteScheduler": Rule(
+        "flow_match_euler",
+        "shift",
+        {**_FIXED_SHIFT, **_PLAIN_SIGMAS, "invert_sigmas": False, "shift_terminal": None},
+        free=frozenset(
+            {"base_image_seq_len", "base_shift", "max_image_seq_len", "max_shift",
+             "stochastic_sampling", "time_shift_type"}
+        ),
+    ),
+    "FlowMatchHeunDiscreteScheduler": Rule("heun", "shift", {"num_train_timesteps": 1000}),
+    "UniPCMultistepScheduler": Rule(
+        "unipc",
+        "flow_shift",
+        {**_MULTISTEP_NEEDS, "solver_p": None, "shift_terminal": None},
+        flow=frozenset({"use_flow_sigmas"}),
+        free=_MULTISTEP_FREE | {"disable_corrector", "predict_x0", "sigma_max", "sigma_min"},
+    ),
+    "DPMSolverMultistepScheduler": Rule(
+        "dpmpp_2m",
+        "flow_shift",
+        {**_MULTISTEP_NEEDS, "use_lu_lambdas": False},
+        flow=frozenset({"use_flow_sigmas"}),
+        free=_MULTISTEP_FREE
+        | {"algorithm_type", "euler_at_final", "lambda_min_clipped", "variance_type"},
+    ),
+}  # fmt: skip
+_FRACTIONS = "give boundaries as fractions of the steps"
+
+
+def find_solver(pipeline: str, sampling: SamplingSpec, recipe_dir: Path) -> Solver:
+    """Tell which solver and shift a job will run with.
+
+    Args:
+        pipeline: The pipeline as the recipe names it.
+        sampling: The job's sampling.
+        recipe_dir: Folder that relative folders start from.
+
+    Raises:
+        UsageError: It can't be told exactly without loading the pipeline; says why, and what to
+            do instead.
+    """
+    pair = find_pair(pipeline)
+    if pair is not None:
+        if pair.flow_shift is None or pair.pipeline_class not in PLAIN_PIPELINES:
+            raise _unknown(pipeline, f"{pair.pipeline_class} sets them by itself", _FRACTIONS)
+        return Solver(sampling.scheduler or pair.scheduler, sampling.flow_shift or pair.flow_shift)
+    source = resolve_model(pipeline, recipe_dir)
+    if source.path is not None:
+        return _solver_of_folder(pipeline, source.path, sampling)
+    if sampling.scheduler is None or sampling.flow_shift is None:
+        left_out = [key for key in ("scheduler", "flow_shift") if getattr(sampling, key) is None]
+        instead = f"set {' and '.join(left_out)} in [sampling], or {_FRACTIONS}"
+        raise _unknown(pipeline, "it is no known pair and no folder", instead)
+    return Solver(sampling.scheduler, sampling.flow_shift)
+
+
+def _solver_of_folder(pipeline: str, folder: Path, sampling: SamplingSpec) -> Solver:
+    """What the folder's own scheduler, or the one made from it, works with."""
+    index = read_json(folder / "model_index.json")
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    rule, problem = _rule_of(index, config)
+    if rule is not None:
+        problem = _problem_of(rule, config)
+    if rule is None or problem is not None:
+        raise _unknown(pipeline, problem, _FRACTIONS)
+    shift = sampling.flow_shift or config.get(rule.shift, 1.0)
+    return Solver(sampling.scheduler or rule.name, float(shift))
+
+
+def _rule_of(index: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Rule | None, str | None]:
+    """How to read a pipeline folder's scheduler, or why it can't be read."""
+    pipeline_class = index.get("_class_name")
+    if pipeline_class not in tuple(PLAIN_PIPELINES):
+        return None, f"it isn't known how {pipeline_class} spaces its steps"
+    entry = index.get("scheduler")
+    library, name = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+    if library != "diffusers" or not isinstance(name, str) or name not in RULES:
+        return None, f"its scheduler is {name}, and known ones are {', '.join(RULES)}"
+    if config.get("_class_name", name) != name or not config:
+        found = f"is one of {config['_class_name']}" if config else "isn't there or isn't readable"
+        return None, f"its scheduler is {name}, and scheduler/scheduler_config.json {found}"
+    return RULES[name], None
+
+
+def _problem_of(rule: Rule, config: Mapping[str, Any]) -> str | None:
+    """Which key of a scheduler's config stands in the way, or None."""
+    for key, value in config.items():
+        is_other = key in rule.needs and (value or None) != (rule.needs[key] or None)
+        is_unknown = key not in rule.known and not key.startswith("_")
+        if is_other or is_unknown:
+            return f"its scheduler_config.json has {key} = {value!r}"
+    for key in sorted(rule.flow):
+        if config.get(key) is not True:
+            return f"its scheduler_config.json has no {key} = true, so it isn't flow matching"
+    shift = config.get(rule.shift, 1.0)
+    if isinstance(shift, bool) or not isinstance(shift, (int, float)) or not shift > 0:
+        return f"its scheduler_config.json has {rule.shift} = {shift!r}"
+    return None
+
+
+def _unknown(pipeline: str, reason: str | None, instead: str) -> UsageError:
+    return UsageError(
+        f"the noise levels of {pipeline!r} can't be told without loading it ({reason}): {instead}"
+    )
