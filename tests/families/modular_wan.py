@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import UniPCMultistepScheduler, WanBlocks, WanModularPipeline
+from diffusers import UniPCMultistepScheduler, Wan22Blocks, WanBlocks, WanModularPipeline
 from diffusers.guiders import ClassifierFreeGuidance
 from families.base import Family, numbers, quiet, seeded
 from families.wan import denoiser as wan_denoiser
@@ -19,9 +19,11 @@ def denoiser(layers: int = 2, **config: Any) -> Any:
     return wan_denoiser(layers=layers, **{"in_channels": 16, "out_channels": 16, **config})
 
 
-def make(block: FlowBlendBlock | None = None, small: Any = None) -> WanModularPipeline:
+def make(
+    block: FlowBlendBlock | None = None, small: Any = None, experts: bool = False
+) -> WanModularPipeline:
     """The text-to-video blocks from embeddings to latents; a block of ours may go first."""
-    blocks = WanBlocks()
+    blocks = Wan22Blocks() if experts else WanBlocks()
     blocks.sub_blocks.pop("text_encoder")
     blocks.sub_blocks.pop("decode")
     components = {
@@ -29,6 +31,9 @@ def make(block: FlowBlendBlock | None = None, small: Any = None) -> WanModularPi
         "scheduler": UniPCMultistepScheduler(**FLOW),
         "guider": ClassifierFreeGuidance(guidance_scale=3.0),
     }
+    if experts:
+        components["transformer_2"] = denoiser(seed=7)
+        components["guider_2"] = ClassifierFreeGuidance(guidance_scale=2.0)
     loop = blocks.sub_blocks["denoise"].sub_blocks["denoise"]
     loop.set_progress_bar_config(disable=True)
     if block is not None:

@@ -85,6 +85,14 @@ def test_an_exception_in_the_loop_leaves_the_pipeline_as_it_was() -> None:
     assert torch.equal(run(pipe), expected)
 
 
+def test_in_wan_22s_blocks_the_small_denoiser_takes_either_experts_place() -> None:
+    plain = make(experts=True)
+    assert torch.equal(run(make(FlowBlendBlock("LLL"), experts=True)), run(plain))
+    with DenoiserSwitch(plain, small=small(), stages=LSL):
+        expected = run(plain)
+    assert torch.equal(run(make(FlowBlendBlock(LSL), small(), experts=True)), expected)
+
+
 def test_reset_makes_the_solver_forget_at_a_switch() -> None:
     results = [run(blended(LSL, solver_history=history), steps=6) for history in ("keep", "reset")]
     assert not torch.equal(*results)
