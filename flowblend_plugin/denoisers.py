@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from flowblend_plugin.background import Pending, is_pending
 from flowblend_plugin.errors import PairMismatchError, SwitchError
 from flowblend_plugin.loading import denoiser_name, load_denoiser
+from flowblend_plugin.offloading import is_placed
 from flowblend_plugin.pairing import config_mismatches
 from flowblend_plugin.stages import LETTERS
 
-Source = nn.Module | str | os.PathLike[str]
+Source = nn.Module | str | os.PathLike[str] | Pending
 Denoiser = Source | Sequence[Source]
 # A pipe's denoiser attributes, each with the module that is to sit there.
 Placement = dict[str, nn.Module]
@@ -60,22 +62,25 @@ def place(pipe: Any, name: str, denoiser: Denoiser, own: Placement) -> Placement
         raise SwitchError(
             f"denoiser {name!r} has {len(given)} modules: give one, or one for each of {places}"
         )
-    first = next(iter(own.values()))
     vae_config = getattr(getattr(pipe, "vae", None), "config", None)
     modules: list[nn.Module] = []
     for source, (attribute, large) in zip(given, own.items(), strict=False):
         if isinstance(source, (str, os.PathLike)):
-            source = load_denoiser(source, large, attribute, vae_config)
+            source = load_denoiser(source, uncompiled(large), attribute, vae_config)
+        elif isinstance(source, Pending):
+            source = load_denoiser(
+                source.source, uncompiled(large), attribute, vae_config, source.subfolder, True
+            )
         elif not isinstance(source, nn.Module):
             raise SwitchError(
-                f"denoiser {name!r} is {type(source).__name__}: expected a module, a folder or a "
-                "Hub id"
+                f"denoiser {name!r} is {type(source).__name__}: expected a module, a folder, a "
+                "Hub id, or one of them in load_in_background(...)"
             )
         modules.append(source)
     if len(modules) == 1:
         modules *= len(own)
     for module, large in zip(modules, own.values(), strict=True):
-        check_pair(uncompiled(large or first), uncompiled(module))
+        check_pair(uncompiled(large), uncompiled(module))
     return dict(zip(own, modules, strict=True))
 
 
@@ -108,16 +113,21 @@ def check_pair(large: nn.Module, small: nn.Module) -> None:
     Raises:
         PairMismatchError: They can't; every mismatch is listed.
     """
-    found = []
-    if type(large) is not type(small):
-        found.append(f"class: large {type(large).__name__}, small {type(small).__name__}")
-    found += config_mismatches(
-        {k: v for k, v in large.config.items() if k != "_class_name"},  # type: ignore[operator, union-attr]
-        {k: v for k, v in small.config.items() if k != "_class_name"},  # type: ignore[operator, union-attr]
-    )
-    for what in ("dtype", "device"):
+    configs = [{**m.config, "_class_name": type(m).__name__} for m in (large, small)]  # type: ignore[dict-item]
+    found = list(config_mismatches(*configs))
+    comparable = []
+    if not (_is_quantized(large) or _is_quantized(small)):
+        comparable.append("dtype")
+    # Hooks, and the thread that loads it, bring a denoiser to its device.
+    if not (is_placed(large) or is_placed(small) or is_pending(small)):
+        comparable.append("device")
+    for what in comparable:
         a, b = getattr(large, what), getattr(small, what)
         if a != b:
             found.append(f"{what}: large {a}, small {b}; move the small one with .to(...)")
     if found:
         raise PairMismatchError(type(large).__name__, type(small).__name__, tuple(found))
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return getattr(module, "hf_quantizer", None) is not None

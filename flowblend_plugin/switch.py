@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ from diffusers.callbacks import PipelineCallback
 
 from flowblend_plugin.adapters import AdapterSource, StageAdapters
 from flowblend_plugin.attention import StageAttention
+from flowblend_plugin.background import wait
 from flowblend_plugin.caching import CacheReport, StageCaches
+from flowblend_plugin.conditioning import Removable, adapt
 from flowblend_plugin.denoisers import (
     Denoiser,
     Placement,
@@ -52,8 +55,9 @@ class DenoiserSwitch(PipelineCallback):
     Args:
         pipe: A diffusers pipeline with a ``transformer`` or a ``unet``. Where it has two experts
             of its own (Wan 2.2), both together are the large denoiser.
-        small: The small denoiser: a module, a folder or a Hub id; optional if no stage uses it.
-            For a pipe with two experts, one for both of them, or a pair.
+        small: The small denoiser: a module, a folder or a Hub id, or ``load_in_background`` of
+            these; optional if no stage uses it. For a pipe with two experts, one for both of them,
+            or a pair. It follows the pipe's own denoiser in offloading, casting and quantisation.
         stages: Stages, or a stage string; None takes those of the pipe's scheduler. A letter
             beyond L and S is the initial of a name in ``denoisers``.
         boundaries: See ``StageSchedule.parse``.
@@ -126,22 +130,42 @@ class DenoiserSwitch(PipelineCallback):
         self._attention = StageAttention(stages)
         self._guidance = StageGuidance(self._pipe)
         self._caches = StageCaches(self._pipe, stages, itertools.chain(*modules.values()))
-        self._adapters = StageAdapters(self._pipe, stages, modules, adapters)
-        try:
+        if any(stage.adapters for stage in stages):
+            for module in itertools.chain(*modules.values()):
+                wait(module)  # adapters are laid around weights that are there
+        with ExitStack() as undo:
+            self._adapters = StageAdapters(self._pipe, stages, modules, adapters)
+            undo.callback(self._adapters.restore)
             self._residency = Residency(self._pipe, self._placements)
+            undo.callback(self._residency.restore)
+            self._adapt(undo)
             scheduler: Any = self._original_scheduler
             has_stages = isinstance(scheduler, StageMixin) and scheduler.stages is not None
             if not has_stages or seed is not None:
                 scheduler = wrap_scheduler(scheduler, self.stages, seed=seed)
                 scheduler._flowblend_original = self._original_scheduler
             scheduler.attach_listener(self)
-        except BaseException:
-            self._adapters.restore()
-            raise
+            undo.pop_all()
         self._scheduler = scheduler
         if self._pipe.scheduler is not scheduler:
             self._pipe.scheduler = scheduler
         _attached[self._pipe] = (weakref.ref(self), self._placements["large"])
+
+    def _adapt(self, undo: ExitStack) -> None:
+        """Let every denoiser understand what the pipeline says in its own one's sizes."""
+        self._adaptations: list[Removable] = []
+        undo.callback(self._take_back_adaptations)
+        own, adapted = self._placements["large"], set(self._placements["large"].values())
+        for placement in self._placements.values():
+            for name, module in placement.items():
+                if module not in adapted:
+                    adapted.add(module)
+                    self._adaptations += adapt(own[name], module)
+
+    def _take_back_adaptations(self) -> None:
+        for adaptation in reversed(self._adaptations):
+            adaptation.remove()
+        self._adaptations = []
 
     @property
     def denoisers(self) -> tuple[str, ...]:
@@ -163,8 +187,9 @@ class DenoiserSwitch(PipelineCallback):
         if not self.attached:
             return
         self.trajectory_finished()
-        self._adapters.restore()
+        self._take_back_adaptations()
         self._residency.restore()
+        self._adapters.restore()
         self._scheduler.detach_listener()
         if self._pipe.scheduler is not self._original_scheduler:
             self._pipe.scheduler = self._original_scheduler
