@@ -44,7 +44,7 @@ def test_it_is_small_and_stored_in_half_precision() -> None:
         assert kinds == {torch.float16}
 
 
-def test_its_two_denoisers_fit_and_differ_tenfold_in_size() -> None:
+def test_its_two_denoisers_fit_and_differ_sevenfold_in_size() -> None:
     configs = {
         name: json.loads((SPRITES / name / "config.json").read_text("utf-8"))
         for name in ("transformer", "transformer_small")
@@ -54,7 +54,7 @@ def test_its_two_denoisers_fit_and_differ_tenfold_in_size() -> None:
         name: sum(p.numel() for p in WanTransformer3DModel.from_config(config).parameters())
         for name, config in configs.items()
     }
-    assert sizes["transformer"] > 10 * sizes["transformer_small"]
+    assert sizes["transformer"] > 7 * sizes["transformer_small"]
 
 
 def test_padding_to_any_length_gives_nearly_the_same_picture(pipe: WanPipeline) -> None:
