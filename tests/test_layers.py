@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_plugin.stages": {"flowblend_plugin.errors"},
     "flowblend_plugin.noise_levels": {"flowblend_plugin.errors", "flowblend_plugin.stages"},
     "flowblend_plugin.pairing": {"flowblend_plugin.errors"},
+    "flowblend_plugin.dit_cache": {"flowblend_plugin.errors", "cache_dit"},
     "flowblend_plugin": {"flowblend_plugin", *HEAVY, "numpy"},
     # Words and values: everybody may use them, they use nobody.
     "flowblend_cli.text": set(),
@@ -77,6 +78,19 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.models",
         "huggingface_hub",
         "platformdirs",
+    },
+    # What jobs cost: torch only in the worker, which is a process of its own.
+    "flowblend_cli.forwards": {"flowblend_cli.jobs", "flowblend_plugin.stages"},
+    "flowblend_cli.flops_worker": {"flowblend_plugin.flops"},
+    "flowblend_cli.flops_cache": {"flowblend_plugin.errors", "platformdirs"},
+    "flowblend_cli.flops": {
+        "flowblend_cli.errors",
+        "flowblend_cli.flops_cache",
+        "flowblend_cli.forwards",
+        "flowblend_cli.jobs",
+        "flowblend_cli.keys",
+        "flowblend_cli.models",
+        "flowblend_cli.plan",
     },
     # Finished files: frames and documents, never models or recipes.
     "flowblend_cli.artifacts": {

@@ -1,0 +1,161 @@
+"""FLOPs of forwards, from the disk where they were counted before, else from a worker process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_path
+
+from flowblend_plugin import errors as plugin_errors
+
+# Raised when a change here or in the library's counting makes other numbers of the same request.
+COUNTING_VERSION = 1
+_PATIENCE_S = 600
+
+
+@dataclass(frozen=True)
+class Count:
+    """FLOPs of one forward, 2 per multiply-add; or the reason why there are none.
+
+    Args:
+        linear_only: Linear layers and convolutions alone.
+        full: The same with the products of attention.
+        reason: Why it wasn't counted; None where it was.
+    """
+
+    linear_only: int = 0
+    full: int = 0
+    reason: str | None = None
+
+
+def request(config: Mapping[str, Any], clip: Mapping[str, Any]) -> str:
+    """Ask for one forward: a text that is equal for equal shapes.
+
+    Args:
+        config: The denoiser's ``config.json``.
+        clip: Arguments of the library's ``Clip``.
+    """
+    return json.dumps({"config": config, "clip": clip}, sort_keys=True)
+
+
+def count_all(
+    requests: Iterable[str], on_counting: Callable[[int], None] | None = None
+) -> dict[str, Count]:
+    """Tell the FLOPs of forwards.
+
+    Args:
+        requests: What ``request`` made.
+        on_counting: Called with the number of forwards that nobody counted before, if any: that
+            takes seconds, once.
+
+    Returns:
+        A count for each request, in no particular order.
+    """
+    wanted = dict.fromkeys(requests)
+    counts = {asked: known for asked in wanted if (known := _read(_path_of(asked))) is not None}
+    missing = sorted(wanted.keys() - counts.keys())
+    if missing:
+        if on_counting is not None:
+            on_counting(len(missing))
+        counts |= _count(missing)
+    return counts
+
+
+def _count(requests: list[str]) -> dict[str, Count]:
+    output, problem = _run_worker(f"[{','.join(requests)}]")
+    counts = {}
+    for asked, line in zip(requests, output.splitlines(), strict=False):
+        answer = _parsed(line)
+        if answer is None:
+            break
+        counts[asked] = _count_of(answer)
+        if answer.get("lasting", True):
+            _write(_path_of(asked), answer)
+    return {asked: counts.get(asked, Count(reason=problem)) for asked in requests}
+
+
+def _run_worker(requests: str) -> tuple[str, str]:
+    """What the worker wrote, and what went wrong if that isn't everything."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "flowblend_cli.flops_worker"],
+            input=requests.encode(),
+            capture_output=True,
+            timeout=_PATIENCE_S,
+            env=_environment(),
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout or b""
+        return output.decode(errors="replace"), f"counting took longer than {_PATIENCE_S} s"
+    except OSError as error:
+        return "", f"the counting process can't be started ({error})"
+    lines = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+    problem = f"the counting process ended with code {done.returncode}: {lines[-1]}"
+    return done.stdout.decode(errors="replace"), problem
+
+
+def _environment() -> dict[str, str]:
+    """The environment, with both packages on the path however this process found them."""
+    packages = [Path(__file__).parents[1], Path(plugin_errors.__file__).parents[1]]
+    given = os.environ.get("PYTHONPATH")
+    paths = [*dict.fromkeys(map(str, packages)), *([given] if given else [])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _path_of(asked: str) -> Path:
+    try:
+        diffusers = version("diffusers")
+    except PackageNotFoundError:
+        diffusers = ""
+    told = f"{COUNTING_VERSION} {diffusers} {asked}"
+    name = hashlib.sha256(told.encode()).hexdigest()
+    return user_cache_path("flowblend") / "flops" / f"{name}.json"
+
+
+def _read(path: Path) -> Count | None:
+    """A count from the disk; None where there is none, or where it is damaged."""
+    try:
+        answer = _parsed(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return None if answer is None else _count_of(answer)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(answer, dict):
+        return None
+    if isinstance(answer.get("reason"), str):
+        return answer
+    numbers = [answer.get("linear_only"), answer.get("full")]
+    return answer if all(type(number) is int and number > 0 for number in numbers) else None
+
+
+def _count_of(answer: Mapping[str, Any]) -> Count:
+    if "reason" in answer:
+        return Count(reason=answer["reason"])
+    return Count(answer["linear_only"], answer["full"])
+
+
+def _write(path: Path, answer: Mapping[str, Any]) -> None:
+    """Keep an answer, whole or not at all; a cache that can't be written only costs time."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(answer), "utf-8")
+        temporary.replace(path)
+    except OSError:
+        return
