@@ -14,9 +14,12 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.hooks.mag_cache import nearest_interp
 from torch import nn
 
+from flowblend_plugin import dit_cache
 from flowblend_plugin.errors import SwitchError
+from flowblend_plugin.pass_memory import remember_per_pass
 from flowblend_plugin.stages import Cache, Stage
 
 logger = logging.getLogger(__name__)
@@ -30,8 +33,10 @@ _CONFIGS: dict[str, Any] = {
     "sea": diffusers.SeaCacheConfig,
     "text_kv": diffusers.TextKVCacheConfig,
 }
-KINDS = tuple(_CONFIGS)
-_NEEDS_TIMESTEP = ("pab", "faster")
+_CACHE_DIT = "cache_dit"
+KINDS = (*_CONFIGS, _CACHE_DIT)
+# Their own config, and state, knows the present timestep and nothing of passes.
+_BY_TIMESTEP = ("pab", "faster")
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def cache_config(
     """Make the diffusers config of a stage's cache.
 
     Args:
-        cache: Kind and options.
+        cache: Kind, one of diffusers' own, and options.
         start: First step of the stage.
         steps: Number of steps of the stage.
         total: Number of steps of the trajectory.
@@ -70,6 +75,8 @@ def cache_config(
 
     Returns:
         The config. MagCache counts its own forwards, so it gets its stage's part of the ratios.
+        FasterCache leaves the unconditional pass alone unless its options say otherwise: only
+        pipelines that run both passes as one batch can skip one of them inside the denoiser.
 
     Raises:
         SwitchError: The kind, or an option of it, is unknown or out of range.
@@ -86,8 +93,10 @@ def cache_config(
             f"{', '.join(sorted(known)) or 'no options'}"
         )
     options = {name: _plain(name, value) for name, value in options.items()}
-    if cache.kind in _NEEDS_TIMESTEP:
+    if cache.kind in _BY_TIMESTEP:
         options["current_timestep_callback"] = timestep
+    if cache.kind == "faster":
+        options.setdefault("is_guidance_distilled", True)
     if cache.kind == "mag":
         options |= _mag_options(options, start, steps, total)
     try:
@@ -102,8 +111,8 @@ def _mag_options(options: dict[str, Any], start: int, steps: int, total: int) ->
         return {"num_inference_steps": steps}
     ratios = torch.as_tensor(options["mag_ratios"], dtype=torch.float32)
     # The ratios describe a whole run: bring them to this run's steps, then cut the stage out.
-    places = torch.linspace(0, len(ratios) - 1, total).round().long()
-    return {"num_inference_steps": steps, "mag_ratios": ratios[places][start : start + steps]}
+    part = nearest_interp(ratios, total)[start : start + steps]
+    return {"num_inference_steps": steps, "mag_ratios": part}
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -121,26 +130,41 @@ class StageCaches:
         modules: Every denoiser that may run.
 
     Raises:
-        SwitchError: A denoiser has a cache already, or can't have one.
+        SwitchError: A denoiser has a cache already, or can't have one; an option is wrong; or the
+            pipeline doesn't tell what a cache has to know.
     """
 
     def __init__(self, pipe: Any, stages: Iterable[Stage], modules: Iterable[nn.Module]) -> None:
         self._pipe = weakref.ref(pipe)
         self.reports: list[CacheReport] = []
-        self._running: tuple[list[nn.Module], _Counter, int, Stage] | None = None
-        cached = [stage.cache for stage in stages if stage.cache is not None]
-        for cache in cached:  # wrong options are found now, not in mid-run
+        self._running: tuple[_Counter, int, Stage] | None = None
+        self._disable: list[Callable[[], None]] = []
+        caches = [stage.cache for stage in stages if stage.cache is not None]
+        denoisers = list(modules) if caches else []
+        for cache in caches:  # what is wrong is found now, not in mid-run
+            self._check(pipe, cache, denoisers)
+
+    def _check(self, pipe: Any, cache: Cache, denoisers: list[nn.Module]) -> None:
+        if cache.kind == _CACHE_DIT:
+            dit_cache.check_options(dict(cache.options))
+        else:
             cache_config(cache, 0, 1, 1, self._timestep)
-        for module in modules if cached else ():
-            if not hasattr(module, "enable_cache"):
+        if cache.kind in _BY_TIMESTEP and not hasattr(type(pipe), "current_timestep"):
+            raise SwitchError(
+                f"cache {cache.kind!r} goes by the present timestep, which a {type(pipe).__name__} "
+                "doesn't tell: choose another cache"
+            )
+        for module in denoisers:
+            name = type(module).__name__
+            if getattr(module, "is_cache_enabled", False):
                 raise SwitchError(
-                    f"{type(module).__name__} can't cache: leave cache out of the stages"
+                    f"this {name} has a cache enabled already: call disable_cache() on it, or "
+                    "leave cache out of the stages"
                 )
-            if module.is_cache_enabled:
-                raise SwitchError(
-                    f"this {type(module).__name__} has a cache enabled already: call "
-                    "disable_cache() on it, or leave cache out of the stages"
-                )
+            if cache.kind == _CACHE_DIT:
+                dit_cache.check_denoiser(module, dict(cache.options))
+            elif not hasattr(module, "enable_cache"):
+                raise SwitchError(f"{name} can't cache: leave cache out of the stages")
 
     def _timestep(self) -> int:
         pipe = self._pipe()
@@ -161,23 +185,27 @@ class StageCaches:
         total: int,
     ) -> None:
         """Enable a stage's cache on the modules that run it."""
-        if stage.cache is None:
+        cache = stage.cache
+        if cache is None:
             return
-        config = cache_config(stage.cache, start, steps, total, self._timestep)
         distinct = list(dict.fromkeys(modules))
-        counter = _Counter(distinct)
-        self._running = (distinct, counter, index, stage)
+        self._running = (_Counter(distinct), index, stage)
         for module in distinct:
-            module.enable_cache(config)  # type: ignore[operator]
+            if cache.kind == _CACHE_DIT:
+                guided = getattr(self._pipe(), "do_classifier_free_guidance", True)
+                disable = dit_cache.enable(module, dict(cache.options), guided)
+            else:
+                disable = _enable(module, cache, start, steps, total, self._timestep)
+            self._disable.append(disable)
 
     def leave(self) -> None:
         """Disable the running stage's cache, if any, and note what it saved."""
         if self._running is None:
             return
-        modules, counter, index, stage = self._running
+        counter, index, stage = self._running
         self._running = None
-        for module in modules:
-            module.disable_cache()  # type: ignore[operator]
+        while self._disable:
+            self._disable.pop()()
         counter.remove()
         assert stage.cache is not None
         if counter.forwards:
@@ -188,6 +216,16 @@ class StageCaches:
                 logger.warning(
                     "cache %r of stage %d (%s) skipped nothing", kind, index, stage.denoiser
                 )
+
+
+def _enable(
+    module: Any, cache: Cache, start: int, steps: int, total: int, timestep: Callable[[], int]
+) -> Callable[[], None]:
+    module.enable_cache(cache_config(cache, start, steps, total, timestep))
+    if cache.kind in _BY_TIMESTEP:
+        remember_per_pass(module)
+    disable: Callable[[], None] = module.disable_cache
+    return disable
 
 
 class _Counter:

@@ -67,6 +67,10 @@ _RULES: dict[str, Callable[[int, float], list[float]]] = {
     "heun": _euler,
     "unipc": _unipc,
     "dpmpp_2m": _dpmpp,
+    "dpmpp_2m_sde": _dpmpp,
+    "deis": _dpmpp,
+    "sa_solver": _dpmpp,
+    "lcm": _euler,
 }
 
 
@@ -76,7 +80,7 @@ def noise_levels(
     """Work out ``timesteps / num_train_timesteps`` of every whole step.
 
     Args:
-        scheduler: ``"flow_match_euler"``, ``"heun"``, ``"unipc"`` or ``"dpmpp_2m"``.
+        scheduler: A name of ``flowblend_plugin.sampling``, such as ``"unipc"``.
         num_inference_steps: Number of steps, at least 1.
         flow_shift: Shift of the noise levels; above 1 spends more steps on high noise.
 

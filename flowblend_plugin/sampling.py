@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
     UniPCMultistepScheduler,
 )
 
 from flowblend_plugin.errors import SchedulerConfigError
+from flowblend_plugin.flow_solvers import FlowDEISScheduler, FlowSASolverScheduler
 
 _FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 
@@ -34,19 +36,58 @@ def _dpmpp(shift: float, stochastic: bool) -> Any:
     return DPMSolverMultistepScheduler(flow_shift=shift, algorithm_type=algorithm, **_FLOW)
 
 
+def _dpmpp_sde(shift: float, stochastic: bool) -> Any:
+    return _dpmpp(shift, stochastic=True)
+
+
+def _deis(shift: float, stochastic: bool) -> Any:
+    return FlowDEISScheduler(flow_shift=shift)
+
+
+def _sa_solver(shift: float, stochastic: bool) -> Any:
+    return FlowSASolverScheduler(flow_shift=shift, stochastic=stochastic)
+
+
+def _lcm(shift: float, stochastic: bool) -> Any:
+    return FlowMatchLCMScheduler(shift=shift)
+
+
 _SOLVERS: dict[str, Callable[[float, bool], Any]] = {
     "flow_match_euler": _euler,
     "heun": _heun,
     "unipc": _unipc,
     "dpmpp_2m": _dpmpp,
+    "dpmpp_2m_sde": _dpmpp_sde,
+    "deis": _deis,
+    "sa_solver": _sa_solver,
+    "lcm": _lcm,
 }
-STOCHASTIC = ("flow_match_euler", "dpmpp_2m")
+NAMES = tuple(_SOLVERS)
+# Those that mode "sde" may be asked of; the last two add noise in any mode.
+STOCHASTIC = ("flow_match_euler", "dpmpp_2m", "sa_solver", "dpmpp_2m_sde", "lcm")
 _NAME_OF = {
     "FlowMatchEulerDiscreteScheduler": "flow_match_euler",
     "FlowBlendScheduler": "flow_match_euler",
     "FlowMatchHeunDiscreteScheduler": "heun",
     "UniPCMultistepScheduler": "unipc",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "DEISMultistepScheduler": "deis",
+    "FlowDEISScheduler": "deis",
+    "SASolverScheduler": "sa_solver",
+    "FlowSASolverScheduler": "sa_solver",
+    "FlowMatchLCMScheduler": "lcm",
+}
+
+# What a scheduler made anew has no word for, with the values that lose nothing.
+_LOST: dict[str, tuple[Any, ...]] = {
+    "num_train_timesteps": (1000,),
+    "invert_sigmas": (None, False),
+    "use_karras_sigmas": (None, False),
+    "use_exponential_sigmas": (None, False),
+    "use_beta_sigmas": (None, False),
+    "use_lu_lambdas": (None, False),
+    "thresholding": (None, False),
+    "scale_factors": (None,),
 }
 
 
@@ -57,16 +98,18 @@ def make_scheduler(
 
     Args:
         own: The pipeline's scheduler; it isn't touched.
-        name: ``"flow_match_euler"``, ``"heun"``, ``"unipc"`` or ``"dpmpp_2m"``; None keeps the
-            pipeline's solver.
+        name: One of ``NAMES``; None keeps the pipeline's solver. A named solver is made with its
+            defaults and takes over nothing but the shift.
         flow_shift: Shift of the noise levels; None keeps the pipeline's.
-        mode: ``"ode"``, or ``"sde"`` for the solver's stochastic form.
+        mode: ``"ode"``, or ``"sde"`` for the solver's stochastic form. ``"dpmpp_2m_sde"`` and
+            ``"lcm"`` have no other form.
 
     Returns:
         ``own`` itself where nothing is to change, otherwise a new scheduler.
 
     Raises:
-        SchedulerConfigError: The name is unknown, or the solver has no stochastic form.
+        SchedulerConfigError: The name is unknown, the solver has no stochastic form, or the new
+            scheduler would lose something that the pipeline's own does.
     """
     if name is None and flow_shift is None and mode == "ode":
         return own
@@ -82,18 +125,38 @@ def make_scheduler(
             f"{', '.join(STOCHASTIC)}"
         )
     config = own.config
-    if "beta_start" in config and not config.get("use_flow_sigmas", False):
-        raise SchedulerConfigError(
-            f"this pipeline's {type(own).__name__} isn't a flow-matching scheduler: leave "
-            "scheduler, flow_shift and mode out, and keep the pipeline's own"
-        )
-    if config.get("use_dynamic_shifting") or config.get("shift_terminal"):
-        raise SchedulerConfigError(
-            f"this pipeline's {type(own).__name__} shifts its noise levels by the size of the "
-            "picture, which another solver or a fixed flow_shift would lose: leave them out"
-        )
+    _check_flow(own, config)
     if name is None and mode == "ode":
         word = "flow_shift" if "flow_shift" in config else "shift"
         return type(own).from_config(config, **{word: flow_shift})
+    _check_lost(own, config)
     shift = flow_shift or config.get("flow_shift") or config.get("shift") or 1.0
     return _SOLVERS[chosen](float(shift), mode == "sde")
+
+
+def _check_flow(own: Any, config: Mapping[str, Any]) -> None:
+    """Raise unless a fixed shift is all there is to the scheduler's noise levels."""
+    kind = type(own).__name__
+    if "beta_start" in config and not config.get("use_flow_sigmas", False):
+        raise SchedulerConfigError(
+            f"this pipeline's {kind} isn't a flow-matching scheduler: leave scheduler, flow_shift "
+            "and mode out, and keep the pipeline's own"
+        )
+    if config.get("use_dynamic_shifting") or config.get("shift_terminal"):
+        raise SchedulerConfigError(
+            f"this pipeline's {kind} shifts its noise levels by the size of the picture, which "
+            "another solver or a fixed flow_shift would lose: leave them out"
+        )
+
+
+def _check_lost(own: Any, config: Mapping[str, Any]) -> None:
+    lost = [
+        f"{key} = {config[key]!r}"
+        for key, allowed in _LOST.items()
+        if key in config and config[key] not in allowed
+    ]
+    if lost:
+        raise SchedulerConfigError(
+            f"this pipeline's {type(own).__name__} has {', '.join(lost)}, which another solver "
+            "would lose: leave scheduler and mode out, and keep the pipeline's own"
+        )

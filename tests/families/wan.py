@@ -199,7 +199,6 @@ FAMILIES = (
         misfit="vace_in_channels",
         run=run_vace,
         note="the conditioning scales are fitted to the small one's layers (15 against 8)",
-        pending="the switch doesn't fit the conditioning scales yet",
     ),
     Family(
         name="Wan 2.2 text to video, two experts",

@@ -116,7 +116,19 @@ class SamplingTable(Table):
 
     mode: Literal["ode", "sde"] = "ode"
     """Deterministic, or with noise added back at every step."""
-    scheduler: Literal["flow_match_euler", "unipc", "dpmpp_2m", "heun"] | None = None
+    scheduler: (
+        Literal[
+            "flow_match_euler",
+            "heun",
+            "unipc",
+            "dpmpp_2m",
+            "dpmpp_2m_sde",
+            "deis",
+            "sa_solver",
+            "lcm",
+        ]
+        | None
+    ) = None
     """The solver; without it, the pipeline's own."""
     flow_shift: Annotated[float, Field(gt=0, le=100)] | None = None
     """Shift of the noise levels; without it, the scheduler's own."""

@@ -21,7 +21,7 @@ from flowblend_plugin.stages import LETTERS, Stage, StageSchedule
 
 PAPER_STAGES = "LSL"
 PAPER_BOUNDARIES = (0.4, 0.8)
-NOT_STOCHASTIC = ("unipc", "heun")
+NOT_STOCHASTIC = ("unipc", "heun", "deis")
 
 
 @dataclass(frozen=True)
