@@ -100,7 +100,8 @@ class ModelSource:
     def pipeline_class(self) -> str | None:
         """Class of the pipeline, as far as it can be told without the network."""
         if self.path is not None:
-            return read_json(self.path / "model_index.json").get("_class_name")
+            name = read_json(self.path / "model_index.json").get("_class_name")
+            return name if isinstance(name, str) else None
         return self.pair.pipeline_class if self.pair else None
 
 

@@ -302,3 +302,10 @@ def test_init_of_a_pipeline_that_begins_with_a_picture_names_a_recipe_to_copy(
     assert result.exit_code == 2
     assert "flowblend recipes cp wan2.2-i2v" in result.stderr
     assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["7", "[1, 2]", "null"])
+def test_a_folder_whose_class_is_no_name_has_no_known_class(tmp_path: Path, name: str) -> None:
+    (tmp_path / "model_index.json").write_text(f'{{"_class_name": {name}}}', "utf-8")
+
+    assert resolve_model(str(tmp_path), tmp_path).pipeline_class is None
