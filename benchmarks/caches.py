@@ -30,7 +30,11 @@ from flowblend_plugin import Cache, Stage, StageSchedule
 OPTIONS: dict[str, dict[str, Any]] = {
     "first_block": {"threshold": 0.1},
     "mag": {},
-    "taylorseer": {"cache_interval": 3, "taylor_factors_dtype": "float32"},
+    "taylorseer": {
+        "cache_identifiers": (r"blocks\.\d+\.(attn1|attn2|ffn)",),
+        "cache_interval": 3,
+        "taylor_factors_dtype": "float32",
+    },
     "pab": {"spatial_attention_block_skip_range": 2},
     "faster": {},
     "sea": {},
