@@ -13,7 +13,6 @@ from flowblend_plugin.errors import PairMismatchError, SwitchError
 from flowblend_plugin.loading import denoiser_name, load_denoiser
 from flowblend_plugin.offloading import is_placed
 from flowblend_plugin.pairing import config_mismatches
-from flowblend_plugin.stages import LETTERS
 
 Source = nn.Module | str | os.PathLike[str] | Pending
 Denoiser = Source | Sequence[Source]
@@ -31,16 +30,6 @@ def own_placement(pipe: Any) -> Placement:
     """
     names = (denoiser_name(pipe), _SECOND_EXPERT)
     return {n: getattr(pipe, n) for n in names if isinstance(getattr(pipe, n, None), nn.Module)}
-
-
-def stage_letters(names: Sequence[str]) -> dict[str, str]:
-    """The stage letter of each further denoiser: its initial, where no other name has that."""
-    initials = [name[:1].upper() for name in names]
-    return {
-        letter: name
-        for letter, name in zip(initials, names, strict=True)
-        if letter not in LETTERS and initials.count(letter) == 1
-    }
 
 
 def place(pipe: Any, name: str, denoiser: Denoiser, own: Placement) -> Placement:

@@ -10,30 +10,7 @@ from torch import nn
 
 from flowblend_plugin.errors import SwitchError
 from flowblend_plugin.stages import Stage
-
-# Two passes a step, combined with a scale that the pipeline keeps in a local variable: the outputs
-# are recorded and combined anew. The pipeline looks at its attribute before the second pass.
-_RECOMBINED = {
-    "WanPipeline",
-    "WanImageToVideoPipeline",
-    "WanVideoToVideoPipeline",
-    "WanVACEPipeline",
-    "SkyReelsV2Pipeline",
-    "SkyReelsV2ImageToVideoPipeline",
-}
-# Two passes a step; the scale is read from the attribute at every step.
-_TWO_PASSES = {"Cosmos2TextToImagePipeline", "Cosmos2VideoToWorldPipeline"}
-# One pass over a batch of two; the scale is read from the attribute at every step.
-_BATCHED = {
-    "LTXPipeline",
-    "LTXImageToVideoPipeline",
-    "LTXConditionPipeline",
-    "MochiPipeline",
-    "StableDiffusion3Pipeline",
-    "StableDiffusion3Img2ImgPipeline",
-    "StableDiffusionXLPipeline",
-    "StableDiffusionXLImg2ImgPipeline",
-}
+from flowblend_plugin.support import RECOMBINED, guidance_problem
 
 
 def check_guidance(pipe: Any, stages: Iterable[Stage]) -> None:
@@ -42,27 +19,11 @@ def check_guidance(pipe: Any, stages: Iterable[Stage]) -> None:
     Raises:
         SwitchError: It can't; says why, and what to do.
     """
-    name = type(pipe).__name__
     for stage in stages:
-        scale = stage.guidance_scale
-        if scale is None:
-            continue
-        if scale < 1:
-            raise SwitchError(
-                f"guidance_scale of a stage must be at least 1.0 (no guidance), got {scale}"
-            )
-        if name not in _RECOMBINED | _TWO_PASSES | _BATCHED:
-            raise SwitchError(
-                f"{name} doesn't let guidance change in mid-trajectory (it feeds the scale to the "
-                "denoiser, or fixes it before the first step): leave guidance_scale out of the "
-                "stages and give it to the call"
-            )
-        if scale == 1.0 and name in _BATCHED:
-            raise SwitchError(
-                f"{name} runs the conditional and unconditional pass as one batch, whose size "
-                "can't change in mid-trajectory: guidance_scale = 1.0 in one stage would save "
-                "nothing; use a low scale above 1.0"
-            )
+        if stage.guidance_scale is not None:
+            problem = guidance_problem(type(pipe).__name__, stage.guidance_scale)
+            if problem is not None:
+                raise SwitchError(problem)
 
 
 class StageGuidance:
@@ -74,7 +35,7 @@ class StageGuidance:
 
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
-        self._recombines = type(pipe).__name__ in _RECOMBINED
+        self._recombines = type(pipe).__name__ in RECOMBINED
         self._own: float | None = None
         self._wanted: float | None = None
         self._checked = False

@@ -8,105 +8,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from flowblend_plugin.errors import StageError
+from flowblend_plugin.stage import Adapter, Cache, Stage
+
+__all__ = ["LETTERS", "Adapter", "Cache", "Stage", "StageSchedule", "letters", "stage_letters"]
 
 LETTERS = {"L": "large", "S": "small"}
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA adapter at work during one stage.
-
-    Args:
-        name: The adapter's name, under which its weights were loaded.
-        weight: Its weight; in a ramp, that of the stage's first step.
-        end_weight: Weight of the stage's last step; the steps between are interpolated linearly.
-            None keeps ``weight`` throughout.
-    """
-
-    name: str
-    weight: float = 1.0
-    end_weight: float | None = None
-
-    def weight_at(self, position: int, count: int) -> float:
-        """The weight at step ``position`` (0-based) of a stage of ``count`` steps."""
-        if self.end_weight is None or count < 2:
-            return self.weight
-        return self.weight + (self.end_weight - self.weight) * position / (count - 1)
-
-
-@dataclass(frozen=True)
-class Cache:
-    """A cache that lets a denoiser skip work during one stage.
-
-    Args:
-        kind: Such as ``"first_block"`` or ``"mag"``; see ``flowblend_plugin.caching``.
-        options: What that cache's config takes, as sorted pairs of name and value.
-    """
-
-    kind: str
-    options: tuple[tuple[str, Any], ...] = ()
-
-    @classmethod
-    def of(cls, kind: str, options: Mapping[str, Any]) -> Cache:
-        """A cache with its options given by name; lists become tuples."""
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-        return cls(kind, tuple(sorted(plain.items())))
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stretch of the trajectory that a single denoiser runs.
-
-    Args:
-        denoiser: Role of the denoiser, such as ``"large"`` or ``"small"``.
-        until: Fraction of the steps, 0 to 1, at which the stage ends; None for the last stage and
-            where the end is a noise level.
-        until_sigma: Noise level, 1 to 0, at which the stage ends; None likewise.
-        guidance_scale: Classifier-free guidance of this stage; None keeps the call's own. 1.0 runs
-            no unconditional pass, where the pipeline allows that.
-        adapters: LoRA adapters at work. In a schedule in which any stage names adapters, a stage
-            that names none runs without; in one where no stage does, adapters aren't touched.
-        cache: Cache of the denoiser in this stage; None runs every forward in full.
-        attention_backend: Name of one of diffusers' attention backends; None keeps the present.
-    """
-
-    denoiser: str
-    until: float | None = None
-    until_sigma: float | None = None
-    guidance_scale: float | None = None
-    adapters: tuple[Adapter, ...] = ()
-    cache: Cache | None = None
-    attention_backend: str | None = None
-
-    def to_document(self) -> dict[str, Any]:
-        """The stage as plain JSON values, without what is left at its default."""
-        document = {k: v for k, v in asdict(self).items() if v is not None and v != ()}
-        if self.adapters:
-            document["adapters"] = [asdict(adapter) for adapter in self.adapters]
-        if self.cache is not None:
-            document["cache"] = {"kind": self.cache.kind, "options": dict(self.cache.options)}
-        return document
-
-    @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> Stage:
-        """Read ``to_document``'s values.
-
-        Raises:
-            StageError: A key is missing or unknown.
-        """
-        try:
-            values = dict(document)
-            if "adapters" in values:
-                values["adapters"] = tuple(Adapter(**adapter) for adapter in values["adapters"])
-            if values.get("cache") is not None:
-                values["cache"] = Cache.of(values["cache"]["kind"], values["cache"]["options"])
-            return cls(**values)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise StageError(f"{document!r} is no stage: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -317,12 +227,14 @@ class StageSchedule:
         edges = self.edges(num_inference_steps, noise_levels)
         parts = []
         for stage, (start, end) in zip(self.stages, itertools.pairwise(edges), strict=True):
+            settings = stage.describe_settings()
+            who = f"{stage.denoiser} ({settings})" if settings else stage.denoiser
             if start == end:
-                parts.append(f"no step {stage.denoiser}")
+                parts.append(f"no step {who}")
             elif end - start == 1:
-                parts.append(f"{start} {stage.denoiser}")
+                parts.append(f"{start} {who}")
             else:
-                parts.append(f"{start}-{end - 1} {stage.denoiser}")
+                parts.append(f"{start}-{end - 1} {who}")
         prefix = "step " if num_inference_steps == 1 else "steps "
         return prefix + ", ".join(parts)
 
@@ -330,6 +242,16 @@ class StageSchedule:
 def letters(roles: Iterable[str]) -> str:
     """Abbreviate role names, one letter each: ``("large", "small")`` becomes ``"LS"``."""
     return "".join(role[0].upper() for role in roles)
+
+
+def stage_letters(names: Sequence[str]) -> dict[str, str]:
+    """The stage letter of each further denoiser: its initial, where no other name has that."""
+    initials = [name[:1].upper() for name in names]
+    return {
+        letter: name
+        for letter, name in zip(initials, names, strict=True)
+        if letter not in LETTERS and initials.count(letter) == 1
+    }
 
 
 def _numbers(name: str, edges: Iterable[float] | None) -> list[float]:

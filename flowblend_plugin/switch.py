@@ -23,14 +23,13 @@ from flowblend_plugin.denoisers import (
     check_names,
     own_placement,
     place,
-    stage_letters,
 )
 from flowblend_plugin.errors import SwitchError
 from flowblend_plugin.guidance import StageGuidance, check_guidance
 from flowblend_plugin.residency import Residency
 from flowblend_plugin.scheduler import make_stages, wrap_scheduler
 from flowblend_plugin.solvers import reset_history
-from flowblend_plugin.stages import StageSchedule
+from flowblend_plugin.stages import StageSchedule, stage_letters
 from flowblend_plugin.trajectory import Seed, StageMixin
 
 # Per pipe its switch, and its own denoisers: a switch may be forgotten while another is installed.

@@ -26,7 +26,9 @@ PIXELS = {"numpy", "av", "PIL", "imageio"}
 ALLOWED: dict[str, set[str]] = {
     # The library knows nothing of recipes, commands or terminals.
     "flowblend_plugin.errors": set(),
-    "flowblend_plugin.stages": {"flowblend_plugin.errors"},
+    "flowblend_plugin.stage": {"flowblend_plugin.errors"},
+    "flowblend_plugin.stages": {"flowblend_plugin.errors", "flowblend_plugin.stage"},
+    "flowblend_plugin.support": set(),
     "flowblend_plugin.noise_levels": {"flowblend_plugin.errors", "flowblend_plugin.stages"},
     "flowblend_plugin.pairing": {"flowblend_plugin.errors"},
     "flowblend_plugin.dit_cache": {"flowblend_plugin.errors", "cache_dit"},
@@ -41,6 +43,12 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.jobs": {"flowblend_cli.errors", "flowblend_plugin.stages"},
     # From a recipe to jobs: no engine, no artifact, no model is ever loaded.
     "flowblend_cli.models": {"flowblend_cli.bundled", "flowblend_cli.errors", "tomli"},
+    "flowblend_cli.adapter_files": {
+        "flowblend_cli.bundled",
+        "flowblend_cli.errors",
+        "flowblend_cli.models",
+        "huggingface_hub",
+    },
     "flowblend_cli.images": {"flowblend_cli.errors", "flowblend_cli.text", "PIL"},
     "flowblend_cli.levels": {
         "flowblend_cli.errors",
@@ -48,6 +56,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.models",
     },
     "flowblend_cli.recipe": {
+        "flowblend_cli.adapter_files",
         "flowblend_cli.arguments",
         "flowblend_cli.bundled",
         "flowblend_cli.errors",
@@ -59,6 +68,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.errors",
         "flowblend_plugin.noise_levels",
         "flowblend_plugin.stages",
+        "flowblend_plugin.support",
         "pydantic",
         "pydantic_core",
         "tomli",
@@ -73,6 +83,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.stages",
     },
     "flowblend_cli.keys": {
+        "flowblend_cli.adapter_files",
         "flowblend_cli.errors",
         "flowblend_cli.jobs",
         "flowblend_cli.models",
@@ -112,6 +123,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.files": {"flowblend_cli.errors"},
     "flowblend_cli.stopping": {"flowblend_cli.errors"},
     "flowblend_cli.runtime": {
+        "flowblend_cli.adapter_files",
         "flowblend_cli.artifacts",
         "flowblend_cli.errors",
         "flowblend_cli.images",

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from flowblend_cli import __version__
 from flowblend_cli.artifacts.finished import FileState, inspect_final
 from flowblend_cli.errors import DeviceLostError, LockedError, ModelMissingError, OutputError
 from flowblend_cli.events import JobDone, JobFailed, JobSkipped, JobStarted, ModelLoaded, Summary
-from flowblend_cli.jobs import Batch, Job, ModelSpec
+from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
 from flowblend_cli.keys import Identity, job_key, model_identity
 from flowblend_cli.plan import plan_job
 from flowblend_cli.progress import Reporter
@@ -66,7 +66,7 @@ class BatchRun:
         self._warm_up = warm_up
         self._reporter = reporter
         self._recipe_dir = batch.source.parent
-        self._identities: dict[ModelSpec, Identity] = {}
+        self._identities: dict[tuple[ModelSpec, tuple[AdapterSpec, ...]], Identity] = {}
         self._runtime: Runtime | None = None
         self._rendered = self._skipped = self._failed = 0
         self._exit_code = 0
@@ -86,7 +86,7 @@ class BatchRun:
         with output_lock(self._batch.output_dir), self._reporter, stopping as stop:
             try:
                 for job in self._batch.jobs:  # every model is there, before any of them works
-                    self._identity(job.model)
+                    self._identity(job)
                 for pending in self._pending():
                     stop.check()
                     self._render(pending, stop)
@@ -104,7 +104,7 @@ class BatchRun:
     def _pending(self) -> Iterator[Pending]:
         for job in self._batch.jobs:
             path = self._batch.path_of(job)
-            identity = self._identity(job.model)
+            identity = self._identity(job)
             key = job_key(job, identity)
             found = inspect_final(path)
             if found.state is FileState.MISSING:
@@ -129,10 +129,11 @@ class BatchRun:
                 continue
             yield Pending(job, path, key, identity)
 
-    def _identity(self, model: ModelSpec) -> Identity:
-        if model not in self._identities:
-            self._identities[model] = model_identity(model, self._recipe_dir)
-        return self._identities[model]
+    def _identity(self, job: Job) -> Identity:
+        weights = (job.model, job.adapters)
+        if weights not in self._identities:
+            self._identities[weights] = model_identity(job.model, self._recipe_dir, job.adapters)
+        return self._identities[weights]
 
     def _render(self, pending: Pending, stop: StopSignals) -> None:
         job = pending.job
@@ -183,7 +184,7 @@ class BatchRun:
 
         job = pending.job
         digest = pixels_sha256(sampled.frames)
-        document = {
+        document: dict[str, Any] = {
             "flowblend": __version__,
             "v": 1,
             "job": job.to_document(),
@@ -192,6 +193,11 @@ class BatchRun:
                 "seed": seed,
                 "denoisers": sampled.denoisers,
                 "device": str(self._runtime.device.type) if self._runtime else "cpu",
+                **(
+                    {"caches": [asdict(report) for report in sampled.caches]}
+                    if sampled.caches
+                    else {}
+                ),
                 "sampling_s": round(time.monotonic() - began, 3),
                 "source": str(self._recipe_dir),
             },
@@ -199,6 +205,9 @@ class BatchRun:
             "versions": versions(),
             "pixels_sha256": digest,
         }
+        if sampled.caches:
+            document["resolved"]["caches"] = [asdict(report) for report in sampled.caches]
+            self._report_caches(job, sampled)
         publish_frames(sampled.frames, pending.path, job, document)
         return JobDone(
             job=job.id,
@@ -212,6 +221,14 @@ class BatchRun:
             peak_vram_bytes=sampled.peak_vram_bytes,
             pixels_sha256=digest,
         )
+
+    def _report_caches(self, job: Job, sampled: Sampled) -> None:
+        for report in sampled.caches:
+            if report.computed == 1:
+                where = f"stage {report.stage + 1} ({report.denoiser})"
+                self._reporter.message(
+                    f"{job.id}: cache {report.kind!r} of {where} skipped nothing", error=True
+                )
 
     def _fail(self, job: Job, error: str, seed: int | None = None) -> None:
         self._failed += 1

@@ -145,7 +145,9 @@ class _Models:
 
     def __init__(self, model: ModelSpec, recipe_dir: Path) -> None:
         self.pipeline = resolve_model(model.pipeline, recipe_dir)
-        self._small = resolve_small(model.small, recipe_dir) if model.small else None
+        further = dict(model.denoisers) | ({"small": model.small} if model.small else {})
+        self._sources = {role: resolve_small(name, recipe_dir) for role, name in further.items()}
+        self._sources["large"] = self.pipeline
         self._configs: dict[str, Mapping[str, Any]] = {}
         self.index: Mapping[str, Any] = {}
         self.vae: Mapping[str, Any] = {}
@@ -166,7 +168,7 @@ class _Models:
         return self._configs[role]
 
     def _find(self, role: str) -> Mapping[str, Any]:
-        source = {"large": self.pipeline, "small": self._small}.get(role)
+        source = self._sources.get(role)
         if source is None:
             return {}
         known = known_configs().get(_architectures().get(source.repo or "", ""))

@@ -25,6 +25,7 @@ class ModelSpec:
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:0"``, ``"mps"``...
         offload: ``"none"``: all models stay on the device.
+        denoisers: Further denoisers: the letter of each, and where it comes from, as ``small``.
     """
 
     pipeline: str
@@ -32,6 +33,22 @@ class ModelSpec:
     dtype: str = "auto"
     device: str = "auto"
     offload: str = "none"
+    denoisers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """A LoRA adapter that a job's stages name.
+
+    Args:
+        name: The adapter's name.
+        role: The denoiser that is to have it.
+        source: Where its file comes from, as the recipe names it.
+    """
+
+    name: str
+    role: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -42,11 +59,14 @@ class SamplingSpec:
         mode: ``"ode"`` (deterministic) or ``"sde"`` (noise added back at every step).
         scheduler: Solver, such as ``"unipc"``; None for the pipeline's own.
         flow_shift: Shift of the noise levels, above 0; None for the scheduler's own.
+        solver_history: What a multi-step solver remembers where the denoiser changes: ``"keep"``
+            or ``"reset"``.
     """
 
     mode: Literal["ode", "sde"] = "ode"
     scheduler: str | None = None
     flow_shift: float | None = None
+    solver_history: Literal["keep", "reset"] = "keep"
 
 
 @dataclass(frozen=True)
@@ -98,6 +118,7 @@ class Job:
         sampling: The sampling.
         output: The final file.
         image: The picture that the pipeline begins with, if it takes one.
+        adapters: The LoRA adapters that the stages name, one entry for each denoiser.
     """
 
     id: str
@@ -114,6 +135,7 @@ class Job:
     sampling: SamplingSpec
     output: OutputSpec
     image: ImageSpec | None = None
+    adapters: tuple[AdapterSpec, ...] = ()
 
     @property
     def num_inference_steps(self) -> int:
@@ -162,8 +184,12 @@ class Job:
         document = asdict(self)
         document["stages"] = [stage.to_document() for stage in self.stages]
         document["arguments"] = self.pipeline_arguments()
-        if self.image is None:  # as in the records of jobs from before there were pictures
-            del document["image"]
+        document["model"]["denoisers"] = dict(self.model.denoisers)
+        document["adapters"] = [asdict(adapter) for adapter in self.adapters]
+        for place, key, unset in _LEFT_OUT:
+            table = document[place] if place else document
+            if table[key] == unset:
+                del table[key]
         return document
 
     @classmethod
@@ -183,10 +209,11 @@ class Job:
                     **document,
                     "stages": tuple(Stage.from_document(stage) for stage in document["stages"]),
                     "arguments": tuple(sorted(arguments.items())),
-                    "model": ModelSpec(**document["model"]),
+                    "model": _model(document["model"]),
                     "sampling": SamplingSpec(**document["sampling"]),
                     "output": OutputSpec(**document["output"]),
                     "image": ImageSpec(**document["image"]) if "image" in document else None,
+                    "adapters": tuple(AdapterSpec(**a) for a in document.get("adapters", ())),
                 }
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -196,6 +223,18 @@ class Job:
             ) from error
 
 
+def _model(document: Mapping[str, Any]) -> ModelSpec:
+    denoisers = tuple(sorted(document.get("denoisers", {}).items()))
+    return ModelSpec(**{**document, "denoisers": denoisers})
+
+
+# Left out of a document where nothing is set: files from before they existed stay finished.
+_LEFT_OUT: tuple[tuple[str, str, Any], ...] = (
+    ("", "image", None),
+    ("", "adapters", []),
+    ("model", "denoisers", {}),
+    ("sampling", "solver_history", "keep"),
+)
 _KINDS = {"id": str, "recipe": str, "scene": str, "prompt": str, "seed": int, "arguments": dict}
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_path
 
+from flowblend_cli.adapter_files import adapter_file
 from flowblend_cli.errors import ModelMissingError
-from flowblend_cli.jobs import Job, ModelSpec
+from flowblend_cli.jobs import AdapterSpec, Job, ModelSpec
 from flowblend_cli.models import ModelSource, resolve_model, resolve_small
 
 NUMERICS_VERSION = 1
@@ -42,16 +44,19 @@ def job_key(job: Job, identity: Identity) -> str:
     return hashlib.sha256(_canonical(told)).hexdigest()
 
 
-def model_identity(model: ModelSpec, recipe_dir: Path) -> Identity:
-    """Tell which weights a job's models are, without loading them.
+def model_identity(
+    model: ModelSpec, recipe_dir: Path, adapters: Iterable[AdapterSpec] = ()
+) -> Identity:
+    """Tell which weights a job's models and LoRA adapters are, without loading them.
 
     Args:
         model: The models as the recipe names them.
         recipe_dir: Folder that relative folders start from.
+        adapters: The adapters likewise.
 
     Returns:
-        Per role (``pipeline``, ``small``) its source and ``sha256``: over the files of a folder,
-        or over repository and commit of a Hub model.
+        Per role (``pipeline``, ``small``, a letter, ``LoRA NAME ROLE``) its source and ``sha256``:
+        over the files of a folder, over repository and commit of a Hub model, or of a LoRA's file.
 
     Raises:
         ModelMissingError: A model isn't on this machine.
@@ -60,6 +65,13 @@ def model_identity(model: ModelSpec, recipe_dir: Path) -> Identity:
     if model.small is not None:
         source = resolve_small(model.small, recipe_dir)
         identity["small"] = _identify(source, source.subfolder)
+    for letter, name in model.denoisers:
+        source = resolve_small(name, recipe_dir)
+        identity[letter] = _identify(source, source.subfolder)
+    for adapter in adapters:
+        path = adapter_file(adapter.source, adapter.name, adapter.role, recipe_dir)
+        place = f"LoRA {adapter.name} {adapter.role}"
+        identity[place] = {"path": str(path), "sha256": _sha256(path)}
     return identity
 
 

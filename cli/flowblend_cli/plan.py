@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.levels import find_solver
 from flowblend_plugin.errors import StageError
 from flowblend_plugin.noise_levels import noise_levels
-from flowblend_plugin.stages import letters
+from flowblend_plugin.stages import LETTERS, letters
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class Plan:
 
     def totals(self) -> dict[str, int]:
         """Jobs and steps of the batch, and the steps of each denoiser."""
-        large = sum(job.denoisers.count("L") for job in self.jobs)
-        small = sum(job.denoisers.count("S") for job in self.jobs)
+        steps = Counter("".join(job.denoisers for job in self.jobs))
+        further = sorted(set(steps) - set(LETTERS))
         return {
             "jobs": len(self.jobs),
-            "steps": large + small,
-            "large_steps": large,
-            "small_steps": small,
+            "steps": steps.total(),
+            **{f"{role}_steps": steps[letter] for letter, role in LETTERS.items()},
+            **{f"{letter}_steps": steps[letter] for letter in further},
         }
 
     def to_document(self) -> dict[str, Any]:
@@ -143,7 +143,8 @@ def _steps_of(job: Job, levels: tuple[float, ...] | None) -> tuple[str, str]:
         raise UsageError(f"{job.id}: {error}") from error
 
 
-def summarize(totals: dict[str, int], kinds: Iterable[str] = ("large", "small")) -> str:
+def summarize(totals: dict[str, int]) -> str:
     """Write totals in words: ``"300 steps: 180 large, 120 small"``."""
-    parts = ", ".join(f"{totals[f'{kind}_steps']:,} {kind}" for kind in kinds)
+    kinds = {key.removesuffix("_steps"): value for key, value in totals.items() if "_steps" in key}
+    parts = ", ".join(f"{steps:,} {kind}" for kind, steps in kinds.items())
     return f"{totals['steps']:,} steps: {parts}"

@@ -10,8 +10,9 @@ import resource
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import torch
 import transformers
 
 from flowblend_cli import __version__
+from flowblend_cli.adapter_files import adapter_file
 from flowblend_cli.artifacts.pixels import Frames
 from flowblend_cli.errors import DeviceLostError, ModelMissingError
 from flowblend_cli.images import load_image
@@ -33,6 +35,7 @@ from flowblend_cli.keys import local_folder
 from flowblend_cli.models import ModelSource, resolve_model, resolve_small
 from flowblend_cli.text import shorten
 from flowblend_plugin import DenoiserSwitch, FlowBlendError
+from flowblend_plugin.caching import CacheReport
 from flowblend_plugin.loading import denoiser_name, load_denoiser
 from flowblend_plugin.sampling import make_scheduler
 from flowblend_plugin.stages import letters
@@ -59,15 +62,17 @@ class Sampled:
         frames: Pixels, (T, H, W, 3), uint8.
         denoisers: Who ran each step, one letter a step.
         peak_vram_bytes: Most accelerator memory during the job; None on a CPU.
+        caches: What the stages' caches saved.
     """
 
     frames: Frames
     denoisers: str
     peak_vram_bytes: int | None
+    caches: tuple[CacheReport, ...] = ()
 
 
 class Runtime:
-    """A pipeline and its small denoiser, loaded once and used for every job that names them.
+    """A pipeline and its further denoisers, loaded once and used for every job that names them.
 
     Args:
         model: The models as the recipe names them.
@@ -89,16 +94,21 @@ class Runtime:
         self._pipe = self._load(large, lambda: _load_pipeline(large, self._dtype))
         self._pipe.set_progress_bar_config(disable=True)
         self._own_scheduler = self._pipe.scheduler
-        self._small = None
-        if model.small is not None:
-            small = resolve_small(model.small, recipe_dir)
-            self._small = self._load(small, lambda: _load_small(small, self._pipe))
-            self._move(small, self._small)
+        self._further = dict(self._load_further(model))
         self._move(large, self._pipe)
         _keep_text_model(self._pipe)
         _remember_embeddings(self._pipe)
         self._takes = inspect.signature(self._pipe.__call__).parameters
         self.elapsed_s = time.monotonic() - began
+
+    def _load_further(self, model: ModelSpec) -> Iterator[tuple[str, torch.nn.Module]]:
+        """The denoisers beside the pipeline's own, each with its role."""
+        names = ({"small": model.small} if model.small else {}) | dict(model.denoisers)
+        for role, name in names.items():
+            source = resolve_small(name, self._recipe_dir)
+            module = self._load(source, partial(_load_denoiser, source, self._pipe))
+            self._move(source, module)
+            yield role, module
 
     def sample(self, job: Job, seed: int, on_step: Callable[[int, str], None]) -> Sampled:
         """Render one job's frames.
@@ -137,8 +147,10 @@ class Runtime:
                 torch.inference_mode(),
                 DenoiserSwitch(
                     self._pipe,
-                    small=self._small,
+                    denoisers=self._further,
                     stages=job.schedule,
+                    solver_history=sampling.solver_history,
+                    adapters=self._adapters(job),
                     seed=seed,
                     on_step=on_step,
                 ) as switch,
@@ -148,7 +160,15 @@ class Runtime:
             self._pipe.scheduler = self._own_scheduler
         frames = _to_uint8(output, job)
         vram = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-        return Sampled(frames, letters(switch.denoisers_run), vram)
+        return Sampled(frames, letters(switch.denoisers_run), vram, switch.cache_reports)
+
+    def _adapters(self, job: Job) -> dict[str, dict[str, Path]]:
+        """The file of each LoRA adapter for each denoiser."""
+        found: dict[str, dict[str, Path]] = {}
+        for name, role, source in (astuple(adapter) for adapter in job.adapters):
+            files = found.setdefault(name, {})
+            files[role] = adapter_file(source, name, role, self._recipe_dir)
+        return found
 
     def _load(self, source: ModelSource, load: Callable[[], Any]) -> Any:
         """Read a model into main memory."""
@@ -263,7 +283,7 @@ def _load_pipeline(source: ModelSource, dtype: torch.dtype) -> Any:
     )
 
 
-def _load_small(source: ModelSource, pipe: Any) -> torch.nn.Module:
+def _load_denoiser(source: ModelSource, pipe: Any) -> torch.nn.Module:
     name = denoiser_name(pipe)
     place = str(local_folder(source))
     vae_config = getattr(getattr(pipe, "vae", None), "config", None)

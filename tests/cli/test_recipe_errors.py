@@ -129,20 +129,6 @@ def test_a_problem_names_its_line_its_column_and_its_key(
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("key", ["guidance_scale = 3.0", "adapters = []", 'cache = "mag"'])
-def test_stage_keys_of_later_releases_are_refused_not_ignored(
-    problems_of: Problems, minimal: str, key: str
-) -> None:
-    long_form = f'[[blend.stage]]\ndenoiser = "large"\n{key}\n'
-    text = minimal.replace('stages = "LSL"\nboundaries = [0.4, 0.8]\n', "") + long_form
-
-    found = problems_of(text)
-
-    assert len(found) == 1
-    assert "supported" in found[0]
-    assert f"blend.stage[0].{key.split()[0]}" in found[0]
-
-
 @pytest.mark.parametrize(
     ("text", "start"),
     [

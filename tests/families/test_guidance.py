@@ -8,9 +8,9 @@ from families.base import Family
 from families.registry import FAMILIES
 
 from flowblend_plugin import DenoiserSwitch, Stage, StageSchedule, SwitchError
-from flowblend_plugin.guidance import _BATCHED, _RECOMBINED, _TWO_PASSES
+from flowblend_plugin.support import BATCHED, RECOMBINED, TWO_PASSES
 
-TAKEN = _RECOMBINED | _TWO_PASSES | _BATCHED
+TAKEN = RECOMBINED | TWO_PASSES | BATCHED
 GUIDED = [f for f in FAMILIES if f.pipeline in TAKEN]
 OTHERS = [f for f in FAMILIES if f.pipeline not in TAKEN and "Modular" not in f.pipeline]
 
@@ -33,7 +33,7 @@ def test_a_stage_of_another_scale_equals_a_call_with_that_scale(family: Family) 
 @pytest.mark.parametrize("family", GUIDED, ids=lambda family: family.name)
 def test_a_scale_of_one_drops_the_second_pass_or_is_refused(family: Family) -> None:
     pipe = family.make_pipe()
-    if family.pipeline in _BATCHED:
+    if family.pipeline in BATCHED:
         with pytest.raises(SwitchError, match="one batch"):
             DenoiserSwitch(pipe, stages=scaled(1.0))
         return

@@ -15,6 +15,8 @@ from flowblend_cli.artifacts.finished import FileState, inspect_final
 from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.errors import UsageError
 from flowblend_cli.text import printable
+from flowblend_plugin.errors import StageError
+from flowblend_plugin.stages import Stage
 
 _ROLES = {"L": "large", "S": "small"}
 _SHORT_HASH = 12
@@ -68,12 +70,34 @@ def describe(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _present("stages", job.get("stage_string"))
     if isinstance(steps, str) and steps:
         yield "denoisers", describe_denoisers(steps)
+    yield from _stage_settings(job.get("stages"))
+    yield from _caches(resolved.get("caches"))
     for label, key in (("arguments", "arguments"), ("sampling", "sampling"), ("model", "model")):
         yield from _present(label, _flat(job.get(key)))
     yield from _present("model hashes", _flat(document.get("models")))
     versions = {"flowblend": document.get("flowblend"), **_mapping(document.get("versions"))}
     yield from _present("versions", _flat(versions))
     yield from _present("pixels sha256", document.get("pixels_sha256"))
+
+
+def _stage_settings(stages: object) -> Iterator[tuple[str, str]]:
+    """What each stage sets besides its denoiser."""
+    for number, stage in enumerate(stages if isinstance(stages, list) else [], 1):
+        try:
+            settings = Stage.from_document(stage).describe_settings()
+        except (StageError, TypeError, ValueError):
+            continue
+        yield from _present(f"stage {number}", settings)
+
+
+def _caches(reports: object) -> Iterator[tuple[str, str]]:
+    """What each stage's cache saved."""
+    for report in reports if isinstance(reports, list) else []:
+        told = _mapping(report)
+        stage, computed = told.get("stage"), told.get("computed")
+        if isinstance(stage, int) and isinstance(computed, float):
+            shown = f"{told.get('kind')}: {told.get('skipped')} of {told.get('forwards')} forwards"
+            yield f"cache, stage {stage + 1}", f"{shown} cut short, {computed:.0%} computed"
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,8 +25,8 @@ DEFAULT_FPS = 16
 _LAYERS = ("output", "defaults", "presets", "scene", "sweep")
 # These vary in a way that the default name shows by itself.
 _IN_DEFAULT_NAME = ("num_inference_steps",)
-# Free text makes no file name: it is named by its place in the list.
-_NAMED_BY_INDEX = ("negative_prompt",)
+# Free text and tables make no file name: they are named by their place in the list.
+_NAMED_BY_INDEX = ("negative_prompt", "blend.stage")
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,7 @@ def _of_scene(
                 sampling=variant.sampling,
                 output=output,
                 image=recipe.pictures.get(index),
+                adapters=variant.adapters,
             )
             fields = _fields(recipe, first, variant, prompt_index)
             for seed in seeds:
@@ -164,7 +164,7 @@ def _template(recipe: Recipe, *, varies_by_prompt: bool) -> str:
         field
         for axis, field in recipe.fields.items()
         if axis not in _IN_DEFAULT_NAME
-        and len({json.dumps(v.row.values[axis]) for v in recipe.variants}) > 1
+        and len({repr(v.row.values[axis]) for v in recipe.variants}) > 1
     ]
     return default_template(varying) + ("-prompt{prompt_index}" if varies_by_prompt else "")
 

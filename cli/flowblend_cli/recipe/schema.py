@@ -19,7 +19,15 @@ from pydantic import (
 
 from flowblend_cli.arguments import argument_table
 from flowblend_cli.recipe.naming import check_name, check_template
+from flowblend_cli.recipe.settings import (
+    CACHE_SCHEMA,
+    check_backend,
+    check_denoiser,
+    check_letter,
+    parse_cache,
+)
 from flowblend_cli.recipe.steps import MAX_STEPS, StepRange
+from flowblend_plugin.stages import Cache
 
 MAX_SEED = 2**63 - 1
 
@@ -85,17 +93,42 @@ class ModelTable(Table):
     """Where to render: auto, cpu, cuda, cuda:1, mps."""
     offload: Literal["none"] = "none"
     """Whether idle models wait in main memory."""
+    denoisers: dict[Annotated[str, AfterValidator(check_letter)], Text] = {}
+    """Further denoisers: a letter for stage strings, and where its denoiser comes from."""
+    adapters: dict[Name, Text | dict[Text, Text]] = {}
+    """LoRA files by name: one file, or one for each denoiser."""
+
+
+class AdapterTable(Table):
+    """A LoRA adapter at work during one stage."""
+
+    name: Text
+    """A name from [model.adapters], or the file itself."""
+    weight: float = 1.0
+    """Its weight; in a ramp, that of the stage's first step."""
+    end_weight: float | None = None
+    """Weight of the stage's last step, where it ramps."""
 
 
 class StageTable(Table):
     """One stage in the long form."""
 
-    denoiser: Literal["large", "small", "L", "S"]
-    """Who runs the stage."""
+    denoiser: Annotated[str, AfterValidator(check_denoiser)]
+    """Who runs the stage: large, small, or a letter from [model.denoisers]."""
     until: Fraction | None = None
     """Fraction of the steps where the stage ends; left out in the last stage."""
     until_sigma: Fraction | None = None
     """Noise level where the stage ends, instead of until."""
+    guidance_scale: Annotated[float, Field(ge=1)] | None = None
+    """Guidance of this stage; 1.0 runs no unconditional pass. Without it, the call's own."""
+    adapters: list[AdapterTable] = []
+    """LoRA adapters at work in this stage."""
+    cache: Annotated[Cache, BeforeValidator(parse_cache), WithJsonSchema(CACHE_SCHEMA)] | None = (
+        None
+    )
+    """Kind of cache in this stage, or a table of kind and options."""
+    attention_backend: Annotated[str, AfterValidator(check_backend)] | None = None
+    """One of diffusers' attention backends in this stage."""
 
 
 class BlendTable(Table):
@@ -132,6 +165,8 @@ class SamplingTable(Table):
     """The solver; without it, the pipeline's own."""
     flow_shift: Annotated[float, Field(gt=0, le=100)] | None = None
     """Shift of the noise levels; without it, the scheduler's own."""
+    solver_history: Literal["keep", "reset"] = "keep"
+    """What a multi-step solver does with its memory where the denoiser changes."""
 
 
 class OutputTable(Table):
@@ -223,6 +258,7 @@ class SweepFields(Table):
     """As in a scene, and wins over it."""
 
 
+_NOT_SWEPT = ("model.denoisers", "model.adapters")
 SWEPT_TABLES: dict[str, type[Table]] = {
     "model": ModelTable,
     "blend": BlendTable,
@@ -243,9 +279,9 @@ def _sweep_fields() -> dict[str, Any]:
     }
     for table, model in SWEPT_TABLES.items():
         for key, info in model.model_fields.items():
-            if (table, key) != ("blend", "stage"):
+            alias = f"{table}.{key}"
+            if alias not in _NOT_SWEPT:
                 kind = Annotated[info.annotation, *info.metadata] if info.metadata else None
-                alias = f"{table}.{key}"
                 fields[f"{table}__{key}"] = (
                     _axis(kind or info.annotation),
                     Field(default=None, alias=alias),

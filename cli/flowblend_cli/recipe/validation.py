@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from flowblend_cli.recipe import schema
 from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.schema import (
+    AdapterTable,
     BlendTable,
     ModelTable,
     OutputTable,
@@ -70,13 +71,6 @@ _SINGLE: dict[str, type[BaseModel]] = {
 }
 _TOP = (*_SINGLE, "presets", "scene")
 
-_STAGE_LATER = "isn't supported for single stages yet: {} for all of them"
-_LATER = {
-    ("stage", "guidance_scale"): _STAGE_LATER.format("set [defaults] guidance_scale"),
-    ("stage", "adapters"): "isn't supported yet: leave adapters out",
-    ("stage", "cache"): "isn't supported yet: leave cache out",
-    ("model", "denoisers"): "isn't supported yet: stages use L (large) and S (small) only",
-}
 _ELSEWHERE = {
     "seed": "seeds of a [[scene]]",
     "num_images_per_prompt": "seeds or repeats of a [[scene]]: one job makes one file",
@@ -154,7 +148,12 @@ def _check(model: type[BaseModel], value: Any, path: KeyPath, faults: list[Fault
 
 def _salvage(model: type[BaseModel], value: Any, path: KeyPath, broken: set[str]) -> Any:
     """A table without its broken keys; None where others depend on them, and would be blamed."""
-    if path[0] in ("blend", "sampling", "sweep") or broken & {"pipeline", "small"}:
+    if path[0] in ("blend", "sampling", "sweep") or broken & {
+        "pipeline",
+        "small",
+        "denoisers",
+        "adapters",
+    }:
         return None
     if not broken or not isinstance(value, dict):
         return None
@@ -201,20 +200,22 @@ def _real_path(error: ErrorDetails, value: Any) -> KeyPath:
 
 def _table_around(path: KeyPath, model: type[BaseModel]) -> tuple[str, list[str]]:
     """Name and keys of the table that holds an unknown key."""
-    if path[:2] == ("blend", "stage"):
+    if path[:2] in (("blend", "stage"), ("sweep", "blend.stage")):
+        if "adapters" in path:
+            return "adapters", list(AdapterTable.model_fields)
         return "stage", list(StageTable.model_fields)
     known = [info.alias or name for name, info in model.model_fields.items()]
     return str(path[0]), known
 
 
 def _unknown(key: str, table: str, known: list[str]) -> str:
-    if (table, key) in _LATER:
-        return _LATER[table, key]
     where = f" in [{table}]" if table else ""
     if table == "scene":
         where = " in [[scene]]"
     elif table == "stage":
         where = " in [[blend.stage]]"
+    elif table == "adapters":
+        where = " in adapters of a stage"
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.65)
     if table == "scene" and key == "seed":
         close = ["seeds"]

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from flowblend_cli.errors import ModelNameError
-from flowblend_cli.jobs import ModelSpec, SamplingSpec
+from flowblend_cli.jobs import AdapterSpec, ModelSpec, SamplingSpec
 from flowblend_cli.models import KnownPair, find_pair, resolve_model, resolve_small
+from flowblend_cli.recipe.blend import (
+    Blend,
+    blamed_for_stages,
+    check_settings,
+    find_adapters,
+    resolve_stages,
+)
 from flowblend_cli.recipe.positions import KeyPath
-from flowblend_cli.recipe.schema import SWEPT_TABLES, BlendTable, SweepFields
+from flowblend_cli.recipe.schema import SWEPT_TABLES, SweepFields
 from flowblend_cli.recipe.validation import Fault, Tables
 from flowblend_plugin.errors import StageError
-from flowblend_plugin.stages import LETTERS, Stage, StageSchedule
+from flowblend_plugin.stages import Stage
 
-PAPER_STAGES = "LSL"
-PAPER_BOUNDARIES = (0.4, 0.8)
 NOT_STOCHASTIC = ("unipc", "heun", "deis")
 
 
@@ -65,6 +70,7 @@ class Variant:
         stage_string: The stages as letters, as written.
         sampling: The sampling.
         output: Keys of [output] with their values.
+        adapters: The LoRA adapters that the stages name.
     """
 
     row: Row
@@ -75,12 +81,16 @@ class Variant:
     stage_string: str
     sampling: SamplingSpec
     output: dict[str, Any]
+    adapters: tuple[AdapterSpec, ...] = ()
 
 
 def sweep_axes(sweep: SweepFields) -> dict[str, list[Any]]:
     """The axes of a sweep in the order of the recipe: dotted names, or keys of [defaults]."""
-    dumped = sweep.model_dump(by_alias=True, exclude_unset=True)
-    return {axis: values for axis, values in dumped.items() if axis not in ("mode", "repeats")}
+    return {
+        info.alias or name: getattr(sweep, name)
+        for name, info in type(sweep).model_fields.items()
+        if name in sweep.model_fields_set and name not in ("mode", "repeats")
+    }
 
 
 def axis_fields(tables: Tables) -> dict[str, str]:
@@ -122,26 +132,29 @@ def make_variant(tables: Tables, row: Row, recipe_dir: Path, faults: list[Fault]
         faults: Where faults go.
     """
     before = len(faults)
-    model = _merged(tables, "model", row)
-    spec, pair, pipeline_class = None, None, None
-    if model is not None:
-        pair = find_pair(model["pipeline"])
-        small = model["small"] or (pair.implied_small if pair else None)
-        spec = ModelSpec(**{**model, "small": small})
-        pipeline_class = _check_model(spec, pair, row, recipe_dir, faults)
+    found = _check_model(_merged(tables, "model", row), row, recipe_dir, faults)
     is_sound = len(faults) == before
-    # A known pair without a small model has one default that it can do.
-    is_large_only = pair is not None and spec is not None and spec.small is None
-    stages = _check_blend(tables.blend, row, faults, is_large_only=is_large_only)
-    if spec is not None and stages is not None and is_sound:
-        _check_small_is_named(spec, stages, row, faults)
-    sampling = _check_sampling(_merged(tables, "sampling", row), pair, row, faults)
+    blend = _check_blend(tables, row, recipe_dir, faults, found)
+    if found.spec is not None and blend is not None and is_sound:
+        _check_small_is_named(found.spec, blend[0], row, faults)
+    sampling = _check_sampling(_merged(tables, "sampling", row), found.pair, row, faults)
     output = _merged(tables, "output", row)
-    if spec is None or stages is None or sampling is None or output is None:
+    if found.spec is None or blend is None or sampling is None or output is None:
         return None
     if len(faults) > before:
         return None
-    return Variant(row, spec, pair, pipeline_class, *stages, sampling, output)
+    stages, adapters = blend
+    return Variant(
+        row,
+        found.spec,
+        found.pair,
+        found.pipeline_class,
+        stages.stages,
+        stages.letters,
+        sampling,
+        output,
+        adapters,
+    )
 
 
 def _merged(tables: Tables, name: str, row: Row) -> dict[str, Any] | None:
@@ -152,17 +165,38 @@ def _merged(tables: Tables, name: str, row: Row) -> dict[str, Any] | None:
     return {key: getattr(table, key) for key in SWEPT_TABLES[name].model_fields} | row.of(name)
 
 
+@dataclass(frozen=True)
+class _Models:
+    """The models of a combination, as far as they could be told."""
+
+    spec: ModelSpec | None = None
+    pair: KnownPair | None = None
+    pipeline_class: str | None = None
+
+
 def _check_model(
-    spec: ModelSpec, pair: KnownPair | None, row: Row, recipe_dir: Path, faults: list[Fault]
-) -> str | None:
-    pipeline_class, problem = _look_up(spec.pipeline, recipe_dir)
+    model: dict[str, Any] | None, row: Row, recipe_dir: Path, faults: list[Fault]
+) -> _Models:
+    if model is None:
+        return _Models()
+    del model["adapters"]  # a job has those that its stages name
+    pair = find_pair(model["pipeline"])
+    small = model["small"] or (pair.implied_small if pair else None)
+    denoisers = tuple(sorted(model["denoisers"].items()))
+    pipeline_class, problem = _look_up(model["pipeline"], recipe_dir)
     if problem:
         faults.append(Fault(row.path("model", "pipeline"), problem))
-    if spec.small is not None and not (pair and spec.small == pair.implied_small):
-        _, problem = _look_up_small(spec.small, recipe_dir)
+    further: list[tuple[KeyPath, str]] = [
+        (("model", "denoisers", letter), name) for letter, name in denoisers
+    ]
+    if small is not None and not (pair and small == pair.implied_small):
+        further.append((row.path("model", "small"), small))
+    for path, name in further:
+        problem = _look_up_denoiser(name, recipe_dir)
         if problem:
-            faults.append(Fault(row.path("model", "small"), problem))
-    return pipeline_class
+            faults.append(Fault(path, problem))
+    spec = ModelSpec(**{**model, "small": small, "denoisers": denoisers})
+    return _Models(spec, pair, pipeline_class)
 
 
 @cache
@@ -175,87 +209,45 @@ def _look_up(name: str, recipe_dir: Path) -> tuple[str | None, str | None]:
 
 
 @cache
-def _look_up_small(name: str, recipe_dir: Path) -> tuple[None, str | None]:
+def _look_up_denoiser(name: str, recipe_dir: Path) -> str | None:
     try:
         resolve_small(name, recipe_dir)
     except ModelNameError as error:
-        return None, str(error)
-    return None, None
+        return str(error)
+    return None
 
 
 def _check_blend(
-    blend: BlendTable | None, row: Row, faults: list[Fault], *, is_large_only: bool
-) -> tuple[tuple[Stage, ...], str] | None:
+    tables: Tables, row: Row, recipe_dir: Path, faults: list[Fault], found: _Models
+) -> tuple[Blend, tuple[AdapterSpec, ...]] | None:
+    """The stages of a combination, and the adapters that they name."""
+    blend, model = tables.blend, tables.model
     if blend is None:
         return None
+    swept, related = row.of("blend"), ("model", "blend")
+    # A known pair without a small model has one default that it can do.
+    is_large_only = found.pair is not None and found.spec is not None and found.spec.small is None
+    names = tuple(model.denoisers) if model is not None else ()
     try:
-        return resolve_stages(blend, row.of("blend"), is_large_only=is_large_only)
+        stages = resolve_stages(blend, swept, names, is_large_only=is_large_only)
     except StageError as error:
-        path = _blamed_for_blend(blend, row, str(error))
-        faults.append(Fault(path, str(error), related=("blend",)))
+        key = blamed_for_stages(blend, tuple(swept), str(error))
+        faults.append(Fault(row.path("blend", key), str(error), related=related))
         return None
+    if not stages.is_long_form:
+        return stages, ()
+    where = row.path("blend", "stage")
+    faults += check_settings(stages, model, found.pipeline_class, where)
+    long_form = swept.get("stage", blend.stage) or []
+    return stages, find_adapters(long_form, model, recipe_dir, where, faults)
 
 
-def resolve_stages(
-    blend: BlendTable, swept: dict[str, Any], *, is_large_only: bool = False
-) -> tuple[tuple[Stage, ...], str]:
-    """Make the stages of one combination, and their letters as the recipe writes them.
-
-    Args:
-        blend: The table.
-        swept: The sweep's values of its keys.
-        is_large_only: Whether a recipe that says nothing gets the large denoiser alone.
-
-    Raises:
-        StageError: The values don't make a schedule together.
-    """
-    if blend.stage is not None:
-        if swept or blend.stages or blend.boundaries or blend.boundary_sigmas:
-            raise StageError(
-                "[[blend.stage]] can't stand beside stages, boundaries or boundary_sigmas, nor "
-                "beside a sweep of them: keep one form"
-            )
-        roles = [LETTERS.get(stage.denoiser, stage.denoiser) for stage in blend.stage]
-        ends = [(stage.until, stage.until_sigma) for stage in blend.stage]
-        schedule = StageSchedule(tuple(Stage(r, *end) for r, end in zip(roles, ends, strict=True)))
-        return schedule.stages, schedule.letters
-    letters = swept.get("stages", blend.stages)
-    boundaries = swept.get("boundaries", blend.boundaries)
-    sigmas = swept.get("boundary_sigmas", blend.boundary_sigmas)
-    if letters is None and boundaries is None and sigmas is None and is_large_only:
-        letters = "L"
-    if letters is None:
-        letters = PAPER_STAGES
-        if boundaries is None and sigmas is None:
-            boundaries = PAPER_BOUNDARIES
-    if letters == "auto":
-        raise StageError("stages = 'auto' isn't supported yet: write letters such as 'LSL'")
-    if len(set(letters)) == 1:
-        boundaries = sigmas = None  # one denoiser runs every step, wherever its stages end
-    return StageSchedule.parse(letters, boundaries, sigmas).stages, letters
-
-
-def _blamed_for_blend(blend: BlendTable, row: Row, message: str) -> KeyPath:
-    """The key that a message about the stages is best shown at."""
-    if blend.stage is not None:
-        return ("blend", "stage")
-    edges = ("boundaries", "boundary_sigmas")
-    order = (*edges, "stages") if message.startswith(edges) else ("stages", *edges)
-    for key in order:
-        if f"blend.{key}" in row.indices or (key in edges and message.startswith(key)):
-            return row.path("blend", key)
-    return ("blend", "stages")
-
-
-def _check_small_is_named(
-    spec: ModelSpec, stages: tuple[Sequence[Stage], str], row: Row, faults: list[Fault]
-) -> None:
-    specs, letters = stages
-    if spec.small is None and any(stage.denoiser == "small" for stage in specs):
+def _check_small_is_named(spec: ModelSpec, blend: Blend, row: Row, faults: list[Fault]) -> None:
+    if spec.small is None and "small" in blend.roles:
         faults.append(
             Fault(
                 row.path("model", "small"),
-                f"is missing, and stages {letters!r} use the small denoiser: name where it "
+                f"is missing, and stages {blend.letters!r} use the small denoiser: name where it "
                 'comes from, or set stages = "L" in [blend]',
                 related=("model", "blend"),
             )

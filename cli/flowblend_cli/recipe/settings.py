@@ -1,0 +1,91 @@
+"""Values that only a stage sets: who runs it, its cache, its attention backend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from flowblend_plugin.stages import LETTERS, Cache
+from flowblend_plugin.support import ATTENTION_BACKENDS, CACHES, cache_problem
+
+CACHE_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"enum": list(CACHES)},
+        {
+            "type": "object",
+            "properties": {"kind": {"enum": list(CACHES)}},
+            "required": ["kind"],
+        },
+    ]
+}
+_SCALARS = (bool, int, float, str)
+
+
+def is_letter(name: str) -> bool:
+    """Whether a name is one capital letter, as stage strings have them."""
+    return len(name) == 1 and "A" <= name <= "Z"
+
+
+def check_letter(name: str) -> str:
+    """A key of [model.denoisers]: a letter that isn't taken.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if name in LETTERS:
+        raise ValueError(f"{name} is the {LETTERS[name]} denoiser already: take another letter")
+    if not is_letter(name):
+        raise ValueError(f"a further denoiser is named by one letter, A to Z, got {name!r}")
+    return name
+
+
+def check_denoiser(name: str) -> str:
+    """The denoiser of a stage, its role spelt out.
+
+    Raises:
+        ValueError: It is neither a role nor a letter.
+    """
+    if name not in LETTERS.values() and not is_letter(name):
+        close = difflib.get_close_matches(name, LETTERS.values(), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"must be 'large', 'small' or a letter from [model.denoisers], got {name!r}{hint}"
+        )
+    return LETTERS.get(name, name)
+
+
+def check_backend(name: str) -> str:
+    """An attention backend that diffusers has.
+
+    Raises:
+        ValueError: It has none of that name.
+    """
+    if name not in ATTENTION_BACKENDS:
+        close = difflib.get_close_matches(name, ATTENTION_BACKENDS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"must be one of {', '.join(ATTENTION_BACKENDS)}, got {name!r}{hint}")
+    return name
+
+
+def parse_cache(value: Any) -> Cache:
+    """A cache as a stage has it: a kind, or a table of kind and options.
+
+    Raises:
+        ValueError: It is neither, or its kind or an option of it is unknown.
+    """
+    options = {"kind": value} if isinstance(value, str) else value
+    if not isinstance(options, Mapping) or not isinstance(options.get("kind"), str):
+        raise ValueError(
+            f"must be a kind such as 'first_block', or a table with kind and options, got {value!r}"
+        )
+    options = dict(options)
+    kind = options.pop("kind")
+    problem = cache_problem(kind, options)
+    if problem is not None:
+        raise ValueError(problem)
+    for name, option in options.items():
+        entries = option if isinstance(option, list) else [option]
+        if not all(isinstance(entry, _SCALARS) for entry in entries):
+            raise ValueError(f"{name} must be a plain value or a list of them, got {option!r}")
+    return Cache.of(kind, options)
