@@ -237,10 +237,12 @@ def _ask(job: Job, models: _Models, recipe_dir: Path) -> _Asked:
         if not config:
             return _Asked(forwards, {}, f"the config of the {role} denoiser isn't on this machine")
         requests[role] = request(config, clip)
-    note = None
+    notes = []
     if any(stage.cache is not None for stage in job.stages):
-        note = "caches skip work that can't be told beforehand: these figures are upper bounds"
-    return _Asked(forwards, requests, note)
+        notes.append("caches skip work that can't be told beforehand: these are upper bounds")
+    if job.adapters:
+        notes.append("the products of LoRA adapters aren't counted")
+    return _Asked(forwards, requests, "; ".join(notes) or None)
 
 
 def _clip(job: Job, facts: PipelineFacts, models: _Models) -> dict[str, Any]:
