@@ -203,6 +203,15 @@ prompt = "b"
     assert "doesn't let guidance change in mid-trajectory" in never
 
 
+def test_an_adapter_that_no_stage_uses_is_refused(
+    problems_of: Problems, minimal: str, loras: Path
+) -> None:
+    text = minimal.replace('"sprites"', '"sprites"\nadapters = { style = "./a.safetensors" }')
+    (problem,) = problems_of(text)
+
+    assert problem.startswith("recipe.toml:6:14: model.adapters.style: is at work in no stage")
+
+
 def test_an_adapter_may_be_named_by_its_file(batch_of: LoadText, loras: Path) -> None:
     text = LONG.replace('name = "style", weight', 'name = "./a.safetensors", weight')
     (job,) = batch_of(text).jobs

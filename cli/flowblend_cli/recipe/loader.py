@@ -83,6 +83,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     faults += rules.check_arguments(tables, presets, classes)
     pictures = scene_pictures(tables, classes, recipe_dir, faults)
     if not faults:
+        faults += rules.check_adapters_used(tables, variants)
         faults += rules.check_overrides(tables, presets, options)
     name = _name(tables, path, faults)
     output_dir = _output_dir(tables, path, faults)

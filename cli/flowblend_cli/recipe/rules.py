@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flowblend_cli.arguments import argument_table
@@ -164,6 +164,17 @@ def check_noise_levels(
         if problem is not None:
             path = _sigma_path(tables, variant)
             yield Fault(path, problem, at="key", related=("model", "sampling", "blend"))
+
+
+def check_adapters_used(tables: Tables, variants: Sequence[Variant]) -> Iterator[Fault]:
+    """Every LoRA of [model.adapters] is at work in a stage: a style silently left out is a trap."""
+    used = {adapter.name for variant in variants for adapter in variant.adapters}
+    for name in tables.model.adapters if tables.model and variants else ():
+        if name not in used:
+            message = (
+                "is at work in no stage: name it in adapters of a [[blend.stage]], or remove it"
+            )
+            yield Fault(("model", "adapters", name), message, at="key", related=("blend",))
 
 
 def _sigma_path(tables: Tables, variant: Variant) -> KeyPath:
