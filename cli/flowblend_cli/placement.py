@@ -1,16 +1,28 @@
-"""Where the models of a batch live: device and data type, and what to say when memory runs out."""
+"""Where the models of a batch live: device, data type, offloading, and memory that runs out."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from flowblend_cli.errors import DeviceLostError
+from flowblend_cli.errors import DeviceLostError, UsageError
 from flowblend_cli.jobs import ModelSpec
 from flowblend_cli.text import shorten
 
+_CPU = torch.device("cpu")
+OFFLOADS = ("none", "model", "group", "sequential")
+# What needs less of the device's memory, and more time.
+_SMALLER = {
+    "none": 'set model.offload to "model"',
+    "model": 'set model.offload to "group" or "sequential"',
+    "group": 'set model.offload to "sequential"',
+}
+# Where diffusers can copy weights to the device while it computes.
+_WITH_STREAMS = ("cuda", "xpu")
 # What allocators say, which raise a plain RuntimeError in main memory.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
@@ -28,27 +40,70 @@ class Placement:
     def __init__(self, model: ModelSpec) -> None:
         self.device = _device(model.device)
         self.dtype = _dtype(model.dtype, self.device)
-        self._offload = model.offload
+        self.offload = "none" if self.device == _CPU else model.offload
+        self._written = model
 
-    def move(self, name: str, module: Any) -> None:
-        """Move a model to the device.
+    @property
+    def note(self) -> str | None:
+        """What the recipe asks for and this machine has no use for, if anything."""
+        if self.offload == self._written.offload:
+            return None
+        return (
+            f"offload = {self._written.offload!r} does nothing here: the device is the CPU, so "
+            "that every model is in main memory anyway"
+        )
+
+    def move(self, name: str, denoiser: torch.nn.Module) -> None:
+        """Move a further denoiser to the device; where the pipeline is offloaded, it follows that.
 
         Args:
-            name: The model as the recipe names it.
-            module: The pipeline or the denoiser.
+            name: The denoiser as the recipe names it.
+            denoiser: The denoiser, in main memory.
 
         Raises:
             DeviceLostError: The device failed, or has no memory left.
         """
+        if self.offload == "none":
+            with self._reaching_device(f"model {name!r} was moved to {self.device}"):
+                denoiser.to(self.device)
+
+    def place(self, name: str, pipe: Any, denoiser: str) -> None:
+        """Move a pipeline to the device, or let diffusers bring its parts there when they run.
+
+        Args:
+            name: The pipeline as the recipe names it.
+            pipe: The pipeline, in main memory.
+            denoiser: Its attribute that holds the denoiser.
+
+        Raises:
+            DeviceLostError: The device failed, or has no memory left.
+            UsageError: The pipeline can't be offloaded in the way that the recipe asks for.
+        """
+        if self.offload == "none":
+            with self._reaching_device(f"model {name!r} was moved to {self.device}"):
+                pipe.to(self.device)
+            return
+        with self._reaching_device(f"model {name!r} was prepared for offloading"):
+            try:
+                _offload(pipe, self.offload, self.device, denoiser)
+            except ValueError as error:
+                raise UsageError(
+                    f"model {name!r} can't be rendered with offload = {self.offload!r} "
+                    f"({reason(error)}): choose another of {', '.join(map(repr, OFFLOADS))}"
+                ) from error
+
+    @contextmanager
+    def _reaching_device(self, doing: str) -> Iterator[None]:
         try:
-            module.to(self.device)
+            yield
+        except UsageError:
+            raise
         except Exception as error:  # each backend has its own ways to fail
-            doing = f"model {name!r} was moved to {self.device}"
             if is_out_of_memory(error):
                 raise DeviceLostError(self.no_memory(doing, self.device, error)) from error
             raise DeviceLostError(
                 f"{self.device} failed while {doing} ({reason(error)}): check the device and its "
-                'driver, or set model.device to "cpu"'
+                f"driver, or {self._cpu_instead}"
             ) from error
 
     def no_memory(self, doing: str, device: torch.device, error: Exception) -> str:
@@ -59,16 +114,46 @@ class Placement:
             device: Whose memory ran out.
             error: What the allocator raised.
         """
-        where = "main memory" if device.type == "cpu" else f"memory on {device}"
+        where = "main memory" if device == _CPU else f"memory on {device}"
         dtype = str(self.dtype).removeprefix("torch.")
         why = reason(error)
-        halved = 'set model.dtype to "bfloat16", ' if self.dtype is torch.float32 else ""
-        elsewhere = "" if device.type == "cpu" else 'set model.device to "cpu", '
+        advice = ["free what else holds it"]
+        if device != _CPU and self.offload in _SMALLER:
+            advice.append(_SMALLER[self.offload])
+        if self.dtype is torch.float32:
+            advice.append('set model.dtype to "bfloat16"')
+        if device != _CPU:
+            advice.append(self._cpu_instead)
         return (
-            f"out of {where} while {doing} as {dtype} with offload = {self._offload!r}"
-            f"{f' ({why})' if why else ''}: free what else holds it, {halved}{elsewhere}"
-            "use a smaller model"
+            f"out of {where} while {doing} as {dtype} with offload = {self.offload!r}"
+            f"{f' ({why})' if why else ''}: {', '.join(advice)}, use a smaller model"
         )
+
+    @property
+    def _cpu_instead(self) -> str:
+        stay = "" if self.offload == "none" else ' and model.offload to "none"'
+        return f'set model.device to "cpu"{stay}'
+
+
+def _offload(pipe: Any, way: str, device: torch.device, denoiser: str) -> None:
+    if way == "model":
+        pipe.enable_model_cpu_offload(device=device)
+        return
+    if way == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+        return
+    # A part that can't be split stays on the device whole; a denoiser that can't raises.
+    whole = [
+        name
+        for name, part in pipe.components.items()
+        if name != denoiser and not getattr(part, "_supports_group_offloading", True)
+    ]
+    pipe.enable_group_offload(
+        onload_device=device,
+        offload_type="leaf_level",  # finds the layers of every kind of model; blocks it doesn't
+        use_stream=device.type in _WITH_STREAMS,
+        exclude_modules=[*pipe._exclude_from_cpu_offload, *whole],
+    )
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

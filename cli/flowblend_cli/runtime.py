@@ -74,6 +74,7 @@ class Runtime:
         ModelMissingError: A model, or a file of it, isn't on this machine.
         DeviceLostError: The device isn't there, or the models don't fit into its memory.
         PairMismatchError: The two denoisers don't fit.
+        UsageError: The pipeline can't be offloaded as the recipe asks.
     """
 
     def __init__(self, model: ModelSpec, recipe_dir: Path) -> None:
@@ -82,6 +83,7 @@ class Runtime:
         self._recipe_dir = recipe_dir
         self._placement = Placement(model)
         self.device = self._placement.device
+        self.note = self._placement.note
         large = resolve_model(model.pipeline, recipe_dir)
         self._pipe = self._load(large, lambda: _load_pipeline(large, self._placement.dtype))
         self._pipe.set_progress_bar_config(disable=True)
@@ -91,7 +93,7 @@ class Runtime:
             small = resolve_small(model.small, recipe_dir)
             self._small = self._load(small, lambda: _load_small(small, self._pipe))
             self._placement.move(small.name, self._small)
-        self._placement.move(large.name, self._pipe)
+        self._placement.place(large.name, self._pipe, denoiser_name(self._pipe))
         _keep_text_model(self._pipe)
         _remember_embeddings(self._pipe)
         self._takes = inspect.signature(self._pipe.__call__).parameters

@@ -162,6 +162,12 @@ def _check_model(
         _, problem = _look_up_small(spec.small, recipe_dir)
         if problem:
             faults.append(Fault(row.path("model", "small"), problem))
+    if spec.device == "cpu" and spec.offload != "none":
+        message = (
+            f"{spec.offload!r} isn't possible with device = 'cpu', where models stay in main "
+            "memory anyway: remove offload, or set device to 'auto'"
+        )
+        faults.append(Fault(row.path("model", "offload"), message, related=("model",)))
     return pipeline_class
 
 
