@@ -176,6 +176,8 @@ class BatchRun:
             self._runtime = Runtime(model, self._recipe_dir)
             elapsed = round(self._runtime.elapsed_s, 3)
             self._reporter.event(ModelLoaded(model.pipeline, elapsed))
+            if self._runtime.note is not None:
+                self._reporter.message(self._runtime.note)
         return self._runtime
 
     def _publish(self, pending: Pending, seed: int, sampled: Sampled, began: float) -> JobDone:

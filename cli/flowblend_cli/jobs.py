@@ -24,7 +24,8 @@ class ModelSpec:
         small: Where the small denoiser comes from, likewise; None if no stage uses it.
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:0"``, ``"mps"``...
-        offload: ``"none"``: all models stay on the device.
+        offload: ``"none"``: all models stay on the device. ``"model"``, ``"group"`` or
+            ``"sequential"``: what doesn't run waits in main memory.
         denoisers: Further denoisers: the letter of each, and where it comes from, as ``small``.
     """
 

@@ -1,8 +1,7 @@
-"""Models in memory, and one job at a time through them. The one room here that imports torch."""
+"""Models in memory, and one job at a time through them."""
 
 from __future__ import annotations
 
-import errno
 import inspect
 import logging
 import os
@@ -33,7 +32,7 @@ from flowblend_cli.images import load_image
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.keys import local_folder
 from flowblend_cli.models import ModelSource, resolve_model, resolve_small
-from flowblend_cli.text import shorten
+from flowblend_cli.placement import Placement, is_out_of_memory, reason
 from flowblend_plugin import DenoiserSwitch, FlowBlendError
 from flowblend_plugin.caching import CacheReport
 from flowblend_plugin.loading import denoiser_name, load_denoiser
@@ -46,8 +45,6 @@ diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
 _EMBEDDINGS_KEPT = 64
-# What allocators say, which raise a plain RuntimeError in main memory.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 class SamplingError(FlowBlendError, RuntimeError):
@@ -82,20 +79,22 @@ class Runtime:
         ModelMissingError: A model, or a file of it, isn't on this machine.
         DeviceLostError: The device isn't there, or the models don't fit into its memory.
         PairMismatchError: The two denoisers don't fit.
+        UsageError: The pipeline can't be offloaded as the recipe asks.
     """
 
     def __init__(self, model: ModelSpec, recipe_dir: Path) -> None:
         began = time.monotonic()
         self.model = model
         self._recipe_dir = recipe_dir
-        self.device = _device(model.device)
-        self._dtype = _dtype(model.dtype, self.device)
+        self._placement = Placement(model)
+        self.device = self._placement.device
+        self.note = self._placement.note
         large = resolve_model(model.pipeline, recipe_dir)
-        self._pipe = self._load(large, lambda: _load_pipeline(large, self._dtype))
+        self._pipe = self._load(large, lambda: _load_pipeline(large, self._placement.dtype))
         self._pipe.set_progress_bar_config(disable=True)
         self._own_scheduler = self._pipe.scheduler
         self._further = dict(self._load_further(model))
-        self._move(large, self._pipe)
+        self._placement.place(large.name, self._pipe, denoiser_name(self._pipe))
         _keep_text_model(self._pipe)
         _remember_embeddings(self._pipe)
         self._takes = inspect.signature(self._pipe.__call__).parameters
@@ -107,7 +106,7 @@ class Runtime:
         for role, name in names.items():
             source = resolve_small(name, self._recipe_dir)
             module = self._load(source, partial(_load_denoiser, source, self._pipe))
-            self._move(source, module)
+            self._placement.move(source.name, module)
             yield role, module
 
     def sample(self, job: Job, seed: int, on_step: Callable[[int, str], None]) -> Sampled:
@@ -130,7 +129,7 @@ class Runtime:
         except Exception as error:
             if isinstance(error, FlowBlendError) or not is_out_of_memory(error):
                 raise
-            told = self._no_memory(f"{job.id} was rendered", self.device, error)
+            told = self._placement.no_memory(f"{job.id} was rendered", self.device, error)
             raise SamplingError(
                 f"{told}, or ask for a smaller height and width, or fewer num_frames"
             ) from error
@@ -179,34 +178,9 @@ class Runtime:
         except Exception as error:  # whatever a broken folder makes its loaders raise
             if is_out_of_memory(error):
                 doing = f"model {source.name!r} was loaded"
-                raise DeviceLostError(self._no_memory(doing, torch.device("cpu"), error)) from error
+                told = self._placement.no_memory(doing, torch.device("cpu"), error)
+                raise DeviceLostError(told) from error
             raise _missing(source, error) from error
-
-    def _move(self, source: ModelSource, module: Any) -> None:
-        """Move a model to the device."""
-        try:
-            module.to(self.device)
-        except Exception as error:  # each backend has its own ways to fail
-            doing = f"model {source.name!r} was moved to {self.device}"
-            if is_out_of_memory(error):
-                raise DeviceLostError(self._no_memory(doing, self.device, error)) from error
-            raise DeviceLostError(
-                f"{self.device} failed while {doing} ({_reason(error)}): check the device and its "
-                'driver, or set model.device to "cpu"'
-            ) from error
-
-    def _no_memory(self, doing: str, device: torch.device, error: Exception) -> str:
-        """Say what was tried when memory ran out, and what may help."""
-        where = "main memory" if device.type == "cpu" else f"memory on {device}"
-        dtype = str(self._dtype).removeprefix("torch.")
-        reason = _reason(error)
-        halved = 'set model.dtype to "bfloat16", ' if self._dtype is torch.float32 else ""
-        elsewhere = "" if device.type == "cpu" else 'set model.device to "cpu", '
-        return (
-            f"out of {where} while {doing} as {dtype} with offload = {self.model.offload!r}"
-            f"{f' ({reason})' if reason else ''}: free what else holds it, {halved}{elsewhere}"
-            "use a smaller model"
-        )
 
     def _arguments(self, job: Job, seed: int) -> dict[str, Any]:
         arguments = job.pipeline_arguments()
@@ -250,30 +224,6 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        device = torch.device(name)
-        there = device.type == "cpu" or getattr(torch, device.type, None) is not None
-        if there and device.type != "cpu":
-            there = bool(getattr(torch, device.type).is_available())
-        if not there:
-            raise DeviceLostError(
-                f"device {name!r} isn't there: torch {torch.__version__} sees none on this "
-                'machine; set model.device to "auto" or "cpu"'
-            )
-        return device
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
 def _load_pipeline(source: ModelSource, dtype: torch.dtype) -> Any:
     return diffusers.DiffusionPipeline.from_pretrained(
         str(local_folder(source)),
@@ -292,27 +242,9 @@ def _load_denoiser(source: ModelSource, pipe: Any) -> torch.nn.Module:
 
 def _missing(source: ModelSource, error: Exception) -> ModelMissingError:
     return ModelMissingError(
-        f"model {source.name!r} can't be loaded ({_reason(error)}): check that it is complete, "
+        f"model {source.name!r} can't be loaded ({reason(error)}): check that it is complete, "
         "with safetensors weights; render never downloads"
     )
-
-
-def _reason(error: Exception) -> str:
-    return shorten(str(error).strip().split("\n")[0], 160)
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that memory ran out."""
-    while error is not None:
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-            return True
-        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-            return True
-        said = str(error).lower() if isinstance(error, RuntimeError) else ""
-        if any(words in said for words in _NO_MEMORY):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _keep_text_model(pipe: Any) -> None:

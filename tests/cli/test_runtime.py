@@ -23,7 +23,8 @@ from flowblend_cli.bundled import bundled_dir
 from flowblend_cli.errors import DeviceLostError, ModelMissingError
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.main import main
-from flowblend_cli.runtime import Runtime, SamplingError, is_out_of_memory
+from flowblend_cli.placement import is_out_of_memory
+from flowblend_cli.runtime import Runtime, SamplingError
 from flowblend_plugin import SchedulerConfigError
 
 MODEL = ModelSpec("sprites", "sprites")

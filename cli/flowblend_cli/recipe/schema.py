@@ -91,8 +91,8 @@ class ModelTable(Table):
     """Number format of the weights."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?)$")] = "auto"
     """Where to render: auto, cpu, cuda, cuda:1, mps."""
-    offload: Literal["none"] = "none"
-    """Whether idle models wait in main memory."""
+    offload: Literal["none", "model", "group", "sequential"] = "none"
+    """What waits in main memory until it runs: nothing, whole models, or single layers."""
     denoisers: dict[Annotated[str, AfterValidator(check_letter)], Text] = {}
     """Further denoisers: a letter for stage strings, and where its denoiser comes from."""
     adapters: dict[Name, Text | dict[Text, Text]] = {}

@@ -196,6 +196,12 @@ def _check_model(
         if problem:
             faults.append(Fault(path, problem))
     spec = ModelSpec(**{**model, "small": small, "denoisers": denoisers})
+    if spec.device == "cpu" and spec.offload != "none":
+        message = (
+            f"{spec.offload!r} isn't possible with device = 'cpu', where models stay in main "
+            "memory anyway: remove offload, or set device to 'auto'"
+        )
+        faults.append(Fault(row.path("model", "offload"), message, related=("model",)))
     return _Models(spec, pair, pipeline_class)
 
 
