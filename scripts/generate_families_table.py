@@ -75,7 +75,7 @@ to devices and dtypes with the others:
 
 ```python
 from diffusers import WanBlocks
-from flowblend_plugin.modular import FlowBlendBlock
+from flowblend_plugin import FlowBlendBlock
 
 blocks = WanBlocks()
 loop = blocks.sub_blocks["denoise"].sub_blocks["denoise"]
