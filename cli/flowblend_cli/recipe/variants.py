@@ -12,6 +12,7 @@ from typing import Any
 
 from flowblend_cli.errors import ModelNameError
 from flowblend_cli.jobs import ModelSpec, SamplingSpec
+from flowblend_cli.levels import own_solver
 from flowblend_cli.models import KnownPair, find_pair, resolve_model, resolve_small
 from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.schema import SWEPT_TABLES, BlendTable, SweepFields
@@ -135,7 +136,8 @@ def make_variant(tables: Tables, row: Row, recipe_dir: Path, faults: list[Fault]
     stages = _check_blend(tables.blend, row, faults, is_large_only=is_large_only)
     if spec is not None and stages is not None and is_sound:
         _check_small_is_named(spec, stages, row, faults)
-    sampling = _check_sampling(_merged(tables, "sampling", row), pair, row, faults)
+    own = pair.scheduler if pair else own_solver(spec.pipeline, recipe_dir) if spec else None
+    sampling = _check_sampling(_merged(tables, "sampling", row), pair, own, row, faults)
     output = _merged(tables, "output", row)
     if spec is None or stages is None or sampling is None or output is None:
         return None
@@ -263,7 +265,11 @@ def _check_small_is_named(
 
 
 def _check_sampling(
-    values: dict[str, Any] | None, pair: KnownPair | None, row: Row, faults: list[Fault]
+    values: dict[str, Any] | None,
+    pair: KnownPair | None,
+    own: str | None,
+    row: Row,
+    faults: list[Fault],
 ) -> SamplingSpec | None:
     if values is None:
         return None
@@ -271,13 +277,13 @@ def _check_sampling(
         values |= {key: own for key, own in pair.sampling.items() if values[key] is None}
         if pair.flow_shift is None:
             return _check_own_scheduler(values, pair, row, faults)
-    solver = values["scheduler"] or (pair.scheduler if pair else None)
+    solver = values["scheduler"] or own
     if values["mode"] == "sde" and solver in NOT_STOCHASTIC:
-        own = "" if values["scheduler"] else ", the pipeline's own scheduler,"
+        whose = "" if values["scheduler"] else ", the pipeline's own scheduler,"
         faults.append(
             Fault(
                 row.path("sampling", "mode"),
-                f"'sde' isn't possible: {solver}{own} has no stochastic form; set scheduler to "
+                f"'sde' isn't possible: {solver}{whose} has no stochastic form; set scheduler to "
                 "'flow_match_euler' or 'dpmpp_2m'",
                 related=("sampling", "model"),
             )
