@@ -121,6 +121,7 @@ class DenoiserSwitch(PipelineCallback):
         self._stage = -1
         self._role = "large"
         self._first_iteration: Any = None
+        self._companions: weakref.WeakSet[StageMixin] = weakref.WeakSet()
         self.denoisers_run: list[str] = []
         self._attach(seed, adapters)
 
@@ -234,12 +235,13 @@ class DenoiserSwitch(PipelineCallback):
         self._adapters.rest()
         self._install("large")
 
-    def companion_stepped(self, calls: int) -> None:
-        """Check that somebody tells the stages where the pipeline steps copies of the scheduler.
+    def companion_stepped(self, companion: StageMixin, calls: int) -> None:
+        """Note a copy of the scheduler, and check that somebody announces the stages.
 
         Raises:
             SwitchError: The pipeline's second iteration runs, and nobody announced the first.
         """
+        self._companions.add(companion)
         iteration = getattr(self._pipe, "current_timestep", None)
         if self._first_iteration is None:
             self._first_iteration = iteration
@@ -314,7 +316,9 @@ class DenoiserSwitch(PipelineCallback):
             return
         self._install(role)
         if self._solver_history == "reset":
-            reset_history(self._scheduler)
+            working = [self._scheduler] if self._scheduler.stepped else self._companions
+            for scheduler in working:
+                reset_history(scheduler)
 
     def _install(self, role: str) -> None:
         leaving, coming = self._placements[self._role], self._placements[role]

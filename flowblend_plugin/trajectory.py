@@ -42,7 +42,7 @@ class StageListener(Protocol):
     def trajectory_finished(self) -> None:
         """The last step of the trajectory is done."""
 
-    def companion_stepped(self, calls: int) -> None:
+    def companion_stepped(self, companion: StageMixin, calls: int) -> None:
         """A private copy of the scheduler did its step number ``calls``, counted from 1."""
 
 
@@ -170,7 +170,7 @@ class StageMixin:
         self._calls += 1
         companion_of = self._companion_of() if self._companion_of is not None else None
         if companion_of is not None:
-            companion_of.companion_stepped(self._calls)
+            companion_of.companion_stepped(self, self._calls)
         listener = self._current_listener()
         if self._stages is None or listener is None:
             return

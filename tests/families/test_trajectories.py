@@ -190,6 +190,21 @@ def test_a_long_video_begins_every_chunk_with_the_first_stage() -> None:
     assert record.per_step() == HALVES.denoisers(4) * chunks
 
 
+@pytest.mark.parametrize("ar_step", [0, 2])
+@pytest.mark.parametrize("order", [1, 2])
+def test_reset_makes_private_schedulers_forget_at_a_switch(order: int, ar_step: int) -> None:
+    pipe = forcing_pipe()
+    pipe.scheduler = DPMSolverMultistepScheduler(**FLOW, solver_order=order)
+    call = {"num_frames": 9, "ar_step": ar_step, "steps": 5}
+    plain, twin = skyreels.run_forcing(pipe, **call), copy.deepcopy(pipe.transformer)
+    with DenoiserSwitch(pipe, twin, HALVES, solver_history="reset") as switch:
+        forgetful = skyreels.run_forcing(pipe, callback_on_step_end=switch, **call)
+        again = skyreels.run_forcing(pipe, callback_on_step_end=switch, **call)
+    assert torch.equal(forgetful, again)
+    # A solver of first order has nothing to forget.
+    assert torch.equal(forgetful, plain) == (order == 1)
+
+
 # Frames that begin one after another: every iteration has frames at several steps.
 
 STAGGERED: dict[str, dict[str, Any]] = {
