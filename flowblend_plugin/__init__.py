@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowblend_plugin.errors import (
     AdapterError,
+    FlopsError,
     FlowBlendError,
     PairMismatchError,
     SchedulerConfigError,
@@ -22,6 +23,9 @@ from flowblend_plugin.errors import (
 from flowblend_plugin.stages import Adapter, Cache, Stage, StageSchedule
 
 if TYPE_CHECKING:
+    from flowblend_plugin.background import load_in_background
+    from flowblend_plugin.flops import Clip, count_flops
+    from flowblend_plugin.modular import FlowBlendBlock
     from flowblend_plugin.scheduler import FlowBlendScheduler, wrap_scheduler
     from flowblend_plugin.switch import DenoiserSwitch
 
@@ -29,7 +33,10 @@ __all__ = [
     "Adapter",
     "AdapterError",
     "Cache",
+    "Clip",
     "DenoiserSwitch",
+    "FlopsError",
+    "FlowBlendBlock",
     "FlowBlendError",
     "FlowBlendScheduler",
     "PairMismatchError",
@@ -38,12 +45,18 @@ __all__ = [
     "StageError",
     "StageSchedule",
     "SwitchError",
+    "count_flops",
+    "load_in_background",
     "wrap_scheduler",
 ]
 
 _LAZY = {
+    "Clip": "flowblend_plugin.flops",
     "DenoiserSwitch": "flowblend_plugin.switch",
+    "FlowBlendBlock": "flowblend_plugin.modular",
     "FlowBlendScheduler": "flowblend_plugin.scheduler",
+    "count_flops": "flowblend_plugin.flops",
+    "load_in_background": "flowblend_plugin.background",
     "wrap_scheduler": "flowblend_plugin.scheduler",
 }
 

@@ -7,7 +7,8 @@
     ├── PairMismatchError (ValueError)   two denoisers that can't share one trajectory
     ├── SwitchError (RuntimeError)       a switch used where or when it can't work
     ├── AdapterError (ValueError)        a LoRA adapter that is missing or doesn't fit
-    └── SchedulerConfigError (ValueError) a scheduler config that can't be carried over
+    ├── SchedulerConfigError (ValueError) a scheduler config that can't be carried over
+    └── FlopsError (ValueError)          a denoiser whose forward can't be counted
 
 Each message says what was found, what was expected and what to do.
 """
@@ -45,3 +46,7 @@ class AdapterError(FlowBlendError, ValueError):
 
 class SchedulerConfigError(FlowBlendError, ValueError):
     """A scheduler config holds something that the target scheduler can't carry."""
+
+
+class FlopsError(FlowBlendError, ValueError):
+    """A denoiser whose forward can't be counted: an unknown class, or a config or size amiss."""

@@ -17,7 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowblend_plugin.errors import FlowBlendError
+from flowblend_plugin.errors import FlopsError
 from flowblend_plugin.meta_inputs import MAKERS, Clip
 
 __all__ = ["Clip", "FlopsError", "ForwardFlops", "build_denoiser", "count_flops", "count_forward"]
@@ -25,10 +25,6 @@ __all__ = ["Clip", "FlopsError", "ForwardFlops", "build_denoiser", "count_flops"
 # Products of an input with weights; what else is counted are products of two activations, which
 # is attention: its scores and its weighted values.
 _WITH_WEIGHTS = ("mm", "addmm", "convolution", "_convolution")
-
-
-class FlopsError(FlowBlendError, ValueError):
-    """A denoiser whose forward can't be counted."""
 
 
 @dataclass(frozen=True)

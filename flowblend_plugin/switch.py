@@ -30,7 +30,7 @@ from flowblend_plugin.residency import Residency
 from flowblend_plugin.scheduler import make_stages, wrap_scheduler
 from flowblend_plugin.solvers import reset_history
 from flowblend_plugin.stages import StageSchedule, stage_letters
-from flowblend_plugin.trajectory import Seed, StageMixin
+from flowblend_plugin.trajectory import Seed, StageMixin, spread_stages
 
 # Per pipe its switch, and its own denoisers: a switch may be forgotten while another is installed.
 _attached: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[DenoiserSwitch], Placement]] = (
@@ -119,7 +119,8 @@ class DenoiserSwitch(PipelineCallback):
         self._stage_indices: tuple[int, ...] = ()
         self._stage = -1
         self._role = "large"
-        self._driven_by_scheduler = False
+        self._first_iteration: Any = None
+        self._companions: weakref.WeakSet[StageMixin] = weakref.WeakSet()
         self.denoisers_run: list[str] = []
         self._attach(seed, adapters)
 
@@ -211,7 +212,7 @@ class DenoiserSwitch(PipelineCallback):
         """Install the first stage's denoiser: the scheduler's ``set_timesteps`` was called."""
         self._leave_stage()
         self._stage_indices = stage_indices
-        self._driven_by_scheduler = False
+        self._first_iteration = None
         self.denoisers_run = []
         self._caches.start()
         self._guidance.start()
@@ -224,7 +225,6 @@ class DenoiserSwitch(PipelineCallback):
 
     def step_finished(self, step_index: int) -> None:
         """Install the denoiser of the step after ``step_index`` (0-based)."""
-        self._driven_by_scheduler = True
         self._finish(step_index)
 
     def trajectory_finished(self) -> None:
@@ -233,6 +233,23 @@ class DenoiserSwitch(PipelineCallback):
         self._guidance.finish()
         self._adapters.rest()
         self._install("large")
+
+    def companion_stepped(self, companion: StageMixin, calls: int) -> None:
+        """Note a copy of the scheduler, and check that somebody announces the stages.
+
+        Raises:
+            SwitchError: The pipeline's second iteration runs, and nobody announced the first.
+        """
+        self._companions.add(companion)
+        iteration = getattr(self._pipe, "current_timestep", None)
+        if self._first_iteration is None:
+            self._first_iteration = iteration
+        if self.denoisers_run or (calls == 1 and iteration is self._first_iteration):
+            return
+        raise SwitchError(
+            "this pipeline steps private copies of its scheduler, so its stages didn't run: "
+            "pass the switch as callback_on_step_end, which follows such pipelines too"
+        )
 
     # What the pipeline tells us, where it has a callback.
 
@@ -247,15 +264,22 @@ class DenoiserSwitch(PipelineCallback):
                 "the pipe's scheduler was replaced while the switch was attached, so its stages "
                 "did not run: set the scheduler first, then attach the switch"
             )
-        if not self._driven_by_scheduler and self._stage_indices:
-            order, calls = self._scheduler.order, step_index + 1
-            last = calls >= len(self._scheduler.timesteps)
-            if last or calls % order == 0:
-                done = len(self._stage_indices) if last else calls // order
-                self._finish(done - 1)
-            if last:
-                self.trajectory_finished()
+        if not self._scheduler.stepped and self._stage_indices:
+            self._follow(step_index)
         return callback_kwargs
+
+    def _follow(self, iteration: int) -> None:
+        """Drive the stages by the iterations of a pipeline that steps copies of the scheduler."""
+        order, calls = self._scheduler.order, iteration + 1
+        steps = len(self._scheduler.timesteps)
+        total = getattr(self._pipe, "num_timesteps", steps)
+        if calls == 1 and total > steps:
+            self._stage_indices = spread_stages(self._scheduler, self.stages, total)
+        last = calls >= total
+        if last or calls % order == 0:
+            self._finish(len(self._stage_indices) - 1 if last else calls // order - 1)
+        if last:
+            self.trajectory_finished()
 
     # Stages.
 
@@ -291,7 +315,9 @@ class DenoiserSwitch(PipelineCallback):
             return
         self._install(role)
         if self._solver_history == "reset":
-            reset_history(self._scheduler)
+            working = [self._scheduler] if self._scheduler.stepped else self._companions
+            for scheduler in working:
+                reset_history(scheduler)
 
     def _install(self, role: str) -> None:
         leaving, coming = self._placements[self._role], self._placements[role]

@@ -42,6 +42,9 @@ class StageListener(Protocol):
     def trajectory_finished(self) -> None:
         """The last step of the trajectory is done."""
 
+    def companion_stepped(self, companion: StageMixin, calls: int) -> None:
+        """A private copy of the scheduler did its step number ``calls``, counted from 1."""
+
 
 class StageMixin:
     """Stages, and a seeded generator, for the diffusers scheduler that it is mixed into."""
@@ -61,6 +64,11 @@ class StageMixin:
     def stages(self) -> StageSchedule | None:
         """The stages that this scheduler announces; None announces nothing."""
         return self._stages
+
+    @property
+    def stepped(self) -> bool:
+        """Whether this scheduler itself steps the present trajectory, and not copies of it."""
+        return self._calls > 0
 
     def attach_listener(self, listener: StageListener) -> None:
         """Announce stages to ``listener``, which is held weakly.
@@ -152,14 +160,6 @@ class StageMixin:
         if listener is not None and 0 < len(steps) <= len(listener.denoisers_run):
             listener.trajectory_started(steps, 0)
 
-    def _check_companion(self) -> None:
-        listener = self._companion_of() if self._companion_of is not None else None
-        if listener is not None and self._calls > 1 and not listener.denoisers_run:
-            raise SwitchError(
-                "this pipeline steps private copies of its scheduler, so its stages didn't run: "
-                "pass the switch as callback_on_step_end, which follows such pipelines too"
-            )
-
     def _model_output(self, output: torch.Tensor) -> torch.Tensor:
         listener = self._current_listener()
         if self._stages is None or listener is None:
@@ -168,7 +168,9 @@ class StageMixin:
 
     def _finish_step(self) -> None:
         self._calls += 1
-        self._check_companion()
+        companion_of = self._companion_of() if self._companion_of is not None else None
+        if companion_of is not None:
+            companion_of.companion_stepped(self, self._calls)
         listener = self._current_listener()
         if self._stages is None or listener is None:
             return
@@ -206,6 +208,43 @@ def step_levels(scheduler: Any) -> list[float]:
     if scheduler.config.get("invert_sigmas"):
         return [1 - level for level in levels]
     return [level / (1 + level) for level in levels] if max(levels) > 1 else levels
+
+
+def spread_stages(scheduler: Any, stages: StageSchedule, iterations: int) -> tuple[int, ...]:
+    """Spread stages over the iterations of a call whose frames begin one after another.
+
+    Every iteration runs one denoiser on all frames, each of which is at a step of its own.
+
+    Args:
+        scheduler: The pipeline's scheduler, whose timesteps are those of one frame.
+        stages: The stages; the first iteration ran in the stage of a frame's first step.
+        iterations: Number of iterations, more than a frame has steps.
+
+    Returns:
+        The index of every iteration's stage.
+
+    Raises:
+        SwitchError: The stages ask for a step that all frames share, or the first iteration ran
+            in another stage than it should have.
+    """
+    steps = len(scheduler.timesteps)
+    if scheduler.order > 1:
+        problem = f"{type(scheduler).__name__} takes two iterations a step: choose another solver"
+    elif stages.needs_noise_levels:
+        problem = "boundary_sigmas ask for one: give boundaries, as fractions of the iterations"
+    elif any(stage.cache for stage in stages.stages):
+        problem = "a stage's cache counts them: leave it out"
+    else:
+        spread = stages.stage_indices(iterations)
+        if spread[0] == stages.stage_indices(steps)[0]:
+            return spread
+        problem = (
+            f"stage {spread[0]} gets none of {steps} steps, but the first of {iterations} "
+            "iterations: let it end later, or leave it out"
+        )
+    raise SwitchError(
+        f"frames that begin one after another (ar_step) are at steps of their own, and {problem}"
+    )
 
 
 def _seeds(seed: Seed, batch: int) -> list[int]:

@@ -58,6 +58,15 @@ Two things are translated instead of compared:
 Boundaries in sigma are shares of noise, 1 to 0, for all of them: Mochi's scheduler counts signal
 instead, and Cosmos-Predict2's sigmas reach 80; both are converted.
 
+## Frames that begin one after another
+
+With `ar_step` above 0, SkyReels V2's diffusion forcing runs more iterations than a frame has steps,
+and every iteration has frames at several steps. One denoiser runs them all, so the stages are
+spread over the iterations: `boundaries` are fractions of `pipe.num_timesteps`, in each chunk of a
+long video anew, and `switch.denoisers` has a role for every iteration. Refused, with the reason,
+are `boundary_sigmas` and caches, which need a step that all frames share, and a first stage so
+short that it gets an iteration but no step. Without the callback the second iteration raises.
+
 ## Modular pipelines
 
 They have no step callback. `DenoiserSwitch` works on them as on any other pipeline. Or a block
@@ -66,7 +75,7 @@ to devices and dtypes with the others:
 
 ```python
 from diffusers import WanBlocks
-from flowblend_plugin.modular import FlowBlendBlock
+from flowblend_plugin import FlowBlendBlock
 
 blocks = WanBlocks()
 loop = blocks.sub_blocks["denoise"].sub_blocks["denoise"]

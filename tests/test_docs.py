@@ -172,3 +172,15 @@ def test_the_architecture_page_fits_in_one_sitting_and_names_every_dependency() 
     assert text.count("\n") <= 120
     names = [line.split(">=")[0] for line in project["dependencies"]]
     assert not [name for name in names if f"`{name}`" not in text]
+
+
+def test_the_architecture_page_names_every_room() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    folders = (ROOT / "flowblend_plugin", ROOT / "cli/flowblend_cli")
+    rooms = {path.stem for folder in folders for path in folder.iterdir() if path.name[0] != "_"}
+
+    assert not sorted(room for room in rooms if not re.search(rf"\b{room}\b", text))
+
+
+def test_readme_links_every_page() -> None:
+    assert not sorted(name for name in DOCS if f"docs/{name}" not in README)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.errors import UsageError
+from flowblend_cli.errors import ModelNameError, UsageError
 from flowblend_cli.jobs import SamplingSpec
 from flowblend_cli.models import find_pair, read_json, resolve_model
 
@@ -74,40 +74,70 @@ _PLAIN_SIGMAS = {
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
 }
+_EULER_NEEDS = {
+    **_FIXED_SHIFT,
+    **_PLAIN_SIGMAS,
+    "invert_sigmas": False,
+    "shift_terminal": None,
+}
+_EULER_FREE = frozenset(
+    {"base_image_seq_len", "base_shift", "max_image_seq_len", "max_shift", "time_shift_type"}
+)
 _MULTISTEP_NEEDS = {**_FIXED_SHIFT, **_PLAIN_SIGMAS, "thresholding": False}
-_MULTISTEP_FREE = frozenset(
+_FLOW = frozenset({"use_flow_sigmas"})
+_OF_NOISE = frozenset(
     {
         "beta_end", "beta_schedule", "beta_start", "dynamic_thresholding_ratio",
-        "final_sigmas_type", "lower_order_final", "prediction_type", "rescale_betas_zero_snr",
-        "sample_max_value", "solver_order", "solver_type", "steps_offset", "time_shift_type",
+        "lower_order_final", "prediction_type", "sample_max_value", "steps_offset",
         "timestep_spacing", "trained_betas",
     }
 )  # fmt: skip
+_MULTISTEP_FREE = _OF_NOISE | {"solver_order", "solver_type", "time_shift_type"}
+_FINAL = {"final_sigmas_type", "rescale_betas_zero_snr"}
 RULES = {
     "FlowMatchEulerDiscreteScheduler": Rule(
-        "flow_match_euler",
+        "flow_match_euler", "shift", _EULER_NEEDS, free=_EULER_FREE | {"stochastic_sampling"}
+    ),
+    "FlowMatchLCMScheduler": Rule(
+        "lcm",
         "shift",
-        {**_FIXED_SHIFT, **_PLAIN_SIGMAS, "invert_sigmas": False, "shift_terminal": None},
-        free=frozenset(
-            {"base_image_seq_len", "base_shift", "max_image_seq_len", "max_shift",
-             "stochastic_sampling", "time_shift_type"}
-        ),
+        {**_EULER_NEEDS, "scale_factors": None},
+        free=_EULER_FREE | {"upscale_mode"},
     ),
     "FlowMatchHeunDiscreteScheduler": Rule("heun", "shift", {"num_train_timesteps": 1000}),
     "UniPCMultistepScheduler": Rule(
         "unipc",
         "flow_shift",
         {**_MULTISTEP_NEEDS, "solver_p": None, "shift_terminal": None},
-        flow=frozenset({"use_flow_sigmas"}),
-        free=_MULTISTEP_FREE | {"disable_corrector", "predict_x0", "sigma_max", "sigma_min"},
+        flow=_FLOW,
+        free=_MULTISTEP_FREE
+        | _FINAL
+        | {"disable_corrector", "predict_x0", "sigma_max", "sigma_min"},
     ),
     "DPMSolverMultistepScheduler": Rule(
         "dpmpp_2m",
         "flow_shift",
         {**_MULTISTEP_NEEDS, "use_lu_lambdas": False},
-        flow=frozenset({"use_flow_sigmas"}),
+        flow=_FLOW,
         free=_MULTISTEP_FREE
+        | _FINAL
         | {"algorithm_type", "euler_at_final", "lambda_min_clipped", "variance_type"},
+    ),
+    "DEISMultistepScheduler": Rule(
+        "deis",
+        "flow_shift",
+        _MULTISTEP_NEEDS,
+        flow=_FLOW,
+        free=_MULTISTEP_FREE | {"algorithm_type"},
+    ),
+    "SASolverScheduler": Rule(
+        "sa_solver",
+        "flow_shift",
+        {"num_train_timesteps": 1000, **_PLAIN_SIGMAS, "thresholding": False},
+        flow=_FLOW,
+        free=_OF_NOISE
+        | {"algorithm_type", "corrector_order", "lambda_min_clipped", "predictor_order",
+           "tau_func", "variance_type"},
     ),
 }  # fmt: skip
 _FRACTIONS = "give boundaries as fractions of the steps"
@@ -140,6 +170,31 @@ def find_solver(pipeline: str, sampling: SamplingSpec, recipe_dir: Path) -> Solv
     return Solver(sampling.scheduler, sampling.flow_shift)
 
 
+def own_solver(pipeline: str, recipe_dir: Path) -> str | None:
+    """Tell which solver a pipeline's folder brings, by its class alone.
+
+    Args:
+        pipeline: The pipeline as the recipe names it.
+        recipe_dir: Folder that relative folders start from.
+
+    Returns:
+        The solver as recipes name it; None where only loading the pipeline could tell.
+    """
+    try:
+        path = resolve_model(pipeline, recipe_dir).path
+    except ModelNameError:
+        return None
+    name = _scheduler_class(read_json(path / "model_index.json")) if path is not None else None
+    return RULES[name].name if name in RULES else None
+
+
+def _scheduler_class(index: Mapping[str, Any]) -> str | None:
+    """The scheduler that a pipeline's index names, if it is one of diffusers'."""
+    entry = index.get("scheduler")
+    library, name = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+    return name if library == "diffusers" and isinstance(name, str) else None
+
+
 def _solver_of_folder(pipeline: str, folder: Path, sampling: SamplingSpec) -> Solver:
     """What the folder's own scheduler, or the one made from it, works with."""
     index = read_json(folder / "model_index.json")
@@ -158,10 +213,10 @@ def _rule_of(index: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Rule 
     pipeline_class = index.get("_class_name")
     if pipeline_class not in tuple(PLAIN_PIPELINES):
         return None, f"it isn't known how {pipeline_class} spaces its steps"
-    entry = index.get("scheduler")
-    library, name = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
-    if library != "diffusers" or not isinstance(name, str) or name not in RULES:
-        return None, f"its scheduler is {name}, and known ones are {', '.join(RULES)}"
+    name = _scheduler_class(index)
+    if name is None or name not in RULES:
+        found = name or index.get("scheduler")
+        return None, f"its scheduler is {found}, and known ones are {', '.join(RULES)}"
     if config.get("_class_name", name) != name or not config:
         found = f"is one of {config['_class_name']}" if config else "isn't there or isn't readable"
         return None, f"its scheduler is {name}, and scheduler/scheduler_config.json {found}"

@@ -25,7 +25,7 @@ from flowblend_cli.plan import plan_batch
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_plugin.errors import SchedulerConfigError
 from flowblend_plugin.noise_levels import noise_levels
-from flowblend_plugin.sampling import STOCHASTIC, make_scheduler
+from flowblend_plugin.sampling import _LOST, _NAME_OF, STOCHASTIC, make_scheduler
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 SIGMAS = """\
@@ -128,6 +128,15 @@ def test_every_key_that_a_scheduler_has_is_accounted_for(name: str) -> None:
     assert RULES[name].known == set(parameters) - {"self"}
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_what_another_solver_would_lose_is_no_known_level(name: str) -> None:
+    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+    lost = {key: allowed for key, allowed in _LOST.items() if key in parameters}
+
+    assert lost.keys() <= RULES[name].needs.keys()
+    assert all(RULES[name].needs[key] in allowed for key, allowed in lost.items())
+
+
 @pytest.mark.parametrize("name", sorted(PLAIN_PIPELINES))
 def test_plain_pipelines_hand_their_scheduler_a_number_of_steps_and_no_levels(name: str) -> None:
     source = inspect.getsource(getattr(diffusers, name).__call__)
@@ -143,6 +152,9 @@ Given = dict[str, Any]
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [
+        ("DEISMultistepScheduler", {"use_karras_sigmas": True}, "use_karras_sigmas = True"),
+        ("SASolverScheduler", {"use_exponential_sigmas": True}, "use_exponential_sigmas = True"),
+        ("FlowMatchLCMScheduler", {"scale_factors": [0.5, 1.0]}, "scale_factors = "),
         ("UniPCMultistepScheduler", {"use_karras_sigmas": True}, "use_karras_sigmas = True"),
         ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}, "use_lu_lambdas = True"),
         ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "invert_sigmas = True"),
@@ -203,6 +215,67 @@ def test_a_folder_that_cant_be_read_for_certain_is_refused(
 
     with pytest.raises(UsageError, match=reason):
         told(folder, SamplingSpec(), 10)
+
+
+# A folder's own solver may have no stochastic form.
+
+SDE = """\
+[model]
+pipeline = "./model"
+
+[blend]
+stages = "L"
+
+[sampling]
+mode = "sde"
+
+[[scene]]
+name = "square"
+prompt = "a red square"
+"""
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_name_solvers_as_rendering_does(name: str) -> None:
+    assert RULES[name].name == _NAME_OF[name]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_sde_on_a_folder_is_refused_where_rendering_refuses_it(
+    recipe_file: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    real = own(tmp_path / "model", name)
+
+    result = CliRunner().invoke(main, ["check", str(recipe_file(SDE))])
+
+    try:
+        make_scheduler(real, mode="sde")
+        assert result.exit_code == 0, result.output
+    except SchedulerConfigError:
+        assert result.exit_code == 2
+        assert ":8:8: sampling.mode: 'sde' isn't possible: " in result.stderr
+        assert f"{RULES[name].name}, the pipeline's own scheduler, has no" in result.stderr
+
+
+def test_sde_on_a_folder_is_possible_with_another_solver(
+    batch_of: Any, problems_of: Any, tmp_path: Path
+) -> None:
+    own(tmp_path / "model", "UniPCMultistepScheduler")
+
+    assert batch_of(SDE, "sampling.scheduler=dpmpp_2m").jobs
+    (found,) = problems_of(SDE, "sampling.scheduler=heun")
+    assert "'sde' isn't possible: heun has no stochastic form" in found
+
+
+@pytest.mark.parametrize("entry", [None, ["mine", "UniPCMultistepScheduler"], ["diffusers", "X"]])
+def test_sde_on_a_folder_of_an_unknown_solver_is_left_to_rendering(
+    batch_of: Any, tmp_path: Path, entry: Any
+) -> None:
+    (tmp_path / "model").mkdir()
+    index = {"_class_name": "WanPipeline", "scheduler": entry}
+    (tmp_path / "model" / "model_index.json").write_text(json.dumps(index), "utf-8")
+
+    assert batch_of(SDE).jobs
 
 
 @pytest.fixture

@@ -20,8 +20,6 @@ FAMILIES: tuple[Family, ...] = (
 UNPROVEN: dict[str, str] = {
     "Released weights": "every pair here is tiny and random; classes, configs and pipelines are "
     "the real ones",
-    "SkyReels V2 diffusion forcing with `ar_step` above 0": "its frames begin one after another, "
-    "so there are more iterations than steps, and the stages end before the last frames do",
     "Cosmos-Predict2 with its guardrail and its padding mask": "they need `cosmos_guardrail` and "
     "`torchvision`; neither touches the denoiser's place or the scheduler",
     "Video to video from `latents=` instead of a video": "nothing tells the step that the call "

@@ -83,6 +83,7 @@ FAMILIES = (
         misfit="text_dim",
         run=run_forcing,
         needs_callback=True,
-        note="pass the switch as callback_on_step_end: every frame has a scheduler of its own",
+        note="pass the switch as callback_on_step_end: every frame has a scheduler of its own; "
+        "`ar_step` above 0: see below",
     ),
 )

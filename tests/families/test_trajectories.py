@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,15 @@ from families import skyreels, unets, video, wan
 from families.base import euler
 from tiny import FLOW, SCHEDULERS, ForwardRecorder, run_wan, wan_denoiser, wan_pipe
 
-from flowblend_plugin import DenoiserSwitch, FlowBlendScheduler, StageSchedule, SwitchError
+from flowblend_plugin import (
+    Cache,
+    DenoiserSwitch,
+    FlowBlendScheduler,
+    Stage,
+    StageSchedule,
+    SwitchError,
+)
+from flowblend_plugin.trajectory import spread_stages
 
 LSL = StageSchedule.parse("LSL", boundaries=(0.4, 0.8))
 HALVES = StageSchedule.parse("SL", boundaries=(0.5,))
@@ -181,17 +190,150 @@ def test_a_long_video_begins_every_chunk_with_the_first_stage() -> None:
     assert record.per_step() == HALVES.denoisers(4) * chunks
 
 
-@pytest.mark.xfail(
-    strict=True, reason="frames that begin one after another make more iterations than steps"
-)
-def test_frames_that_begin_one_after_another_spread_the_stages_over_all_iterations() -> None:
+@pytest.mark.parametrize("ar_step", [0, 2])
+@pytest.mark.parametrize("order", [1, 2])
+def test_reset_makes_private_schedulers_forget_at_a_switch(order: int, ar_step: int) -> None:
+    pipe = forcing_pipe()
+    pipe.scheduler = DPMSolverMultistepScheduler(**FLOW, solver_order=order)
+    call = {"num_frames": 9, "ar_step": ar_step, "steps": 5}
+    plain, twin = skyreels.run_forcing(pipe, **call), copy.deepcopy(pipe.transformer)
+    with DenoiserSwitch(pipe, twin, HALVES, solver_history="reset") as switch:
+        forgetful = skyreels.run_forcing(pipe, callback_on_step_end=switch, **call)
+        again = skyreels.run_forcing(pipe, callback_on_step_end=switch, **call)
+    assert torch.equal(forgetful, again)
+    # A solver of first order has nothing to forget.
+    assert torch.equal(forgetful, plain) == (order == 1)
+
+
+# Frames that begin one after another: every iteration has frames at several steps.
+
+STAGGERED: dict[str, dict[str, Any]] = {
+    "frame by frame": {"num_frames": 9, "ar_step": 2},
+    "close together": {"num_frames": 9, "ar_step": 1},
+    "in blocks": {"num_frames": 13, "ar_step": 3, "causal_block_size": 2},
+    "one step a frame": {"num_frames": 9, "ar_step": 1, "steps": 1},
+    "by DPM++": {"num_frames": 9, "ar_step": 2, "scheduler": "dpmpp_2m"},
+}
+# A stage that gets an iteration gets a step of each frame, even of a single one.
+LATE = StageSchedule.parse("LSL", boundaries=(0.5, 0.8))
+
+
+def staggered_pipe(key: str) -> tuple[Any, dict[str, Any]]:
+    # The pipeline hands out whole timesteps, which diffusers' Euler and Heun refuse.
+    call, pipe = dict(STAGGERED[key]), forcing_pipe()
+    if "scheduler" in call:
+        pipe.scheduler = SCHEDULERS[call.pop("scheduler")]()
+    return pipe, call
+
+
+@pytest.mark.parametrize("key", STAGGERED)
+def test_equal_weights_change_no_bit_of_staggered_frames(key: str) -> None:
+    pipe, call = staggered_pipe(key)
+    plain = skyreels.run_forcing(pipe, **call)
+    twin = copy.deepcopy(pipe.transformer)
+    for letters, small in (("LLL", skyreels.denoiser(layers=1)), ("LSL", twin)):
+        stages = StageSchedule.parse(letters, boundaries=(0.5, 0.8))
+        with DenoiserSwitch(pipe, small=small, stages=stages) as switch:
+            again = skyreels.run_forcing(pipe, callback_on_step_end=switch, **call)
+        assert torch.equal(again, plain)
+
+
+@pytest.mark.parametrize("stages", [LATE, HALVES], ids=str)
+@pytest.mark.parametrize("key", STAGGERED)
+def test_staggered_frames_spread_the_stages_over_all_iterations(
+    key: str, stages: StageSchedule
+) -> None:
+    pipe, call = staggered_pipe(key)
+    small, large = skyreels.denoiser(layers=1), pipe.transformer
+    record = ForwardRecorder(large=large, small=small)
+    with DenoiserSwitch(pipe, small=small, stages=stages) as switch:
+        first = skyreels.run_forcing(pipe, callback_on_step_end=switch, **call)
+        planned = stages.denoisers(pipe.num_timesteps)
+        assert record.per_step() == planned == switch.denoisers == tuple(switch.denoisers_run)
+        assert len(planned) > call.get("steps", 4)
+        assert pipe.transformer is large
+        again = skyreels.run_forcing(pipe, callback_on_step_end=switch, **call)
+        assert torch.equal(again, first)
+
+
+def test_staggered_frames_of_a_long_video_begin_every_chunk_with_the_first_stage() -> None:
     pipe, small = forcing_pipe(), skyreels.denoiser(layers=1)
     record = ForwardRecorder(large=pipe.transformer, small=small)
-    with DenoiserSwitch(pipe, small=small, stages=HALVES) as switch:
+    iterations: list[int] = []
+    with DenoiserSwitch(
+        pipe, small=small, stages=HALVES, on_step=lambda i, _: iterations.append(i)
+    ) as switch:
         skyreels.run_forcing(
-            pipe, num_frames=9, ar_step=2, causal_block_size=1, callback_on_step_end=switch
-        )
-    assert record.per_step() == HALVES.denoisers(pipe.num_timesteps)
+            pipe, num_frames=17, base_num_frames=9, overlap_history=5, addnoise_condition=0,
+            ar_step=2, callback_on_step_end=switch,
+        )  # fmt: skip
+    starts = [i for i, iteration in enumerate(iterations) if iteration == 0]
+    lengths = [end - start for start, end in pairwise([*starts, len(iterations)])]
+    assert len(lengths) > 1
+    assert max(lengths) > 4
+    assert record.per_step() == sum((HALVES.denoisers(n) for n in lengths), ())
+
+
+def test_an_exception_among_staggered_frames_leaves_the_pipe_as_it_was() -> None:
+    pipe, call = staggered_pipe("frame by frame")
+    scheduler, large, small = pipe.scheduler, pipe.transformer, skyreels.denoiser(layers=1)
+    plain = skyreels.run_forcing(pipe, **call)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("in mid-trajectory")
+
+    small.register_forward_pre_hook(fail)
+    with (
+        pytest.raises(RuntimeError, match="in mid-trajectory"),
+        DenoiserSwitch(pipe, small=small, stages=LSL) as switch,
+    ):
+        skyreels.run_forcing(pipe, callback_on_step_end=switch, **call)
+    assert (pipe.scheduler, pipe.transformer) == (scheduler, large)
+    assert torch.equal(skyreels.run_forcing(pipe, **call), plain)
+
+
+@pytest.mark.parametrize("key", STAGGERED)
+def test_staggered_frames_without_the_callback_raise_instead_of_running_one_stage(key: str) -> None:
+    pipe, call = staggered_pipe(key)
+    with (
+        DenoiserSwitch(pipe, small=skyreels.denoiser(layers=1), stages=LSL),
+        pytest.raises(SwitchError, match="callback_on_step_end"),
+    ):
+        skyreels.run_forcing(pipe, **call)
+
+
+CACHED = StageSchedule(
+    (
+        Stage("large", 0.5),
+        Stage("small", cache=Cache.of("mag", {"mag_ratios": [1.0] * 4, "num_inference_steps": 4})),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("stages", "reason"),
+    [
+        (StageSchedule.parse("LS", None, (0.9,)), "boundary_sigmas ask for one"),
+        (CACHED, "a stage's cache counts them"),
+        (StageSchedule.parse("SL", (0.1,)), "stage 0 gets none of 4 steps, but the first of 8"),
+    ],
+)
+def test_what_staggered_frames_cant_do_is_refused(stages: StageSchedule, reason: str) -> None:
+    pipe = forcing_pipe()
+    large = pipe.transformer
+    with (
+        pytest.raises(SwitchError, match=rf"ar_step.*{reason}"),
+        DenoiserSwitch(pipe, small=skyreels.denoiser(layers=1), stages=stages) as switch,
+    ):
+        skyreels.run_forcing(pipe, num_frames=9, ar_step=2, callback_on_step_end=switch)
+    assert pipe.transformer is large
+
+
+def test_staggered_frames_need_a_solver_of_one_evaluation_a_step() -> None:
+    scheduler = SCHEDULERS["heun"]()
+    scheduler.set_timesteps(4)
+    with pytest.raises(SwitchError, match="FlowMatchHeunDiscreteScheduler takes two iterations"):
+        spread_stages(scheduler, HALVES, iterations=12)
 
 
 # Noise levels, where timesteps aren't noise levels.

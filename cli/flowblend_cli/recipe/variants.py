@@ -12,6 +12,7 @@ from typing import Any
 
 from flowblend_cli.errors import ModelNameError
 from flowblend_cli.jobs import AdapterSpec, ModelSpec, SamplingSpec
+from flowblend_cli.levels import own_solver
 from flowblend_cli.models import KnownPair, find_pair, resolve_model, resolve_small
 from flowblend_cli.recipe.blend import (
     Blend,
@@ -137,7 +138,8 @@ def make_variant(tables: Tables, row: Row, recipe_dir: Path, faults: list[Fault]
     blend = _check_blend(tables, row, recipe_dir, faults, found)
     if found.spec is not None and blend is not None and is_sound:
         _check_small_is_named(found.spec, blend[0], row, faults)
-    sampling = _check_sampling(_merged(tables, "sampling", row), found.pair, row, faults)
+    own = _own_solver(found, recipe_dir)
+    sampling = _check_sampling(_merged(tables, "sampling", row), found.pair, own, row, faults)
     output = _merged(tables, "output", row)
     if found.spec is None or blend is None or sampling is None or output is None:
         return None
@@ -261,7 +263,11 @@ def _check_small_is_named(spec: ModelSpec, blend: Blend, row: Row, faults: list[
 
 
 def _check_sampling(
-    values: dict[str, Any] | None, pair: KnownPair | None, row: Row, faults: list[Fault]
+    values: dict[str, Any] | None,
+    pair: KnownPair | None,
+    own: str | None,
+    row: Row,
+    faults: list[Fault],
 ) -> SamplingSpec | None:
     if values is None:
         return None
@@ -269,19 +275,26 @@ def _check_sampling(
         values |= {key: own for key, own in pair.sampling.items() if values[key] is None}
         if pair.flow_shift is None:
             return _check_own_scheduler(values, pair, row, faults)
-    solver = values["scheduler"] or (pair.scheduler if pair else None)
+    solver = values["scheduler"] or own
     if values["mode"] == "sde" and solver in NOT_STOCHASTIC:
-        own = "" if values["scheduler"] else ", the pipeline's own scheduler,"
+        whose = "" if values["scheduler"] else ", the pipeline's own scheduler,"
         faults.append(
             Fault(
                 row.path("sampling", "mode"),
-                f"'sde' isn't possible: {solver}{own} has no stochastic form; set scheduler to "
+                f"'sde' isn't possible: {solver}{whose} has no stochastic form; set scheduler to "
                 "'flow_match_euler' or 'dpmpp_2m'",
                 related=("sampling", "model"),
             )
         )
         return None
     return SamplingSpec(**values)
+
+
+def _own_solver(models: _Models, recipe_dir: Path) -> str | None:
+    """The solver that a pipeline brings, where it can be told offline."""
+    if models.pair is not None:
+        return models.pair.scheduler
+    return own_solver(models.spec.pipeline, recipe_dir) if models.spec is not None else None
 
 
 def _check_own_scheduler(
