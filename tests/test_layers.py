@@ -39,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.arguments": set(),
     "flowblend_cli.data": set(),
     "flowblend_cli.jobs": {"flowblend_cli.errors", "flowblend_plugin.stages"},
+    "flowblend_cli.batching": set(),
     # From a recipe to jobs: no engine, no artifact, no model is ever loaded.
     "flowblend_cli.models": {"flowblend_cli.bundled", "flowblend_cli.errors", "tomli"},
     "flowblend_cli.images": {"flowblend_cli.errors", "flowblend_cli.text", "PIL"},
@@ -49,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "flowblend_cli.recipe": {
         "flowblend_cli.arguments",
+        "flowblend_cli.batching",
         "flowblend_cli.bundled",
         "flowblend_cli.errors",
         "flowblend_cli.images",
@@ -79,10 +81,11 @@ ALLOWED: dict[str, set[str]] = {
         "huggingface_hub",
         "platformdirs",
     },
+    "flowblend_cli.workers": {"flowblend_plugin.errors"},
     # What jobs cost: torch only in the worker, which is a process of its own.
     "flowblend_cli.forwards": {"flowblend_cli.jobs", "flowblend_plugin.stages"},
     "flowblend_cli.flops_worker": {"flowblend_plugin.flops"},
-    "flowblend_cli.flops_cache": {"flowblend_plugin.errors", "platformdirs"},
+    "flowblend_cli.flops_cache": {"flowblend_cli.workers", "platformdirs"},
     "flowblend_cli.flops": {
         "flowblend_cli.errors",
         "flowblend_cli.flops_cache",
@@ -146,6 +149,19 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.progress",
         "flowblend_plugin.stages",
         *PIXELS,
+    },
+    # What could go wrong on a machine: torch only in the worker, likewise.
+    "flowblend_cli.doctor": {
+        "flowblend_cli.artifacts",
+        "flowblend_cli.workers",
+        "huggingface_hub",
+        "numpy",
+    },
+    "flowblend_cli.doctor.worker": {
+        "flowblend_cli.artifacts",
+        "flowblend_cli.jobs",
+        "flowblend_cli.runtime",
+        "flowblend_plugin",
     },
     # The command line may use every room, but no model library and no schema library itself.
     "flowblend_cli.commands": {

@@ -85,6 +85,8 @@ class ModelTable(Table):
     """Where to render: auto, cpu, cuda, cuda:1, mps."""
     offload: Literal["none"] = "none"
     """Whether idle models wait in main memory."""
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    """Jobs rendered together; only 1, because more change pixels."""
 
 
 class StageTable(Table):

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from flowblend_cli.batching import why_alone
 from flowblend_cli.errors import ModelNameError
 from flowblend_cli.jobs import ModelSpec, SamplingSpec
 from flowblend_cli.models import KnownPair, find_pair, resolve_model, resolve_small
@@ -123,8 +124,9 @@ def make_variant(tables: Tables, row: Row, recipe_dir: Path, faults: list[Fault]
     """
     before = len(faults)
     model = _merged(tables, "model", row)
-    spec, pair, pipeline_class = None, None, None
+    spec, pair, pipeline_class, batch_size = None, None, None, 1
     if model is not None:
+        batch_size = model.pop("batch_size")
         pair = find_pair(model["pipeline"])
         small = model["small"] or (pair.implied_small if pair else None)
         spec = ModelSpec(**{**model, "small": small})
@@ -137,6 +139,9 @@ def make_variant(tables: Tables, row: Row, recipe_dir: Path, faults: list[Fault]
         _check_small_is_named(spec, stages, row, faults)
     sampling = _check_sampling(_merged(tables, "sampling", row), pair, row, faults)
     output = _merged(tables, "output", row)
+    if batch_size > 1:
+        message = f"{batch_size} isn't possible: {why_alone(pipeline_class)}"
+        faults.append(Fault(row.path("model", "batch_size"), message, related=("model",)))
     if spec is None or stages is None or sampling is None or output is None:
         return None
     if len(faults) > before:
