@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.arguments": set(),
     "flowblend_cli.data": set(),
     "flowblend_cli.jobs": {"flowblend_cli.errors", "flowblend_plugin.stages"},
+    "flowblend_cli.batching": set(),
     # From a recipe to jobs: no engine, no artifact, no model is ever loaded.
     "flowblend_cli.models": {"flowblend_cli.bundled", "flowblend_cli.errors", "tomli"},
     "flowblend_cli.adapter_files": {
@@ -58,6 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.recipe": {
         "flowblend_cli.adapter_files",
         "flowblend_cli.arguments",
+        "flowblend_cli.batching",
         "flowblend_cli.bundled",
         "flowblend_cli.errors",
         "flowblend_cli.images",
@@ -90,10 +92,11 @@ ALLOWED: dict[str, set[str]] = {
         "huggingface_hub",
         "platformdirs",
     },
+    "flowblend_cli.workers": {"flowblend_plugin.errors"},
     # What jobs cost: torch only in the worker, which is a process of its own.
     "flowblend_cli.forwards": {"flowblend_cli.jobs", "flowblend_plugin.stages"},
     "flowblend_cli.flops_worker": {"flowblend_plugin.flops"},
-    "flowblend_cli.flops_cache": {"flowblend_plugin.errors", "platformdirs"},
+    "flowblend_cli.flops_cache": {"flowblend_cli.workers", "platformdirs"},
     "flowblend_cli.flops": {
         "flowblend_cli.errors",
         "flowblend_cli.flops_cache",
@@ -164,6 +167,19 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.progress",
         "flowblend_plugin.stages",
         *PIXELS,
+    },
+    # What could go wrong on a machine: torch only in the worker, likewise.
+    "flowblend_cli.doctor": {
+        "flowblend_cli.artifacts",
+        "flowblend_cli.workers",
+        "huggingface_hub",
+        "numpy",
+    },
+    "flowblend_cli.doctor.worker": {
+        "flowblend_cli.artifacts",
+        "flowblend_cli.jobs",
+        "flowblend_cli.runtime",
+        "flowblend_plugin",
     },
     # The command line may use every room, but no model library and no schema library itself.
     "flowblend_cli.commands": {

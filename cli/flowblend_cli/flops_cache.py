@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +13,7 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from flowblend_plugin import errors as plugin_errors
+from flowblend_cli.workers import run_worker
 
 # Raised when a change here or in the library's counting makes other numbers of the same request.
 COUNTING_VERSION = 1
@@ -71,7 +69,12 @@ def count_all(
 
 
 def _count(requests: list[str]) -> dict[str, Count]:
-    output, problem = _run_worker(f"[{','.join(requests)}]")
+    output, problem = run_worker(
+        "flowblend_cli.flops_worker",
+        f"[{','.join(requests)}]",
+        doing="counting",
+        patience_s=_PATIENCE_S,
+    )
     counts = {}
     for asked, line in zip(requests, output.splitlines(), strict=False):
         answer = _parsed(line)
@@ -81,35 +84,6 @@ def _count(requests: list[str]) -> dict[str, Count]:
         if answer.get("lasting", True):
             _write(_path_of(asked), answer)
     return {asked: counts.get(asked, Count(reason=problem)) for asked in requests}
-
-
-def _run_worker(requests: str) -> tuple[str, str]:
-    """What the worker wrote, and what went wrong if that isn't everything."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "flowblend_cli.flops_worker"],
-            input=requests.encode(),
-            capture_output=True,
-            timeout=_PATIENCE_S,
-            env=_environment(),
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        output = error.stdout or b""
-        return output.decode(errors="replace"), f"counting took longer than {_PATIENCE_S} s"
-    except OSError as error:
-        return "", f"the counting process can't be started ({error})"
-    lines = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
-    problem = f"the counting process ended with code {done.returncode}: {lines[-1]}"
-    return done.stdout.decode(errors="replace"), problem
-
-
-def _environment() -> dict[str, str]:
-    """The environment, with both packages on the path however this process found them."""
-    packages = [Path(__file__).parents[1], Path(plugin_errors.__file__).parents[1]]
-    given = os.environ.get("PYTHONPATH")
-    paths = [*dict.fromkeys(map(str, packages)), *([given] if given else [])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _path_of(asked: str) -> Path:

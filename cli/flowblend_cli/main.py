@@ -32,6 +32,7 @@ COMMANDS = {
     "check": "Find every problem in recipes, without rendering.",
     "info": "Show how a finished file was rendered.",
     "recipes": "List the bundled recipes, or copy one.",
+    "doctor": "Tell what on this machine could break a render, or its bits.",
     "schema": "Print the JSON Schema of recipes, for editors.",
 }
 

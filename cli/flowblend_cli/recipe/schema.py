@@ -93,6 +93,8 @@ class ModelTable(Table):
     """Where to render: auto, cpu, cuda, cuda:1, mps."""
     offload: Literal["none", "model", "group", "sequential"] = "none"
     """What waits in main memory until it runs: nothing, whole models, or single layers."""
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    """Jobs rendered together; only 1, because more change pixels."""
     denoisers: dict[Annotated[str, AfterValidator(check_letter)], Text] = {}
     """Further denoisers: a letter for stage strings, and where its denoiser comes from."""
     adapters: dict[Name, Text | dict[Text, Text]] = {}

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from flowblend_cli.batching import why_alone
 from flowblend_cli.errors import ModelNameError
 from flowblend_cli.jobs import AdapterSpec, ModelSpec, SamplingSpec
 from flowblend_cli.levels import own_solver
@@ -197,6 +198,9 @@ def _check_model(
         problem = _look_up_denoiser(name, recipe_dir)
         if problem:
             faults.append(Fault(path, problem))
+    if (batch_size := model.pop("batch_size")) > 1:
+        message = f"{batch_size} isn't possible: {why_alone(pipeline_class)}"
+        faults.append(Fault(row.path("model", "batch_size"), message, related=("model",)))
     spec = ModelSpec(**{**model, "small": small, "denoisers": denoisers})
     if spec.device == "cpu" and spec.offload != "none":
         message = (

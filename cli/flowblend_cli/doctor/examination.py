@@ -1,0 +1,84 @@
+"""A whole examination: what the machine has, what torch is set to, and renders that must agree."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from flowblend_cli.doctor import findings
+from flowblend_cli.doctor.findings import Finding
+from flowblend_cli.doctor.surroundings import (
+    installed_versions,
+    look_at_disk,
+    look_at_hub,
+    tested_versions,
+    try_encoder,
+)
+from flowblend_cli.workers import run_worker
+
+_PATIENCE_S = 600
+_ADVICE = "nothing can be rendered here: mend what it says, then run flowblend doctor again"
+
+
+def examine(folder: Path, *, quick: bool, on_render: Callable[[], None]) -> Iterator[Finding]:
+    """Look at everything that could break a render, or change its bits.
+
+    Args:
+        folder: Where files would go.
+        quick: Leave the renders out.
+        on_render: Called before the renders, which take a while.
+
+    Yields:
+        One finding a topic; whatever goes wrong is a finding too.
+    """
+    table = tested_versions()
+    found = installed_versions(table["packages"])
+    yield from findings.about_versions(found, platform.python_version(), table)
+    yield findings.about_disk(str(folder.absolute()), *look_at_disk(folder))
+    yield findings.about_encoder(try_encoder())
+    cache, is_there, is_writable = look_at_hub()
+    yield findings.about_hub(cache, is_there=is_there, is_writable=is_writable)
+    yield findings.about_offline(os.environ)
+    if not quick:
+        on_render()
+    yield from _torch(renders=0 if quick else 2)
+
+
+def _torch(renders: int) -> Iterator[Finding]:
+    """What torch is set to, and the renders of two processes."""
+    here = _ask(renders, other_threads=True)
+    if "settings" in here:
+        yield from findings.about_settings(here["settings"], os.environ)
+    if "error" in here:
+        name = "self-test" if "settings" in here else "models"
+        yield Finding(name, "problem", here["error"], _ADVICE)
+        return
+    if not renders:
+        yield Finding("self-test", "note", "left out (--quick)", "run flowblend doctor without it")
+        return
+    elsewhere = _ask(1, other_threads=False)
+    if "error" in elsewhere:
+        yield Finding("self-test", "problem", elsewhere["error"], _ADVICE)
+        return
+    yield from findings.about_self_test(
+        here["renders"], elsewhere["renders"], here["other"], here["device"], here["steps"]
+    )
+
+
+def _ask(renders: int, *, other_threads: bool) -> dict[str, Any]:
+    """The answer of a process of its own; its ``error`` says what went wrong."""
+    output, problem = run_worker(
+        "flowblend_cli.doctor.worker",
+        json.dumps({"renders": renders, "other_threads": other_threads}),
+        doing="self-test",
+        patience_s=_PATIENCE_S,
+    )
+    try:
+        answer: dict[str, Any] = json.loads(output)
+    except ValueError:
+        return {"error": problem}
+    return answer

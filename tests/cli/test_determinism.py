@@ -1,0 +1,175 @@
+"""One seed, the same pixels: in one process, in ten, alone, in a batch, in any order."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from flowblend_cli.artifacts.pixels import Frames, pixels_sha256
+from flowblend_cli.doctor.worker import sprites_job
+from flowblend_cli.jobs import Job, SamplingSpec
+from flowblend_cli.main import main
+from flowblend_cli.runtime import Runtime
+
+ROOT = Path(__file__).resolve().parents[2]
+Mode = Literal["ode", "sde"]
+MODES: tuple[Mode, ...] = ("ode", "sde")
+JOB = sprites_job()
+
+# Ten renders of ten processes: half of them forked from each of two interpreters, before torch has
+# computed anything there, so that what takes long (the imports) is done twice and not ten times.
+PROCESSES = """
+import os, sys
+from dataclasses import replace
+from pathlib import Path
+from flowblend_cli.artifacts.pixels import pixels_sha256
+from flowblend_cli.doctor.worker import sprites_job
+from flowblend_cli.jobs import SamplingSpec
+from flowblend_cli.runtime import Runtime
+
+for _ in range(5):
+    child = os.fork()
+    if child == 0:
+        job = sprites_job()
+        runtime = Runtime(job.model, Path.cwd())
+        for mode in ("ode", "sde"):
+            job = replace(job, sampling=SamplingSpec(mode=mode))
+            frames = runtime.sample(job, 1, lambda *_: None).frames
+            print(os.getpid(), mode, pixels_sha256(frames), flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+RECIPE = """\
+[recipe]
+name = "test"
+
+[model]
+pipeline = "sprites"
+
+[defaults]
+num_inference_steps = 3
+max_sequence_length = 64
+
+[[scene]]
+name = "circle"
+prompt = "a red circle moving right on a navy background"
+seeds = [1, 2, 3]
+"""
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Runtime:
+    torch.set_num_threads(1)
+    return Runtime(JOB.model, Path.cwd())
+
+
+def in_mode(mode: Mode) -> Job:
+    return replace(JOB, sampling=SamplingSpec(mode=mode))
+
+
+def render(runtime: Runtime, mode: Mode, seed: int) -> Frames:
+    return runtime.sample(in_mode(mode), seed, lambda *_: None).frames
+
+
+@pytest.fixture(scope="module")
+def expected(runtime: Runtime) -> dict[Mode, Frames]:
+    """Seed 1, rendered before anything else."""
+    return {mode: render(runtime, mode, 1) for mode in MODES}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ten_renders_of_a_seed_are_equal_in_every_pixel(
+    runtime: Runtime, expected: dict[Mode, Frames], mode: Mode
+) -> None:
+    assert expected[mode].std() > 1  # a clip, and no flat colour that anything would equal
+    for _ in range(10):
+        assert np.array_equal(render(runtime, mode, 1), expected[mode])
+
+
+def test_a_render_doesnt_depend_on_those_before_it(
+    runtime: Runtime, expected: dict[Mode, Frames]
+) -> None:
+    other_seeds = iter((2, 3, 2, 4))
+    found: dict[tuple[Mode, int], set[str]] = {}
+    for mode in ("ode", "sde", "sde", "ode"):
+        for seed in (next(other_seeds), 1):
+            frames = render(runtime, mode, seed)
+            found.setdefault((mode, seed), set()).add(pixels_sha256(frames))
+            if seed == 1:
+                assert np.array_equal(frames, expected[mode])
+
+    assert all(len(hashes) == 1 for hashes in found.values())
+    assert len(set.union(*found.values())) == len(found)  # each seed and mode has pixels of its own
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_torchs_own_generator_is_neither_read_nor_moved(
+    runtime: Runtime, expected: dict[Mode, Frames], mode: Mode
+) -> None:
+    torch.manual_seed(12345)
+    before = torch.get_rng_state()
+
+    frames = render(runtime, mode, 1)
+
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(frames, expected[mode])
+
+
+def test_the_noise_of_an_sde_differs_by_seed_from_the_first_step_on(
+    runtime: Runtime, expected: dict[Mode, Frames]
+) -> None:
+    assert not np.array_equal(expected["sde"], expected["ode"])
+    assert not np.array_equal(render(runtime, "sde", 2), expected["sde"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, to spare imports")
+def test_ten_processes_render_a_seed_equally(expected: dict[Mode, Frames]) -> None:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "cli"), *filter(None, sys.path)])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PROCESSES]
+    lines = list(
+        itertools.chain.from_iterable(
+            subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+            .stdout.splitlines()
+            for _ in range(2)
+        )
+    )  # fmt: skip
+    told = [line.split() for line in lines]
+
+    assert len({process for process, _, _ in told}) == 10
+    for mode in MODES:
+        hashes = [pixels for _, found, pixels in told if found == mode]
+        assert hashes == [pixels_sha256(expected[mode])] * 10
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_command_renders_a_job_equally_alone_and_in_a_batch_of_any_order(
+    recipe_file: Callable[[str], Path], tmp_path: Path, mode: Mode
+) -> None:
+    found: dict[str, set[str]] = {}
+    for number, seeds in enumerate(("[1, 2, 3]", "[3, 1, 2]", "[2]")):
+        text = RECIPE.replace("[1, 2, 3]", seeds) + f'\n[sampling]\nmode = "{mode}"\n'
+        arguments = ["render", recipe_file(text), "--out", tmp_path / str(number), "--json"]
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+        events: list[dict[str, Any]] = [json.loads(line) for line in result.stdout.splitlines()]
+        for event in events:
+            if event["event"] == "job_done":
+                found.setdefault(event["job"], set()).add(event["pixels_sha256"])
+
+    assert sorted(found) == ["circle-s1-n3", "circle-s2-n3", "circle-s3-n3"]
+    assert all(len(hashes) == 1 for hashes in found.values())
+    assert len(set.union(*found.values())) == 3
