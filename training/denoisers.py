@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import math
 import random
-import sys
 import time
 from typing import Any
 
@@ -30,8 +30,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "large": {"num_attention_heads": 4, "attention_head_dim": 48, "num_layers": 6, "ffn_dim": 768},
     "small": {"num_attention_heads": 3, "attention_head_dim": 32, "num_layers": 3, "ffn_dim": 384},
 }
-STEPS = 6000
+STEPS = {"large": 5000, "small": 8000}
+DISTILLED_STEPS = 500  # of the small one, after its own
 POOL_CLIPS = 8_000
+GUIDANCE, GUIDED_WEIGHT = 5.0, 0.1
 SHARD = 500
 
 
@@ -73,6 +75,14 @@ def latent_pool(vae: AutoencoderKLWan) -> tuple[Tensor, list[Spec]]:
         shards.append(torch.load(path, weights_only=True))
         specs += chosen
     return torch.cat(shards), specs
+
+
+def normalised_pool() -> tuple[Tensor, list[Spec]]:
+    """The pool as the denoisers see it: float32, each channel of mean 0 and deviation 1."""
+    latents, specs = latent_pool(vae_stage.load())
+    shape = (1, -1, 1, 1, 1)
+    mean, std = (torch.tensor(value).view(shape) for value in statistics(latents))
+    return (latents.float() - mean) / std, specs
 
 
 def statistics(latents: Tensor) -> tuple[list[float], list[float]]:
@@ -121,11 +131,19 @@ class Captions:
     @torch.no_grad()
     def embed(self, specs: list[Spec]) -> tuple[Tensor, Tensor]:
         """Embeddings (B, T + 1, width) with zeros for padding, and the bias of their scores."""
-        texts = ["" if self.rng.random() < 0.1 else self._worded(s) for s in specs]
+        return self.embed_texts(["" if self.rng.random() < 0.1 else self._worded(s) for s in specs])
+
+    @torch.no_grad()
+    def embed_pairs(self, specs: list[Spec]) -> tuple[Tensor, Tensor]:
+        """As ``embed``, of twice as many: every caption, and then as many empty ones."""
+        return self.embed_texts([self._worded(s) for s in specs] + [""] * len(specs))
+
+    def embed_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """As ``embed``, of given texts."""
         tokens = self.tokenizer(texts, padding=True, return_tensors="pt")
         hidden = self.encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
         hidden = hidden * tokens.attention_mask[..., None]
-        hidden = torch.cat([hidden, hidden.new_zeros(len(specs), 1, text.WIDTH)], 1)
+        hidden = torch.cat([hidden, hidden.new_zeros(len(texts), 1, text.WIDTH)], 1)
         count = hidden.shape[1]
         total = math.exp(self.rng.uniform(math.log(count + 2), math.log(512)))
         bias = torch.zeros(1, 1, 1, count)
@@ -136,45 +154,113 @@ class Captions:
         return text.dressed(caption(spec, self.rng)[0], self.rng)
 
 
+class FlowMatching:
+    """The velocity of the clips themselves, as what to learn.
+
+    Args:
+        captions: Where embeddings come from.
+        processor: The denoiser's cross-attention.
+        compiled: Whether to compile the denoiser: it needs a C++ compiler, takes minutes to start
+            and then saves a fifth of each step.
+    """
+
+    ema_decay = 0.999
+
+    def __init__(self, captions: Captions, processor: PaddedCrossAttention, compiled: bool) -> None:
+        self.captions, self.processor, self.compiled = captions, processor, compiled
+        self._forward: Any = None
+
+    def loss(
+        self, model: WanTransformer3DModel, clean: Tensor, noise: Tensor, sigma: Tensor,
+        specs: list[Spec],
+    ) -> Tensor:  # fmt: skip
+        """Mean squared error of a batch."""
+        if self._forward is None:
+            self._forward = torch.compile(model, dynamic=True) if self.compiled else model
+        embeds, self.processor.bias = self.captions.embed(specs)
+        run = self._forward if clean.shape[2] > 1 else model
+        out = run(noised(clean, noise, sigma), sigma * 1000, embeds, return_dict=False)[0]
+        loss: Tensor = (out - (noise - clean)).square().mean()
+        return loss
+
+
+class Distillation:
+    """The trained large denoiser's velocity, as what a small one is to learn.
+
+    What a step of sampling takes is the guided velocity, ``u + g (c - u)`` of the velocities with
+    and without caption: at g = 5 the errors of c count fivefold and those of u fourfold, so that
+    errors that agree are worth more than small ones. The loss has both.
+    """
+
+    ema_decay = 0.99
+
+    def __init__(self, captions: Captions, processor: PaddedCrossAttention) -> None:
+        self.captions, self.own = captions, processor
+        self.teacher = averaged("large", load_checkpoint("large") or {})
+        self.processor = install_padding(self.teacher)
+
+    def loss(
+        self, model: WanTransformer3DModel, clean: Tensor, noise: Tensor, sigma: Tensor,
+        specs: list[Spec],
+    ) -> Tensor:  # fmt: skip
+        """Mean squared error of half a batch, each clip with and without its caption."""
+        half = len(specs) // 2
+        embeds, bias = self.captions.embed_pairs(specs[:half])
+        self.own.bias = self.processor.bias = bias
+        noisy = noised(clean[:half], noise[:half], sigma[:half]).repeat(2, 1, 1, 1, 1)
+        inputs = (noisy, sigma[:half].repeat(2) * 1000, embeds)
+        with torch.no_grad():
+            wanted = self.teacher(*inputs, return_dict=False)[0]
+        error = model(*inputs, return_dict=False)[0] - wanted
+        with_caption, without = error.chunk(2)
+        guided = without + GUIDANCE * (with_caption - without)
+        loss: Tensor = error.square().mean() + GUIDED_WEIGHT * guided.square().mean()
+        return loss
+
+
+def noised(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Latents on the straight way from clean ones (sigma 0) to noise (sigma 1)."""
+    level = sigma.view(-1, 1, 1, 1, 1)
+    return (1 - level) * clean + level * noise
+
+
 def train(
-    role: str, steps: int, batch: int = 32, lr: float = 0.004, compiled: bool = False
+    role: str,
+    steps: int,
+    batch: int = 32,
+    lr: float = 0.004,
+    compiled: bool = False,
+    distilled: bool = False,
 ) -> WanTransformer3DModel:
     """Train one denoiser, or go on from its checkpoint; return it with averaged weights.
 
-    ``compiled`` needs a C++ compiler, takes minutes to start and then saves a fifth of each step.
+    ``distilled`` learns from the trained large denoiser instead of from clips' own velocities.
     """
     model = make(role)
-    processor = install_padding(model)
-    optimiser, ema = Muon(model.named_parameters(), lr=lr, adam_lr=lr * 0.3), Ema(model, 0.999)
-    start = 0
+    captions, processor = Captions(random.Random(SEED)), install_padding(model)
+    objective: Any = FlowMatching(captions, processor, compiled)
+    if distilled:
+        objective = Distillation(captions, processor)
+    optimiser = Muon(model.named_parameters(), lr=lr, adam_lr=lr * 0.3)
+    ema, start = Ema(model, objective.ema_decay), 0
     if state := load_checkpoint(role):
         model.load_state_dict(state["model"])
         if "optimiser" in state:
             optimiser.load_state_dict(state["optimiser"])
         ema.shadow, start = state["ema"], state["step"]
-    forward = torch.compile(model, dynamic=True) if compiled else model
     if start < steps:
-        latents, specs = latent_pool(vae_stage.load())
-        mean, std = statistics(latents)
-        shift, scale = (
-            torch.tensor(mean).view(1, -1, 1, 1, 1),
-            torch.tensor(std).view(1, -1, 1, 1, 1),
-        )
-        captions, began, losses = Captions(random.Random(SEED)), time.time(), []
+        latents, specs = normalised_pool()
+    began, losses = time.time(), []
     for step in range(start, steps):
         gen, captions.rng = torch.Generator().manual_seed(SEED + step), random.Random(SEED + step)
         chosen = torch.randint(0, len(specs), (batch,), generator=gen)
-        clean = (latents[chosen].float() - shift) / scale
+        clean = latents[chosen]
         if captions.rng.random() < 0.12:
             clean = clean[:, :, :1]  # single images: the first latent frame stands alone
         noise = torch.randn(clean.shape, generator=gen)
         sigma = noise_level(batch, gen)
-        level = sigma.view(-1, 1, 1, 1, 1)
-        embeds, processor.bias = captions.embed([specs[i] for i in chosen.tolist()])
         optimiser.scale_lr(cosine(step, steps, warmup=100))
-        run = forward if clean.shape[2] > 1 else model
-        out = run((1 - level) * clean + level * noise, sigma * 1000, embeds, return_dict=False)[0]
-        loss = (out - (noise - clean)).square().mean()
+        loss = objective.loss(model, clean, noise, sigma, [specs[i] for i in chosen.tolist()])
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -198,4 +284,10 @@ def averaged(role: str, state: dict[str, Any]) -> WanTransformer3DModel:
 
 
 if __name__ == "__main__":
-    train(sys.argv[1], int(sys.argv[2]), compiled="--compile" in sys.argv)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("role", choices=CONFIGS)
+    parser.add_argument("steps", type=int, help="where to stop, earlier steps counted")
+    parser.add_argument("--lr", type=float, default=0.004)
+    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--distilled", action="store_true")
+    train(**vars(parser.parse_args()))

@@ -1,4 +1,4 @@
-"""Train the shipped LoRA adapters of sprites: ``python training/loras.py``, minutes on two cores.
+"""Train the shipped LoRA adapters of sprites, in minutes: ``python training/loras.py [ROLE ...]``.
 
 One style, ``inverted``: backgrounds in their opposite colours, shapes as they are. One adapter for
 each denoiser, since a LoRA fits the denoiser that it was trained on.
@@ -6,6 +6,7 @@ each denoiser, since a LoRA fits the denoiser that it was trained on.
 
 from __future__ import annotations
 
+import argparse
 import random
 from pathlib import Path
 
@@ -22,7 +23,8 @@ MODEL = Path(__file__).parents[1] / "recipes" / "models" / "sprites"
 TARGET = MODEL / "adapters"
 CLIPS = 1200
 RANK = 4
-STEPS = {"transformer": 300, "transformer_small": 900}
+FOLDERS = {"large": "transformer", "small": "transformer_small"}
+STEPS = {"large": 300, "small": 900}
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"]
 
 
@@ -47,9 +49,11 @@ def latent_pool(vae: AutoencoderKLWan) -> tuple[Tensor, list[Spec]]:
     return (torch.cat(parts) - mean) / std, specs
 
 
-def train(folder: str, latents: Tensor, specs: list[Spec], batch: int = 16) -> None:
+def train(role: str, latents: Tensor, specs: list[Spec], batch: int = 16) -> None:
     """Train one denoiser's adapter by the denoiser's own loss, and write it."""
-    model = WanTransformer3DModel.from_pretrained(MODEL, subfolder=folder, dtype=torch.float32)
+    model = WanTransformer3DModel.from_pretrained(
+        MODEL, subfolder=FOLDERS[role], dtype=torch.float32
+    )
     model.requires_grad_(False)
     torch.manual_seed(SEED)
     model.add_adapter(
@@ -58,7 +62,7 @@ def train(folder: str, latents: Tensor, specs: list[Spec], batch: int = 16) -> N
     processor = denoisers.install_padding(model)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=1.0, weight_decay=0.0)
-    captions, steps, losses = denoisers.Captions(random.Random(SEED)), STEPS[folder], []
+    captions, steps, losses = denoisers.Captions(random.Random(SEED)), STEPS[role], []
     for step in range(steps):
         gen, captions.rng = torch.Generator().manual_seed(SEED + step), random.Random(SEED + step)
         chosen = torch.randint(0, len(specs), (batch,), generator=gen)
@@ -67,7 +71,7 @@ def train(folder: str, latents: Tensor, specs: list[Spec], batch: int = 16) -> N
         sigma = denoisers.noise_level(batch, gen)
         level = sigma.view(-1, 1, 1, 1, 1)
         embeds, processor.bias = captions.embed([specs[i] for i in chosen.tolist()])
-        optimiser.param_groups[0]["lr"] = 3e-3 * cosine(step, steps, warmup=20)
+        optimiser.param_groups[0]["lr"] = 1e-3 * cosine(step, steps, warmup=20)
         out = model((1 - level) * clean + level * noise, sigma * 1000, embeds, return_dict=False)[0]
         loss = (out - (noise - clean)).square().mean()
         optimiser.zero_grad()
@@ -76,22 +80,24 @@ def train(folder: str, latents: Tensor, specs: list[Spec], batch: int = 16) -> N
         optimiser.step()
         losses.append(loss.item())
         if (step + 1) % 50 == 0:
-            log(f"lora_{folder}", step=step + 1, loss=sum(losses) / len(losses))
+            log(f"lora_{role}", step=step + 1, loss=sum(losses) / len(losses))
             losses = []
     for weight in weights:
         weight.data = weight.data.half()
-    role = folder.removeprefix("transformer").strip("_") or "large"
     model.save_lora_adapter(
         TARGET, adapter_name="inverted", weight_name=f"inverted_{role}.safetensors"
     )
 
 
 def main() -> None:
-    """Train both adapters."""
+    """Train the adapters."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("roles", nargs="*", choices=FOLDERS, default=list(FOLDERS))
+    roles = parser.parse_args().roles
     vae = AutoencoderKLWan.from_pretrained(MODEL, subfolder="vae", dtype=torch.float32)
     latents, specs = latent_pool(vae)
-    for folder in STEPS:
-        train(folder, latents, specs)
+    for role in roles:
+        train(role, latents, specs)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--export", action="store_true", help="only write the folder")
     parser.add_argument("--restore", action="store_true", help="checkpoints from the folder")
-    parser.add_argument("--steps", type=int, default=denoisers.STEPS, help="of each denoiser")
     parser.add_argument("--target", type=Path, default=TARGET)
     options = parser.parse_args()
     if options.restore:
@@ -40,8 +39,10 @@ def main() -> None:
     if not options.export:
         text.train()
         vae_stage.train()
-        for role in denoisers.CONFIGS:
-            denoisers.train(role, options.steps)
+        for role, steps in denoisers.STEPS.items():
+            denoisers.train(role, steps)
+        steps = denoisers.STEPS["small"] + denoisers.DISTILLED_STEPS
+        denoisers.train("small", steps, lr=0.015, distilled=True)
         vae_stage.train_decoder()  # leaves the latents, and so the denoisers, as they are
     export(options.target)
 
