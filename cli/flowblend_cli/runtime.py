@@ -143,7 +143,7 @@ class Runtime:
         )
         try:
             with (
-                torch.inference_mode(),
+                torch.no_grad(),  # in inference_mode, weights that move round differently
                 DenoiserSwitch(
                     self._pipe,
                     denoisers=self._further,

@@ -69,6 +69,12 @@ def job(batch_of: Any) -> Job:
     return replace(found, arguments=tuple(sorted(arguments.items())))
 
 
+def weights(runtime: Runtime) -> Iterator[torch.Tensor]:
+    for module in (*modules(runtime), runtime._small):
+        assert module is not None
+        yield from module.parameters()
+
+
 def sample(runtime: Runtime, job: Job, seed: int = 1) -> Any:
     return runtime.sample(job, seed, lambda *_: None)
 
@@ -84,6 +90,8 @@ def test_offloading_changes_no_bit_in_any_job(way: str, plain: Runtime, job: Job
         assert again.denoisers == one.denoisers == "LLSSL"
         assert np.array_equal(again.frames, one.frames)
     assert runtime.note is None
+    # An inference tensor would take other paths through a UNet's linear layers, and round there.
+    assert not any(weight.is_inference() for weight in weights(runtime))
 
 
 def test_layers_keep_no_weight_on_the_device_between_jobs(job: Job) -> None:
