@@ -167,7 +167,8 @@ def test_another_version_is_judged_by_whether_it_can_work(
     finding = found.get(name, found["packages"])
     assert finding.state == state
     assert told in finding.found
-    assert "constraints.txt" in finding.advice
+    assert ("pip install " + name in finding.advice) == (state == "problem")
+    assert ("may give other pixels" in finding.advice) == (state == "note")
 
 
 def test_python_is_judged_by_its_minor_release() -> None:

@@ -16,6 +16,8 @@ _FPMATH_VARIABLES = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 _TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 _WORKSPACES = (":4096:8", ":16:8")
 _MAIN_PACKAGES = ("torch", "diffusers", "transformers")
+_INSTALL = "pip install "
+_OTHER_VERSIONS = "other versions than the tested ones may give other pixels"
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,13 @@ def about_versions(
     wrong = [one for one in others if one.state == "problem"]
     if wrong:
         told = ", ".join(f"{one.name} {one.found}" for one in wrong)
-        yield Finding("packages", "problem", told, _install(*(one.name for one in wrong)))
+        pins = " ".join(one.advice.removeprefix(_INSTALL) for one in wrong)
+        yield Finding("packages", "problem", told, _INSTALL + pins)
         return
     other = [f"{one.name} {one.found}" for one in others if one.state == "note"]
     if other:
         told = f"other than tested: {', '.join(other)}"
-        yield Finding("packages", "note", told, _as_tested("packages"))
+        yield Finding("packages", "note", told, _OTHER_VERSIONS)
         return
     yield Finding("packages", "ok", f"all {len(others)} others are there, as tested")
 
@@ -78,15 +81,18 @@ def _about_version(
     wanted: Mapping[str, Any],
     fits: Callable[[str, str], bool],
 ) -> Finding:
+    install = f"{_INSTALL}{name}=={wanted['tested'][0]}"
+    if name == "python":
+        install = "make the environment anew with a newer Python"
     if found is None:
-        return Finding(name, "problem", "isn't installed", _install(name))
+        return Finding(name, "problem", "isn't installed", install)
     if _numbers(found) < _numbers(wanted["at_least"]):
         told = f"{found}, and {wanted['at_least']} or newer is needed"
-        return Finding(name, "problem", told, _install(name))
+        return Finding(name, "problem", told, install)
     releases = ", ".join(wanted["tested"])
     if any(fits(found, release) for release in wanted["tested"]):
         return Finding(name, "ok", found)
-    return Finding(name, "note", f"{found}, tested with {releases}", _as_tested(name))
+    return Finding(name, "note", f"{found}, tested with {releases}", _OTHER_VERSIONS)
 
 
 def _is_same(found: str, release: str) -> bool:
@@ -106,16 +112,6 @@ def _numbers(version: str) -> tuple[int, ...]:
             break
         numbers.append(int(digits))
     return tuple(numbers)
-
-
-def _install(*names: str) -> str:
-    if names == ("python",):
-        return "make the environment anew with a newer Python"
-    return f"pip install -c constraints.txt -U {' '.join(names)}"
-
-
-def _as_tested(name: str) -> str:
-    return f"other versions may give other pixels; constraints.txt has the tested {name}"
 
 
 def about_settings(settings: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[Finding]:
@@ -255,7 +251,7 @@ def about_encoder(problem: str | None) -> Finding:
     """Judge H.264: what went wrong when two frames were encoded and read back, if anything."""
     if problem is None:
         return Finding("h264", "ok", "libx264 encodes, and every frame reads back")
-    advice = "clips can't be written (pictures can): pip install -c constraints.txt -U av"
+    advice = "clips can't be written (pictures can): pip install -U av"
     return Finding("h264", "problem", problem, advice)
 
 
