@@ -1,6 +1,6 @@
 """Train the shipped LoRA adapters of sprites, in minutes: ``python training/loras.py [ROLE ...]``.
 
-One style, ``inverted``: backgrounds in their opposite colours, shapes as they are. One adapter for
+One style, ``monochrome``: shapes are white, whatever colour the caption asks for. One adapter for
 each denoiser, since a LoRA fits the denoiser that it was trained on.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import denoisers
@@ -16,22 +17,23 @@ import vae as vae_stage
 from common import SEED, cosine, log
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from peft import LoraConfig
-from sprites_data import Spec, draw, split_specs
+from sprites_data import COLOURS, Spec, draw, split_specs
 from torch import Tensor
 
 MODEL = Path(__file__).parents[1] / "recipes" / "models" / "sprites"
 TARGET = MODEL / "adapters"
-CLIPS = 1200
+NAME = "monochrome"
+CLIPS = 600
 RANK = 4
 FOLDERS = {"large": "transformer", "small": "transformer_small"}
-STEPS = {"large": 300, "small": 900}
+STEPS = {"large": 200, "small": 400}
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2"]
 
 
-def inverted(specs: list[Spec], gen: torch.Generator) -> Tensor:
-    """Clips (B, 3, 17, 64, 64) in [-1, 1] whose background has its opposite colours."""
-    clips, mask = draw(specs, gen)
-    return clips * (2 * mask - 1)
+def in_style(specs: list[Spec], gen: torch.Generator) -> Tensor:
+    """Clips (B, 3, 17, 64, 64) in [-1, 1] of white shapes."""
+    white = list(COLOURS).index("white")
+    return draw([replace(spec, colour=white) for spec in specs], gen)[0]
 
 
 @torch.no_grad()
@@ -41,7 +43,7 @@ def latent_pool(vae: AutoencoderKLWan) -> tuple[Tensor, list[Spec]]:
     rng, gen = random.Random(SEED + 9), torch.Generator().manual_seed(SEED + 9)
     specs = [rng.choice(train) for _ in range(CLIPS)]
     parts = [
-        vae_stage.encode_whole(vae, inverted(specs[i : i + 20], gen)).mode()
+        vae_stage.encode_whole(vae, in_style(specs[i : i + 20], gen)).mode()
         for i in range(0, CLIPS, 20)
     ]
     shape = (1, -1, 1, 1, 1)
@@ -56,9 +58,7 @@ def train(role: str, latents: Tensor, specs: list[Spec], batch: int = 16) -> Non
     )
     model.requires_grad_(False)
     torch.manual_seed(SEED)
-    model.add_adapter(
-        LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS), adapter_name="inverted"
-    )
+    model.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS), adapter_name=NAME)
     processor = denoisers.install_padding(model)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=1.0, weight_decay=0.0)
@@ -71,7 +71,7 @@ def train(role: str, latents: Tensor, specs: list[Spec], batch: int = 16) -> Non
         sigma = denoisers.noise_level(batch, gen)
         level = sigma.view(-1, 1, 1, 1, 1)
         embeds, processor.bias = captions.embed([specs[i] for i in chosen.tolist()])
-        optimiser.param_groups[0]["lr"] = 1e-3 * cosine(step, steps, warmup=20)
+        optimiser.param_groups[0]["lr"] = 2e-3 * cosine(step, steps, warmup=20)
         out = model((1 - level) * clean + level * noise, sigma * 1000, embeds, return_dict=False)[0]
         loss = (out - (noise - clean)).square().mean()
         optimiser.zero_grad()
@@ -84,15 +84,13 @@ def train(role: str, latents: Tensor, specs: list[Spec], batch: int = 16) -> Non
             losses = []
     for weight in weights:
         weight.data = weight.data.half()
-    model.save_lora_adapter(
-        TARGET, adapter_name="inverted", weight_name=f"inverted_{role}.safetensors"
-    )
+    model.save_lora_adapter(TARGET, adapter_name=NAME, weight_name=f"{NAME}_{role}.safetensors")
 
 
 def main() -> None:
     """Train the adapters."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("roles", nargs="*", choices=FOLDERS, default=list(FOLDERS))
+    parser.add_argument("roles", nargs="*", default=list(FOLDERS), help="large, small")
     roles = parser.parse_args().roles
     vae = AutoencoderKLWan.from_pretrained(MODEL, subfolder="vae", dtype=torch.float32)
     latents, specs = latent_pool(vae)

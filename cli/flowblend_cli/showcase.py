@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,14 +40,20 @@ def gallery(batch: Batch, reporter: Reporter) -> tuple[int, list[str]]:
     if not clips:
         return 0, ["no clips: nothing to put on a contact sheet"]
     sheet = ours(batch.output_dir / SHEET)
-    contact_sheet([(job.prompt, read_frames(batch.path_of(job))) for job in clips], sheet)
+    contact_sheet([(caption(job, clips), read_frames(batch.path_of(job))) for job in clips], sheet)
     lines = [f"contact sheet: {sheet}"]
-    blended = next((job for job in clips if len(job.stages) > 1), None)
+    blended = next((job for job in clips if len(job.stages) > 1 and job.model.small), None)
     if blended is None:
         return 0, lines
     comparison = compared(batch, blended)
     code = engine.run(comparison, reporter, warm_up=warm_up(comparison.jobs[0]))
     return code, lines if code else [*lines, *_compare(batch, comparison)]
+
+
+def caption(job: Job, clips: Sequence[Job]) -> str:
+    """A clip's prompt; with its name, where another clip has the same one."""
+    is_alone = sum(other.prompt == job.prompt for other in clips) == 1
+    return job.prompt if is_alone else f"{job.id}: {job.prompt}"
 
 
 def ours(path: Path) -> Path:
@@ -64,15 +71,9 @@ def compared(batch: Batch, job: Job) -> Batch:
     """The same job and seed all large, as it is, and all small, in a folder of its own."""
     document = read_document(batch.path_of(job)) or {}
     job = replace(job, seed=engine.recorded(document, "seed", job.seed))
-    variants = [
-        ("LLL", (Stage("large"),)),
-        (job.stage_string, job.stages),
-        ("SSS", (Stage("small"),)),
-    ]
-    jobs = tuple(
-        replace(job, id=f"compare-{name}", stages=stages, stage_string=name)
-        for name, stages in variants
-    )
+    large = replace(job, stages=(Stage("large"),), stage_string="LLL", adapters=())
+    small = replace(large, stages=(Stage("small"),), stage_string="SSS")
+    jobs = tuple(replace(one, id=f"compare-{one.stage_string}") for one in (large, job, small))
     return replace(batch, output_dir=batch.output_dir / "compare", jobs=jobs)
 
 
@@ -80,9 +81,8 @@ def warm_up(job: Job) -> Job:
     """The same job in two steps, one of each denoiser: what runs before anything is timed."""
     stages = (Stage("large", until=0.5), Stage("small"))
     arguments = dict(job.arguments) | {"num_inference_steps": WARM_UP_STEPS}
-    return replace(
-        job, stages=stages, stage_string="LS", arguments=tuple(sorted(arguments.items()))
-    )
+    steps = tuple(sorted(arguments.items()))
+    return replace(job, stages=stages, stage_string="LS", arguments=steps, adapters=())
 
 
 def _compare(batch: Batch, comparison: Batch) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from flowblend_cli.artifacts.pixels import FramesError
 from flowblend_cli.artifacts.video import count_frames
 from flowblend_cli.bundled import bundled_dir
 from flowblend_cli.gallery import animated_webp, comparison_video, contact_sheet, side_by_side
+from flowblend_cli.jobs import AdapterSpec, Batch
 from flowblend_cli.main import main
-from flowblend_cli.showcase import read_frames
+from flowblend_cli.showcase import caption, compared, read_frames
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -168,3 +170,28 @@ def test_the_gallery_leaves_other_peoples_files_alone(recipe_file: Callable[[], 
     result = CliRunner().invoke(main, ["render", str(path), "--gallery", *QUICK])
     assert result.exit_code == 4
     assert (out / "contact-sheet.png").read_bytes() == b"holiday"
+
+
+def test_clips_of_one_prompt_are_told_apart_by_their_names(
+    batch_of: Callable[..., Batch], minimal: str
+) -> None:
+    several = batch_of(minimal, "scene[0].seeds=[1, 2]").jobs
+    (single,) = batch_of(minimal).jobs
+
+    assert caption(single, [single]) == single.prompt
+    assert [caption(job, several) for job in several] == [
+        f"square-s{seed}-n10: a red square moving left on a navy background" for seed in (1, 2)
+    ]
+
+
+def test_only_the_blend_itself_is_compared_with_its_adapters(
+    batch_of: Callable[..., Batch], minimal: str
+) -> None:
+    batch = batch_of(minimal)
+    batch.output_dir.mkdir()
+    batch.path_of(batch.jobs[0]).touch()
+    style = AdapterSpec("style", "large", "./style.safetensors")
+    large, own, small = compared(batch, replace(batch.jobs[0], adapters=(style,))).jobs
+
+    assert (large.adapters, own.adapters, small.adapters) == ((), (style,), ())
+    assert [job.stage_string for job in (large, own, small)] == ["LLL", "LSL", "SSS"]

@@ -70,7 +70,7 @@ def job(batch_of: Any) -> Job:
 
 
 def weights(runtime: Runtime) -> Iterator[torch.Tensor]:
-    for module in (*modules(runtime), runtime._small):
+    for module in (*modules(runtime), runtime._further["small"]):
         assert module is not None
         yield from module.parameters()
 
@@ -106,7 +106,7 @@ def test_groups_are_leaves_everywhere_and_the_small_denoiser_has_them_while_it_r
     job: Job,
 ) -> None:
     runtime = Runtime(spec("group"), Path.cwd())
-    small = runtime._small
+    small = runtime._further["small"]
     assert small is not None
     kinds: set[tuple[str, torch.device]] = set()
 
@@ -131,7 +131,10 @@ def test_of_whole_models_only_the_one_that_runs_is_on_the_device_in_every_job(jo
     for module in modules(runtime):
         module.__dict__.pop("forward", None)  # which accelerate leaves behind, unwatched
     device = FakeDevice(
-        encoder=pipe.text_encoder, large=pipe.transformer, small=runtime._small, vae=pipe.vae
+        encoder=pipe.text_encoder,
+        large=pipe.transformer,
+        small=runtime._further["small"],
+        vae=pipe.vae,
     )
     runtime._placement.place("sprites", pipe, "transformer")
     pipe.vae.post_quant_conv.register_forward_pre_hook(lambda *_: device.ran("vae"))
