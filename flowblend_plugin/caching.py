@@ -92,7 +92,10 @@ def cache_config(
             f"cache {cache.kind!r} takes no {', '.join(unknown)}: it takes "
             f"{', '.join(sorted(known)) or 'no options'}"
         )
-    options = {name: _plain(name, value) for name, value in options.items()}
+    try:
+        options = {name: _plain(name, value) for name, value in options.items()}
+    except AttributeError as error:
+        raise SwitchError(f"cache {cache.kind!r}: {error}") from error
     if cache.kind in _BY_TIMESTEP:
         options["current_timestep_callback"] = timestep
     if cache.kind == "faster":

@@ -37,6 +37,7 @@ class StageGuidance:
         self._pipe = pipe
         self._recombines = type(pipe).__name__ in RECOMBINED
         self._own: float | None = None
+        self._left: float | None = None
         self._wanted: float | None = None
         self._checked = False
         self._handles: list[Any] = []
@@ -44,8 +45,11 @@ class StageGuidance:
 
     def start(self) -> None:
         """Note the call's own scale: a trajectory begins."""
-        self.finish()
-        self._own = getattr(self._pipe, "_guidance_scale", None)
+        present = getattr(self._pipe, "_guidance_scale", None)
+        # What a stage has left there belongs to this same call; anything else is a new call's own.
+        own = self._own if present == self._left and self._own is not None else present
+        self._unhook()
+        self._own = own
 
     def enter(self, stage: Stage, modules: Iterable[nn.Module]) -> None:
         """Set the scale of a stage, which runs on ``modules``, from its first step on.
@@ -70,6 +74,7 @@ class StageGuidance:
                 self._handles = [m.register_forward_hook(self._record) for m in set(modules)]
         else:
             self._pipe._guidance_scale = own if wanted is None else wanted
+        self._left = self._pipe._guidance_scale
 
     def combine(self, output: torch.Tensor) -> torch.Tensor:
         """The model output of one solver call with the stage's scale; ``output`` if nothing is new.

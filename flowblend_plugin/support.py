@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 # Two passes a step, combined with a scale that the pipeline keeps in a local variable: the outputs
 # are recorded and combined anew. The pipeline looks at its attribute before the second pass.
@@ -113,7 +114,7 @@ def guidance_problem(pipeline_class: str, scale: float) -> str | None:
     return None
 
 
-def cache_problem(kind: str, options: Collection[str]) -> str | None:
+def cache_problem(kind: str, options: Mapping[str, Any]) -> str | None:
     """Say why a cache can't be: a kind or option that is unknown or lacks; None if it can."""
     if kind not in CACHES:
         return f"cache {kind!r} is unknown: choose one of {', '.join(CACHES)}"
@@ -122,7 +123,7 @@ def cache_problem(kind: str, options: Collection[str]) -> str | None:
     if known is not None and unknown:
         takes = ", ".join(sorted(known)) or "no options"
         return f"cache {kind!r} takes no {', '.join(unknown)}: it takes {takes}"
-    if kind == "mag" and not {"mag_ratios", "calibrate"} & set(options):
+    if kind == "mag" and not (options.get("mag_ratios") or options.get("calibrate") is True):
         return (
             "cache 'mag' goes by ratios measured on its denoiser: give mag_ratios, or "
             "calibrate = true to have them logged"

@@ -62,6 +62,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.batching",
         "flowblend_cli.bundled",
         "flowblend_cli.errors",
+        "flowblend_cli.forwards",
         "flowblend_cli.images",
         "flowblend_cli.jobs",
         "flowblend_cli.levels",

@@ -66,7 +66,8 @@ def _locate(source: str, name: str, role: str, recipe_dir: Path) -> Path | tuple
     is_path = source.startswith(("./", "../")) or Path(source).is_absolute()
     if not is_path and (match := _HUB_FILE.fullmatch(source)) and ".." not in source:
         file = match[2] or _USUAL_NAME
-        if file.endswith(_SUFFIX):
+        is_file_beside = match[2] is None and source.endswith(_SUFFIX)
+        if file.endswith(_SUFFIX) and not is_file_beside:
             return match[1], file
     if not source.endswith(_SUFFIX):
         raise ModelNameError(

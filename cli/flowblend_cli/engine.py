@@ -195,11 +195,6 @@ class BatchRun:
                 "seed": seed,
                 "denoisers": sampled.denoisers,
                 "device": str(self._runtime.device.type) if self._runtime else "cpu",
-                **(
-                    {"caches": [asdict(report) for report in sampled.caches]}
-                    if sampled.caches
-                    else {}
-                ),
                 "sampling_s": round(time.monotonic() - began, 3),
                 "source": str(self._recipe_dir),
             },
@@ -282,7 +277,11 @@ def output_lock(folder: Path) -> Iterator[None]:
             f"another run is rendering into {folder}: wait for it, or choose another --out"
         ) from error
     except (OSError, NotImplementedError) as error:
-        raise OutputError(f"{folder}: can't be used for output ({error})") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OutputError(
+            f"{folder}: can't be used for output ({reason}): choose another folder with --out, "
+            "where files can be made"
+        ) from error
     try:
         yield
     finally:

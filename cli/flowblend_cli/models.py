@@ -213,7 +213,10 @@ def _folder_or_hub(name: str, recipe_dir: Path) -> ModelSource:
         if path.is_dir():
             return ModelSource(name, path=path.resolve())
         found = "is a file" if path.exists() else "doesn't exist"
-        raise ModelNameError(f"the folder {name!r} {found}: expected {path.absolute()} as a folder")
+        raise ModelNameError(
+            f"the folder {name!r} {found}: expected a diffusers folder at {path.absolute()}, or a "
+            f"known name ({', '.join(sorted(known_pairs()))}), or owner/name on the Hub"
+        )
     if _HUB_ID.fullmatch(name) and ".." not in name:
         return ModelSource(name, repo=name)
     hint = _near_miss(name)

@@ -154,7 +154,7 @@ class Runtime:
                     on_step=on_step,
                 ) as switch,
             ):
-                output = self._pipe(**self._arguments(job, seed))
+                output = self._pipe(**self._arguments(job, seed, switch))
         finally:
             self._pipe.scheduler = self._own_scheduler
         frames = _to_uint8(output, job)
@@ -182,7 +182,7 @@ class Runtime:
                 raise DeviceLostError(told) from error
             raise _missing(source, error) from error
 
-    def _arguments(self, job: Job, seed: int) -> dict[str, Any]:
+    def _arguments(self, job: Job, seed: int, switch: DenoiserSwitch) -> dict[str, Any]:
         arguments = job.pipeline_arguments()
         if job.image is not None:
             arguments["image"] = load_image(job.image.path, self._recipe_dir, job.image.sha256)
@@ -202,7 +202,7 @@ class Runtime:
         if job.negative_prompt is not None:
             arguments["negative_prompt"] = job.negative_prompt
         if "callback_on_step_end" in self._takes:
-            arguments["callback_on_step_end"] = _check_latents
+            arguments["callback_on_step_end"] = partial(_after_step, switch)
         return arguments
 
 
@@ -273,6 +273,15 @@ def _remember_embeddings(pipe: Any) -> None:
         return known[key]
 
     pipe.encode_prompt = encode_once
+
+
+def _after_step(
+    switch: DenoiserSwitch, pipe: Any, step_index: int, timestep: Any, kwargs: dict[str, Any]
+) -> Mapping[str, Any]:
+    """Let the switch drive what its scheduler can't, and look at the latents."""
+    return _check_latents(
+        pipe, step_index, timestep, switch.callback_fn(pipe, step_index, timestep, kwargs)
+    )
 
 
 def _check_latents(

@@ -42,7 +42,7 @@ def gallery(batch: Batch, reporter: Reporter) -> tuple[int, list[str]]:
     sheet = ours(batch.output_dir / SHEET)
     contact_sheet([(caption(job, clips), read_frames(batch.path_of(job))) for job in clips], sheet)
     lines = [f"contact sheet: {sheet}"]
-    blended = next((job for job in clips if len(job.stages) > 1 and job.model.small), None)
+    blended = next((job for job in clips if {"large", "small"} <= set(job.schedule.roles)), None)
     if blended is None:
         return 0, lines
     comparison = compared(batch, blended)

@@ -333,7 +333,7 @@ def test_a_file_without_a_document_is_no_recipe(tmp_path: Path) -> None:
     stranger.write_bytes(b"somebody's holiday")
     result = invoke("render", stranger)
     assert result.exit_code == 2
-    assert "holds no flowblend document" in result.stderr
+    assert "holds no record of a render" in result.stderr
 
 
 def test_a_finished_file_is_really_rendered_again_each_time(rendered: tuple[Path, Result]) -> None:

@@ -153,8 +153,12 @@ def test_a_sweep_compares_whole_lists_of_stages(batch_of: LoadText) -> None:
         ("guidance_scale = 1.0", "guidance_scale = 0.5", "guidance_scale: must be at least 1"),
         ('"first_block"', '"frist"', "stage[1].cache: cache 'frist' is unknown: choose one of"),
         ("threshold", "treshold", "cache 'first_block' takes no treshold: it takes threshold"),
-        ("threshold = 0.3", "threshold = {}", "threshold must be a plain value"),
+        ("threshold = 0.3", "threshold = {}", "threshold must be a number, got {}"),
         ('"first_block", threshold', '"mag", threshold', "cache 'mag' goes by ratios measured on"),
+        ("threshold = 0.3", 'threshold = "high"', "threshold must be a number, got 'high'"),
+        ('"native"', '"flash_hub"', "'flash_hub' downloads code from the Hub"),
+        ("{ large = ", "{ larg = ", "got 'larg'; did you mean 'large'?"),
+        ("./b.safetensors", "loras/b.safetensors", "write './loras/b.safetensors' for one beside"),
         ('{ kind = "first_block",', "{", "stage[1].cache: must be a kind such as"),
         ('"native"', '"nativ"', "got 'nativ'; did you mean 'native'?"),
         ('"style" }]', '"stile" }]', "[model.adapters] binds no 'stile' (it has style)"),
@@ -275,3 +279,21 @@ def test_all_of_it_renders_and_is_recorded(batch_of: LoadText, loras: Path, tmp_
     shown = dict(describe(document))
     assert shown["stage 1"] == "LoRA style 0.5 to 1"
     assert shown["cache, stage 2"].startswith("first_block: ")
+
+
+def test_a_stages_guidance_needs_a_guided_call(problems_of: Problems, loras: Path) -> None:
+    text = LONG.replace("guidance_scale = 1.0", "guidance_scale = 3.0").replace(
+        "[defaults]\n", "[defaults]\nguidance_scale = 1.0\n"
+    )
+    (problem,) = problems_of(text)
+
+    assert problem.startswith(
+        "recipe.toml:13:18: blend.stage[1].guidance_scale: 3.0 isn't possible"
+    )
+    assert "set guidance_scale above 1" in problem
+
+
+def test_a_lora_is_named_by_a_plain_word(problems_of: Problems, loras: Path) -> None:
+    (problem,) = problems_of(LONG.replace("style = {", '"st.yle" = {'))
+
+    assert "a LoRA is named by letters, digits, - and _, got 'st.yle'" in problem

@@ -99,7 +99,7 @@ def _again(path: Path, as_json: bool, verbosity: int) -> int:
     document = read_document(path)
     if document is None:
         raise UsageError(
-            f"{path}: holds no flowblend document: render takes a recipe, or a file that "
+            f"{path}: holds no record of a render: render takes a recipe, or a file that "
             "flowblend rendered"
         )
     reporter = make_reporter(json=as_json, verbosity=verbosity, total_jobs=1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flowblend_cli.arguments import argument_table
+from flowblend_cli.forwards import PIPELINES
 from flowblend_cli.jobs import Batch, Job, OutputSpec, freeze
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.layers import scene_settings
@@ -106,6 +107,7 @@ def _of_scene(
                 image=recipe.pictures.get(index),
                 adapters=variant.adapters,
             )
+            _check_guidance(first, variant, faults)
             fields = _fields(recipe, first, variant, prompt_index)
             for seed in seeds:
                 job = replace(first, seed=seed)
@@ -114,6 +116,22 @@ def _of_scene(
                 if content not in seen:
                     seen.add(content)
                     yield _Candidate(job, index, {**fields, "seed": seed}, template)
+
+
+def _check_guidance(job: Job, variant: Variant, faults: list[Fault]) -> None:
+    """A stage's guidance needs a call that runs the unconditional pass."""
+    facts = PIPELINES.get(variant.pipeline_class or "")
+    if facts is None or facts.is_guided(job):
+        return
+    for index, stage in enumerate(job.stages):
+        if stage.guidance_scale is not None and stage.guidance_scale > 1:
+            path = (*variant.row.path("blend", "stage"), index, "guidance_scale")
+            message = (
+                f"{stage.guidance_scale} isn't possible: scene {job.scene!r} runs with "
+                f"{facts.argument} = {job.argument(facts.argument, facts.guidance_scale)} and so "
+                f"has no unconditional pass; set {facts.argument} above 1 there"
+            )
+            faults.append(Fault(path, message, related=_LAYERS))
 
 
 def _seeds(recipe: Recipe, index: int, scene: SceneFields, faults: list[Fault]) -> list[int]:

@@ -21,6 +21,7 @@ from flowblend_cli.arguments import argument_table
 from flowblend_cli.recipe.naming import check_name, check_template
 from flowblend_cli.recipe.settings import (
     CACHE_SCHEMA,
+    check_adapter_name,
     check_backend,
     check_denoiser,
     check_letter,
@@ -97,7 +98,10 @@ class ModelTable(Table):
     """Jobs rendered together; only 1, because more change pixels."""
     denoisers: dict[Annotated[str, AfterValidator(check_letter)], Text] = {}
     """Further denoisers: a letter for stage strings, and where its denoiser comes from."""
-    adapters: dict[Name, Text | dict[Text, Text]] = {}
+    adapters: dict[
+        Annotated[str, AfterValidator(check_adapter_name)],
+        Text | dict[Annotated[str, AfterValidator(check_denoiser)], Text],
+    ] = {}
     """LoRA files by name: one file, or one for each denoiser."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,10 @@ CACHE_SCHEMA: dict[str, Any] = {
         },
     ]
 }
-_SCALARS = (bool, int, float, str)
+_NUMBERS = (int, float)
+_SCALARS = (bool, *_NUMBERS, str)
+_DTYPES = ("float32", "float16", "bfloat16")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def is_letter(name: str) -> bool:
@@ -37,6 +41,17 @@ def check_letter(name: str) -> str:
         raise ValueError(f"{name} is the {LETTERS[name]} denoiser already: take another letter")
     if not is_letter(name):
         raise ValueError(f"a further denoiser is named by one letter, A to Z, got {name!r}")
+    return name
+
+
+def check_adapter_name(name: str) -> str:
+    """A key of [model.adapters]: a plain word, which no path or file name is.
+
+    Raises:
+        ValueError: It has other characters.
+    """
+    if not _PLAIN_NAME.fullmatch(name):
+        raise ValueError(f"a LoRA is named by letters, digits, - and _, got {name!r}")
     return name
 
 
@@ -61,6 +76,11 @@ def check_backend(name: str) -> str:
     Raises:
         ValueError: It has none of that name.
     """
+    if name.endswith("_hub"):
+        raise ValueError(
+            f"{name!r} downloads code from the Hub, and render neither downloads nor runs what a "
+            "recipe names: choose another backend"
+        )
     if name not in ATTENTION_BACKENDS:
         close = difflib.get_close_matches(name, ATTENTION_BACKENDS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -85,6 +105,10 @@ def parse_cache(value: Any) -> Cache:
     if problem is not None:
         raise ValueError(problem)
     for name, option in options.items():
+        if name.endswith("_dtype") and option not in _DTYPES:
+            raise ValueError(f"{name} must be one of {', '.join(_DTYPES)}, got {option!r}")
+        if name == "threshold" and (isinstance(option, bool) or not isinstance(option, _NUMBERS)):
+            raise ValueError(f"threshold must be a number, got {option!r}")
         entries = option if isinstance(option, list) else [option]
         if not all(isinstance(entry, _SCALARS) for entry in entries):
             raise ValueError(f"{name} must be a plain value or a list of them, got {option!r}")

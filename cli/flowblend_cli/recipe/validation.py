@@ -171,6 +171,9 @@ def _faults(
     for error in errors:
         merged.setdefault(prefix + _real_path(error, value), []).append(error)
     for path, group in merged.items():
+        # The branch of a union that went deeper is the one that was meant.
+        if any(len(other) > len(path) and other[: len(path)] == path for other in merged):
+            continue
         kind = group[0]["type"]
         if kind == "extra_forbidden":
             table, known = _table_around(path, model)
