@@ -46,3 +46,25 @@ def test_a_scale_of_one_drops_the_second_pass_or_is_refused(family: Family) -> N
 def test_other_pipelines_refuse_a_scale_with_the_reason(family: Family) -> None:
     with pytest.raises(SwitchError, match="doesn't let guidance change"):
         DenoiserSwitch(family.make_pipe(), stages=scaled(3.0))
+
+
+@pytest.mark.parametrize("family", GUIDED, ids=lambda family: family.name)
+def test_a_call_that_failed_leaves_its_scale_to_no_other(family: Family) -> None:
+    stages = StageSchedule((Stage("large", until=0.5, guidance_scale=7.0), Stage("large")))
+    fresh = family.make_pipe()
+    with DenoiserSwitch(fresh, stages=stages):
+        wanted = family.run(fresh, steps=family.steps, guidance_scale=3.0)
+    fails = [True]
+
+    def on_step(index: int, role: str) -> None:
+        if fails:
+            raise RuntimeError("stopped by the test")
+
+    pipe = family.make_pipe()
+    switch = DenoiserSwitch(pipe, stages=stages, on_step=on_step)
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        family.run(pipe, steps=family.steps, guidance_scale=5.0)
+    fails.clear()
+
+    assert torch.equal(family.run(pipe, steps=family.steps, guidance_scale=3.0), wanted)
+    switch.detach()
