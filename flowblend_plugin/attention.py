@@ -57,8 +57,9 @@ class StageAttention:
 
     def leave(self) -> None:
         """Put the backends of before back."""
-        if self._before:
+        if self._global is not None:  # set by denoisers without processors of their own, too
             _AttentionBackendRegistry.set_active_backend(self._global)
+            self._global = None
         for processor, backend in self._before:
             processor._attention_backend = backend
         self._before = []
