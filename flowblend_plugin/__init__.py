@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowblend_plugin.errors import (
     AdapterError,
+    CalibrationError,
     FlopsError,
     FlowBlendError,
     PairMismatchError,
@@ -33,6 +34,7 @@ __all__ = [
     "Adapter",
     "AdapterError",
     "Cache",
+    "CalibrationError",
     "Clip",
     "DenoiserSwitch",
     "FlopsError",

@@ -8,7 +8,8 @@
     ├── SwitchError (RuntimeError)       a switch used where or when it can't work
     ├── AdapterError (ValueError)        a LoRA adapter that is missing or doesn't fit
     ├── SchedulerConfigError (ValueError) a scheduler config that can't be carried over
-    └── FlopsError (ValueError)          a denoiser whose forward can't be counted
+    ├── FlopsError (ValueError)          a denoiser whose forward can't be counted
+    └── CalibrationError (ValueError)    measurements that no boundaries can be chosen from
 
 Each message says what was found, what was expected and what to do.
 """
@@ -50,3 +51,7 @@ class SchedulerConfigError(FlowBlendError, ValueError):
 
 class FlopsError(FlowBlendError, ValueError):
     """A denoiser whose forward can't be counted: an unknown class, or a config or size amiss."""
+
+
+class CalibrationError(FlowBlendError, ValueError):
+    """A calibration that can't be read, or that can't answer what it is asked."""

@@ -14,7 +14,16 @@ from typing import Any
 from flowblend_plugin.errors import StageError
 from flowblend_plugin.stage import Adapter, Cache, Stage
 
-__all__ = ["LETTERS", "Adapter", "Cache", "Stage", "StageSchedule", "letters", "stage_letters"]
+__all__ = [
+    "LETTERS",
+    "Adapter",
+    "Cache",
+    "Stage",
+    "StageSchedule",
+    "letters",
+    "schedule_of",
+    "stage_letters",
+]
 
 LETTERS = {"L": "large", "S": "small"}
 
@@ -237,6 +246,25 @@ class StageSchedule:
                 parts.append(f"{start}-{end - 1} {who}")
         prefix = "step " if num_inference_steps == 1 else "steps "
         return prefix + ", ".join(parts)
+
+
+def schedule_of(denoisers: Sequence[str]) -> StageSchedule:
+    """Make the schedule that gives every step its denoiser: a stage for each run of equal ones.
+
+    Args:
+        denoisers: The role of each step, such as ``("large", "large", "small")``.
+
+    Raises:
+        StageError: There is no step.
+    """
+    runs = [(role, len(list(group))) for role, group in itertools.groupby(denoisers)]
+    ends = [end / len(denoisers) for end in itertools.accumulate(count for _, count in runs)]
+    return StageSchedule(
+        tuple(
+            Stage(role, end)
+            for (role, _), end in zip(runs, [*ends[:-1], None][: len(runs)], strict=True)
+        )
+    )
 
 
 def letters(roles: Iterable[str]) -> str:
