@@ -228,7 +228,8 @@ class ErrorModel:
 
         A line through the velocities at a and b misses the one at t by half of the curvature
         times ``(t - a)(t - b)``; holding b's misses it by the acceleration times ``t - b``. What
-        single steps miss is taken to point the same way at the end, so that sizes add up.
+        neighbouring steps miss points the same way, so that its sizes add up; what one stretch and
+        another miss doesn't, so that their squares do.
 
         Args:
             computed: Indices of the computed steps, ascending; the first step is one of them.
@@ -237,9 +238,12 @@ class ErrorModel:
         total = 0.0
         for k, (at, end) in enumerate(zip(computed, ends, strict=True)):
             before = computed[k - 1] if k else None
-            for step in range(at + 1, end):
-                total += self._missed(step, before, at) * self.widths[step] * self.gain[step]
-        return total * total
+            stretch = sum(
+                self._missed(step, before, at) * self.widths[step] * self.gain[step]
+                for step in range(at + 1, end)
+            )
+            total += stretch * stretch
+        return total
 
     def _missed(self, step: int, before: int | None, at: int) -> float:
         distance = abs(self.levels[step] - self.levels[at])

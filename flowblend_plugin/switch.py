@@ -13,6 +13,7 @@ import torch
 from diffusers.callbacks import PipelineCallback
 
 from flowblend_plugin.adapters import AdapterSource, StageAdapters
+from flowblend_plugin.adaptive import OnlineSwitch, SelfDifference
 from flowblend_plugin.attention import StageAttention
 from flowblend_plugin.background import wait
 from flowblend_plugin.caching import CacheReport, StageCaches
@@ -68,6 +69,7 @@ class DenoiserSwitch(PipelineCallback):
             ends the call. Works for pipelines without ``callback_on_step_end`` too.
         denoisers: Denoisers by name, as ``small``; ``{"small": m}`` is ``small=m``.
         adapters: LoRA adapters by name, for stages that name them; see ``StageAdapters``.
+        adaptive: A rule that ends the first stage of LSL before its boundary.
 
     Raises:
         SwitchError: The pipe has a switch, no stages, contradicting stages, or no denoiser; or
@@ -94,6 +96,7 @@ class DenoiserSwitch(PipelineCallback):
         on_step: Callable[[int, str], None] | None = None,
         denoisers: Mapping[str, Denoiser] | None = None,
         adapters: Mapping[str, AdapterSource | Mapping[str, AdapterSource]] | None = None,
+        adaptive: SelfDifference | None = None,
     ) -> None:
         super().__init__()
         if solver_history not in ("keep", "reset"):
@@ -110,6 +113,7 @@ class DenoiserSwitch(PipelineCallback):
         self.stages = _agreed_stages(
             self._original_scheduler, make_stages(stages, boundaries, boundary_sigmas, letters)
         )
+        self._online = OnlineSwitch(adaptive, self.stages) if adaptive is not None else None
         check_names(given, self.stages.roles)
         check_guidance(pipe, self.stages.stages)
         self._placements = {
@@ -216,12 +220,17 @@ class DenoiserSwitch(PipelineCallback):
         self.denoisers_run = []
         self._caches.start()
         self._guidance.start()
+        if self._online is not None:
+            self._online.start()
         self._residency.start()
         self._begin_step(first_step)
 
     def model_output(self, output: torch.Tensor) -> torch.Tensor:
         """The output that the solver is to take: with the stage's guidance scale."""
-        return self._guidance.combine(output)
+        combined = self._guidance.combine(output)
+        if self._online is not None:
+            self._online.note(combined)
+        return combined
 
     def step_finished(self, step_index: int) -> None:
         """Install the denoiser of the step after ``step_index`` (0-based)."""
@@ -286,6 +295,8 @@ class DenoiserSwitch(PipelineCallback):
     def _finish(self, step_index: int) -> None:
         role = self._role  # what was installed, not what was planned
         self.denoisers_run.append(role)
+        if self._online is not None:
+            self._stage_indices = self._online.revise(step_index, self._stage_indices)
         if step_index + 1 < len(self._stage_indices):
             self._begin_step(step_index + 1)
         if self._on_step is not None:

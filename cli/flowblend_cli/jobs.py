@@ -120,6 +120,8 @@ class Job:
         output: The final file.
         image: The picture that the pipeline begins with, if it takes one.
         adapters: The LoRA adapters that the stages name, one entry for each denoiser.
+        adaptive: Change of the velocity, from step to step, that ends the first stage before its
+            boundary; None where stages end where they say.
     """
 
     id: str
@@ -137,6 +139,7 @@ class Job:
     output: OutputSpec
     image: ImageSpec | None = None
     adapters: tuple[AdapterSpec, ...] = ()
+    adaptive: float | None = None
 
     @property
     def num_inference_steps(self) -> int:
@@ -233,6 +236,7 @@ def _model(document: Mapping[str, Any]) -> ModelSpec:
 _LEFT_OUT: tuple[tuple[str, str, Any], ...] = (
     ("", "image", None),
     ("", "adapters", []),
+    ("", "adaptive", None),
     ("model", "denoisers", {}),
     ("sampling", "solver_history", "keep"),
 )

@@ -94,7 +94,7 @@ def plan_batch(batch: Batch) -> Plan:
     planned = []
     levels_warnings: dict[str, None] = {}
     for job in batch.jobs:
-        key = (job.stages, job.num_inference_steps, job.sampling, job.model.pipeline)
+        key = (job.adaptive, job.stages, job.num_inference_steps, job.sampling, job.model.pipeline)
         if key not in known:
             levels = job_noise_levels(job, batch.source.parent)
             known[key] = _steps_of(job, levels)
@@ -138,7 +138,8 @@ def _steps_of(job: Job, levels: tuple[float, ...] | None) -> tuple[str, str]:
     steps = job.num_inference_steps
     try:
         denoisers = letters(job.schedule.denoisers(steps, levels))
-        return denoisers, job.schedule.describe(steps, levels)
+        latest = ", at the latest" if job.adaptive is not None else ""
+        return denoisers, job.schedule.describe(steps, levels) + latest
     except StageError as error:
         raise UsageError(f"{job.id}: {error}") from error
 

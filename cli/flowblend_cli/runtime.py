@@ -34,6 +34,7 @@ from flowblend_cli.keys import local_folder
 from flowblend_cli.models import ModelSource, resolve_model, resolve_small
 from flowblend_cli.placement import Placement, is_out_of_memory, reason
 from flowblend_plugin import DenoiserSwitch, FlowBlendError
+from flowblend_plugin.adaptive import SelfDifference
 from flowblend_plugin.caching import CacheReport
 from flowblend_plugin.loading import denoiser_name, load_denoiser
 from flowblend_plugin.sampling import make_scheduler
@@ -150,6 +151,7 @@ class Runtime:
                     stages=job.schedule,
                     solver_history=sampling.solver_history,
                     adapters=self._adapters(job),
+                    adaptive=None if job.adaptive is None else SelfDifference(job.adaptive),
                     seed=seed,
                     on_step=on_step,
                 ) as switch,

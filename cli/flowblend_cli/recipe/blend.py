@@ -10,6 +10,7 @@ from typing import Any
 from flowblend_cli.adapter_files import check_source, is_source
 from flowblend_cli.errors import ModelNameError
 from flowblend_cli.jobs import AdapterSpec
+from flowblend_cli.recipe.automatic import AUTOMATIC_KEYS, Automatic
 from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.schema import AdapterTable, BlendTable, ModelTable, StageTable
 from flowblend_cli.recipe.validation import Fault
@@ -30,11 +31,13 @@ class Blend:
         stages: The stages.
         letters: The same as letters, as the recipe writes them.
         is_long_form: Whether they come from ``[[blend.stage]]`` tables.
+        automatic: How each job's own stages are found, where these only stand for them.
     """
 
     stages: tuple[Stage, ...]
     letters: str
     is_long_form: bool = False
+    automatic: Automatic | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -61,6 +64,9 @@ def resolve_stages(
         StageError: The values don't make a schedule together.
     """
     tables: list[StageTable] | None = swept.get("stage", blend.stage)
+    keys = type(blend).model_fields
+    values = {key: swept.get(key, getattr(blend, key)) for key in keys}
+    automatic = Automatic.of(values, is_swept="stages" in swept)
     if tables is not None:
         short = [key for key in _SHORT_FORM if swept.get(key, getattr(blend, key)) is not None]
         if short:
@@ -75,8 +81,9 @@ def resolve_stages(
         says_nothing = boundaries is None and sigmas is None
         letters = "L" if says_nothing and is_large_only else PAPER_STAGES
         boundaries = PAPER_BOUNDARIES if says_nothing else boundaries
-    if letters == "auto":
-        raise StageError("stages = 'auto' isn't supported yet: write letters such as 'LSL'")
+    if automatic is not None:
+        stages = StageSchedule.parse(PAPER_STAGES, PAPER_BOUNDARIES).stages
+        return Blend(stages, letters, automatic=automatic)
     if len(set(letters)) == 1:
         boundaries = sigmas = None  # one denoiser runs every step, wherever its stages end
     further = {letter: letter for letter in names}
@@ -115,7 +122,7 @@ def blamed_for_stages(blend: BlendTable, swept: Sequence[str], message: str) -> 
     """
     if blend.stage is not None or "stage" in swept:
         return "stage"
-    edges = ("boundaries", "boundary_sigmas")
+    edges = ("boundaries", "boundary_sigmas", *sorted(AUTOMATIC_KEYS))
     order = (*edges, "stages") if message.startswith(edges) else ("stages", *edges)
     for key in order:
         if key in swept or (key in edges and message.startswith(key)):

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flowblend_cli.arguments import argument_table
+from flowblend_cli.errors import UsageError
 from flowblend_cli.forwards import PIPELINES
 from flowblend_cli.jobs import Batch, Job, OutputSpec, freeze
+from flowblend_cli.recipe.automatic import Settler
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.layers import scene_settings
 from flowblend_cli.recipe.naming import default_template, fill, same_file_key
@@ -21,6 +23,7 @@ from flowblend_cli.recipe.steps import DEFAULT_STEPS, MANY_STEPS
 from flowblend_cli.recipe.validation import Fault
 from flowblend_cli.recipe.variants import Variant
 from flowblend_cli.text import count
+from flowblend_plugin.errors import CalibrationError, StageError
 
 DEFAULT_FPS = 16
 _LAYERS = ("output", "defaults", "presets", "scene", "sweep")
@@ -55,23 +58,24 @@ def expand(recipe: Recipe) -> Batch:
             an output that the pipeline can't give.
     """
     faults: list[Fault] = []
+    settler = Settler(recipe.path.absolute().parent)
     candidates = [
         candidate
         for index, scene in enumerate(recipe.tables.scenes)
         if scene is not None
-        for candidate in _of_scene(recipe, index, scene, faults)
+        for candidate in _of_scene(recipe, index, scene, settler, faults)
     ]
     recipe.source.fail(dict.fromkeys(faults))
     models = list(dict.fromkeys(candidate.job.model for candidate in candidates))
     rank = {model: place for place, model in enumerate(models)}
     candidates.sort(key=lambda candidate: rank[candidate.job.model])
     jobs = _named(recipe, candidates)
-    warnings = tuple(_warnings(jobs))
+    warnings = (*settler.warnings, *_warnings(jobs))
     return Batch(recipe.name, recipe.output_dir, tuple(jobs), warnings, recipe.path.absolute())
 
 
 def _of_scene(
-    recipe: Recipe, index: int, scene: SceneFields, faults: list[Fault]
+    recipe: Recipe, index: int, scene: SceneFields, settler: Settler, faults: list[Fault]
 ) -> Iterator[_Candidate]:
     prompts = [(template, text) for template in scene.prompt for text in expand_prompt(template)]
     seeds = _seeds(recipe, index, scene, faults)
@@ -107,6 +111,7 @@ def _of_scene(
                 image=recipe.pictures.get(index),
                 adapters=variant.adapters,
             )
+            first = _settled(first, variant, settler, faults)
             _check_guidance(first, variant, faults)
             fields = _fields(recipe, first, variant, prompt_index)
             for seed in seeds:
@@ -116,6 +121,23 @@ def _of_scene(
                 if content not in seen:
                     seen.add(content)
                     yield _Candidate(job, index, {**fields, "seed": seed}, template)
+
+
+def _settled(job: Job, variant: Variant, settler: Settler, faults: list[Fault]) -> Job:
+    """The job with its own stages, where they are left to data."""
+    automatic = variant.automatic
+    if automatic is None:
+        return job
+    try:
+        stages = settler.settle(job, automatic)
+    except (CalibrationError, StageError, UsageError) as error:
+        told = "calibration" if isinstance(error, CalibrationError) else "stages"
+        key = "budget" if str(error).startswith("a budget") else told
+        path = variant.row.path("blend", key)
+        faults.append(Fault(path, str(error), at="key", related=(*_LAYERS, "blend", "model")))
+        return job
+    is_adaptive = automatic.kind == "adaptive" and len(stages) > 1
+    return replace(job, stages=stages, adaptive=automatic.threshold if is_adaptive else None)
 
 
 def _check_guidance(job: Job, variant: Variant, faults: list[Fault]) -> None:

@@ -61,6 +61,8 @@ Prompts = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
 
+Criterion = Literal["best", "extrapolated", "free", "contiguous", "divergence", "complexity"]
+
 
 class Table(BaseModel):
     """Base of every table: values as TOML types them, unknown keys refused."""
@@ -141,13 +143,23 @@ class BlendTable(Table):
     """Which denoiser runs which steps."""
 
     stages: Text | None = None
-    """One letter a stage, L large and S small, such as "LSL"."""
+    """One letter a stage, L large and S small, such as "LSL"; or "auto", or "adaptive"."""
     boundaries: list[Fraction] | None = None
     """Where all stages but the last end, as fractions of the steps, ascending."""
     boundary_sigmas: list[Fraction] | None = None
     """The same as noise levels, descending."""
     stage: Annotated[list[StageTable], Field(min_length=1)] | None = None
     """The long form: one table a stage."""
+    budget: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Of stages left to data: share of the all-large FLOPs that is never exceeded; 0.6."""
+    calibration: Text | None = None
+    """Likewise: file that flowblend probe made; without it, the pipeline's own."""
+    criterion: Criterion | None = None
+    """Of "auto": how stages are chosen; without it, by the smallest predicted error."""
+    max_stages: Annotated[int, Field(ge=1, le=5)] | None = None
+    """Of "auto": most stages of the criterion "contiguous"; 3."""
+    threshold: Annotated[float, Field(ge=0)] | None = None
+    """Of "adaptive": change of the velocity at which the small denoiser takes over; 0.05."""
 
 
 class SamplingTable(Table):

@@ -15,6 +15,7 @@ from flowblend_cli.errors import ModelNameError
 from flowblend_cli.jobs import AdapterSpec, ModelSpec, SamplingSpec
 from flowblend_cli.levels import own_solver
 from flowblend_cli.models import KnownPair, find_pair, resolve_model, resolve_small
+from flowblend_cli.recipe.automatic import Automatic
 from flowblend_cli.recipe.blend import (
     Blend,
     blamed_for_stages,
@@ -73,6 +74,7 @@ class Variant:
         sampling: The sampling.
         output: Keys of [output] with their values.
         adapters: The LoRA adapters that the stages name.
+        automatic: How each job's own stages are found, where ``stages`` only stand for them.
     """
 
     row: Row
@@ -84,6 +86,7 @@ class Variant:
     sampling: SamplingSpec
     output: dict[str, Any]
     adapters: tuple[AdapterSpec, ...] = ()
+    automatic: Automatic | None = None
 
 
 def sweep_axes(sweep: SweepFields) -> dict[str, list[Any]]:
@@ -157,6 +160,7 @@ def make_variant(tables: Tables, row: Row, recipe_dir: Path, faults: list[Fault]
         sampling,
         output,
         adapters,
+        stages.automatic,
     )
 
 

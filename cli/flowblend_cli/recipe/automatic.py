@@ -1,0 +1,208 @@
+"""Stages that a recipe leaves to data: ``stages = "auto"`` and ``stages = "adaptive"``."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from flowblend_cli.errors import ModelNameError
+from flowblend_cli.jobs import Job
+from flowblend_cli.levels import find_solver
+from flowblend_cli.models import find_pair, resolve_model
+from flowblend_plugin.boundaries import choose
+from flowblend_plugin.calibration import Calibration
+from flowblend_plugin.errors import CalibrationError, StageError
+from flowblend_plugin.noise_levels import noise_levels
+from flowblend_plugin.stages import Stage, StageSchedule
+
+Kind = Literal["auto", "adaptive"]
+KINDS: tuple[Kind, ...] = ("auto", "adaptive")
+DEFAULT_BUDGET = 0.6
+DEFAULT_THRESHOLD = 0.05
+BUNDLED_NAME = "calibration.json"
+# What only one kind of stages reads.
+KEYS: Mapping[Kind, frozenset[str]] = {
+    "auto": frozenset({"budget", "calibration", "criterion", "max_stages"}),
+    "adaptive": frozenset({"budget", "calibration", "threshold"}),
+}
+AUTOMATIC_KEYS = KEYS["auto"] | KEYS["adaptive"]
+_MAX_BYTES = 16 * 2**20
+# What a calibration holds for; other differences, of seeds or of steps, don't matter.
+_COMPARED = ("pipeline", "small", "height", "width", "num_frames", "guidance_scale")
+
+
+@dataclass(frozen=True)
+class Automatic:
+    """What [blend] says of stages that it leaves to data.
+
+    Args:
+        kind: ``"auto"`` chooses before the render, ``"adaptive"`` during it.
+        budget: Share of the all-large cost that is never exceeded.
+        criterion: See ``flowblend_plugin.boundaries.choose``.
+        max_stages: Likewise.
+        calibration: File as the recipe names it; None for the one that comes with the pipeline.
+        threshold: See ``flowblend_plugin.adaptive.SelfDifference``.
+    """
+
+    kind: Kind
+    budget: float = DEFAULT_BUDGET
+    criterion: str = "best"
+    max_stages: int = 3
+    calibration: str | None = None
+    threshold: float = DEFAULT_THRESHOLD
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], *, is_swept: bool = False) -> Automatic | None:
+        """What the values of [blend] say, or None where its stages are written out.
+
+        Args:
+            values: Keys of [blend] with their values.
+            is_swept: Whether other combinations have other stages, which may read other keys.
+
+        Raises:
+            StageError: A key is set that these stages don't read.
+        """
+        kind = values.get("stages")
+        read = KEYS[kind] if kind in KINDS else frozenset()
+        for key in sorted(AUTOMATIC_KEYS):
+            if values.get(key) is not None and key not in read and not is_swept:
+                kinds = " or ".join(f'"{k}"' for k in KINDS if key in KEYS[k])
+                raise StageError(
+                    f"{key} says how stages are chosen, and these are written out: set stages = "
+                    f"{kinds}, or remove {key}"
+                )
+        if kind not in KINDS:
+            return None
+        return cls(kind, **{key: values[key] for key in read if values.get(key) is not None})
+
+
+@dataclass
+class Settler:
+    """Settles the stages of jobs that leave them to data.
+
+    Args:
+        recipe_dir: Folder that calibrations and model folders are relative to.
+    """
+
+    recipe_dir: Path
+    warnings: dict[str, None] = field(default_factory=dict)
+    _known: dict[Any, tuple[Stage, ...]] = field(default_factory=dict)
+
+    def settle(self, job: Job, automatic: Automatic) -> tuple[Stage, ...]:
+        """The stages of a job.
+
+        Raises:
+            CalibrationError: There is no calibration, or it can't be read.
+            StageError: The budget can't be kept.
+            UsageError: The noise levels of the steps can't be told offline.
+        """
+        key = (automatic, job.model, job.sampling, job.arguments)
+        if key not in self._known:
+            settle = self._chosen if automatic.kind == "auto" else self._latest
+            self._known[key] = settle(job, automatic)
+        return self._known[key]
+
+    def _chosen(self, job: Job, automatic: Automatic) -> tuple[Stage, ...]:
+        calibration = self._calibration(job, automatic)
+        solver = find_solver(job.model.pipeline, job.sampling, self.recipe_dir)
+        if solver.name == "heun":
+            raise StageError(
+                "stages = 'auto' isn't possible with heun, which asks the denoiser twice a step: "
+                "choose another scheduler"
+            )
+        levels = noise_levels(solver.name, job.num_inference_steps, solver.flow_shift)
+        chosen = choose(
+            calibration.at(levels), automatic.budget, automatic.criterion, automatic.max_stages
+        )
+        return chosen.schedule.stages
+
+    def _latest(self, job: Job, automatic: Automatic) -> tuple[Stage, ...]:
+        steps = job.num_inference_steps
+        ratio = self._calibration(job, automatic).cost_ratio
+        large = int((automatic.budget - ratio) / (1 - ratio) * steps + 1e-9) if ratio < 1 else steps
+        if large < 2:
+            raise StageError(
+                f"a budget of {automatic.budget} leaves {max(0, large)} of {steps} steps to the "
+                "large denoiser, and adaptive stages need 2 at least: raise it"
+            )
+        if large >= steps:
+            return (Stage("large"),)
+        return StageSchedule.parse("LSL", [(large - 1) / steps, (steps - 1) / steps]).stages
+
+    def _calibration(self, job: Job, automatic: Automatic) -> Calibration:
+        found = find_calibration(automatic.calibration, job.model.pipeline, self.recipe_dir)
+        self.warnings |= dict.fromkeys(_mismatches(found, job))
+        return found
+
+
+def find_calibration(name: str | None, pipeline: str, recipe_dir: Path) -> Calibration:
+    """Read a calibration.
+
+    Args:
+        name: File as the recipe names it; None for the one in the pipeline's folder.
+        pipeline: The pipeline as the recipe names it.
+        recipe_dir: Folder that both are relative to.
+
+    Raises:
+        CalibrationError: It isn't there, or can't be used.
+    """
+    if name is not None:
+        return _read((recipe_dir / name).resolve())
+    try:
+        folder = resolve_model(pipeline, recipe_dir).path
+    except ModelNameError:
+        folder = None
+    path = folder / BUNDLED_NAME if folder is not None else None
+    if path is None or not path.is_file():
+        raise CalibrationError(
+            f"{pipeline!r} brings no calibration: make one with flowblend probe, and name it in "
+            'calibration = "calibration.json"'
+        )
+    return _read(path)
+
+
+@functools.cache
+def _read(path: Path) -> Calibration:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise CalibrationError(
+            f"calibration {str(path)!r} can't be read ({error.strerror}): make it with flowblend "
+            "probe"
+        ) from error
+    if len(data) > _MAX_BYTES:
+        raise CalibrationError(f"calibration {str(path)!r} is larger than {_MAX_BYTES} bytes")
+    try:
+        return Calibration.from_document(json.loads(data))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CalibrationError):
+            raise CalibrationError(f"{path}: {error}") from error
+        raise CalibrationError(f"{path} is no JSON ({error}): probe again") from error
+
+
+def _mismatches(calibration: Calibration, job: Job) -> list[str]:
+    """What the calibration was made under, and the job isn't."""
+    found = []
+    pair = find_pair(job.model.pipeline)
+    defaults = dict(pair.defaults) if pair is not None else {}
+    now = {"pipeline": job.model.pipeline, "small": job.model.small}
+    for key in _COMPARED:
+        then = calibration.conditions.get(key)
+        here = now[key] if key in now else job.argument(key, defaults.get(key))
+        if then is not None and here is not None and _unlike(key, then, here):
+            found.append(f"{key} {here} (calibrated at {then})")
+    if not found:
+        return []
+    return [f"the calibration was made under other conditions: {', '.join(found)}; probe again"]
+
+
+def _unlike(key: str, then: Any, here: Any) -> bool:
+    """Whether two values differ by more than a calibration stands: sizes by a third."""
+    if key in ("height", "width", "num_frames"):
+        return not 0.75 <= here / then <= 4 / 3
+    return bool(then != here)

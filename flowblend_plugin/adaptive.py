@@ -1,0 +1,84 @@
+"""Stages that end when this very trajectory says so, within a bounded budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from flowblend_plugin.errors import StageError
+from flowblend_plugin.stages import StageSchedule
+
+SHAPE = ("large", "small", "large")
+
+
+@dataclass(frozen=True)
+class SelfDifference:
+    """End the first stage early, once the large denoiser's velocity hardly changes any more.
+
+    The schedule that it goes with is the latest that may happen: the large denoiser first, the
+    small one, the large one. Steps that the first stage is spared go to the last one, so that every
+    trajectory costs the same. Equal inputs switch at equal steps.
+
+    Args:
+        threshold: Relative L2 change of the velocity after guidance, from one step to the next, at
+            or below which the small denoiser takes over; 0 or more.
+
+    Raises:
+        StageError: The threshold is negative.
+
+    Reference:
+        SRDiffusion, arXiv:2505.19151, which switches where consecutive predictions differ by less
+        than a threshold, and doesn't switch back.
+    """
+
+    threshold: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not self.threshold >= 0:
+            raise StageError(f"threshold must be 0 or more, got {self.threshold!r}")
+
+
+class OnlineSwitch:
+    """Watches one trajectory at a time and says where its stages end.
+
+    Args:
+        rule: When the first stage ends.
+        stages: The latest schedule.
+
+    Raises:
+        StageError: The schedule isn't large, small, large.
+    """
+
+    def __init__(self, rule: SelfDifference, stages: StageSchedule) -> None:
+        roles = tuple(stage.denoiser for stage in stages.stages)
+        if roles != SHAPE:
+            raise StageError(
+                f"adaptive stages are large, small, large (LSL) at the latest, got {stages}"
+            )
+        self._rule = rule
+        self._before: Tensor | None = None
+        self.differences: list[float] = []
+
+    def start(self) -> None:
+        """A trajectory begins."""
+        self._before, self.differences = None, []
+
+    def note(self, output: Tensor) -> None:
+        """Take what the solver is handed at one step."""
+        if self._before is not None:
+            change = (output.float() - self._before.float()).flatten(1).norm(dim=1)
+            size = self._before.float().flatten(1).norm(dim=1)
+            # The sample of the batch that changes most decides.
+            self.differences.append(float((change / size).max()))
+        self._before = output
+
+    def revise(self, step: int, stage_indices: Sequence[int]) -> tuple[int, ...]:
+        """The stage of every step, after ``step`` is done."""
+        done, present = step + 1, tuple(stage_indices)
+        is_over = done >= len(present) or present[done] != 0
+        if is_over or not self.differences or self.differences[-1] > self._rule.threshold:
+            return present
+        last = len(present) - (present.count(0) + present.count(2) - done)
+        return tuple(0 if s < done else 1 if s < last else 2 for s in range(len(present)))
