@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowblend_cli.errors import ModelNameError
+from flowblend_cli.forwards import PIPELINES
 from flowblend_cli.jobs import Job
 from flowblend_cli.levels import find_solver
 from flowblend_cli.models import find_pair, resolve_model
@@ -189,11 +190,11 @@ def _mismatches(calibration: Calibration, job: Job) -> list[str]:
     """What the calibration was made under, and the job isn't."""
     found = []
     pair = find_pair(job.model.pipeline)
-    defaults = dict(pair.defaults) if pair is not None else {}
+    facts = PIPELINES.get((pair.pipeline_class if pair is not None else None) or "")
     now = {"pipeline": job.model.pipeline, "small": job.model.small}
     for key in _COMPARED:
         then = calibration.conditions.get(key)
-        here = now[key] if key in now else job.argument(key, defaults.get(key))
+        here = now[key] if key in now else job.argument(key, getattr(facts, key, None))
         if then is not None and here is not None and _unlike(key, then, here):
             found.append(f"{key} {here} (calibrated at {then})")
     if not found:

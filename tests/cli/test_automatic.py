@@ -1,0 +1,190 @@
+"""Recipes that leave their stages to data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowblend_cli.artifacts.metadata import read_document
+from flowblend_cli.errors import RecipeError
+from flowblend_cli.jobs import Batch, Job
+from flowblend_cli.plan import plan_batch
+from flowblend_cli.recipe.loader import load_batch
+from flowblend_plugin.calibration import CalibratedStep, Calibration
+from flowblend_plugin.noise_levels import noise_levels
+
+LoadText = Callable[..., Batch]
+Problems = Callable[..., list[str]]
+RATIO = 0.25
+AUTO = """\
+[model]
+pipeline = "sprites"
+
+[blend]
+stages = "auto"
+budget = 0.55
+calibration = "c.json"
+criterion = "contiguous"
+
+[defaults]
+num_inference_steps = 10
+max_sequence_length = 64
+
+[[scene]]
+name = "a"
+prompt = "a red circle moving right on a navy background"
+"""
+
+
+def calibration(**conditions: Any) -> Calibration:
+    """A pair whose early steps matter most; its errors don't add up to anything else."""
+    levels = noise_levels("flow_match_euler", 20, 3.0)
+    steps = tuple(
+        CalibratedStep(i, level, {"guided_relative_l2": 0.5, "velocity_norm": 1.0,
+                                  "acceleration": 1.0, "curvature": 1.0}, {})
+        for i, level in enumerate(levels)
+    )  # fmt: skip
+    gram = tuple(tuple((1.0 / (1 + i)) * (i == j) for j in range(20)) for i in range(20))
+    told = {"pipeline": "sprites", "small": "sprites", **conditions}
+    return Calibration(told, 1, steps, RATIO, tuple(range(20)), gram, 1, 1.0)
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path) -> Callable[..., Path]:
+    def write(**conditions: Any) -> Path:
+        path = tmp_path / "c.json"
+        path.write_text(json.dumps(calibration(**conditions).to_document()), "utf-8")
+        return path
+
+    return write
+
+
+def planned(batch: Batch) -> list[str]:
+    """The denoisers of every job's steps."""
+    return [job.denoisers for job in plan_batch(batch).jobs]
+
+
+def test_auto_chooses_from_the_calibration(
+    batch_of: LoadText, calibrated: Callable[..., Path]
+) -> None:
+    calibrated()
+    # (0.55 - 0.25) / 0.75 of ten steps may be large, and the early ones matter most.
+    assert planned(batch_of(AUTO)) == ["LLLLSSSSSS"]
+    assert planned(batch_of(AUTO, "blend.budget=1.0")) == ["L" * 10]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(RATIO, 1), st.sampled_from(["best", "free", "contiguous", "complexity"]))
+def test_a_budget_is_never_exceeded(
+    tmp_path_factory: pytest.TempPathFactory, budget: float, criterion: str
+) -> None:
+    folder = tmp_path_factory.mktemp("budget")
+    (folder / "c.json").write_text(json.dumps(calibration().to_document()), "utf-8")
+    (folder / "r.toml").write_text(AUTO, "utf-8")
+    options = (f"blend.budget={budget!r}", f'blend.criterion="{criterion}"')
+    (letters,) = planned(load_batch(folder / "r.toml", options))
+    assert (letters.count("L") + RATIO * letters.count("S")) / 10 <= budget + 1e-9
+
+
+def test_every_job_gets_stages_for_its_own_steps(
+    batch_of: LoadText, calibrated: Callable[..., Path]
+) -> None:
+    calibrated()
+    text = AUTO + '\n[sweep]\nnum_inference_steps = [10, 20]\n"blend.stages" = ["auto", "LSL"]\n'
+    batch = batch_of(text.replace("budget", "boundaries = [0.4, 0.8]\nbudget", 1))
+    found = {job.job.id: job.denoisers for job in plan_batch(batch).jobs}
+    assert [len(letters) for letters in found.values()] == [10, 10, 20, 20]
+    assert sum(letters.endswith("LL") for letters in found.values()) == 2
+    assert {job.stage_string for job in batch.jobs} == {"auto", "LSL"}
+
+
+def test_adaptive_keeps_its_budget_in_the_plan(
+    batch_of: LoadText, calibrated: Callable[..., Path]
+) -> None:
+    calibrated()
+    text = AUTO.replace('"auto"', '"adaptive"').replace('criterion = "contiguous"\n', "")
+    batch = batch_of(text, "blend.threshold=0.2")
+    assert planned(batch) == ["LLLSSSSSSL"]
+    (job,) = batch.jobs
+    assert job.adaptive == 0.2
+    assert Job.from_document(json.loads(json.dumps(job.to_document()))) == job
+    assert plan_batch(batch).jobs[0].steps.endswith("at the latest")
+
+
+def test_a_finished_adaptive_clip_says_who_ran(
+    tmp_path: Path, calibrated: Callable[..., Path]
+) -> None:
+    from click.testing import CliRunner
+
+    from flowblend_cli.main import main
+
+    calibrated()
+    text = AUTO.replace('"auto"', '"adaptive"').replace('criterion = "contiguous"\n', "")
+    (tmp_path / "r.toml").write_text(text.replace("= 10", "= 8"))
+    options = ["--set", "blend.threshold=1000.0", "--set", "blend.budget=0.7"]
+    result = CliRunner().invoke(main, ["render", str(tmp_path / "r.toml"), *options])
+    assert result.exit_code == 0, result.output
+    (clip,) = (tmp_path / "out").glob("*.mp4")
+    # Four of eight steps may be large: two until there is a change to look at, the others last.
+    assert read_document(clip)["resolved"]["denoisers"] == "LLSSSSLL"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "told"),
+    [
+        ({"guidance_scale": 7.0, "height": 64}, ["guidance_scale 5.0 (calibrated at 7.0)"]),
+        ({"small": "org/other"}, ["small sprites (calibrated at org/other)"]),
+        ({"height": 256}, ["height 64 (calibrated at 256)"]),
+        ({"height": 80}, []),
+    ],
+)
+def test_other_conditions_are_warned_of(
+    batch_of: LoadText,
+    calibrated: Callable[..., Path],
+    conditions: dict[str, Any],
+    told: list[str],
+) -> None:
+    calibrated(**conditions)
+    warnings = batch_of(AUTO).warnings
+    assert len(warnings) == len(told)
+    assert all(part in warning for part, warning in zip(told, warnings, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "message"),
+    [
+        (("0.55", "0.2"), 6, "a budget of 0.2 can't be kept"),
+        (('"c.json"', '"none.json"'), 7, "can't be read"),
+        (('"contiguous"', '"guess"'), 8, "criterion"),
+        (('stages = "auto"', 'stages = "L"'), 6, "these are written out"),
+        (('"auto"', '"adaptive"'), 8, "these are written out"),
+    ],
+)
+def test_what_cannot_be_is_said_at_its_line(
+    recipe_file: Callable[[str], Path],
+    calibrated: Callable[..., Path],
+    change: tuple[str, str],
+    line: int,
+    message: str,
+) -> None:
+    calibrated()
+    path = recipe_file(AUTO.replace(*change))
+    with pytest.raises(RecipeError) as caught:
+        load_batch(path, ())
+    (told,) = [text for text in str(caught.value).splitlines() if message in text]
+    assert f":{line}:" in told
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "flowblend calibration"}', "[" * 9999])
+def test_a_damaged_calibration_is_refused(
+    recipe_file: Callable[[str], Path], tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "c.json").write_text(text, "utf-8")
+    with pytest.raises(RecipeError, match="calibration"):
+        load_batch(recipe_file(AUTO), ())
