@@ -210,6 +210,13 @@ def step_levels(scheduler: Any) -> list[float]:
     return [level / (1 + level) for level in levels] if max(levels) > 1 else levels
 
 
+def predicts_flow(scheduler: Any) -> bool:
+    """Whether a scheduler's model output is the velocity of flow matching, noise minus clean."""
+    base: type = getattr(type(scheduler), "_flowblend_base", type(scheduler))
+    is_flow_class = base.__name__.startswith("FlowMatch")
+    return is_flow_class or scheduler.config.get("prediction_type") == "flow_prediction"
+
+
 def spread_stages(scheduler: Any, stages: StageSchedule, iterations: int) -> tuple[int, ...]:
     """Spread stages over the iterations of a call whose frames begin one after another.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flowblend_plugin.denoisers import Denoiser
 from flowblend_plugin.errors import SwitchError
 from flowblend_plugin.switch import DenoiserSwitch
-from flowblend_plugin.trajectory import Seed, step_levels
+from flowblend_plugin.trajectory import Seed, predicts_flow, step_levels
 
 _LOW_BAND = 0.5  # of the highest spatial frequency
 
@@ -34,6 +34,8 @@ class StepVelocities:
         small: The small one's, combined in the same way.
         large_passes: The large one's passes before guidance: one tensor as ``large`` each.
         small_passes: The small one's.
+        is_flow: Whether these are velocities of flow matching, from which the noise in the latents
+            can be told; otherwise whatever the denoiser predicts.
     """
 
     step: int
@@ -42,6 +44,7 @@ class StepVelocities:
     small: Tensor
     large_passes: tuple[Tensor, ...] = ()
     small_passes: tuple[Tensor, ...] = ()
+    is_flow: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,10 @@ class StepDivergence:
             it. ``low_frequency_l2`` and ``high_frequency_l2`` split ``guided_relative_l2`` into
             spatial frequencies below and above half of the highest; their squares add up to its
             square. ``velocity_norm`` is the root mean square of the large velocity after guidance,
-            ``acceleration`` that of its change by sigma, ``curvature`` that of the change of its
-            change. What a step has no neighbours for is left out.
+            ``acceleration`` that of its first derivative by sigma. ``curvature`` is that of the
+            second derivative of the predicted noise, as far as it bends the velocity: what a
+            straight line through neighbouring steps misses. What a step has no neighbours for is
+            left out.
     """
 
     step: int
@@ -162,10 +167,22 @@ def _measure(
     if before is not None:
         found["acceleration"] = rms(_slope(before, present))
         if after is not None:
-            change = _slope(present, after) - _slope(before, present)
-            found["curvature"] = rms(change) / (abs(after.sigma - before.sigma) / 2)
+            found["curvature"] = rms(_bend(before, present, after))
     values = {name: tuple(tensor.tolist()) for name, tensor in found.items()}
     return StepDivergence(present.step, present.sigma, values)
+
+
+def _bend(before: StepVelocities, present: StepVelocities, after: StepVelocities) -> Tensor:
+    """Second derivative by sigma, of the noise that flow velocities predict, on their scale.
+
+    Along a trajectory the noise ``x + (1 - sigma) v`` changes by ``(1 - sigma)`` times what the
+    velocity v changes by.
+    """
+    slopes = []
+    for a, b in ((before, present), (present, after)):
+        weight = (1 - (a.sigma + b.sigma) / 2) / (1 - present.sigma) if present.is_flow else 1.0
+        slopes.append(_slope(a, b) * weight)
+    return (slopes[1] - slopes[0]) / ((after.sigma - before.sigma) / 2 or math.inf)
 
 
 def _slope(a: StepVelocities, b: StepVelocities) -> Tensor:
@@ -252,8 +269,11 @@ class VelocityLog(DenoiserSwitch):
         )
         levels = step_levels(self._scheduler)
         self._window.append(
-            StepVelocities(step, levels[step], output, guided.float(), tuple(large), tuple(small))
-        )
+            StepVelocities(
+                step, levels[step], output, guided.float(), tuple(large), tuple(small),
+                is_flow=predicts_flow(self._scheduler),
+            )
+        )  # fmt: skip
         if len(self._window) > 1:
             before = self._window[-3] if len(self._window) > 2 else None
             self._on_divergence(_measure(before, *self._window[-2:]))
