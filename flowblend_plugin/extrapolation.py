@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -68,8 +69,9 @@ class StageExtrapolation:
         self._handles: list[Any] = []
         if self._is_used and pipe.scheduler.order > 1:
             raise SwitchError(
-                f"{type(pipe.scheduler).__name__} asks the denoiser twice a step, which extrapolated "
-                "steps can't answer: choose another solver, or leave extrapolated stages out"
+                f"{type(pipe.scheduler).__name__} asks the denoiser twice a step, which "
+                "extrapolated steps can't answer: choose another solver, or leave extrapolated "
+                "stages out"
             )
 
     @property
@@ -117,8 +119,8 @@ class StageExtrapolation:
             )
         if self._answer is None:
             raise SwitchError(
-                "an extrapolated stage found no output of a denoiser, whose hooks don't run: where "
-                "it was compiled in place, give the pipe torch.compile(denoiser) instead"
+                f"{type(self._pipe).__name__} calls its denoiser past the module's hooks, so that "
+                "its outputs aren't known: leave extrapolated stages out"
             )
 
     def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -163,14 +165,12 @@ class StageExtrapolation:
 
 
 def _answering(denoiser: nn.Module, output: Any) -> nn.Module:
-    """A copy of a denoiser, on the same weights and config, that gives ``output`` and runs nothing."""
+    """A copy of a denoiser, with the same weights and config, that runs nothing."""
     answering = copy.copy(denoiser)
-    hooks = {name: type(value)() for name, value in vars(denoiser).items() if name in _HOOKS}
-    vars(answering).update(hooks, forward=partial(_give, output))
+    for hooks in ("_forward_hooks", "_forward_pre_hooks"):
+        vars(answering)[hooks] = OrderedDict()
+    vars(answering)["forward"] = partial(_give, output)
     return answering
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def _give(output: Any, *args: Any, **kwargs: Any) -> Any:
