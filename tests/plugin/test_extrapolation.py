@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +16,11 @@ from fake_device import FakeDevice
 from families import skyreels, wan
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from tiny import FLOW, SCHEDULERS, ForwardRecorder, run_wan, snapshot, wan_denoiser, wan_pipe
 
 from flowblend_plugin import (
+    Adapter,
     Cache,
     DenoiserSwitch,
     FlowBlendBlock,
@@ -282,7 +286,7 @@ def test_compiled_denoisers_are_extrapolated_without_another_graph(how: str) -> 
     assert len(graphs) == 1
 
 
-# Guidance, adapters of a step's neighbours, and steps of one level.
+# Guidance, caches and adapters of the stages around, and steps of one level.
 
 
 def test_a_stage_without_the_unconditional_pass_may_come_before() -> None:
@@ -316,6 +320,28 @@ def test_a_cache_before_and_after_is_a_stages_own() -> None:
         (report,) = switch.cache_reports
     assert report.forwards == 8
     assert not pipe.transformer.is_cache_enabled
+
+
+def test_adapters_stay_as_they_are(tmp_path: Path) -> None:
+    query, weights = "transformer.blocks.0.attn1.to_q", torch.randn(2, 24)
+    save_file(
+        {f"{query}.lora_A.weight": weights, f"{query}.lora_B.weight": weights.T.contiguous()},
+        tmp_path / "style.safetensors",
+    )
+    own, pipe = wan_pipe(), wan_pipe()
+    own.load_lora_weights(tmp_path / "style.safetensors")
+    styled = Stage("large", adapters=(Adapter("style"),))
+    stages = (replace(styled, until=0.4), Stage("extrapolated", 0.8), styled)
+    with (
+        DenoiserSwitch(own, stages="LEL", boundaries=(0.4, 0.8)),
+        DenoiserSwitch(
+            pipe,
+            stages=StageSchedule(stages),
+            adapters={"style": tmp_path / "style.safetensors"},
+        ),
+    ):
+        assert torch.equal(run_wan(pipe), run_wan(own))
+    assert torch.equal(run_wan(pipe), run_wan(wan_pipe()))
 
 
 def test_steps_of_one_noise_level_are_one_point_of_the_line() -> None:
@@ -432,7 +458,7 @@ def test_the_name_and_the_letter_are_taken() -> None:
     assert switch.denoisers_run == ["eager", "extrapolated"]
 
 
-def test_extrapolated_stages_survive_the_schedulers_config(tmp_path: Any) -> None:
+def test_extrapolated_stages_survive_the_schedulers_config(tmp_path: Path) -> None:
     FlowBlendScheduler(stages="LELE", boundaries=(0.4, 0.6, 0.8)).save_pretrained(tmp_path)
     again = FlowBlendScheduler.from_pretrained(tmp_path)
     assert again.stages == LEL
