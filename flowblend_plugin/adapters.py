@@ -27,7 +27,7 @@ class StageAdapters:
     Args:
         pipe: The pipeline, whose class knows how published LoRA files name their weights.
         stages: The stages.
-        modules: Role -> the modules that run it.
+        modules: Role -> the modules that run it; none for a role that isn't there.
         sources: Adapter name -> safetensors file or Hub id (``owner/name`` or
             ``owner/name/file.safetensors``), or a mapping of role -> such a source. A name that is
             left out has to be loaded in the denoiser already.
@@ -57,7 +57,7 @@ class StageAdapters:
             return
         try:
             for stage in stages:
-                for module in dict.fromkeys(modules[stage.denoiser]):
+                for module in dict.fromkeys(modules.get(stage.denoiser, ())):
                     self._touched.setdefault(module, _Before(module))
                     for adapter in stage.adapters:
                         self._load(pipe, stage.denoiser, module, adapter.name, sources or {})

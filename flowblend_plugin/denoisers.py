@@ -13,6 +13,7 @@ from flowblend_plugin.errors import PairMismatchError, SwitchError
 from flowblend_plugin.loading import denoiser_name, load_denoiser
 from flowblend_plugin.offloading import is_placed
 from flowblend_plugin.pairing import config_mismatches
+from flowblend_plugin.stages import EXTRAPOLATED
 
 Source = nn.Module | str | os.PathLike[str] | Pending
 Denoiser = Source | Sequence[Source]
@@ -20,6 +21,20 @@ Denoiser = Source | Sequence[Source]
 Placement = dict[str, nn.Module]
 
 _SECOND_EXPERT = "transformer_2"
+
+
+def all_denoisers(
+    small: Denoiser | None, denoisers: Mapping[str, Denoiser] | None
+) -> dict[str, Denoiser]:
+    """The further denoisers by name.
+
+    Raises:
+        SwitchError: The small one was given twice.
+    """
+    given = dict(denoisers or {})
+    if small is not None and "small" in given:
+        raise SwitchError("the small denoiser was given twice: as small= and in denoisers=")
+    return given if small is None else {"small": small, **given}
 
 
 def own_placement(pipe: Any) -> Placement:
@@ -77,11 +92,22 @@ def check_names(denoisers: Mapping[str, Denoiser], roles: Sequence[str]) -> None
     """Check that every stage's denoiser was given, and that no name is taken.
 
     Raises:
-        SwitchError: It wasn't, or a denoiser is named ``large``, which is the pipe's own.
+        SwitchError: It wasn't, or a denoiser is named ``large``, which is the pipe's own, or
+            ``extrapolated``; or the letter E may have been meant for one.
     """
     if "large" in denoisers:
         raise SwitchError("'large' is the pipe's own denoiser: give the others other names")
-    missing = [role for role in roles if role != "large" and role not in denoisers]
+    if EXTRAPOLATED in denoisers:
+        raise SwitchError(
+            f"{EXTRAPOLATED!r} steps are those that no denoiser runs: give this one another name"
+        )
+    meant = [name for name in denoisers if name[:1].upper() == "E" and name not in roles]
+    if EXTRAPOLATED in roles and meant:
+        raise SwitchError(
+            f"the stages have {EXTRAPOLATED} steps (E in a stage string) and never use the "
+            f"denoiser {meant[0]!r}: rename it, or leave it out"
+        )
+    missing = [role for role in roles if role not in ("large", EXTRAPOLATED, *denoisers)]
     if missing:
         how = "small=" if missing == ["small"] else "denoisers={...}"
         raise SwitchError(

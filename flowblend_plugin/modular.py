@@ -71,10 +71,10 @@ class FlowBlendBlock(ModularPipelineBlocks):
         if made is None:
             raise StageError("no stages: give a stage string such as 'LSL', or a StageSchedule")
         for stage in made.stages:
-            more = stage.to_document().keys() - {"denoiser", "until", "until_sigma"}
+            more = stage.settings or (stage.denoiser,) * stage.is_extrapolated
             if more:
                 raise StageError(
-                    f"a modular stage chooses its denoiser only, got {', '.join(sorted(more))}: "
+                    f"a modular stage chooses its denoiser only, got {', '.join(more)}: "
                     "leave that out, or use DenoiserSwitch on the pipeline"
                 )
         if solver_history not in ("keep", "reset"):

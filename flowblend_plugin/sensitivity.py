@@ -112,9 +112,9 @@ class _Recording(DenoiserSwitch):
         self.outputs = []
         super().trajectory_started(stage_indices, first_step)
 
-    def model_output(self, output: Tensor) -> Tensor:
+    def model_output(self, output: Tensor, sample: Tensor) -> Tensor:
         self.outputs.append(output.detach().cpu())
-        return super().model_output(output)
+        return super().model_output(output, sample)
 
     def detach(self) -> None:
         for handle in self._handles:
@@ -147,8 +147,8 @@ class _Replay(DenoiserSwitch):
         if first_step < self._position:
             self._answer()
 
-    def model_output(self, output: Tensor) -> Tensor:
-        output = super().model_output(output)
+    def model_output(self, output: Tensor, sample: Tensor) -> Tensor:
+        output = super().model_output(output, sample)
         if self._answering:
             output = self._recording.outputs[self._calls].to(output)
         self._calls += 1

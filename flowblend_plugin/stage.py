@@ -8,6 +8,9 @@ from typing import Any
 
 from flowblend_plugin.errors import StageError
 
+# The role of steps that no denoiser runs.
+EXTRAPOLATED = "extrapolated"
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -52,10 +55,11 @@ class Cache:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of the trajectory that a single denoiser runs.
+    """One stretch of the trajectory that a single denoiser runs, or none.
 
     Args:
-        denoiser: Role of the denoiser, such as ``"large"`` or ``"small"``.
+        denoiser: Role of the denoiser, such as ``"large"`` or ``"small"``; in ``"extrapolated"``
+            steps no denoiser runs, see ``flowblend_plugin.extrapolation``.
         until: Fraction of the steps, 0 to 1, at which the stage ends; None for the last stage and
             where the end is a noise level.
         until_sigma: Noise level, 1 to 0, at which the stage ends; None likewise.
@@ -74,6 +78,16 @@ class Stage:
     adapters: tuple[Adapter, ...] = ()
     cache: Cache | None = None
     attention_backend: str | None = None
+
+    @property
+    def is_extrapolated(self) -> bool:
+        """Whether no denoiser runs the stage."""
+        return self.denoiser == EXTRAPOLATED
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The fields that the stage sets besides its denoiser and its end."""
+        return tuple(sorted(self.to_document().keys() - {"denoiser", "until", "until_sigma"}))
 
     def describe_settings(self) -> str:
         """What the stage sets besides its denoiser, in words; empty if nothing."""

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowblend_plugin.errors import StageError
-from flowblend_plugin.stage import Adapter, Cache, Stage
+from flowblend_plugin.stage import EXTRAPOLATED, Adapter, Cache, Stage
 
 __all__ = [
+    "EXTRAPOLATED",
     "LETTERS",
     "Adapter",
     "Cache",
@@ -25,7 +26,7 @@ __all__ = [
     "stage_letters",
 ]
 
-LETTERS = {"L": "large", "S": "small"}
+LETTERS = {"L": "large", "S": "small", "E": EXTRAPOLATED}
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class StageSchedule:
         """Make a schedule from a stage string and the boundaries between its letters.
 
         Args:
-            stages: One letter a stage: ``L`` large, ``S`` small; ``"LSL"``, ``"SL"``, ``"LSLSL"``.
-                A string of one repeated letter needs no boundaries.
+            stages: One letter a stage: ``L`` large, ``S`` small, ``E`` extrapolated; ``"LSL"``,
+                ``"SL"``, ``"LSLEL"``. A string of one repeated letter needs no boundaries.
             boundaries: Ends of all stages but the last, as fractions of ``num_inference_steps``,
                 ascending from 0 to 1.
             boundary_sigmas: The same as noise levels, descending from 1 to 0. Never both.
@@ -63,8 +64,8 @@ class StageSchedule:
             The schedule.
 
         Raises:
-            StageError: An unknown letter, or boundaries that are missing, too many, out of range
-                or out of order.
+            StageError: An unknown letter, boundaries that are missing, too many, out of range or
+                out of order, or a first stage that is extrapolated.
         """
         if not isinstance(stages, str) or not stages:
             raise StageError(f"stages must be letters such as 'LSL', got {stages!r}")
@@ -74,7 +75,8 @@ class StageSchedule:
             further = "".join(f", {k} for {v}" for k, v in known.items() if k not in LETTERS)
             raise StageError(
                 f"stages {stages!r} has unknown letter {', '.join(map(repr, unknown))}: "
-                f"use L for the large denoiser and S for the small one{further}"
+                "use L for the large denoiser, S for the small one and E for extrapolated "
+                f"steps{further}"
             )
         if boundaries is not None and boundary_sigmas is not None:
             raise StageError(
@@ -204,7 +206,7 @@ class StageSchedule:
             n role names, such as ``("large", "large", "small")``.
 
         Raises:
-            StageError: See ``edges``.
+            StageError: See ``edges``; or no denoiser runs the first step.
         """
         return tuple(
             self.stages[index].denoiser
@@ -216,11 +218,18 @@ class StageSchedule:
     ) -> tuple[int, ...]:
         """Index of the stage of every step; arguments and errors as in ``denoisers``."""
         edges = self.edges(num_inference_steps, noise_levels)
-        return tuple(
+        found = tuple(
             index
             for index, (start, end) in enumerate(itertools.pairwise(edges))
             for _ in range(end - start)
         )
+        if self.stages[found[0]].is_extrapolated:
+            raise StageError(
+                f"at {num_inference_steps} steps the first one falls into stage {found[0] + 1} of "
+                f"{self.letters}, which is extrapolated, and no denoiser has run that it could go "
+                "by: let an earlier stage end later, or run more steps"
+            )
+        return found
 
     def empty_stages(
         self, num_inference_steps: int, noise_levels: Sequence[float] | None = None
@@ -311,6 +320,22 @@ def _check(stages: tuple[Stage, ...]) -> None:
         )
     _check_edges("boundaries", fractions, "ascending", sorted(fractions))
     _check_edges("boundary_sigmas", sigmas, "descending", sorted(sigmas, reverse=True))
+    _check_extrapolated(stages)
+
+
+def _check_extrapolated(stages: tuple[Stage, ...]) -> None:
+    """Raise unless extrapolated stages have something to go by, and set nothing."""
+    if stages[0].is_extrapolated:
+        raise StageError(
+            "the first stage can't be extrapolated, because no denoiser has run yet that it could "
+            "go by: begin with another denoiser, such as L"
+        )
+    for number, stage in enumerate(stages, 1):
+        if stage.is_extrapolated and stage.settings:
+            raise StageError(
+                f"stage {number} is extrapolated and sets {', '.join(stage.settings)}, but "
+                "no denoiser runs there: leave that out"
+            )
 
 
 def _check_edges(name: str, edges: list[float], order: str, wanted: list[float]) -> None:

@@ -21,16 +21,18 @@ from flowblend_plugin.conditioning import Removable, adapt
 from flowblend_plugin.denoisers import (
     Denoiser,
     Placement,
+    all_denoisers,
     check_names,
     own_placement,
     place,
 )
 from flowblend_plugin.errors import SwitchError
+from flowblend_plugin.extrapolation import StageExtrapolation
 from flowblend_plugin.guidance import StageGuidance, check_guidance
 from flowblend_plugin.residency import Residency
 from flowblend_plugin.scheduler import make_stages, wrap_scheduler
 from flowblend_plugin.solvers import reset_history
-from flowblend_plugin.stages import StageSchedule, stage_letters
+from flowblend_plugin.stages import EXTRAPOLATED, StageSchedule, stage_letters
 from flowblend_plugin.trajectory import Seed, StageMixin, spread_stages
 
 # Per pipe its switch, and its own denoisers: a switch may be forgotten while another is installed.
@@ -102,7 +104,7 @@ class DenoiserSwitch(PipelineCallback):
         if solver_history not in ("keep", "reset"):
             raise SwitchError(f"solver_history must be 'keep' or 'reset', got {solver_history!r}")
         _refuse_second(pipe)
-        given = _all_denoisers(small, denoisers)
+        given = all_denoisers(small, denoisers)
         self._pipe = pipe
         self._on_step = on_step
         own = own_placement(pipe)
@@ -133,6 +135,7 @@ class DenoiserSwitch(PipelineCallback):
         modules = {name: list(p.values()) for name, p in self._placements.items()}
         self._attention = StageAttention(stages)
         self._guidance = StageGuidance(self._pipe)
+        self._extrapolation = StageExtrapolation(self._pipe, stages)
         self._caches = StageCaches(self._pipe, stages, itertools.chain(*modules.values()))
         if any(stage.adapters for stage in stages):
             for module in itertools.chain(*modules.values()):
@@ -223,14 +226,15 @@ class DenoiserSwitch(PipelineCallback):
         if self._online is not None:
             self._online.start()
         self._residency.start()
+        self._extrapolation.start(self._scheduler)
         self._begin_step(first_step)
 
-    def model_output(self, output: torch.Tensor) -> torch.Tensor:
-        """The output that the solver is to take: with the stage's guidance scale."""
-        combined = self._guidance.combine(output)
+    def model_output(self, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """The output that the solver takes: with the stage's guidance scale, or extrapolated."""
+        taken = self._extrapolation.model_output(self._guidance.combine(output), sample)
         if self._online is not None:
-            self._online.note(combined)
-        return combined
+            self._online.note(taken)
+        return taken
 
     def step_finished(self, step_index: int) -> None:
         """Install the denoiser of the step after ``step_index`` (0-based)."""
@@ -239,6 +243,7 @@ class DenoiserSwitch(PipelineCallback):
     def trajectory_finished(self) -> None:
         """Give the pipe its large denoiser, and everything else of its own, back."""
         self._leave_stage()
+        self._extrapolation.finish()
         self._guidance.finish()
         self._adapters.rest()
         self._install("large")
@@ -247,8 +252,10 @@ class DenoiserSwitch(PipelineCallback):
         """Note a copy of the scheduler, and check that somebody announces the stages.
 
         Raises:
-            SwitchError: The pipeline's second iteration runs, and nobody announced the first.
+            SwitchError: The pipeline's second iteration runs, and nobody announced the first; or a
+                stage is extrapolated.
         """
+        self._extrapolation.refuse_companion()
         self._companions.add(companion)
         iteration = getattr(self._pipe, "current_timestep", None)
         if self._first_iteration is None:
@@ -293,7 +300,8 @@ class DenoiserSwitch(PipelineCallback):
     # Stages.
 
     def _finish(self, step_index: int) -> None:
-        role = self._role  # what was installed, not what was planned
+        # What was installed, not what was planned.
+        role = EXTRAPOLATED if self._extrapolation.is_running else self._role
         self.denoisers_run.append(role)
         if self._online is not None:
             self._stage_indices = self._online.revise(step_index, self._stage_indices)
@@ -306,18 +314,23 @@ class DenoiserSwitch(PipelineCallback):
         index = self._stage_indices[step]
         stage, start = self.stages.stages[index], self._stage_indices.index(index)
         steps, total = self._stage_indices.count(index), len(self._stage_indices)
-        modules = list(self._placements[stage.denoiser].values())
+        # In an extrapolated stage the denoiser of the stage before stays where it is.
+        role = self._role if stage.is_extrapolated else stage.denoiser
+        modules = list(self._placements[role].values())
         if index != self._stage:
             self._leave_stage()
-            self._change(stage.denoiser)
+            self._change(role)
             self._stage = index
             self._guidance.enter(stage, modules)
             self._attention.enter(stage, modules)
             self._caches.enter(index, stage, modules, step, steps - (step - start), total)
-        self._adapters.enter(stage, modules, step - start, steps)
+        self._extrapolation.enter(stage, self._placements[role], step)
+        if not stage.is_extrapolated:
+            self._adapters.enter(stage, modules, step - start, steps)
 
     def _leave_stage(self) -> None:
         self._stage = -1
+        self._extrapolation.leave()
         self._caches.leave()
         self._attention.leave()
 
@@ -343,15 +356,6 @@ class DenoiserSwitch(PipelineCallback):
                 # holds within one stage.
                 module._reset_stateful_cache()  # type: ignore[operator]
             setattr(self._pipe, name, module)
-
-
-def _all_denoisers(
-    small: Denoiser | None, denoisers: Mapping[str, Denoiser] | None
-) -> dict[str, Denoiser]:
-    given = dict(denoisers or {})
-    if small is not None and "small" in given:
-        raise SwitchError("the small denoiser was given twice: as small= and in denoisers=")
-    return given if small is None else {"small": small, **given}
 
 
 def _living_switch(pipe: Any) -> DenoiserSwitch | None:

@@ -33,8 +33,8 @@ class StageListener(Protocol):
     def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
         """A trajectory begins at step ``first_step``; each whole step has its stage's index."""
 
-    def model_output(self, output: torch.Tensor) -> torch.Tensor:
-        """What the solver is to take for the output that the pipeline hands it."""
+    def model_output(self, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """What the solver is to take for the output that the pipeline hands it for ``sample``."""
 
     def step_finished(self, step_index: int) -> None:
         """Whole step ``step_index`` (0-based, absolute) is done."""
@@ -160,11 +160,11 @@ class StageMixin:
         if listener is not None and 0 < len(steps) <= len(listener.denoisers_run):
             listener.trajectory_started(steps, 0)
 
-    def _model_output(self, output: torch.Tensor) -> torch.Tensor:
+    def _model_output(self, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         listener = self._current_listener()
         if self._stages is None or listener is None:
             return output
-        return listener.model_output(output)
+        return listener.model_output(output, sample)
 
     def _finish_step(self) -> None:
         self._calls += 1
@@ -300,7 +300,7 @@ def with_stages(base: type) -> type:
             generators = self._generators_for(sample)
             if generators is not None:
                 kwargs["generator"] = generators
-        output = self._model_output(model_output)
+        output = self._model_output(model_output, sample)
         result = base.step(self, output, timestep, sample, *args, **kwargs)  # type: ignore[attr-defined]
         self._finish_step()
         return result

@@ -248,13 +248,13 @@ class VelocityLog(DenoiserSwitch):
         self._passes, self._window = [], []
         super().trajectory_started(stage_indices, first_step)
 
-    def model_output(self, output: Tensor) -> Tensor:
+    def model_output(self, output: Tensor, sample: Tensor) -> Tensor:
         """Note what both denoisers said of this step; the solver gets the large one's."""
         passes, self._passes = self._passes, []
         step = len(self.denoisers_run)
         if passes and not (self._window and self._window[-1].step == step):
             self._note(step, output, passes)
-        return super().model_output(output)
+        return super().model_output(output, sample)
 
     def _note(self, step: int, output: Tensor, passes: list[tuple[Tensor, Tensor]]) -> None:
         # One forward of a doubled batch is two passes.

@@ -106,6 +106,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.keys",
         "flowblend_cli.models",
         "flowblend_cli.plan",
+        "flowblend_plugin.stages",
     },
     # Finished files: frames and documents, never models or recipes.
     "flowblend_cli.artifacts": {
@@ -121,6 +122,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.events",
         "flowblend_cli.progress",
         "flowblend_cli.text",
+        "flowblend_plugin.stages",
         "rich",
     },
     # Running: the only rooms of the command that meet models are runtime and placement.
@@ -157,6 +159,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.runtime",
         "flowblend_cli.stopping",
         "flowblend_plugin.errors",
+        "flowblend_plugin.stages",
         "filelock",
     },
     "flowblend_cli.showcase": {

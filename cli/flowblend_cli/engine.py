@@ -20,6 +20,7 @@ from flowblend_cli.plan import plan_job
 from flowblend_cli.progress import Reporter
 from flowblend_cli.stopping import StopRequested, StopSignals
 from flowblend_plugin.errors import FlowBlendError
+from flowblend_plugin.stages import LETTERS
 
 if TYPE_CHECKING:
     from flowblend_cli.artifacts.pixels import Frames
@@ -330,4 +331,4 @@ def render_again(document: dict[str, Any], path: Path, reporter: Reporter) -> in
 
 
 def _role(denoisers: str, index: int) -> str:
-    return {"L": "large", "S": "small"}.get(denoisers[index], denoisers[index])
+    return LETTERS.get(denoisers[index], denoisers[index])

@@ -21,6 +21,7 @@ from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.keys import local_folder
 from flowblend_cli.models import ModelSource, known_pairs, read_json, resolve_model, resolve_small
 from flowblend_cli.plan import Plan, job_noise_levels
+from flowblend_plugin.stages import EXTRAPOLATED
 
 CONVENTIONS = ("linear_only", "full")
 _LARGE_SUBFOLDERS = ("transformer", "unet")
@@ -37,22 +38,24 @@ class Cost:
         counts: FLOPs of one forward of each denoiser that runs, and of the large one; empty if
             unknown.
         note: Why something is unknown, or what the figures leave out; None if nothing is.
+        saved: Forwards that extrapolated steps save.
     """
 
     forwards: Mapping[str, int] | None = None
     counts: Mapping[str, Count] | None = None
     note: str | None = None
+    saved: int = 0
 
     def total(self, convention: str) -> int:
         """FLOPs of the whole job; 0 if unknown."""
         return sum(self._of_role(role, convention) for role in self.forwards or ())
 
     def all_large(self, convention: str) -> int:
-        """FLOPs of the same forwards, each by the large denoiser; 0 if unknown."""
+        """FLOPs of the same forwards, saved ones too, by the large denoiser; 0 if unknown."""
         if not self.counts:
             return 0
         per_forward: int = getattr(self.counts["large"], convention)
-        return sum((self.forwards or {}).values()) * per_forward
+        return (sum((self.forwards or {}).values()) + self.saved) * per_forward
 
     def _of_role(self, role: str, convention: str) -> int:
         count = (self.counts or {}).get(role, Count())
@@ -138,6 +141,7 @@ class _Asked:
     forwards: Mapping[str, int] | None
     requests: Mapping[str, str]
     note: str | None
+    saved: int = 0
 
 
 class _Models:
@@ -230,6 +234,7 @@ def _ask(job: Job, models: _Models, recipe_dir: Path) -> _Asked:
         guided=facts.is_guided(job) and distilled is None,
         second_order=_is_second_order(job, models),
     )
+    saved = forwards.pop(EXTRAPOLATED, 0)
     clip = _clip(job, facts, models)
     requests = {}
     for role in ("large", *(role for role, runs in forwards.items() if runs and role != "large")):
@@ -242,7 +247,7 @@ def _ask(job: Job, models: _Models, recipe_dir: Path) -> _Asked:
         notes.append("caches skip work that can't be told beforehand: these are upper bounds")
     if job.adapters:
         notes.append("the products of LoRA adapters aren't counted")
-    return _Asked(forwards, requests, "; ".join(notes) or None)
+    return _Asked(forwards, requests, "; ".join(notes) or None, saved)
 
 
 def _clip(job: Job, facts: PipelineFacts, models: _Models) -> dict[str, Any]:
@@ -271,4 +276,4 @@ def _cost(asked: _Asked, counts: Mapping[str, Count]) -> Cost:
     for role, count in found.items():
         if count.reason is not None:
             return Cost(asked.forwards, None, f"{role} denoiser: {count.reason}")
-    return Cost(asked.forwards, found or None, asked.note)
+    return Cost(asked.forwards, found or None, asked.note, asked.saved)

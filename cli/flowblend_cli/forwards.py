@@ -99,7 +99,8 @@ def forwards_by_role(
             Heun's method does.
 
     Returns:
-        Forwards per role, in order of the roles' first steps.
+        Forwards per role, in order of the roles' first steps; for ``"extrapolated"`` those that
+        its steps save.
     """
     found: dict[str, int] = {}
     last = len(stage_indices) - 1

@@ -16,9 +16,10 @@ from rich.text import Text
 from flowblend_cli.events import Event, JobDone, JobFailed, JobSkipped, JobStarted, ModelLoaded
 from flowblend_cli.progress import Silent, one_line, safe_lines
 from flowblend_cli.text import printable
+from flowblend_plugin.stages import LETTERS
 
 REFRESHES_PER_SECOND = 8
-_STYLES = {"L": "bold cyan", "S": "bold magenta"}
+_STYLES = {"L": "bold cyan", "S": "bold magenta", "E": "green"}
 
 
 class LiveReporter(Silent):
@@ -108,7 +109,7 @@ class LiveReporter(Silent):
         planned = job.denoisers or "?" * total
         width = max(10, self._console.width - 30)
         line = step_bar(self._ran, planned, width)
-        role = {"L": "large", "S": "small"}.get(self._ran[-1:], self._ran[-1:] or "waiting")
+        role = LETTERS.get(self._ran[-1:], self._ran[-1:] or "waiting")
         line.append(f"  step {len(self._ran)}/{total} {role}")
         line.no_wrap, line.overflow = True, "crop"
         return line

@@ -12,7 +12,7 @@ from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.levels import find_solver
 from flowblend_plugin.errors import StageError
 from flowblend_plugin.noise_levels import noise_levels
-from flowblend_plugin.stages import LETTERS, letters
+from flowblend_plugin.stages import EXTRAPOLATED, LETTERS, letters
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,11 @@ class Plan:
         return {
             "jobs": len(self.jobs),
             "steps": steps.total(),
-            **{f"{role}_steps": steps[letter] for letter, role in LETTERS.items()},
+            **{
+                f"{role}_steps": steps[letter]
+                for letter, role in LETTERS.items()
+                if role != EXTRAPOLATED or steps[letter]
+            },
             **{f"{letter}_steps": steps[letter] for letter in further},
         }
 

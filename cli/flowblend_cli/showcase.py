@@ -104,10 +104,20 @@ def _compare(batch: Batch, comparison: Batch) -> list[str]:
         ran = engine.recorded(document, "denoisers", "")
         close = "" if frames is clips[0] else f"  {_psnr(frames, clips[0]):.1f} dB PSNR to LLL"
         lines.append(
-            f"  {name}  {ran.count('L'):3d} large, {ran.count('S'):3d} small steps"
+            f"  {name}  {count_steps(ran)}"
             f"  {second:6.2f} s  {second / max(seconds[0], 1e-9):4.0%} of LLL's time{close}"
         )
     return lines
+
+
+def count_steps(ran: str) -> str:
+    """Say how many steps ran on each denoiser: `` 20 large,  30 small steps``.
+
+    Args:
+        ran: One letter a step.
+    """
+    none = f", {ran.count('E'):3d} extrapolated" if "E" in ran else ""
+    return f"{ran.count('L'):3d} large, {ran.count('S'):3d} small{none} steps"
 
 
 def read_frames(path: Path) -> Frames:

@@ -147,7 +147,9 @@ def test_a_sweep_compares_whole_lists_of_stages(batch_of: LoadText) -> None:
     [
         ("{ D = ", "{ S = ", "model.denoisers.S: S is the small denoiser already"),
         ("{ D = ", "{ fast = ", "model.denoisers.fast: a further denoiser is named by one letter"),
-        ("{ D = ", "{ E = ", "stage[1].denoiser: 'D' is no denoiser: bind the letter in [model.d"),
+        ("{ D = ", "{ F = ", "stage[1].denoiser: 'D' is no denoiser: bind the letter in [model.d"),
+        ("{ D = ", "{ E = ", "model.denoisers.E: E means extrapolated steps already: take another"),
+        ("{ large = ", "{ extrapolated = ", "no denoiser runs extrapolated steps: name one that"),
         ('D = "sprites"', 'D = "./none"', "model.denoisers.D: the folder './none' doesn't exist"),
         ('denoiser = "D"', 'denoiser = "smal"', "or a letter from [model.denoisers], got 'smal'"),
         ("guidance_scale = 1.0", "guidance_scale = 0.5", "guidance_scale: must be at least 1"),

@@ -16,9 +16,8 @@ from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.errors import UsageError
 from flowblend_cli.text import printable
 from flowblend_plugin.errors import StageError
-from flowblend_plugin.stages import Stage
+from flowblend_plugin.stages import LETTERS, Stage
 
-_ROLES = {"L": "large", "S": "small"}
 _SHORT_HASH = 12
 
 
@@ -134,6 +133,6 @@ def describe_denoisers(letters: str) -> str:
     for letter, run in itertools.groupby(letters):
         end = start + len(list(run)) - 1
         span = str(start) if start == end else f"{start}-{end}"
-        parts.append(f"{span} {_ROLES.get(letter, letter)}")
+        parts.append(f"{span} {LETTERS.get(letter, letter)}")
         start = end + 1
     return f"{'step' if len(letters) == 1 else 'steps'} " + ", ".join(parts)

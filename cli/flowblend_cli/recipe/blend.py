@@ -15,7 +15,7 @@ from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.schema import AdapterTable, BlendTable, ModelTable, StageTable
 from flowblend_cli.recipe.validation import Fault
 from flowblend_plugin.errors import StageError
-from flowblend_plugin.stages import Adapter, Stage, StageSchedule
+from flowblend_plugin.stages import LETTERS, Adapter, Stage, StageSchedule
 from flowblend_plugin.support import guidance_problem
 
 PAPER_STAGES = "LSL"
@@ -148,12 +148,32 @@ def check_settings(
                 path = (*where, index, "guidance_scale")
                 yield Fault(path, problem, at="key", related=("model", "blend"))
         bound = model.denoisers if model is not None else {}
-        if model is not None and stage.denoiser not in ("large", "small", *bound):
+        if model is not None and stage.denoiser not in (*LETTERS.values(), *bound):
             has = f"which binds {', '.join(bound)}" if bound else "which isn't there"
             message = (
                 f"{stage.denoiser!r} is no denoiser: bind the letter in [model.denoisers], {has}"
             )
             yield Fault((*where, index, "denoiser"), message, related=("model", "blend"))
+
+
+def check_extrapolated(tables: Sequence[StageTable], where: KeyPath) -> Iterator[Fault]:
+    """Extrapolated stages set nothing: no denoiser runs there.
+
+    Args:
+        tables: The ``[[blend.stage]]`` tables.
+        where: Their path.
+    """
+    for index, table in enumerate(tables):
+        stage = _stage(table)
+        for key in stage.settings if stage.is_extrapolated else ():
+            message = f"no denoiser runs a stage that is {stage.denoiser}: leave {key} out"
+            yield Fault((*where, index, key), message, at="key")
+    if tables and _stage(tables[0]).is_extrapolated:
+        message = (
+            "the first stage can't be extrapolated, because no denoiser has run yet that it could "
+            "go by: begin with 'large'"
+        )
+        yield Fault((*where, 0, "denoiser"), message)
 
 
 def find_adapters(

@@ -11,7 +11,9 @@ from flowblend_cli.arguments import argument_table
 from flowblend_cli.errors import UsageError
 from flowblend_cli.forwards import PIPELINES
 from flowblend_cli.jobs import Batch, Job, OutputSpec, freeze
+from flowblend_cli.levels import find_solver
 from flowblend_cli.recipe.automatic import Settler
+from flowblend_cli.recipe.blend import blamed_for_stages
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.layers import scene_settings
 from flowblend_cli.recipe.naming import default_template, fill, same_file_key
@@ -24,6 +26,8 @@ from flowblend_cli.recipe.validation import Fault
 from flowblend_cli.recipe.variants import Variant
 from flowblend_cli.text import count
 from flowblend_plugin.errors import CalibrationError, StageError
+from flowblend_plugin.noise_levels import noise_levels
+from flowblend_plugin.stages import EXTRAPOLATED
 
 DEFAULT_FPS = 16
 _LAYERS = ("output", "defaults", "presets", "scene", "sweep")
@@ -113,6 +117,7 @@ def _of_scene(
             )
             first = _settled(first, variant, settler, faults)
             _check_guidance(first, variant, faults)
+            _check_first_step(first, variant, recipe, faults)
             fields = _fields(recipe, first, variant, prompt_index)
             for seed in seeds:
                 job = replace(first, seed=seed)
@@ -154,6 +159,25 @@ def _check_guidance(job: Job, variant: Variant, faults: list[Fault]) -> None:
                 f"has no unconditional pass; set {facts.argument} above 1 there"
             )
             faults.append(Fault(path, message, related=_LAYERS))
+
+
+def _check_first_step(job: Job, variant: Variant, recipe: Recipe, faults: list[Fault]) -> None:
+    """A denoiser runs the first step, where extrapolated ones are to go by it."""
+    schedule, steps, levels = job.schedule, job.num_inference_steps, None
+    if EXTRAPOLATED not in schedule.roles:
+        return
+    if schedule.needs_noise_levels:
+        folder = recipe.path.absolute().parent
+        solver = find_solver(job.model.pipeline, job.sampling, folder)
+        levels = noise_levels(solver.name, steps, solver.flow_shift)
+    try:
+        schedule.stage_indices(steps, levels)
+    except StageError as error:
+        blend = recipe.tables.blend
+        assert blend is not None
+        key = blamed_for_stages(blend, tuple(variant.row.of("blend")), str(error))
+        message = f"scene {job.scene!r}: {error}"
+        faults.append(Fault(variant.row.path("blend", key), message, related=_LAYERS))
 
 
 def _seeds(recipe: Recipe, index: int, scene: SceneFields, faults: list[Fault]) -> list[int]:

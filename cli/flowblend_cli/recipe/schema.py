@@ -25,6 +25,7 @@ from flowblend_cli.recipe.settings import (
     check_backend,
     check_denoiser,
     check_letter,
+    check_own_denoiser,
     parse_cache,
 )
 from flowblend_cli.recipe.steps import MAX_STEPS, StepRange
@@ -102,7 +103,7 @@ class ModelTable(Table):
     """Further denoisers: a letter for stage strings, and where its denoiser comes from."""
     adapters: dict[
         Annotated[str, AfterValidator(check_adapter_name)],
-        Text | dict[Annotated[str, AfterValidator(check_denoiser)], Text],
+        Text | dict[Annotated[str, AfterValidator(check_own_denoiser)], Text],
     ] = {}
     """LoRA files by name: one file, or one for each denoiser."""
 
@@ -122,7 +123,7 @@ class StageTable(Table):
     """One stage in the long form."""
 
     denoiser: Annotated[str, AfterValidator(check_denoiser)]
-    """Who runs the stage: large, small, or a letter from [model.denoisers]."""
+    """Who runs the stage: large, small, a letter from [model.denoisers], or extrapolated: none."""
     until: Fraction | None = None
     """Fraction of the steps where the stage ends; left out in the last stage."""
     until_sigma: Fraction | None = None
@@ -143,7 +144,7 @@ class BlendTable(Table):
     """Which denoiser runs which steps."""
 
     stages: Text | None = None
-    """One letter a stage, L large and S small, such as "LSL"; or "auto", or "adaptive"."""
+    """One letter a stage, L large, S small, E extrapolated; or "auto", or "adaptive"."""
     boundaries: list[Fraction] | None = None
     """Where all stages but the last end, as fractions of the steps, ascending."""
     boundary_sigmas: list[Fraction] | None = None

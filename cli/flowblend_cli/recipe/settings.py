@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from flowblend_plugin.stages import LETTERS, Cache
+from flowblend_plugin.stages import EXTRAPOLATED, LETTERS, Cache
 from flowblend_plugin.support import ATTENTION_BACKENDS, CACHES, cache_problem
 
 CACHE_SCHEMA: dict[str, Any] = {
@@ -37,6 +37,8 @@ def check_letter(name: str) -> str:
     Raises:
         ValueError: It is something else.
     """
+    if LETTERS.get(name) == EXTRAPOLATED:
+        raise ValueError(f"{name} means {EXTRAPOLATED} steps already: take another letter")
     if name in LETTERS:
         raise ValueError(f"{name} is the {LETTERS[name]} denoiser already: take another letter")
     if not is_letter(name):
@@ -65,9 +67,22 @@ def check_denoiser(name: str) -> str:
         close = difflib.get_close_matches(name, LETTERS.values(), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"must be 'large', 'small' or a letter from [model.denoisers], got {name!r}{hint}"
+            f"must be 'large', 'small', {EXTRAPOLATED!r} or a letter from [model.denoisers], got "
+            f"{name!r}{hint}"
         )
     return LETTERS.get(name, name)
+
+
+def check_own_denoiser(name: str) -> str:
+    """A denoiser that has weights, its role spelt out.
+
+    Raises:
+        ValueError: It is none.
+    """
+    role = check_denoiser(name)
+    if role == EXTRAPOLATED:
+        raise ValueError(f"no denoiser runs {EXTRAPOLATED} steps: name one that has weights")
+    return role
 
 
 def check_backend(name: str) -> str:

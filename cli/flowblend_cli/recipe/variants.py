@@ -19,6 +19,7 @@ from flowblend_cli.recipe.automatic import Automatic
 from flowblend_cli.recipe.blend import (
     Blend,
     blamed_for_stages,
+    check_extrapolated,
     check_settings,
     find_adapters,
     resolve_stages,
@@ -27,7 +28,7 @@ from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.schema import SWEPT_TABLES, SweepFields
 from flowblend_cli.recipe.validation import Fault, Tables
 from flowblend_plugin.errors import StageError
-from flowblend_plugin.stages import Stage
+from flowblend_plugin.stages import EXTRAPOLATED, Stage
 
 NOT_STOCHASTIC = ("unipc", "heun", "deis")
 
@@ -144,6 +145,8 @@ def make_variant(tables: Tables, row: Row, recipe_dir: Path, faults: list[Fault]
         _check_small_is_named(found.spec, blend[0], row, faults)
     own = _own_solver(found, recipe_dir)
     sampling = _check_sampling(_merged(tables, "sampling", row), found.pair, own, row, faults)
+    if sampling is not None and blend is not None:
+        _check_one_evaluation(sampling.scheduler or own, blend[0], row, faults)
     output = _merged(tables, "output", row)
     if found.spec is None or blend is None or sampling is None or output is None:
         return None
@@ -244,6 +247,11 @@ def _check_blend(
     # A known pair without a small model has one default that it can do.
     is_large_only = found.pair is not None and found.spec is not None and found.spec.small is None
     names = tuple(model.denoisers) if model is not None else ()
+    where, long_form = row.path("blend", "stage"), swept.get("stage", blend.stage) or []
+    unsound = list(check_extrapolated(long_form, where))
+    if unsound:
+        faults += unsound
+        return None
     try:
         stages = resolve_stages(blend, swept, names, is_large_only=is_large_only)
     except StageError as error:
@@ -252,9 +260,7 @@ def _check_blend(
         return None
     if not stages.is_long_form:
         return stages, ()
-    where = row.path("blend", "stage")
     faults += check_settings(stages, model, found.pipeline_class, where)
-    long_form = swept.get("stage", blend.stage) or []
     return stages, find_adapters(long_form, model, recipe_dir, where, faults)
 
 
@@ -296,6 +302,17 @@ def _check_sampling(
         )
         return None
     return SamplingSpec(**values)
+
+
+def _check_one_evaluation(solver: str | None, blend: Blend, row: Row, faults: list[Fault]) -> None:
+    """Extrapolated steps need a solver that asks the denoiser once a step."""
+    if EXTRAPOLATED in blend.roles and solver == "heun":
+        message = (
+            "'heun' asks the denoiser twice a step, which extrapolated steps can't answer: set "
+            f"another scheduler, or leave them out of stages {blend.letters!r}"
+        )
+        path = row.path("sampling", "scheduler")
+        faults.append(Fault(path, message, related=("sampling", "blend", "model")))
 
 
 def _own_solver(models: _Models, recipe_dir: Path) -> str | None:
