@@ -31,7 +31,7 @@ from shared import ROOT, Sprites, machine, parse, publish, undated
 
 RESULTS = ROOT / "benchmarks" / "quality.jsonl"
 PICTURE = ROOT / "docs" / "quality.svg"
-QUICK = ("LLL", "SSS", "LSL", "LSS", "Euler 25", "UniPC 20", "sea 2x", "taylorseer 2x",
+QUICK = ("LLL", "SSS", "LSL", "LSS", "Euler 25", "UniPC 20", "taylorseer 3", "sea 0.4",
          "LSL UniPC 20")  # fmt: skip
 
 
