@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: quickstart test quality wheel bench clean
+.PHONY: quickstart test quality wheel bench bench-quick clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/flowblend render quickstart --gallery
@@ -24,8 +24,13 @@ quality: $(VENV)/.dev
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist
 
+# Those with a main are benchmarks, the others what they share.
 bench: $(VENV)/.dev
-	for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit 1; done
+	for script in $$(grep -l __main__ benchmarks/*.py); do $(BIN)/python "$$script" || exit 1; done
+
+bench-quick: $(VENV)/.dev
+	for script in $$(grep -l __main__ benchmarks/*.py); do \
+	    $(BIN)/python "$$script" --quick || exit 1; done
 
 clean:
 	rm -rf $(VENV) dist build

@@ -1,6 +1,6 @@
 """Whether clips that are rendered together have the bits of the same clips alone.
 
-``python benchmarks/batching.py [--steps 8] [--prompts 3] [--write]``
+``python benchmarks/batching.py [--steps 8] [--prompts 3] [--write] [--quick]``
 
 Every clip is LSL at 0.4/0.8, with a generator of its own seed, once alone and once as one of the
 first 2, 3... prompts of a single call; both as the float pixels that the pipeline returns, and
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from shared import GUIDANCE, LSL, PROMPTS, ROOT, load, machine, publish, table
+from shared import GUIDANCE, LSL, PROMPTS, ROOT, load, machine, parse, publish, table
 
 from flowblend_cli.batching import Deviation
 from flowblend_plugin import DenoiserSwitch
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=3, choices=range(2, len(PROMPTS) + 1))
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
     parser.add_argument("--write", action="store_true")
-    options = parser.parse_args()
+    options = parse(parser, steps=4, prompts=2)
     pair, prompts = load(), PROMPTS[: options.prompts]
     name = type(pair[0]).__name__
     rows, found = [], []

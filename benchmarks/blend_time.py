@@ -1,6 +1,6 @@
 """How long blending takes: LLL, LSL and SSS on sprites, against what their steps alone cost.
 
-``python benchmarks/blend_time.py [--steps 50] [--repeats 7]``
+``python benchmarks/blend_time.py [--steps 50] [--repeats 7] [--quick]``
 
 The variants take turns, so that a busy machine slows all of them alike; medians are reported.
 ``ideal`` is large steps x large step time + small steps x small step time + fixed cost, with the
@@ -17,28 +17,16 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel
+from shared import load, parse
 
 from flowblend_plugin import DenoiserSwitch, StageSchedule
 
-MODEL = Path(__file__).parents[1] / "recipes" / "models" / "sprites"
 PROMPT = "a red circle moving right on a navy background"
 ROWS = {"LLL": None, "LSL": (0.4, 0.8), "SSS": None}
 GUIDANCE = 5.0
-
-
-def load() -> tuple[Any, Any]:
-    """The sprites pipeline and its small denoiser, in float32."""
-    pipe = WanPipeline.from_pretrained(MODEL, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    small = WanTransformer3DModel.from_pretrained(
-        MODEL, subfolder="transformer_small", dtype=torch.float32
-    )
-    return pipe, small
 
 
 def piped(pipe: Any, small: Any, row: str, steps: int) -> torch.Tensor:
@@ -100,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=7)
-    options = parser.parse_args()
+    options = parse(parser, steps=20, repeats=3)
     pipe, small = load()
     steps = options.steps
     for row in ROWS:  # warm-up, and the two loops agree

@@ -1,6 +1,6 @@
 """What each cache saves on a blended run, and what it costs in likeness.
 
-``python benchmarks/caches.py [--steps 50] [--prompts 4] [--write]``
+``python benchmarks/caches.py [--steps 50] [--prompts 4] [--write] [--quick]``
 
 Every clip is LSL at 0.4/0.8, once with the cache in the middle stage, once in all three. Seconds
 are divided by those of the same clip without a cache, rendered right before. ``computed`` is the
@@ -22,7 +22,7 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from shared import LSL, PROMPTS, Sprites, machine, psnr, publish, spread, table
+from shared import LSL, PROMPTS, Sprites, machine, parse, psnr, publish, spread, table
 
 from flowblend_plugin import Cache, Stage, StageSchedule
 
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--prompts", type=int, default=4, choices=range(1, len(PROMPTS) + 1))
     parser.add_argument("--write", action="store_true")
-    options = parser.parse_args()
+    options = parse(parser, steps=30, prompts=1)
     kinds = list(OPTIONS)
     if importlib.util.find_spec("cache_dit") is None:
         kinds.remove("cache_dit")

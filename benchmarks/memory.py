@@ -1,6 +1,7 @@
 """How much memory a blended run takes, against the weights alone.
 
-``python benchmarks/memory.py [--gigabytes 1.0] [--stages LSL] [--steps 5] [--folder DIR]``
+``python benchmarks/memory.py [--gigabytes 1.0] [--stages LSL] [--steps 5] [--folder DIR]
+[--quick]``
 
 A random Wan pair of the asked size, in float32, is written into a temporary folder, around the
 text encoder and the VAE of the bundled pair; the large denoiser has four fifths of the weights.
@@ -28,6 +29,7 @@ from typing import Any
 
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
+from shared import parse
 
 from flowblend_plugin import DenoiserSwitch
 from flowblend_plugin.background import load_in_background
@@ -129,7 +131,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the temporary folder goes")
     parser.add_argument("--child", nargs=2, metavar=("FOLDER", "WAY"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parse(parser, gigabytes=0.2)
     if options.child:
         folder, way = options.child
         print(json.dumps(measure(Path(folder), way, options.stages, options.steps)))

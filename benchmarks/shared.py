@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import platform
@@ -136,6 +137,24 @@ def machine() -> str:
         f"{datetime.now(UTC):%Y-%m-%d}, {name}, {torch.get_num_threads()} of {os.cpu_count()} "
         f"threads, torch {torch.__version__}"
     )
+
+
+def undated(measured: str) -> str:
+    """What ``machine`` says, without the date."""
+    return measured.split(", ", 1)[1]
+
+
+def parse(parser: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace:
+    """Read the options, with ``--quick``, which has defaults of its own and publishes nothing."""
+    parser.add_argument(
+        "--quick", action="store_true", help="too little to be published, in a minute or two"
+    )
+    if parser.parse_known_args()[0].quick:
+        parser.set_defaults(**quick)
+    options = parser.parse_args()
+    if options.quick and getattr(options, "write", False):
+        parser.error("--quick measures too little to be published: leave one of the two out")
+    return options
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,6 +1,6 @@
 """How exact each solver is on a blended run, and whether it had better forget at a switch.
 
-``python benchmarks/solvers.py [--steps 20] [--prompts 8] [--seeds 1] [--write]``
+``python benchmarks/solvers.py [--steps 20] [--prompts 8] [--seeds 1] [--write] [--quick]``
 
 Every clip is LSL at 0.4/0.8. The error of a run is its distance to the same solver's run of 200
 steps (``--reference``) from the same noise; the distance to Euler's is beside it, as one measure
@@ -18,7 +18,18 @@ import sys
 from collections import defaultdict
 
 import torch
-from shared import PROMPTS, Sprites, interval, machine, psnr, publish, relative, spread, table
+from shared import (
+    PROMPTS,
+    Sprites,
+    interval,
+    machine,
+    parse,
+    psnr,
+    publish,
+    relative,
+    spread,
+    table,
+)
 
 from flowblend_plugin.sampling import NAMES, STOCHASTIC, make_scheduler
 
@@ -130,7 +141,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8, choices=range(1, len(PROMPTS) + 1))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--write", action="store_true")
-    options = parser.parse_args()
+    options = parse(parser, steps=10, reference=50, prompts=1)
     torch.manual_seed(0)
     sprites = Sprites()
     exact_rows: Rows = defaultdict(list)

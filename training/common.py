@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from platformdirs import user_cache_dir
 from torch import Tensor, nn
 
 SEED = 20260101
@@ -20,7 +19,12 @@ SEED = 20260101
 def work_dir() -> Path:
     """Folder of checkpoints and logs, in the user's cache unless FLOWBLEND_TRAINING_DIR is set."""
     override = os.environ.get("FLOWBLEND_TRAINING_DIR")
-    path = Path(override) if override else Path(user_cache_dir("flowblend")) / "training"
+    if override:
+        path = Path(override)
+    else:
+        from platformdirs import user_cache_dir  # who only reads clips needs no such folder
+
+        path = Path(user_cache_dir("flowblend")) / "training"
     path.mkdir(parents=True, exist_ok=True)
     return path
 

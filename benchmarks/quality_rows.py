@@ -1,0 +1,257 @@
+"""The rows of the quality table: every way to render a clip for less, as plain data."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from shared import GUIDANCE
+
+from flowblend_plugin import Cache, Stage, StageSchedule
+from flowblend_plugin.stages import LETTERS
+
+STEPS = 50
+BOUNDARIES = (0.4, 0.8)
+# Families in the order of the table, each with what it is.
+FAMILIES = {
+    "reference": "All large, which the others are compared with, and all small",
+    "order": "Orders of the two denoisers in three stages, ends at 0.4 and 0.8 (FlowBlending)",
+    "SL": "Small, then large (T-Stitch), named by where the large one begins",
+    "LS": "Large, then small (SRDiffusion), named by where the small one begins",
+    "Euler": "All large with fewer steps of Euler",
+    "UniPC": "All large with UniPC",
+    "DPM++ 2M": "All large with DPM-Solver++ 2M",
+    "first_block": "All large with FirstBlockCache, by its threshold",
+    "mag": "All large with MagCache, by its threshold",
+    "taylorseer": "All large with TaylorSeer, by its interval",
+    "sea": "All large with SeaCache, by its threshold",
+    "cache_dit": "All large with cache-dit's DBCache, by its threshold",
+    "E": "All large with steps whose velocity is extrapolated, by the steps that run",
+    "combined": "Blending with another solver, with a cache or without guidance in the middle",
+    "ours": "Blending as it was calibrated",
+}
+SOLVERS = {"Euler": "flow_match_euler", "UniPC": "unipc", "DPM++ 2M": "dpmpp_2m"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to render a clip.
+
+    Args:
+        name: What the table calls it; no two rows share a name.
+        family: Key of ``FAMILIES``.
+        stages: Who runs which step, with which caches and guidance.
+        steps: Inference steps.
+        solver: One of ``flowblend_plugin.sampling.NAMES``.
+        solver_history: What the solver does at a switch; see ``DenoiserSwitch``.
+        guidance: Classifier-free guidance of the call.
+        headline: Whether it is measured on all prompts.
+        together: Whether clips may be rendered as one batch: not where the method decides from the
+            data, which would then decide for all of a batch alike.
+    """
+
+    name: str
+    family: str
+    stages: StageSchedule
+    steps: int = STEPS
+    solver: str = "flow_match_euler"
+    solver_history: str = "keep"
+    guidance: float = GUIDANCE
+    headline: bool = False
+    together: bool = True
+
+    def document(self) -> dict[str, Any]:
+        """All that decides the row's pixels, as JSON values."""
+        return {
+            "stages": self.stages.to_document(),
+            "steps": self.steps,
+            "solver": self.solver,
+            "solver_history": self.solver_history,
+            "guidance": self.guidance,
+            "together": self.together,
+        }
+
+    @property
+    def key(self) -> str:
+        """Hash of the document: equal for rows that render the same clips in the same way."""
+        text = json.dumps(self.document(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured on the pair before any row, on prompts that no row is judged by.
+
+    Args:
+        mag_ratios: MagCache's ratios of the large denoiser, one a step of ``STEPS``.
+    """
+
+    mag_ratios: tuple[float, ...]
+
+
+def rows(calibration: Calibration) -> list[Row]:
+    """Every row, families in order."""
+    made = [
+        *reference(), *orders(), *two_stages(), *fewer_steps(), *caches(calibration),
+        *extrapolated(), *ours(calibration),
+    ]  # fmt: skip
+    return sorted(made, key=lambda row: list(FAMILIES).index(row.family))
+
+
+def reference() -> list[Row]:
+    """All large and all small."""
+    return [
+        Row(name, "reference", StageSchedule.parse(name), headline=True) for name in ("LLL", "SSS")
+    ]
+
+
+def orders() -> list[Row]:
+    """Every mixed order of three stages."""
+    return [
+        Row(name, "order", StageSchedule.parse(name, BOUNDARIES), headline=name not in rest)
+        for rest in [("SSL", "LLS")]
+        for name in ("LSL", "LSS", "SLL", "SSL", "LLS")
+    ]
+
+
+def two_stages() -> list[Row]:
+    """Two stages, first with as many large steps as LSL has, then at about 0.4 of LLL's FLOPs."""
+    return [
+        Row(f"{letters} {boundary}", letters, StageSchedule.parse(letters, (boundary,)))
+        for letters, boundaries in (("SL", (0.4, 0.7)), ("LS", (0.6, 0.3)))
+        for boundary in boundaries
+    ]
+
+
+def fewer_steps() -> list[Row]:
+    """All large in fewer steps; UniPC and DPM++ with all 50 say what the solver alone changes."""
+    return [
+        Row(f"{family} {steps}", family, StageSchedule.parse("L"), steps, solver)
+        for family, solver in SOLVERS.items()
+        for steps in (50, 35, 25, 20, 16, 12, 8)
+        if (family, steps) != ("Euler", STEPS)
+    ]
+
+
+_LITE = {"use_lite_mode": True, "taylor_factors_dtype": "float32"}
+_DBCACHE = {"Fn_compute_blocks": 1}
+# Settings that take about 1.5, 2 and 3 times less time than none on a CPU, each with its name;
+# first_block and cache_dit stay below 2.6, however high their threshold.
+CACHES: dict[str, dict[str, dict[str, Any]]] = {
+    "first_block": {f"{t}": {"threshold": t} for t in (0.04, 0.12, 0.4)},
+    "mag": {
+        "0.06": {"threshold": 0.06},  # with diffusers' defaults for the rest
+        "0.1": {"threshold": 0.1, "max_skip_steps": 3, "retention_ratio": 0.1},
+        "0.3": {"threshold": 0.3, "max_skip_steps": 6, "retention_ratio": 0.08},
+    },
+    "taylorseer": {f"{every}": {**_LITE, "cache_interval": every} for every in (2, 3, 6)},
+    "sea": {
+        "0.15": {"threshold": 0.15},  # likewise
+        "0.4": {"threshold": 0.4, "max_consecutive_cached": 3},
+        "1.2": {"threshold": 1.2, "max_consecutive_cached": 6},
+    },
+    "cache_dit": {
+        "0.05": {**_DBCACHE, "residual_diff_threshold": 0.05, "max_warmup_steps": 4},
+        "0.14": {**_DBCACHE, "residual_diff_threshold": 0.14, "max_warmup_steps": 4},
+        "0.5": {**_DBCACHE, "residual_diff_threshold": 0.5, "max_warmup_steps": 2},
+    },
+}
+# These skip by a count of steps or by ratios known before, the same for every clip.
+FIXED = ("mag", "taylorseer")
+
+
+def caches(calibration: Calibration) -> list[Row]:
+    """All large under each cache; without cache-dit's where that isn't installed."""
+    made = []
+    for kind, settings in CACHES.items():
+        if kind == "cache_dit" and importlib.util.find_spec("cache_dit") is None:
+            continue
+        for name, given in settings.items():
+            options = dict(given)
+            if kind == "mag":
+                options["mag_ratios"] = calibration.mag_ratios
+            stages = StageSchedule((Stage("large", cache=Cache.of(kind, options)),))
+            made.append(Row(f"{kind} {name}", kind, stages, together=kind in FIXED))
+    return made
+
+
+def extrapolated() -> list[Row]:
+    """All large with most late steps extrapolated; none while stages have no letter for it."""
+    if "E" not in LETTERS:
+        return []
+    euler = [
+        Row(f"E {count}/{STEPS}", "E", spread_out(count, STEPS)) for count in (30, 24, 20, 16, 12)
+    ]
+    unipc = [
+        Row(f"E {count}/{steps} UniPC", "E", spread_out(count, steps), steps, "unipc")
+        for count, steps in ((16, 25), (12, 25), (12, 20))
+    ]
+    return [*euler, *unipc]
+
+
+def spread_out(count: int, steps: int) -> StageSchedule:
+    """Stages whose large steps lie densely at the beginning, with extrapolated ones between."""
+    positions = dense_first(count, steps)
+    return spelt("".join("L" if step in positions else "E" for step in range(steps)))
+
+
+def dense_first(count: int, steps: int, power: float = 1.5) -> list[int]:
+    """``count`` of ``steps`` steps, the first and last among them, at distances that grow.
+
+    The k-th is step ``(steps - 1) * (k / (count - 1)) ** power``, rounded, or the next one that is
+    free.
+    """
+    found: list[int] = []
+    for k in range(count):
+        wanted = round((steps - 1) * (k / (count - 1)) ** power)
+        found.append(max(wanted, found[-1] + 1) if found else wanted)
+    return found
+
+
+def spelt(letters: str) -> StageSchedule:
+    """The schedule in which each letter is one step."""
+    runs = [(letter, len(list(run))) for letter, run in groupby(letters)]
+    ends, done = [], 0
+    for _, length in runs[:-1]:
+        done += length
+        ends.append(done / len(letters))
+    return StageSchedule.parse("".join(letter for letter, _ in runs), ends)
+
+
+def ours(calibration: Calibration) -> list[Row]:
+    """Blending together with what else saves time, and what a calibration chose."""
+    lsl = StageSchedule.parse("LSL", BOUNDARIES)
+    unguided = with_middle(lsl, guidance_scale=1.0)
+    cached = with_middle(lsl, cache=Cache.of("sea", {}))
+    return [
+        Row("LSL UniPC 20", "combined", lsl, 20, "unipc"),
+        Row("LSL, middle cached", "combined", cached, together=False),
+        Row("LSL, middle unguided", "combined", unguided),
+        Row("LSL UniPC 20, middle unguided", "combined", unguided, 20, "unipc"),
+    ]
+
+
+def with_middle(stages: StageSchedule, **settings: Any) -> StageSchedule:
+    """Three stages, the second with further settings."""
+    first, middle, last = stages.stages
+    return StageSchedule((first, Stage(middle.denoiser, middle.until, **settings), last))
+
+
+def missing() -> list[str]:
+    """Families that can't be measured here, and why."""
+    found = []
+    if importlib.util.find_spec("cache_dit") is None:
+        found.append("cache_dit is left out: cache-dit isn't installed")
+    if "E" not in LETTERS:
+        found.append("E is left out: stages have no extrapolated steps")
+    return found
+
+
+def named(found: Iterable[Row], names: Sequence[str]) -> list[Row]:
+    """The rows of some names, in the order of the table."""
+    return [row for row in found if row.name in names]
