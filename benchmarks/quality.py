@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quality_measures import held_out
+from quality_ours import rendered_boundaries
 from quality_plot import draw
 from quality_render import Pool, Renderer
 from quality_report import Table, report
@@ -51,9 +52,13 @@ def calibrated(results: Results, *, anew: bool) -> Calibration:
 
         say("calibrating")
         mag = ratios(Sprites(), "large", STEPS)
-        results.append({"kind": "calibration", "mag_ratios": mag, "measured": machine()})
+        results.append(
+            {"kind": "calibration", "mag_ratios": mag, "boundaries": rendered_boundaries(),
+             "measured": machine()}
+        )  # fmt: skip
         found = results.of_kind("calibration")
-    return Calibration(tuple(found[-1]["mag_ratios"]))
+    early, late = found[-1]["boundaries"]
+    return Calibration(tuple(found[-1]["mag_ratios"]), (early, late))
 
 
 def measure_quality(

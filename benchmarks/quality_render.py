@@ -60,7 +60,9 @@ class Renderer:
         self.pipe.scheduler = make_scheduler(self._own, row.solver)
         history: Any = row.solver_history
         try:
-            with DenoiserSwitch(self.pipe, self.small, row.stages, solver_history=history):
+            with DenoiserSwitch(
+                self.pipe, self.small, row.stages, solver_history=history, adaptive=row.adaptive
+            ):
                 frames: Tensor = self.pipe(
                     **self._embeddings([self.specs[seed].prompt for seed in seeds]),
                     generator=[torch.Generator().manual_seed(seed) for seed in seeds],

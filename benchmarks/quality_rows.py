@@ -13,6 +13,7 @@ from typing import Any
 from shared import GUIDANCE
 
 from flowblend_plugin import Cache, Stage, StageSchedule
+from flowblend_plugin.adaptive import SelfDifference
 from flowblend_plugin.stages import LETTERS
 
 STEPS = 50
@@ -33,7 +34,7 @@ FAMILIES = {
     "cache_dit": "All large with cache-dit's DBCache, by its threshold",
     "E": "All large with steps whose velocity is extrapolated, by the steps that run",
     "combined": "Blending with another solver, with a cache or without guidance in the middle",
-    "ours": "Blending as it was calibrated",
+    "ours": "Stages chosen from data, by criterion and budget",
 }
 SOLVERS = {"Euler": "flow_match_euler", "UniPC": "unipc", "DPM++ 2M": "dpmpp_2m"}
 
@@ -53,6 +54,7 @@ class Row:
         headline: Whether it is measured on all prompts.
         together: Whether clips may be rendered as one batch: not where the method decides from the
             data, which would then decide for all of a batch alike.
+        adaptive: What ends the first stage before its boundary.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Row:
     guidance: float = GUIDANCE
     headline: bool = False
     together: bool = True
+    adaptive: SelfDifference | None = None
 
     def document(self) -> dict[str, Any]:
         """All that decides the row's pixels, as JSON values."""
@@ -74,6 +77,7 @@ class Row:
             "solver_history": self.solver_history,
             "guidance": self.guidance,
             "together": self.together,
+            **({"adaptive": self.adaptive.threshold} if self.adaptive is not None else {}),
         }
 
     @property
@@ -89,9 +93,11 @@ class Calibration:
 
     Args:
         mag_ratios: MagCache's ratios of the large denoiser, one a step of ``STEPS``.
+        boundaries: Where the paper's criterion ends LSL's stages.
     """
 
     mag_ratios: tuple[float, ...]
+    boundaries: tuple[float, float] = BOUNDARIES
 
 
 def rows(calibration: Calibration) -> list[Row]:
@@ -225,6 +231,8 @@ def spelt(letters: str) -> StageSchedule:
 
 def ours(calibration: Calibration) -> list[Row]:
     """Blending together with what else saves time, and what a calibration chose."""
+    from quality_ours import by_data  # it makes rows, too
+
     lsl = StageSchedule.parse("LSL", BOUNDARIES)
     unguided = with_middle(lsl, guidance_scale=1.0)
     cached = with_middle(lsl, cache=Cache.of("sea", {}))
@@ -233,6 +241,7 @@ def ours(calibration: Calibration) -> list[Row]:
         Row("LSL, middle cached", "combined", cached, together=False),
         Row("LSL, middle unguided", "combined", unguided),
         Row("LSL UniPC 20, middle unguided", "combined", unguided, 20, "unipc"),
+        *by_data(calibration.boundaries),
     ]
 
 
