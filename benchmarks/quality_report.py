@@ -36,7 +36,7 @@ class Point:
 
 
 class Table:
-    """The rows that were measured, on the device on which LLL was measured on most prompts.
+    """The rows that were measured, on the device on which most of them were.
 
     Args:
         results: What was measured.
@@ -46,7 +46,7 @@ class Table:
     def __init__(self, results: Results, every: Sequence[Row]) -> None:
         (self.reference,) = named(every, ["LLL"])
         self._results = results
-        self.device = results.device(self.reference)
+        self.device = results.device()
         found = {row: results.quality(row, self.device or "") for row in every}
         self.lines: dict[Row, Line] = {row: line for row, line in found.items() if line}
         rounds = results.of_kind("round")
@@ -100,7 +100,7 @@ class Table:
             NONE if itself else f"{statistics.fmean(line['ssim']):.3f}",
             NONE if itself else f"{statistics.fmean(line['features']):.3f}",
             share(line["right"]),
-            frechet(line),
+            NONE if itself else frechet(self._results.frechet(row) or line),
             *(self._ratio(line, name) for name in ("change", "flicker")),
             str(line["prompts"]),
         ]
@@ -132,11 +132,13 @@ def share(right: Sequence[int]) -> str:
 
 
 def frechet(line: Line) -> str:
-    """The distance with its 95 % interval, and LLL's own on the same prompts."""
+    """By how much the distance exceeds LLL's on the same prompts, with its 95 % interval."""
     if line["frechet"] is None:
         return NONE
+    if line["frechet_interval"] is None:
+        return f"{line['frechet_excess']:+.0f}"
     low, high = line["frechet_interval"]
-    return f"{line['frechet']:.0f} [{low:.0f}, {high:.0f}]; LLL {line['frechet_reference']:.0f}"
+    return f"{line['frechet_excess']:+.0f} [{low:+.0f}, {high:+.0f}]"
 
 
 def report(made: Table, picture: str) -> str:
@@ -152,8 +154,9 @@ def report(made: Table, picture: str) -> str:
         f"Quality on {made.device}, measured {made.large['measured']}. {times}",
         f"![PSNR to LLL against time and FLOPs saved, by method]({picture})",
     ]
+    lines: list[list[str]] = []
     for family, what in FAMILIES.items():
         found = [row for row in made.lines if row.family == family]
         if found:
-            parts += [f"**{what}**", table(HEAD, [made.cells(row) for row in found])]
-    return "\n\n".join(parts)
+            lines += [[f"*{what}*", *[""] * (len(HEAD) - 1)], *map(made.cells, found)]
+    return "\n\n".join([*parts, table(HEAD, lines)])

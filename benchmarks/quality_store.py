@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,19 @@ class Results:
         ]
         return max(reversed(found), key=lambda line: line["prompts"], default=None)
 
-    def device(self, reference: Row) -> str | None:
-        """The device on which the reference was measured on most prompts."""
-        found = [line for line in self.of_kind("quality") if line["key"] == reference.key]
-        best = max(reversed(found), key=lambda line: line["prompts"], default=None)
-        return None if best is None else best["device"]
+    def device(self) -> str | None:
+        """The device on which most rows were measured."""
+        counts = Counter(line["device"] for line in self.of_kind("quality"))
+        return max(counts, key=lambda device: counts[device], default=None)
+
+    def frechet(self, row: Row) -> Line | None:
+        """What was measured of a row's Frechet distance, on any device, with its interval."""
+        found = [
+            line
+            for line in self.of_kind("quality")
+            if line["key"] == row.key and line["frechet_interval"] is not None
+        ]
+        return max(found, key=lambda line: line["prompts"], default=None)
 
     def rounds(self, row: Row, reference: Row, machine: str) -> list[tuple[float, float]]:
         """Seconds of a row and of the reference in each round that had both, on one machine."""
