@@ -350,7 +350,8 @@ except SystemExit as stop:
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["render", "--help"], ["plan", "--help"], ["info", "--help"],
-     ["probe", "--help"], ["check", "quickstart"], ["plan", "quickstart"], ["schema"], ["recipes", "ls"]],
+     ["probe", "--help"], ["check", "quickstart"], ["plan", "quickstart"], ["schema"],
+     ["recipes", "ls"]],
     ids=" ".join,
 )  # fmt: skip
 def test_looking_and_checking_load_no_model_library(arguments: list[str]) -> None:

@@ -24,7 +24,7 @@ _SHOWN = ("contiguous", "free", "extrapolated")
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 _BLUE, _ORANGE, _GREEN, _PINK, _BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#222222"
 _ROLES = {"large": _BLUE, "small": _ORANGE, "extrapolated": "#DDDDDD"}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "flowblend",
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
     "font.size": 10,
@@ -54,20 +54,20 @@ def draw_pictures(calibration: Calibration, choice: Choice) -> tuple[bytes, byte
         under one version of matplotlib.
     """
     with _settings_folder():
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        import matplotlib as mpl
         from matplotlib.figure import Figure
 
-        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        with mpl.rc_context(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as of letters that the font lacks
+            mpl.rcdefaults()  # whatever matplotlibrc is about
+            mpl.rcParams.update(_STYLE)
             figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
             _fill(figure, calibration, choice)
             svg, png = io.BytesIO(), io.BytesIO()
-            FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
-                svg, metadata={"Date": None, "Title": _MARK}
+            figure.savefig(svg, format="svg", metadata={"Date": None, "Title": _MARK})
+            figure.savefig(
+                png, format="png", metadata={"Software": _MARK}, pil_kwargs={"compress_level": 9}
             )
-            FigureCanvasAgg(figure).print_png(png, metadata={"Software": _MARK})
     # Its title stays; what else matplotlib says of it are addresses of other people's sites.
     return _METADATA.sub(b"", svg.getvalue(), count=1), png.getvalue()
 
@@ -171,7 +171,7 @@ def _draw_divergence(axes: Any, calibration: Calibration) -> None:
 def _draw_sensitivity(axes: Any, calibration: Calibration) -> None:
     at = list(calibration.positions)
     effects = [math.sqrt(max(0.0, row[k])) for k, row in enumerate(calibration.interactions)]
-    gains = [g if g else math.nan for g in calibration.gains()]
+    gains = [g or math.nan for g in calibration.gains()]
     axes.set_yscale("log")
     axes.set_ylabel("sensitivity (log scale)")
     axes.plot(

@@ -45,10 +45,9 @@ def summary(calibration: Calibration, choice: Choice) -> list[str]:
     told = facts(calibration, choice)
     apart = told["divergence"]
     ratio = told["first_to_last_third"]
-    lines = [
-        f"divergence is {apart['shape']}: at most {_at(calibration, apart['largest'])}, at least "
-        f"{_at(calibration, apart['smallest'])}, at the end {apart['last']['relative_l2']:.3g}"
-    ]
+    most, least = (_at(calibration, apart[which]) for which in ("largest", "smallest"))
+    end = f"{apart['last']['relative_l2']:.3g}"
+    lines = [f"divergence is {apart['shape']}: at most {most}, at least {least}, at the end {end}"]
     if ratio is not None:
         lines.append(
             f"one small step changes the final result {ratio:.3g} times as much at step "
