@@ -27,7 +27,7 @@ from flowblend_cli.main import main
 from flowblend_cli.probing.plot import draw_pictures
 from flowblend_cli.probing.preparation import check_budget, prepare
 from flowblend_cli.probing.progress import runs_of
-from flowblend_cli.probing.run import check_outputs, outputs, write
+from flowblend_cli.probing.run import check_outputs, measure, outputs, write
 from flowblend_cli.probing.words import error_in_words, facts, recipe_lines, summary
 from flowblend_plugin import Calibration
 from flowblend_plugin.boundaries import choose
@@ -242,6 +242,16 @@ def test_a_small_denoiser_that_costs_more_is_refused(batch_of: Callable[..., Bat
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused(tmp_path: Path, options: list[str]) -> None:
     assert refused(tmp_path, *options)
+
+
+def test_offloading_is_refused_where_it_would_happen(batch_of: Callable[..., Batch]) -> None:
+    probing = prepare(batch_of(RECIPE), 1, cost_ratio=0.2)
+    # Another name of the CPU: a device that models can be offloaded from.
+    elsewhere = replace(probing.jobs[0].model, device="cpu:0", offload="group")
+    jobs = (replace(probing.jobs[0], model=elsewhere),)
+
+    with pytest.raises(UsageError, match=r"offload = 'group'\): add --set model\.offload=none"):
+        measure(replace(probing, jobs=jobs), Path(), sensitivity_prompts=1, positions=1)
 
 
 def test_a_recipe_with_an_error_is_refused_with_its_line(tmp_path: Path) -> None:

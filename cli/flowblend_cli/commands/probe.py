@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flowblend_cli.text import printable
+from flowblend_cli.text import count, printable
 from flowblend_plugin.boundaries import CRITERIA, choose
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _report(
         click.echo(json.dumps(told))
         return
     click.echo(
-        f"{printable(batch.recipe_name)}: {len(probing.jobs)} prompts, sensitivities of "
+        f"{printable(batch.recipe_name)}: {count(len(probing.jobs), 'prompt')}, sensitivities of "
         f"{calibration.sensitivity_prompts} at {len(calibration.positions)} of "
         f"{len(calibration.steps)} steps, in {elapsed:.0f} s"
     )

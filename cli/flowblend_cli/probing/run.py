@@ -81,6 +81,8 @@ def measure(
 
         try:
             runtime = Runtime(job.model, recipe_dir)
+            if runtime.note is not None:
+                progress.message(runtime.note)
             stop.check()
             return runtime.calibrate(
                 probing.jobs,
