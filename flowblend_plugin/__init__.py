@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from flowblend_plugin.calibration import Calibration
 from flowblend_plugin.errors import (
     AdapterError,
     CalibrationError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from flowblend_plugin.background import load_in_background
     from flowblend_plugin.flops import Clip, count_flops
     from flowblend_plugin.modular import FlowBlendBlock
+    from flowblend_plugin.probing import Probe, calibrate
     from flowblend_plugin.scheduler import FlowBlendScheduler, wrap_scheduler
     from flowblend_plugin.switch import DenoiserSwitch
 
@@ -34,6 +36,7 @@ __all__ = [
     "Adapter",
     "AdapterError",
     "Cache",
+    "Calibration",
     "CalibrationError",
     "Clip",
     "DenoiserSwitch",
@@ -42,11 +45,13 @@ __all__ = [
     "FlowBlendError",
     "FlowBlendScheduler",
     "PairMismatchError",
+    "Probe",
     "SchedulerConfigError",
     "Stage",
     "StageError",
     "StageSchedule",
     "SwitchError",
+    "calibrate",
     "count_flops",
     "load_in_background",
     "wrap_scheduler",
@@ -57,6 +62,8 @@ _LAZY = {
     "DenoiserSwitch": "flowblend_plugin.switch",
     "FlowBlendBlock": "flowblend_plugin.modular",
     "FlowBlendScheduler": "flowblend_plugin.scheduler",
+    "Probe": "flowblend_plugin.probing",
+    "calibrate": "flowblend_plugin.probing",
     "count_flops": "flowblend_plugin.flops",
     "load_in_background": "flowblend_plugin.background",
     "wrap_scheduler": "flowblend_plugin.scheduler",

@@ -119,6 +119,11 @@ def _layouts(steps: int, count: int, max_stages: int) -> Iterator[tuple[Span, ..
             ends_inside = b + second < steps
             if b > a + first and 3 + (a > 0) + ends_inside <= max_stages:
                 yield ((a, a + first), (b, b + second))
+    # Three spans make five stages at least, where they begin and end the trajectory.
+    for first, last in itertools.combinations(range(1, count), 2) if max_stages >= 5 else ():
+        for start in range(first + 1, steps - count + first):
+            end = start + last - first
+            yield ((0, first), (start, end), (steps - count + last, steps))
 
 
 def free(model: ErrorModel, budget: float) -> Choice:
@@ -346,8 +351,9 @@ def choose(
         raise StageError(
             f"{criterion!r} is no criterion: use 'best' or one of {', '.join(CRITERIA)}"
         )
-    possible = _PREDICTING if budget >= model.cost_ratio else ("extrapolated",)
-    choices = [choose(model, budget, name, max_stages) for name in possible]
+    least = {"extrapolated": 1 / len(model)}
+    possible = [p for p in _PREDICTING if budget + 1e-9 >= least.get(p, model.cost_ratio)]
+    choices = [choose(model, budget, p, max_stages) for p in possible or ("contiguous",)]
     return min(choices, key=lambda choice: choice.predicted_error or 0.0)
 
 

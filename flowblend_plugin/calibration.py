@@ -69,6 +69,25 @@ class Calibration:
     def __post_init__(self) -> None:
         _check(self)
 
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Noise level of each step that it was made at."""
+        return tuple(step.sigma for step in self.steps)
+
+    def gains(self) -> list[float | None]:
+        """How much larger an error has become at the end than it was at its own step.
+
+        Returns:
+            A number for each of ``positions``; None where the two denoisers agree.
+        """
+        widths = _widths(self.levels)
+        gains: list[float | None] = []
+        for k, i in enumerate(self.positions):
+            mean = self.steps[i].mean
+            there = widths[i] * mean["guided_relative_l2"] * mean["velocity_norm"] / self.final_rms
+            gains.append(math.sqrt(max(0.0, self.interactions[k][k])) / there if there else None)
+        return gains
+
     def at(self, levels: Sequence[float]) -> ErrorModel:
         """Read the calibration at the noise levels of another trajectory.
 
@@ -79,7 +98,7 @@ class Calibration:
             CalibrationError: The levels don't descend from 1 to 0.
         """
         _check_levels(levels)
-        own = [step.sigma for step in self.steps]
+        own = self.levels
         own_widths = _widths(own)
         widths = _widths(levels)
         knots = [own[i] for i in self.positions]
@@ -104,7 +123,7 @@ class Calibration:
                    for level in levels]
             for name in ("guided_relative_l2", "velocity_norm", "acceleration", "curvature")
         }  # fmt: skip
-        gains = self._gains(own, own_widths)
+        gains = self.gains()
         return ErrorModel(
             levels=tuple(levels),
             widths=tuple(widths),
@@ -115,15 +134,6 @@ class Calibration:
             gain=tuple(_read(level, knots, gains) for level in levels),
             cost_ratio=self.cost_ratio,
         )
-
-    def _gains(self, own: Sequence[float], widths: Sequence[float]) -> list[float | None]:
-        """How much larger an error has become at the end than it was at its own step."""
-        gains: list[float | None] = []
-        for k, i in enumerate(self.positions):
-            mean = self.steps[i].mean
-            there = widths[i] * mean["guided_relative_l2"] * mean["velocity_norm"] / self.final_rms
-            gains.append(math.sqrt(max(0.0, self.interactions[k][k])) / there if there else None)
-        return gains
 
     def to_document(self) -> dict[str, Any]:
         """The calibration as plain JSON values; ``from_document`` reads it back equal."""
@@ -170,7 +180,7 @@ class Calibration:
                 sensitivity_prompts=int(document["sensitivity_prompts"]),
                 final_rms=float(document["final_rms"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             if isinstance(error, CalibrationError):
                 raise
             raise CalibrationError(f"this calibration is damaged ({error}): probe again") from error
@@ -293,8 +303,8 @@ def _check(calibration: Calibration) -> None:
 def _numbers(calibration: Calibration) -> list[float]:
     return [
         *itertools.chain.from_iterable(calibration.interactions),
-        *(value for step in calibration.steps for value in step.mean.values()),
-        *(step.sigma for step in calibration.steps),
+        *(v for s in calibration.steps for v in (s.sigma, *s.mean.values(), *s.spread.values())),
+        calibration.final_rms,
     ]
 
 

@@ -66,7 +66,8 @@ def calibrate(
         The calibration.
 
     Raises:
-        CalibrationError: There is no prompt, or the trajectories differ in their steps.
+        CalibrationError: There is no prompt, no step is seen, or the trajectories differ in
+            their steps.
         SwitchError: See ``DenoiserSwitch`` and ``VelocityLog``.
     """
     if not probes:
@@ -80,6 +81,11 @@ def calibrate(
         ):
             probe.sample()
         say("velocities")
+    if not log:
+        raise CalibrationError(
+            "no step of this pipeline was seen: it steps private copies of its scheduler, or asks "
+            "no denoiser, and can't be probed"
+        )
     steps = tuple(_summarise(log[step]) for step in sorted(log))
     found = [
         measure_sensitivities(

@@ -38,9 +38,17 @@ class Sensitivities:
 
 
 def default_positions(steps: int, count: int = 10) -> tuple[int, ...]:
-    """Steps to try, evenly spread, with the first and the last."""
+    """Steps to try, evenly spread, with the first and the last; the first alone if one.
+
+    Raises:
+        StageError: ``count`` isn't at least 1.
+    """
+    if count < 1:
+        raise StageError(f"at least one step has to be tried, got {count}")
     if steps <= count:
         return tuple(range(steps))
+    if count == 1:
+        return (0,)
     return tuple(round(k * (steps - 1) / (count - 1)) for k in range(count))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flowblend_plugin.denoisers import Denoiser
 from flowblend_plugin.errors import SwitchError
 from flowblend_plugin.switch import DenoiserSwitch
-from flowblend_plugin.trajectory import Seed, predicts_flow, step_levels
+from flowblend_plugin.trajectory import Seed, StageMixin, predicts_flow, step_levels
 
 _LOW_BAND = 0.5  # of the highest spatial frequency
 
@@ -115,13 +115,21 @@ def guidance_weights(output: Tensor, passes: Sequence[Tensor]) -> Tensor:
         passes: The denoiser's outputs of this step, K tensors like ``output``.
 
     Returns:
-        Weights (B, K): ``output[b]`` is the sum of ``weights[b, k] * passes[k][b]``.
+        Weights (B, K), double, in main memory: ``output[b]`` is the sum of
+        ``weights[b, k] * passes[k][b]``.
 
     Raises:
         SwitchError: It is no weighted sum of them.
     """
-    rows = torch.stack([p.double().flatten(1) for p in passes], 1)
-    wanted = output.double().flatten(1)[..., None]
+    if any(p.shape != output.shape for p in passes):
+        raise SwitchError(
+            f"the denoiser's passes have shapes {[tuple(p.shape) for p in passes]}, and the "
+            f"pipeline's velocity has {tuple(output.shape)}, so that the small one's can't be "
+            "told: this pipeline can't be probed"
+        )
+    # In main memory: not every accelerator knows double precision.
+    rows = torch.stack([p.cpu().double().flatten(1) for p in passes], 1)
+    wanted = output.cpu().double().flatten(1)[..., None]
     weights = torch.linalg.pinv(rows @ rows.mT, hermitian=True) @ (rows @ wanted)
     again = (rows.mT @ weights)[..., 0]
     if bool((relative_l2(again, wanted[..., 0]) > 1e-2).any()):
@@ -225,6 +233,7 @@ class VelocityLog(DenoiserSwitch):
         self._on_divergence = on_divergence
         self._passes: list[tuple[Tensor, Tensor]] = []
         self._window: list[StepVelocities] = []
+        self._asking = False
         own, other = self._placements["large"], self._placements["small"]
         self._handles = [
             module.register_forward_hook(self._ask(other[name]), with_kwargs=True)
@@ -233,13 +242,19 @@ class VelocityLog(DenoiserSwitch):
 
     def _ask(self, small: nn.Module) -> Callable[..., None]:
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if self._asking:  # the small one may be this very module
+                return
             if next(small.parameters()).device != next(module.parameters()).device:
                 raise SwitchError(
                     "the two denoisers are on different devices, and a velocity log asks both at "
                     'once: load them without offloading (offload = "none")'
                 )
-            with torch.no_grad():
-                self._passes.append((_tensor(output), _tensor(small(*args, **kwargs))))
+            self._asking = True
+            try:
+                with torch.no_grad():
+                    self._passes.append((_tensor(output), _tensor(small(*args, **kwargs))))
+            finally:
+                self._asking = False
 
         return after
 
@@ -247,6 +262,20 @@ class VelocityLog(DenoiserSwitch):
         """Forget the former trajectory."""
         self._passes, self._window = [], []
         super().trajectory_started(stage_indices, first_step)
+
+    def companion_stepped(self, companion: StageMixin, calls: int) -> None:
+        """See ``DenoiserSwitch``.
+
+        Raises:
+            SwitchError: The pipeline steps private copies of its scheduler, and nothing else.
+        """
+        try:
+            super().companion_stepped(companion, calls)
+        except SwitchError as error:
+            raise SwitchError(
+                "this pipeline steps private copies of its scheduler, so that what it takes for "
+                "the velocity of a step isn't seen: such pipelines can't be probed"
+            ) from error
 
     def model_output(self, output: Tensor, sample: Tensor) -> Tensor:
         """Note what both denoisers said of this step; the solver gets the large one's."""
@@ -263,14 +292,14 @@ class VelocityLog(DenoiserSwitch):
         small = [part for pair in passes for part in torch.split(pair[1], batch)]
         weights = guidance_weights(output, large)
         shape = (-1, *[1] * (output.ndim - 1))
-        guided = sum(
-            (weights[:, k].view(shape) * part.double() for k, part in enumerate(small)),
-            start=torch.zeros((), dtype=torch.double),
-        )
+        weights = weights.float().to(output.device)
+        guided = torch.zeros_like(output, dtype=torch.float)
+        for k, part in enumerate(small):
+            guided += weights[:, k].view(shape) * part
         levels = step_levels(self._scheduler)
         self._window.append(
             StepVelocities(
-                step, levels[step], output, guided.float(), tuple(large), tuple(small),
+                step, levels[step], output, guided, tuple(large), tuple(small),
                 is_flow=predicts_flow(self._scheduler),
             )
         )  # fmt: skip

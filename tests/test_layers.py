@@ -31,6 +31,12 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_plugin.support": set(),
     "flowblend_plugin.noise_levels": {"flowblend_plugin.errors", "flowblend_plugin.stages"},
     "flowblend_plugin.pairing": {"flowblend_plugin.errors"},
+    "flowblend_plugin.calibration": {"flowblend_plugin.errors"},
+    "flowblend_plugin.boundaries": {
+        "flowblend_plugin.calibration",
+        "flowblend_plugin.errors",
+        "flowblend_plugin.stages",
+    },
     "flowblend_plugin.dit_cache": {"flowblend_plugin.errors", "cache_dit"},
     "flowblend_plugin": {"flowblend_plugin", *HEAVY, "numpy"},
     # Words and values: everybody may use them, they use nobody.
@@ -161,6 +167,35 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.errors",
         "flowblend_plugin.stages",
         "filelock",
+    },
+    # Measuring a pair: the models are met in runtime and placement, as in a render.
+    "flowblend_cli.probing": {
+        "flowblend_cli.artifacts",
+        "flowblend_cli.engine",
+        "flowblend_cli.errors",
+        "flowblend_cli.flops",
+        "flowblend_cli.jobs",
+        "flowblend_cli.placement",
+        "flowblend_cli.plan",
+        "flowblend_cli.progress",
+        "flowblend_cli.runtime",
+        "flowblend_cli.stopping",
+        "flowblend_cli.text",
+        "flowblend_plugin.boundaries",
+        "flowblend_plugin.calibration",
+        "flowblend_plugin.errors",
+        "flowblend_plugin.sensitivity",
+        "flowblend_plugin.stages",
+        "rich",
+    },
+    "flowblend_cli.probing.plot": {
+        "flowblend_cli.probing.words",
+        "flowblend_cli.text",
+        "flowblend_plugin.boundaries",
+        "flowblend_plugin.calibration",
+        "flowblend_plugin.errors",
+        "matplotlib",
+        "platformdirs",
     },
     "flowblend_cli.showcase": {
         "flowblend_cli.artifacts",
@@ -318,7 +353,8 @@ except SystemExit as stop:
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["render", "--help"], ["plan", "--help"], ["info", "--help"],
-     ["check", "quickstart"], ["plan", "quickstart"], ["schema"], ["recipes", "ls"]],
+     ["probe", "--help"], ["check", "quickstart"], ["plan", "quickstart"], ["schema"],
+     ["recipes", "ls"]],
     ids=" ".join,
 )  # fmt: skip
 def test_looking_and_checking_load_no_model_library(arguments: list[str]) -> None:
@@ -330,7 +366,7 @@ def test_looking_and_checking_load_no_model_library(arguments: list[str]) -> Non
 def test_help_loads_nothing_that_only_rendering_needs() -> None:
     loaded = loaded_after(COMMAND.format(arguments=["--help"]))
 
-    assert not loaded & {*HEAVY, *PIXELS, "pydantic", "rich"}
+    assert not loaded & {*HEAVY, *PIXELS, "matplotlib", "pydantic", "rich"}
 
 
 def test_stages_need_no_model_library() -> None:

@@ -29,6 +29,7 @@ COMMANDS = {
     "init": "Write a first recipe for a pair of models.",
     "render": "Render every job of a recipe that isn't finished yet.",
     "plan": "Show each job and who runs which step, without loading a model.",
+    "probe": "Measure a pair of denoisers, to choose stage boundaries by.",
     "check": "Find every problem in recipes, without rendering.",
     "info": "Show how a finished file was rendered.",
     "recipes": "List the bundled recipes, or copy one.",

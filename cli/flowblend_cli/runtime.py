@@ -9,7 +9,8 @@ import resource
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,9 @@ from flowblend_cli.placement import Placement, is_out_of_memory, reason
 from flowblend_plugin import DenoiserSwitch, FlowBlendError
 from flowblend_plugin.adaptive import SelfDifference
 from flowblend_plugin.caching import CacheReport
+from flowblend_plugin.calibration import Calibration
 from flowblend_plugin.loading import denoiser_name, load_denoiser
+from flowblend_plugin.probing import Probe, calibrate
 from flowblend_plugin.sampling import make_scheduler
 from flowblend_plugin.stages import letters
 
@@ -125,40 +128,103 @@ class Runtime:
             SamplingError: The latents or the pixels hold NaN or infinity, or memory ran out.
             FlowBlendError: The job asks for what its models can't do.
         """
-        try:
+        with self._memory_told(f"{job.id} was rendered"):
             return self._sample(job, seed, on_step)
+
+    def calibrate(
+        self,
+        jobs: Sequence[Job],
+        *,
+        cost_ratio: float,
+        conditions: Mapping[str, Any],
+        sensitivity_prompts: int,
+        positions: int,
+        on_step: Callable[[int], None],
+        on_run: Callable[[str], None],
+    ) -> Calibration:
+        """Measure the small denoiser beside the large one, along the large one's trajectories.
+
+        Args:
+            jobs: What to probe with, each with its seed; alike but for prompt and picture. Their
+                stages don't matter.
+            cost_ratio: See ``flowblend_plugin.probing.calibrate``, as all that follows.
+            conditions: Likewise.
+            sensitivity_prompts: Likewise.
+            positions: Likewise.
+            on_step: Called after every step with its index, by pipelines with a callback; may
+                raise.
+            on_run: Called after every run with what it was for; may raise.
+
+        Raises:
+            SamplingError: See ``sample``.
+            FlowBlendError: The pair can't be measured.
+        """
+        with self._memory_told("the pair was probed"), self._solver(jobs[0]):
+            return calibrate(
+                self._pipe,
+                self._further["small"],
+                [Probe(partial(self._latents, job, on_step), job.seed) for job in jobs],
+                cost_ratio=cost_ratio,
+                conditions=conditions,
+                sensitivity_prompts=sensitivity_prompts,
+                positions=positions,
+                on_run=on_run,
+            )
+
+    def _latents(self, job: Job, on_step: Callable[[int], None]) -> torch.Tensor:
+        """The final latents of one job, under whichever switch is attached."""
+
+        def after_step(pipe: Any, index: int, timestep: Any, kwargs: Any) -> Mapping[str, Any]:
+            on_step(index)
+            return _check_latents(pipe, index, timestep, kwargs)
+
+        arguments = self._arguments(job, job.seed, after_step)
+        output = self._pipe(**(arguments | {"output_type": "latent"}))
+        latents: torch.Tensor = output.frames if hasattr(output, "frames") else output.images
+        return latents
+
+    @contextmanager
+    def _memory_told(self, doing: str) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             if isinstance(error, FlowBlendError) or not is_out_of_memory(error):
                 raise
-            told = self._placement.no_memory(f"{job.id} was rendered", self.device, error)
+            told = self._placement.no_memory(doing, self.device, error)
             raise SamplingError(
                 f"{told}, or ask for a smaller height and width, or fewer num_frames"
             ) from error
 
-    def _sample(self, job: Job, seed: int, on_step: Callable[[int, str], None]) -> Sampled:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+    @contextmanager
+    def _solver(self, job: Job) -> Iterator[None]:
+        """Give the pipeline a job's solver for a while."""
         sampling = job.sampling
         self._pipe.scheduler = make_scheduler(
             self._own_scheduler, sampling.scheduler, sampling.flow_shift, sampling.mode
         )
         try:
-            with (
-                torch.no_grad(),  # in inference_mode, weights that move round differently
-                DenoiserSwitch(
-                    self._pipe,
-                    denoisers=self._further,
-                    stages=job.schedule,
-                    solver_history=sampling.solver_history,
-                    adapters=self._adapters(job),
-                    adaptive=None if job.adaptive is None else SelfDifference(job.adaptive),
-                    seed=seed,
-                    on_step=on_step,
-                ) as switch,
-            ):
-                output = self._pipe(**self._arguments(job, seed, switch))
+            yield
         finally:
             self._pipe.scheduler = self._own_scheduler
+
+    def _sample(self, job: Job, seed: int, on_step: Callable[[int, str], None]) -> Sampled:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        with (
+            torch.no_grad(),  # in inference_mode, weights that move round differently
+            self._solver(job),
+            DenoiserSwitch(
+                self._pipe,
+                denoisers=self._further,
+                stages=job.schedule,
+                solver_history=job.sampling.solver_history,
+                adapters=self._adapters(job),
+                adaptive=None if job.adaptive is None else SelfDifference(job.adaptive),
+                seed=seed,
+                on_step=on_step,
+            ) as switch,
+        ):
+            output = self._pipe(**self._arguments(job, seed, partial(_after_step, switch)))
         frames = _to_uint8(output, job)
         vram = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         return Sampled(frames, letters(switch.denoisers_run), vram, switch.cache_reports)
@@ -184,7 +250,7 @@ class Runtime:
                 raise DeviceLostError(told) from error
             raise _missing(source, error) from error
 
-    def _arguments(self, job: Job, seed: int, switch: DenoiserSwitch) -> dict[str, Any]:
+    def _arguments(self, job: Job, seed: int, after_step: Callable[..., Any]) -> dict[str, Any]:
         arguments = job.pipeline_arguments()
         if job.image is not None:
             arguments["image"] = load_image(job.image.path, self._recipe_dir, job.image.sha256)
@@ -204,7 +270,7 @@ class Runtime:
         if job.negative_prompt is not None:
             arguments["negative_prompt"] = job.negative_prompt
         if "callback_on_step_end" in self._takes:
-            arguments["callback_on_step_end"] = partial(_after_step, switch)
+            arguments["callback_on_step_end"] = after_step
         return arguments
 
 
