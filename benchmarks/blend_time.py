@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=7)
-    options = parse(parser, steps=20, repeats=3)
+    options = parse(parser, steps=20, repeats=2)
     pipe, small = load()
     steps = options.steps
     for row in ROWS:  # warm-up, and the two loops agree

@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--prompts", type=int, default=4, choices=range(1, len(PROMPTS) + 1))
     parser.add_argument("--write", action="store_true")
-    options = parse(parser, steps=30, prompts=1)
+    options = parse(parser, steps=20, prompts=1)
     kinds = list(OPTIONS)
     if importlib.util.find_spec("cache_dit") is None:
         kinds.remove("cache_dit")

@@ -134,7 +134,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="measure nothing")
     parser.add_argument("--picture", type=Path, help="draw it here: .svg, .png or .webp")
     parser.add_argument("--write", action="store_true")
-    return parse(parser, prompts=4, few=4, times=2)
+    return parse(parser, prompts=3, few=3, times=2)
 
 
 def main() -> int:

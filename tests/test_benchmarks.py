@@ -29,7 +29,6 @@ HERE = "Some CPU, 1 of 2 threads, torch 2, cpu"
 @pytest.fixture(scope="module")
 def quality() -> Iterator[Any]:
     """The benchmark's modules by their short names, importable as its scripts import them."""
-    pytest.importorskip("skimage")
     before, known = list(sys.path), set(sys.modules)
     sys.path.insert(0, str(ROOT / "benchmarks"))
     names = {name: importlib.import_module(f"quality_{name}") for name in MODULES}
@@ -199,7 +198,6 @@ def test_the_report_says_what_the_file_holds(quality: Any, every: Any, tmp_path:
 
 
 def test_equal_results_draw_equal_pictures(quality: Any, every: Any, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     timed = {row: 2.0 + i for i, row in enumerate(every[:20])}
     lines = [*(line(row) for row in every), *in_rounds(timed)]
     points = quality.report.Table(results(quality, tmp_path / "r", lines), every).points()
@@ -251,3 +249,20 @@ def test_a_row_alone_and_in_a_batch_is_the_same_clip(quality: Any) -> None:
     assert together.shape == (2, 3, 17, 64, 64)
     assert torch.allclose(together, alone, atol=1e-3)
     assert not torch.allclose(together[0], together[1], atol=0.1)
+
+
+def test_quick_has_defaults_of_its_own_and_is_never_published(
+    quality: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parsed(*arguments: str) -> argparse.Namespace:
+        monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--steps", type=int, default=50)
+        parser.add_argument("--write", action="store_true")
+        return quality.main.parse(parser, steps=4)
+
+    assert parsed().steps == 50
+    assert parsed("--quick").steps == 4
+    assert parsed("--quick", "--steps", "7").steps == 7
+    with pytest.raises(SystemExit):
+        parsed("--quick", "--write")
