@@ -188,7 +188,9 @@ def _bend(before: StepVelocities, present: StepVelocities, after: StepVelocities
     """
     slopes = []
     for a, b in ((before, present), (present, after)):
-        weight = (1 - (a.sigma + b.sigma) / 2) / (1 - present.sigma) if present.is_flow else 1.0
+        weight = 1.0
+        if present.is_flow:
+            weight = (1 - (a.sigma + b.sigma) / 2) / (1 - present.sigma or math.inf)
         slopes.append(_slope(a, b) * weight)
     return (slopes[1] - slopes[0]) / ((after.sigma - before.sigma) / 2 or math.inf)
 

@@ -74,6 +74,8 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.levels",
         "flowblend_cli.models",
         "flowblend_cli.text",
+        "flowblend_plugin.boundaries",
+        "flowblend_plugin.calibration",
         "flowblend_plugin.errors",
         "flowblend_plugin.noise_levels",
         "flowblend_plugin.stages",

@@ -136,7 +136,9 @@ def test_derivatives_are_exact_for_velocities_quadratic_in_sigma(gaps: list[int]
     a, b, c = (noise(seed, (1, 1, 4, 4)).double() for seed in range(3))
     # In double precision up to the last rounding: differences of floats lose digits.
     steps = [
-        StepVelocities(i, s, (a + b * s + c * s * s).float(), torch.zeros(1, 1, 4, 4))
+        StepVelocities(
+            i, s, (a + b * s + c * s * s).float(), torch.zeros(1, 1, 4, 4), is_flow=False
+        )
         for i, s in enumerate(sigmas)
     ]
     found = list(divergences(steps))
@@ -152,6 +154,20 @@ def test_derivatives_are_exact_for_velocities_quadratic_in_sigma(gaps: list[int]
             )
         if "curvature" in one.values:
             assert one.values["curvature"][0] == pytest.approx(rms(2 * c).item(), rel=5e-2)
+
+
+@given(st.floats(-2, 2), st.integers(4, 60))
+def test_straight_noise_has_no_curvature_though_the_velocity_bends(bend: float, n: int) -> None:
+    # Along a trajectory the noise N changes by (1 - sigma) times what the velocity changes by, so
+    # N = A + B sigma has the velocity C - B log(1 - sigma).
+    sigmas = [0.95 - 0.9 * i / n for i in range(n)]
+    steps = [
+        StepVelocities(i, s, torch.full((1, 1, 4, 4), 1 - bend * math.log(1 - s)), torch.ones(1))
+        for i, s in enumerate(sigmas)
+    ]
+    for one in divergences(steps):
+        if "curvature" in one.values:
+            assert one.values["curvature"][0] * (1 - one.sigma) ** 2 < 0.15 * abs(bend) + 1e-3
 
 
 def test_steps_at_one_noise_level_bend_nothing() -> None:
