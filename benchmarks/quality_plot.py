@@ -18,8 +18,12 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
 LOOKS: dict[str, tuple[str, str, str]] = {
-    "ours": (RED, "o", "blending, calibrated"),
-    "combined": (RED, "o", "blending with solver, cache, guidance"),
+    "extrapolated": (RED, "o", "extrapolated, calibrated"),
+    "extrapolated UniPC": (RED, "^", "the same under UniPC"),
+    "free": (SKY, "o", "blending, calibrated, free"),
+    "contiguous": (SKY, "s", "blending, calibrated, 3 stages"),
+    "criteria": (SKY, "X", "blending, other criteria"),
+    "combined": (BLACK, "o", "LSL with solver, cache, guidance"),
     "order": (BLACK, "s", "three stages"),
     "reference": (BLACK, "X", "all small"),
     "SL": (PURPLE, "<", "small, then large (T-Stitch)"),
@@ -32,11 +36,11 @@ LOOKS: dict[str, tuple[str, str, str]] = {
     "taylorseer": (GREEN, "h", "TaylorSeer"),
     "sea": (GREEN, "p", "SeaCache"),
     "cache_dit": (GREEN, "d", "cache-dit"),
-    "E": (ORANGE, "*", "extrapolated steps"),
+    "E": (ORANGE, "*", "extrapolated, by a rule of thumb"),
 }
-NAMED = frozenset({"ours", "combined", "order", "reference"})
+NAMED = frozenset({"extrapolated", "order", "reference"})
 STEPS = frozenset({"Euler"})  # the other solvers take the same numbers
-CURVES = frozenset(LOOKS) - {"order", "reference", "combined"}
+CURVES = frozenset(LOOKS) - {"order", "reference", "combined", "criteria", "extrapolated UniPC"}
 # Where a label may lie, in points from its point: the first that is free.
 OFFSETS = ((6, 4), (6, -5), (-6, 4), (-6, -5), (0, 9), (0, -10), (8, 11), (8, -12), (-8, 11))
 AXES = {"speed_up": "times faster than LLL, measured", "savings": "times fewer FLOPs than LLL"}
@@ -92,7 +96,7 @@ def _panel(panel: Any, axis: str, points: Sequence[Point]) -> None:
 
 def _family(panel: Any, axis: str, family: str, points: Sequence[Point]) -> None:
     colour, marker, name = LOOKS[family]
-    ours = family == "ours"
+    ours = family == "extrapolated"
     hollow = {"markerfacecolor": "white"} if family == "combined" else {}
     places = sorted((getattr(point, axis), point.psnr) for point in points)
     panel.plot(
@@ -111,7 +115,7 @@ def _family(panel: Any, axis: str, family: str, points: Sequence[Point]) -> None
 def _label(point: Point, last: bool) -> str:
     """What a point is called in the picture; most are told by the legend."""
     if point.family in NAMED:
-        return point.name
+        return point.name.removeprefix("extrapolated ")
     return f"{point.name.rsplit(' ', 1)[-1]} steps" if point.family in STEPS and last else ""
 
 
@@ -126,7 +130,7 @@ def _labels(panel: Any, axis: str, points: Sequence[Point]) -> None:
     for point, place in zip(shown, places, strict=True):
         text = _label(point, last=point is last[point.family])
         if text:
-            ours = point.family == "ours"
+            ours = point.family == "extrapolated"
             label = panel.annotate(
                 text,
                 place,

@@ -34,7 +34,11 @@ FAMILIES = {
     "cache_dit": "All large with cache-dit's DBCache, by its threshold",
     "E": "All large with steps whose velocity is extrapolated, by the steps that run",
     "combined": "Blending with another solver, with a cache or without guidance in the middle",
-    "ours": "Stages chosen from data, by criterion and budget",
+    "contiguous": "Three stages of both denoisers, placed by calibration for a budget",
+    "free": "Both denoisers, switched as often as it pays, by calibration for a budget",
+    "criteria": "Other criteria for the stages, and stages that end by themselves",
+    "extrapolated": "Extrapolated steps, chosen by calibration for a budget or a number of them",
+    "extrapolated UniPC": "The same under UniPC",
 }
 SOLVERS = {"Euler": "flow_match_euler", "UniPC": "unipc", "DPM++ 2M": "dpmpp_2m"}
 

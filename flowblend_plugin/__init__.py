@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flowblend_plugin.calibration import Calibration
 from flowblend_plugin.errors import (
     AdapterError,
+    BudgetError,
     CalibrationError,
     FlopsError,
     FlowBlendError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter",
     "AdapterError",
+    "BudgetError",
     "Cache",
     "Calibration",
     "CalibrationError",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from flowblend_plugin.errors import StageError
+from flowblend_plugin.errors import StageError, SwitchError
 from flowblend_plugin.stages import StageSchedule
 
 SHAPE = ("large", "small", "large")
@@ -44,22 +45,30 @@ class OnlineSwitch:
     """Watches one trajectory at a time and says where its stages end.
 
     Args:
-        rule: When the first stage ends.
+        rule: When the first stage ends; None leaves all stages as they are.
         stages: The latest schedule.
+        order: How often the solver asks the denoiser in a step.
 
     Raises:
-        StageError: The schedule isn't large, small, large.
+        StageError: The schedule isn't large, small, large, or the solver asks twice a step.
     """
 
-    def __init__(self, rule: SelfDifference, stages: StageSchedule) -> None:
+    def __init__(self, rule: SelfDifference | None, stages: StageSchedule, order: int = 1) -> None:
+        self._rule = rule
+        self._before: Tensor | None = None
+        self.differences: list[float] = []
+        if rule is None:
+            return
+        if order > 1:
+            raise StageError(
+                "adaptive stages compare one step with the next, and this solver asks the denoiser "
+                "twice a step: choose another"
+            )
         roles = tuple(stage.denoiser for stage in stages.stages)
         if roles != SHAPE:
             raise StageError(
                 f"adaptive stages are large, small, large (LSL) at the latest, got {stages}"
             )
-        self._rule = rule
-        self._before: Tensor | None = None
-        self.differences: list[float] = []
 
     def start(self) -> None:
         """A trajectory begins."""
@@ -67,18 +76,34 @@ class OnlineSwitch:
 
     def note(self, output: Tensor) -> None:
         """Take what the solver is handed at one step."""
+        if self._rule is None:
+            return
         if self._before is not None:
             change = (output.float() - self._before.float()).flatten(1).norm(dim=1)
             size = self._before.float().flatten(1).norm(dim=1)
             # The sample of the batch that changes most decides.
-            self.differences.append(float((change / size).max()))
+            self.differences.append(float(torch.where(change == 0, 0.0, change / size).max()))
         self._before = output
 
     def revise(self, step: int, stage_indices: Sequence[int]) -> tuple[int, ...]:
         """The stage of every step, after ``step`` is done."""
         done, present = step + 1, tuple(stage_indices)
+        if self._rule is None:
+            return present
         is_over = done >= len(present) or present[done] != 0
-        if is_over or not self.differences or self.differences[-1] > self._rule.threshold:
+        if is_over or not self.differences or not self.differences[-1] <= self._rule.threshold:
             return present
         last = len(present) - (present.count(0) + present.count(2) - done)
         return tuple(0 if s < done else 1 if s < last else 2 for s in range(len(present)))
+
+    def refuse_companion(self) -> None:
+        """Refuse a pipeline that steps private copies of its scheduler.
+
+        Raises:
+            SwitchError: There is a rule, and what it looks at passes by.
+        """
+        if self._rule is not None:
+            raise SwitchError(
+                "this pipeline steps private copies of its scheduler, which adaptive stages can't "
+                "follow: give them fixed boundaries"
+            )

@@ -6,6 +6,7 @@ Those that take a budget never exceed it: a share of the all-large cost, in full
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowblend_plugin.calibration import ErrorModel
-from flowblend_plugin.errors import StageError
+from flowblend_plugin.errors import BudgetError, StageError
 from flowblend_plugin.stages import StageSchedule, schedule_of
 
 Span = tuple[int, int]
@@ -28,22 +29,24 @@ class Choice:
     Args:
         criterion: Name of the criterion.
         denoisers: The role of each step.
-        share: Cost relative to all large.
+        share: Cost relative to all large; None where the criterion doesn't know the costs.
         predicted_error: Predicted squared error of the final latents, relative to their squared
             norm; None where the criterion predicts none.
         evidence: What the criterion looked at, as plain values.
+        stages: The schedule itself, where it wasn't chosen step by step.
     """
 
     criterion: str
     denoisers: tuple[str, ...]
-    share: float
+    share: float | None
     predicted_error: float | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    stages: StageSchedule | None = None
 
     @property
     def schedule(self) -> StageSchedule:
         """The stages, which end at fractions of this number of steps."""
-        return schedule_of(self.denoisers)
+        return self.stages or schedule_of(self.denoisers)
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,11 @@ def large_steps(model: ErrorModel, budget: float) -> int:
     """Most steps by the large denoiser that keep a budget, where the small one runs the others.
 
     Raises:
-        StageError: Even all small costs more, or it is no share.
+        BudgetError: Even all small costs more, or it is no share.
     """
     ratio, steps = model.cost_ratio, len(model)
     if not ratio <= budget <= 1:
-        raise StageError(
+        raise BudgetError(
             f"a budget of {budget} can't be kept: it is a share of the all-large cost, from "
             f"{math.ceil(ratio * 1000) / 1000:g} (all small) to 1"
         )
@@ -114,11 +117,12 @@ def _layouts(steps: int, count: int, max_stages: int) -> Iterator[tuple[Span, ..
         if 1 + (start > 0) + (start + count < steps) <= max_stages:
             yield ((start, start + count),)
     for first in range(1, count) if max_stages >= 3 else ():
-        second = count - first
-        for a, b in itertools.combinations(range(steps - second + 1), 2):
-            ends_inside = b + second < steps
-            if b > a + first and 3 + (a > 0) + ends_inside <= max_stages:
-                yield ((a, a + first), (b, b + second))
+        last = steps - (count - first)
+        for a in range(last - first if max_stages > 3 else 1):
+            # Where the first span begins inside, four stages leave the other only the end.
+            nearest = last if max_stages == 3 or (max_stages == 4 and a > 0) else a + first + 1
+            for b in range(nearest, last + 1):
+                yield ((a, a + first), (b, b + count - first))
     # Three spans make five stages at least, where they begin and end the trajectory.
     for first, last in itertools.combinations(range(1, count), 2) if max_stages >= 5 else ():
         for start in range(first + 1, steps - count + first):
@@ -179,24 +183,39 @@ def extrapolated(model: ErrorModel, budget: float) -> Choice:
         budget: Share of the all-large cost.
 
     Raises:
-        StageError: The budget isn't even one step.
+        BudgetError: The budget isn't even one step.
+        StageError: The calibration doesn't tell how straight its trajectories are.
     """
+    if not model.tells_extrapolation:
+        raise StageError(
+            "this calibration doesn't tell what extrapolation would miss: it has no curvature "
+            "(probe at three steps or more), or its two denoisers agree"
+        )
     count = math.floor(budget * len(model) + 1e-9)
     if not 1 <= count <= len(model):
-        raise StageError(
+        raise BudgetError(
             f"a budget of {budget} can't be kept: it is a share of the all-large cost, from "
             f"{1 / len(model):g} (one step of {len(model)}) to 1"
         )
     computed = list(range(len(model)))
+    stretch = functools.cache(model.stretch_error)
+
+    def loss(k: int) -> float:
+        """What giving up the k-th computed step adds: the stretches around it change."""
+        former, before, at, end, after = (
+            computed[i] if 0 <= i < len(computed) else None for i in range(k - 2, k + 3)
+        )
+        assert before is not None
+        assert at is not None
+        if end is None:
+            whole = stretch(former, before, len(model))
+            return whole - stretch(former, before, at) - stretch(before, at, len(model))
+        last = len(model) if after is None else after
+        now = stretch(former, before, at) + stretch(before, at, end) + stretch(at, end, last)
+        return stretch(former, before, end) + stretch(before, end, last) - now
+
     while len(computed) > count:
-        computed.remove(
-            min(
-                computed[1:],
-                key=lambda step: (
-                    model.extrapolation_error([s for s in computed if s != step]), step
-                ),
-            )
-        )  # fmt: skip
+        del computed[min(range(1, len(computed)), key=lambda k: (loss(k), k))]
     kept = set(computed)
     roles = tuple("large" if s in kept else "extrapolated" for s in range(len(model)))
     return Choice(
@@ -314,9 +333,9 @@ def similarity_and_detail(
         if look(StageSchedule.parse("LSL", [early, fraction])).detail >= min_detail:
             late = fraction
             break
-    roles = StageSchedule.parse("LSL", [early, late]).denoisers(100)
+    stages = StageSchedule.parse("LSL", [early, late])
     evidence = {"boundaries": [early, late], "candidates": seen}
-    return Choice("similarity", roles, roles.count("large") / 100, None, evidence)
+    return Choice("similarity", stages.denoisers(100), None, None, evidence, stages)
 
 
 CRITERIA: Mapping[str, Callable[[ErrorModel, float], Choice]] = {
@@ -326,7 +345,7 @@ CRITERIA: Mapping[str, Callable[[ErrorModel, float], Choice]] = {
     "divergence": divergence_threshold,
     "complexity": complexity_balanced,
 }
-_PREDICTING = ("extrapolated", "free", "contiguous")
+_PREDICTING = ("contiguous", "free", "extrapolated")
 
 
 def choose(
@@ -341,7 +360,8 @@ def choose(
         max_stages: For ``"contiguous"``.
 
     Raises:
-        StageError: The criterion is unknown, or the budget can't be kept.
+        StageError: The criterion is unknown, or can't answer.
+        BudgetError: The budget can't be kept.
     """
     if criterion == "contiguous":
         return contiguous(model, budget, max_stages)
@@ -351,9 +371,18 @@ def choose(
         raise StageError(
             f"{criterion!r} is no criterion: use 'best' or one of {', '.join(CRITERIA)}"
         )
-    least = {"extrapolated": 1 / len(model)}
-    possible = [p for p in _PREDICTING if budget + 1e-9 >= least.get(p, model.cost_ratio)]
-    choices = [choose(model, budget, p, max_stages) for p in possible or ("contiguous",)]
+    least = dict.fromkeys(_PREDICTING, model.cost_ratio)
+    if model.tells_extrapolation:
+        least["extrapolated"] = 1 / len(model)
+    else:
+        del least["extrapolated"]
+    if budget + 1e-9 < min(least.values()) or budget > 1:
+        raise BudgetError(
+            f"a budget of {budget} can't be kept: it is a share of the all-large cost, from "
+            f"{math.ceil(min(least.values()) * 1000) / 1000:g} to 1"
+        )
+    possible = [p for p in least if budget + 1e-9 >= least[p]]
+    choices = [choose(model, budget, p, max_stages) for p in possible]
     return min(choices, key=lambda choice: choice.predicted_error or 0.0)
 
 

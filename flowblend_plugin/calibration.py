@@ -133,6 +133,8 @@ class Calibration:
             curvature=tuple(v / self.final_rms for v in measures["curvature"]),
             gain=tuple(_read(level, knots, gains) for level in levels),
             cost_ratio=self.cost_ratio,
+            tells_extrapolation=any(g is not None for g in gains)
+            and any("curvature" in step.mean for step in self.steps),
         )
 
     def to_document(self) -> dict[str, Any]:
@@ -201,6 +203,7 @@ class ErrorModel:
         curvature: Second derivative, likewise.
         gain: How much an error made at a step has grown when the trajectory ends.
         cost_ratio: Cost of a small step relative to a large one.
+        tells_extrapolation: Whether curvature and gain were measured at all.
     """
 
     levels: tuple[float, ...]
@@ -211,7 +214,9 @@ class ErrorModel:
     curvature: tuple[float, ...]
     gain: tuple[float, ...]
     cost_ratio: float
+    tells_extrapolation: bool = True
     _corner: list[list[float]] = field(init=False, repr=False, compare=False)
+    _bends: list[float] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Sums over rectangles from the corner, so that any rectangle is four look-ups.
@@ -220,6 +225,7 @@ class ErrorModel:
             running = [0.0, *itertools.accumulate(row)]
             corner.append([a + b for a, b in zip(corner[-1], running, strict=True)])
         object.__setattr__(self, "_corner", corner)
+        object.__setattr__(self, "_bends", [0.0, *itertools.accumulate(self.curvature)])
 
     def __len__(self) -> int:
         return len(self.levels)
@@ -244,23 +250,28 @@ class ErrorModel:
         Args:
             computed: Indices of the computed steps, ascending; the first step is one of them.
         """
-        ends = [*computed[1:], len(self)]
-        total = 0.0
-        for k, (at, end) in enumerate(zip(computed, ends, strict=True)):
-            before = computed[k - 1] if k else None
-            stretch = sum(
-                self._missed(step, before, at) * self.widths[step] * self.gain[step]
-                for step in range(at + 1, end)
-            )
-            total += stretch * stretch
-        return total
+        befores, ends = [None, *computed], [*computed[1:], len(self)]
+        return sum(map(self.stretch_error, befores, computed, ends))
+
+    def stretch_error(self, before: int | None, at: int, end: int) -> float:
+        """Predicted squared relative error of extrapolating from ``at + 1`` to ``end - 1``.
+
+        Args:
+            before: The computed step before ``at``, if there is one.
+            at: The last computed step.
+            end: The next one, or the number of steps.
+        """
+        stretch = sum(
+            self._missed(step, before, at) * self.widths[step] * self.gain[step]
+            for step in range(at + 1, end)
+        )
+        return stretch * stretch
 
     def _missed(self, step: int, before: int | None, at: int) -> float:
         distance = abs(self.levels[step] - self.levels[at])
         if before is None:
             return self.acceleration[step] * distance
-        bend = self.curvature[before : step + 1]
-        mean = sum(bend) / len(bend)
+        mean = (self._bends[step + 1] - self._bends[before]) / (step + 1 - before)
         return mean * distance * abs(self.levels[step] - self.levels[before]) / 2
 
     def share(self, denoisers: Sequence[str]) -> float:

@@ -4,6 +4,7 @@
 
     FlowBlendError
     ├── StageError (ValueError)          stages, boundaries or noise levels that make no schedule
+    │   └── BudgetError                  a budget that no schedule can keep
     ├── PairMismatchError (ValueError)   two denoisers that can't share one trajectory
     ├── SwitchError (RuntimeError)       a switch used where or when it can't work
     ├── AdapterError (ValueError)        a LoRA adapter that is missing or doesn't fit
@@ -23,6 +24,10 @@ class FlowBlendError(Exception):
 
 class StageError(FlowBlendError, ValueError):
     """Stages, boundaries or noise levels that don't make a schedule."""
+
+
+class BudgetError(StageError):
+    """A share of the all-large cost that no schedule can keep."""
 
 
 class PairMismatchError(FlowBlendError, ValueError):

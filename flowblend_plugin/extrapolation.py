@@ -12,7 +12,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,7 +20,9 @@ from torch import nn
 from flowblend_plugin.denoisers import Placement, uncompiled
 from flowblend_plugin.errors import SwitchError
 from flowblend_plugin.stages import Stage
-from flowblend_plugin.trajectory import predicts_flow, step_levels
+from flowblend_plugin.trajectory import ROUNDING, predicts_flow, step_levels
+
+Continued = Literal["noise", "clean", "output"]
 
 
 def prediction_weights(scheduler: Any) -> list[float] | None:
@@ -33,13 +35,21 @@ def prediction_weights(scheduler: Any) -> list[float] | None:
         For each step a weight w, so that ``x + w v`` is the noise in the latents, or, of a
         stochastic solver, the clean latents; None where outputs are no flow-matching velocities.
     """
+    what = continued(scheduler)
+    if what == "output":
+        return None
+    sigmas = scheduler.sigmas[:: scheduler.order][: len(scheduler.timesteps)].tolist()
+    return [-s if what == "clean" else 1 - min(1.0, s) for s in sigmas]
+
+
+def continued(scheduler: Any) -> Continued:
+    """What extrapolated steps continue under a scheduler whose timesteps are set."""
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is None or not predicts_flow(scheduler) or scheduler.config.get("invert_sigmas"):
-        return None
-    steps = [float(s) for s in sigmas[:: scheduler.order][: len(scheduler.timesteps)]]
-    if max(steps) > 1:
-        return None
-    return [-s if _adds_noise(scheduler) else 1 - s for s in steps]
+        return "output"
+    if float(max(sigmas)) > 1 + ROUNDING:
+        return "output"
+    return "clean" if _adds_noise(scheduler) else "noise"
 
 
 def _adds_noise(scheduler: Any) -> bool:
@@ -100,6 +110,7 @@ class StageExtrapolation:
         self._weights: list[float] | None = None
         self._history: list[tuple[float, torch.Tensor]] = []
         self._answer: Any = None
+        self._last: torch.Tensor | None = None
         self._level = self._weight = 0.0
         self._replaced: Placement = {}
         self._handles: list[Any] = []
@@ -169,6 +180,8 @@ class StageExtrapolation:
         if not self._is_used:
             return output
         if self.is_running:
+            if self._weights is not None and not self._weight and self._last is not None:
+                return self._last  # pure noise, which tells nothing of the velocity
             told = extrapolate(self._history, self._level)
             if self._weight:
                 told = (told - sample.to(told)) / self._weight
@@ -176,7 +189,7 @@ class StageExtrapolation:
         if self._history and self._history[-1][0] == self._level:
             self._history.pop()  # two steps of one level, which no line goes through
         # A copy: compiled denoisers and pipelines write into their outputs again.
-        seen = output.clone()
+        seen = self._last = output.clone()
         if self._weights is not None:
             wide = torch.promote_types(output.dtype, torch.float32)
             seen = sample.to(wide) + self._weight * output.to(wide)
@@ -206,7 +219,7 @@ class StageExtrapolation:
     def finish(self) -> None:
         """End a trajectory: nothing of it is kept."""
         self.leave()
-        self._history, self._answer = [], None
+        self._history, self._answer, self._last = [], None, None
 
 
 def _answering(denoiser: nn.Module, output: Any) -> nn.Module:

@@ -96,4 +96,4 @@ def noise_levels(
             f"the noise levels of scheduler {scheduler!r} aren't known here: use one of "
             f"{', '.join(sorted(_RULES))}, or give boundaries as fractions of the steps"
         )
-    return tuple(rule(num_inference_steps, flow_shift))
+    return tuple(min(1.0, level) for level in rule(num_inference_steps, flow_shift))

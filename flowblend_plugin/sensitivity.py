@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flowblend_plugin.denoisers import Denoiser
-from flowblend_plugin.errors import StageError
+from flowblend_plugin.errors import StageError, SwitchError
 from flowblend_plugin.stages import schedule_of
 from flowblend_plugin.switch import DenoiserSwitch
 from flowblend_plugin.trajectory import Seed
@@ -118,6 +118,10 @@ class _Recording(DenoiserSwitch):
 
     def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
         self.outputs = []
+        if first_step > 0:
+            raise SwitchError(
+                f"this call begins at step {first_step} of its trajectory: measure a whole one"
+            )
         super().trajectory_started(stage_indices, first_step)
 
     def model_output(self, output: Tensor, sample: Tensor) -> Tensor:

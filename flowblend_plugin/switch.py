@@ -115,7 +115,7 @@ class DenoiserSwitch(PipelineCallback):
         self.stages = _agreed_stages(
             self._original_scheduler, make_stages(stages, boundaries, boundary_sigmas, letters)
         )
-        self._online = OnlineSwitch(adaptive, self.stages) if adaptive is not None else None
+        self._online = OnlineSwitch(adaptive, self.stages, pipe.scheduler.order)
         check_names(given, self.stages.roles)
         check_guidance(pipe, self.stages.stages)
         self._placements = {
@@ -223,8 +223,7 @@ class DenoiserSwitch(PipelineCallback):
         self.denoisers_run = []
         self._caches.start()
         self._guidance.start()
-        if self._online is not None:
-            self._online.start()
+        self._online.start()
         self._residency.start()
         self._extrapolation.start(self._scheduler)
         self._begin_step(first_step)
@@ -232,8 +231,7 @@ class DenoiserSwitch(PipelineCallback):
     def model_output(self, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """The output that the solver takes: with the stage's guidance scale, or extrapolated."""
         taken = self._extrapolation.model_output(self._guidance.combine(output), sample)
-        if self._online is not None:
-            self._online.note(taken)
+        self._online.note(taken)
         return taken
 
     def step_finished(self, step_index: int) -> None:
@@ -256,6 +254,7 @@ class DenoiserSwitch(PipelineCallback):
                 stage is extrapolated.
         """
         self._extrapolation.refuse_companion()
+        self._online.refuse_companion()
         self._companions.add(companion)
         iteration = getattr(self._pipe, "current_timestep", None)
         if self._first_iteration is None:
@@ -303,8 +302,7 @@ class DenoiserSwitch(PipelineCallback):
         # What was installed, not what was planned.
         role = EXTRAPOLATED if self._extrapolation.is_running else self._role
         self.denoisers_run.append(role)
-        if self._online is not None:
-            self._stage_indices = self._online.revise(step_index, self._stage_indices)
+        self._stage_indices = self._online.revise(step_index, self._stage_indices)
         if step_index + 1 < len(self._stage_indices):
             self._begin_step(step_index + 1)
         if self._on_step is not None:

@@ -23,6 +23,7 @@ from flowblend_plugin.stages import StageSchedule
 logger = logging.getLogger(__name__)
 
 Seed = int | Sequence[int]
+ROUNDING = 1e-4  # by which a shifted noise level may exceed 1
 
 
 class StageListener(Protocol):
@@ -207,7 +208,9 @@ def step_levels(scheduler: Any) -> list[float]:
     levels = [t / total for t in scheduler.timesteps[:: scheduler.order].tolist()]
     if scheduler.config.get("invert_sigmas"):
         return [1 - level for level in levels]
-    return [level / (1 + level) for level in levels] if max(levels) > 1 else levels
+    if max(levels) > 1 + ROUNDING:
+        return [level / (1 + level) for level in levels]
+    return [min(1.0, level) for level in levels]
 
 
 def predicts_flow(scheduler: Any) -> bool:

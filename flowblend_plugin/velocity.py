@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from flowblend_plugin.denoisers import Denoiser
 from flowblend_plugin.errors import SwitchError
+from flowblend_plugin.extrapolation import Continued, continued
 from flowblend_plugin.switch import DenoiserSwitch
-from flowblend_plugin.trajectory import Seed, StageMixin, predicts_flow, step_levels
+from flowblend_plugin.trajectory import Seed, StageMixin, step_levels
 
 _LOW_BAND = 0.5  # of the highest spatial frequency
 
@@ -34,8 +35,8 @@ class StepVelocities:
         small: The small one's, combined in the same way.
         large_passes: The large one's passes before guidance: one tensor as ``large`` each.
         small_passes: The small one's.
-        is_flow: Whether these are velocities of flow matching, from which the noise in the latents
-            can be told; otherwise whatever the denoiser predicts.
+        continued: What extrapolated steps would continue: the noise that a flow velocity sees in
+            the latents, the clean latents, or the output itself.
     """
 
     step: int
@@ -44,7 +45,7 @@ class StepVelocities:
     small: Tensor
     large_passes: tuple[Tensor, ...] = ()
     small_passes: tuple[Tensor, ...] = ()
-    is_flow: bool = True
+    continued: Continued = "noise"
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ class StepDivergence:
             spatial frequencies below and above half of the highest; their squares add up to its
             square. ``velocity_norm`` is the root mean square of the large velocity after guidance,
             ``acceleration`` that of its first derivative by sigma. ``curvature`` is that of the
-            second derivative of the predicted noise, as far as it bends the velocity: what a
-            straight line through neighbouring steps misses. What a step has no neighbours for is
-            left out.
+            second derivative of what extrapolated steps continue, as far as it bends the velocity:
+            what a straight line through neighbouring steps misses. What a step has no neighbours
+            for is left out.
     """
 
     step: int
@@ -181,16 +182,18 @@ def _measure(
 
 
 def _bend(before: StepVelocities, present: StepVelocities, after: StepVelocities) -> Tensor:
-    """Second derivative by sigma, of the noise that flow velocities predict, on their scale.
+    """Second derivative by sigma of what extrapolated steps continue, on the velocity's scale.
 
     Along a trajectory the noise ``x + (1 - sigma) v`` changes by ``(1 - sigma)`` times what the
-    velocity v changes by.
+    velocity v changes by, and the clean latents ``x - sigma v`` by ``-sigma`` times that.
     """
+
+    def weigh(sigma: float) -> float:
+        return {"noise": 1 - sigma, "clean": sigma, "output": 1.0}[present.continued]
+
     slopes = []
     for a, b in ((before, present), (present, after)):
-        weight = 1.0
-        if present.is_flow:
-            weight = (1 - (a.sigma + b.sigma) / 2) / (1 - present.sigma or math.inf)
+        weight = weigh((a.sigma + b.sigma) / 2) / (weigh(present.sigma) or math.inf)
         slopes.append(_slope(a, b) * weight)
     return (slopes[1] - slopes[0]) / ((after.sigma - before.sigma) / 2 or math.inf)
 
@@ -261,7 +264,16 @@ class VelocityLog(DenoiserSwitch):
         return after
 
     def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
-        """Forget the former trajectory."""
+        """Forget the former trajectory.
+
+        Raises:
+            SwitchError: It begins late, as image-to-image does.
+        """
+        if first_step > 0:
+            raise SwitchError(
+                f"this call begins at step {first_step} of its trajectory, and a pair is probed "
+                "over a whole one: probe without an image to start from (strength = 1)"
+            )
         self._passes, self._window = [], []
         super().trajectory_started(stage_indices, first_step)
 
@@ -302,7 +314,7 @@ class VelocityLog(DenoiserSwitch):
         self._window.append(
             StepVelocities(
                 step, levels[step], output, guided, tuple(large), tuple(small),
-                is_flow=predicts_flow(self._scheduler),
+                continued=continued(self._scheduler),
             )
         )  # fmt: skip
         if len(self._window) > 1:

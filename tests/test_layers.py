@@ -57,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
         "huggingface_hub",
     },
     "flowblend_cli.images": {"flowblend_cli.errors", "flowblend_cli.text", "PIL"},
+    "flowblend_cli.calibrations": {"flowblend_plugin.calibration", "flowblend_plugin.errors"},
     "flowblend_cli.levels": {
         "flowblend_cli.errors",
         "flowblend_cli.jobs",
@@ -67,6 +68,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.arguments",
         "flowblend_cli.batching",
         "flowblend_cli.bundled",
+        "flowblend_cli.calibrations",
         "flowblend_cli.errors",
         "flowblend_cli.forwards",
         "flowblend_cli.images",
@@ -95,6 +97,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "flowblend_cli.keys": {
         "flowblend_cli.adapter_files",
+        "flowblend_cli.calibrations",
         "flowblend_cli.errors",
         "flowblend_cli.jobs",
         "flowblend_cli.models",
@@ -173,6 +176,7 @@ ALLOWED: dict[str, set[str]] = {
     # Measuring a pair: the models are met in runtime and placement, as in a render.
     "flowblend_cli.probing": {
         "flowblend_cli.artifacts",
+        "flowblend_cli.calibrations",
         "flowblend_cli.engine",
         "flowblend_cli.errors",
         "flowblend_cli.flops",

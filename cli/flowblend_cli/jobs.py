@@ -208,6 +208,8 @@ class Job:
             for name, kind in _KINDS.items():
                 if not isinstance(document[name], kind):
                     raise TypeError(f"{name} is {document[name]!r}")
+            if not isinstance(document.get("adaptive", 0.0), (int, float)):
+                raise TypeError(f"adaptive is {document['adaptive']!r}")
             return cls(
                 **{
                     **document,

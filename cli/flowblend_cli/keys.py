@@ -15,6 +15,7 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from flowblend_cli.adapter_files import adapter_file
+from flowblend_cli.calibrations import BUNDLED_NAME
 from flowblend_cli.errors import ModelMissingError
 from flowblend_cli.jobs import AdapterSpec, Job, ModelSpec
 from flowblend_cli.models import ModelSource, resolve_model, resolve_small
@@ -120,13 +121,15 @@ def local_folder(source: ModelSource) -> Path:
 def hash_folder(folder: Path) -> str:
     """Hash a model folder: names and bytes of its configs, weights and tokenizer files.
 
+    A calibration in it is left out: what was chosen from it is in the job.
+
     Raises:
         ModelMissingError: The folder isn't there, or holds no model file.
     """
     paths = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix in _MODEL_SUFFIXES
+        if path.is_file() and path.suffix in _MODEL_SUFFIXES and path != folder / BUNDLED_NAME
     ]
     if not paths:
         raise ModelMissingError(f"{folder}: no model is there (no .json or .safetensors file)")

@@ -188,3 +188,82 @@ def test_a_damaged_calibration_is_refused(
     (tmp_path / "c.json").write_text(text, "utf-8")
     with pytest.raises(RecipeError, match="calibration"):
         load_batch(recipe_file(AUTO), ())
+
+
+@pytest.mark.parametrize("value", [0, -1, "64", [64], {"a": 1}, None, True])
+def test_conditions_that_make_no_sense_break_nothing(
+    batch_of: LoadText, calibrated: Callable[..., Path], value: Any
+) -> None:
+    calibrated(height=value, guidance_scale=value)
+    assert len(batch_of(AUTO).jobs) == 1
+
+
+@pytest.mark.parametrize("name", ["a\\u0000b", "loop.json", "."])
+def test_calibrations_that_are_no_files_are_said(
+    recipe_file: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    with pytest.raises(RecipeError, match="can't be read"):
+        load_batch(recipe_file(AUTO.replace("c.json", name)), ())
+
+
+def test_a_recipe_can_be_loaded_for_the_probe_that_its_calibration_comes_from(
+    recipe_file: Callable[[str], Path],
+) -> None:
+    (job,) = load_batch(recipe_file(AUTO), (), settle=False).jobs
+    assert (job.model.small, job.stage_string) == ("sprites", "auto")
+
+
+def test_what_was_chosen_may_need_no_small_denoiser(
+    batch_of: LoadText, calibrated: Callable[..., Path]
+) -> None:
+    calibrated()
+    text = AUTO.replace('pipeline = "sprites"', 'pipeline = "a/b"')
+    text += '\n[sampling]\nscheduler = "unipc"\nflow_shift = 3.0\n'
+    (job,) = batch_of(text, 'blend.criterion="extrapolated"').jobs
+    assert {stage.denoiser for stage in job.stages} == {"large", "extrapolated"}
+    with pytest.raises(RecipeError, match="the stages that were chosen use the small denoiser"):
+        batch_of(text)
+
+
+@pytest.mark.parametrize("shift", [0.2, 0.67, 1.32, 1.84])
+def test_shifts_that_round_above_one_are_levels_all_the_same(
+    batch_of: LoadText, calibrated: Callable[..., Path], shift: float
+) -> None:
+    calibrated()
+    batch = batch_of(AUTO, f"sampling.flow_shift={shift}")
+    assert len(planned(batch)[0]) == 10
+
+
+def test_adaptive_stages_of_one_step_are_all_large(
+    batch_of: LoadText, calibrated: Callable[..., Path]
+) -> None:
+    calibrated()
+    text = AUTO.replace('"auto"', '"adaptive"').replace('criterion = "contiguous"\n', "")
+    batch = batch_of(text, "blend.budget=1.0", "defaults.num_inference_steps=1")
+    assert (planned(batch), batch.jobs[0].adaptive) == (["L"], None)
+    with pytest.raises(RecipeError, match="heun asks the denoiser twice"):
+        batch_of(text, 'sampling.scheduler="heun"')
+
+
+def test_a_calibration_beside_the_weights_changes_no_job_key(tmp_path: Path) -> None:
+    from flowblend_cli.keys import hash_folder
+
+    (tmp_path / "config.json").write_text("{}")
+    before = hash_folder(tmp_path)
+    (tmp_path / "calibration.json").write_text("{}")
+    assert hash_folder(tmp_path) == before
+    (tmp_path / "other.json").write_text("{}")
+    assert hash_folder(tmp_path) != before
+
+
+@pytest.mark.parametrize("value", ["abc", [1], {"a": 1}])
+def test_a_recorded_threshold_is_a_number(
+    batch_of: LoadText, calibrated: Callable[..., Path], value: Any
+) -> None:
+    from flowblend_cli.errors import DocumentError
+
+    calibrated()
+    document = batch_of(AUTO).jobs[0].to_document()
+    with pytest.raises(DocumentError, match="adaptive"):
+        Job.from_document({**document, "adaptive": value})

@@ -99,7 +99,7 @@ def test_every_problem_is_reported_at_once_in_the_order_of_the_file(problems_of:
         ("[0.4, 0.8]", "[0.4]", "recipe.toml:8:10: blend.stages: stages 'LSL' needs 2 boundaries"),
         ("[0.4, 0.8]", "[0.4, 1.5]", "recipe.toml:9:20: blend.boundaries[1]: must be at most 1"),
         ('"LSL"', '"LXL"', "recipe.toml:8:10: blend.stages: stages 'LXL' has unknown letter 'X'"),
-        ('"LSL"', '"auto"', "recipe.toml:8:10: blend.stages: stages = 'auto' isn't supported yet"),
+        ('"LSL"', '"guess"', "recipe.toml:8:10: blend.stages: stages 'guess' has unknown letter"),
         ('"sprites"', '"sprites.bin"', "recipe.toml:5:12: model.pipeline: 'sprites.bin' is a pick"),
         ('"sprites"', '"./none"', "recipe.toml:5:12: model.pipeline: the folder './none' doesn't"),
         ('"sprites"', '"a/b"', "recipe.toml:4:1: model.small: is missing, and stages 'LSL' use"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import run_wan, wan_denoiser, wan_pipe
+from tiny import SCHEDULERS, run_wan, wan_denoiser, wan_pipe
 
 from flowblend_plugin import DenoiserSwitch, StageError, StageSchedule
 from flowblend_plugin.adaptive import OnlineSwitch, SelfDifference
@@ -89,3 +89,20 @@ def test_other_shapes_are_refused(stages: str) -> None:
 def test_a_negative_threshold_is_refused() -> None:
     with pytest.raises(StageError, match="0 or more"):
         SelfDifference(-0.1)
+
+
+def test_nothing_is_decided_from_what_is_no_number() -> None:
+    assert watch([float("nan")] * 5, threshold=1e9)[-1] == PLANNED
+
+
+def test_a_velocity_of_nothing_doesnt_change() -> None:
+    online = OnlineSwitch(SelfDifference(0.0), LATEST)
+    for _ in range(2):
+        online.note(torch.zeros(1, 4))
+    assert online.differences == [0.0]
+
+
+def test_solvers_that_ask_twice_a_step_are_refused() -> None:
+    pipe = wan_pipe(SCHEDULERS["heun"]())
+    with pytest.raises(StageError, match="twice a step"):
+        DenoiserSwitch(pipe, wan_denoiser(layers=1), LATEST, adaptive=SelfDifference())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from families.registry import FAMILIES
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import (
@@ -137,7 +139,7 @@ def test_derivatives_are_exact_for_velocities_quadratic_in_sigma(gaps: list[int]
     # In double precision up to the last rounding: differences of floats lose digits.
     steps = [
         StepVelocities(
-            i, s, (a + b * s + c * s * s).float(), torch.zeros(1, 1, 4, 4), is_flow=False
+            i, s, (a + b * s + c * s * s).float(), torch.zeros(1, 1, 4, 4), continued="output"
         )
         for i, s in enumerate(sigmas)
     ]
@@ -156,18 +158,23 @@ def test_derivatives_are_exact_for_velocities_quadratic_in_sigma(gaps: list[int]
             assert one.values["curvature"][0] == pytest.approx(rms(2 * c).item(), rel=5e-2)
 
 
-@given(st.floats(-2, 2), st.integers(4, 60))
-def test_straight_noise_has_no_curvature_though_the_velocity_bends(bend: float, n: int) -> None:
-    # Along a trajectory the noise N changes by (1 - sigma) times what the velocity changes by, so
-    # N = A + B sigma has the velocity C - B log(1 - sigma).
-    sigmas = [0.95 - 0.9 * i / n for i in range(n)]
+@pytest.mark.parametrize("what", ["noise", "clean"])
+def test_what_is_continued_in_a_straight_line_has_no_curvature(what: Any) -> None:
+    # The noise changes by (1 - sigma) times what the velocity changes by, the clean latents by
+    # -sigma times that: straight ones come from these velocities.
+    field = {"noise": lambda s: -math.log(1 - s), "clean": lambda s: math.log(s)}[what]
+    sigmas = [0.8 - 0.6 * i / 400 for i in range(401)]
     steps = [
-        StepVelocities(i, s, torch.full((1, 1, 4, 4), 1 - bend * math.log(1 - s)), torch.ones(1))
+        StepVelocities(i, s, torch.full((1, 1, 4, 4), field(s)), torch.ones(1, 1, 4, 4),
+                       continued=what)
         for i, s in enumerate(sigmas)
-    ]
-    for one in divergences(steps):
-        if "curvature" in one.values:
-            assert one.values["curvature"][0] * (1 - one.sigma) ** 2 < 0.15 * abs(bend) + 1e-3
+    ]  # fmt: skip
+    as_output = [replace(step, continued="output") for step in steps]
+    bends, of_velocity = (
+        [one.values["curvature"][0] for one in divergences(each) if "curvature" in one.values]
+        for each in (steps, as_output)
+    )
+    assert max(bends) < 0.2 * min(of_velocity)
 
 
 def test_steps_at_one_noise_level_bend_nothing() -> None:
@@ -306,3 +313,14 @@ def test_a_second_call_is_measured_as_the_first() -> None:
         run_wan(pipe, steps=3)
 
     assert found[:3] == found[3:]
+
+
+def test_a_call_that_begins_late_cant_be_probed() -> None:
+    family = next(f for f in FAMILIES if f.name == "Wan 2.1 video to video")
+    pipe = family.make_pipe()
+    small = family.make_small()
+    with (
+        VelocityLog(pipe, small, lambda one: None),
+        pytest.raises(SwitchError, match="a pair is probed over a whole one"),
+    ):
+        family.run(pipe)

@@ -76,7 +76,7 @@ def probe(
 
     began = time.monotonic()
     check_outputs(out)
-    batch = load_batch(recipe, overrides)
+    batch = load_batch(recipe, overrides, settle=False)
     probing = prepare(batch, prompts, cost_ratio, _say_counting if sys.stderr.isatty() else None)
     steps = probing.jobs[0].num_inference_steps
     check_budget(probing.cost_ratio, steps, budget, criterion)
@@ -90,14 +90,17 @@ def probe(
     except Stopped as stopped:
         click.echo(f"flowblend: {stopped}", err=True)
         return stopped.exit_code
-    choice = choose(calibration.at(calibration.levels), budget, criterion)
+    choice: Choice | None = None
 
     def draw() -> tuple[bytes, ...]:
+        nonlocal choice
         from flowblend_cli.probing.plot import draw_pictures
 
+        choice = choose(calibration.at(calibration.levels), budget, criterion)
         return draw_pictures(calibration, choice)
 
     files = write(calibration, out, draw)
+    assert choice is not None
     _report(batch, probing, calibration, choice, files, criterion, as_json, began)
     return 0
 

@@ -59,7 +59,7 @@ def prepare(
     first = _first_with_small(batch)
     jobs = _probed(first, batch.jobs, prompts)
     ratio = _count_ratio(first, batch, on_counting) if cost_ratio is None else cost_ratio
-    if ratio > 1:
+    if not 0 < ratio <= 1:
         raise UsageError(
             f"a forward of the small denoiser costs {ratio:.3g} times as much as one of the large "
             "one, so that it saves nothing: name the cheaper one in model.small"

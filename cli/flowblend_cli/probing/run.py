@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flowblend_cli.artifacts.publish import publish
+from flowblend_cli.calibrations import read_calibration
 from flowblend_cli.errors import OutputError, UsageError
 from flowblend_cli.probing.preparation import Probing
 from flowblend_cli.probing.progress import Progress, runs_of
@@ -129,10 +130,11 @@ def _is_ours(path: Path) -> bool:
         if path.suffix in _PICTURES:
             with path.open("rb") as file:
                 return _MARK in file.read(_HEAD)
-        Calibration.from_document(json.loads(path.read_bytes()))
+        read_calibration(path)
     except CalibrationError as error:
-        return "is no calibration" not in str(error)  # one of ours, of another version or damaged
-    except (OSError, ValueError):
+        # One of ours may be of another version, or damaged.
+        return not any(told in str(error) for told in ("is no calibration", "can't be read"))
+    except OSError:
         return False
     return True
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from flowblend_cli.calibrations import BUNDLED_NAME, read_calibration
 from flowblend_cli.errors import ModelNameError
 from flowblend_cli.forwards import PIPELINES
 from flowblend_cli.jobs import Job
@@ -16,7 +16,7 @@ from flowblend_cli.levels import find_solver
 from flowblend_cli.models import find_pair, resolve_model
 from flowblend_plugin.boundaries import choose
 from flowblend_plugin.calibration import Calibration
-from flowblend_plugin.errors import CalibrationError, StageError
+from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
 from flowblend_plugin.noise_levels import noise_levels
 from flowblend_plugin.stages import Stage, StageSchedule
 
@@ -24,16 +24,14 @@ Kind = Literal["auto", "adaptive"]
 KINDS: tuple[Kind, ...] = ("auto", "adaptive")
 DEFAULT_BUDGET = 0.6
 DEFAULT_THRESHOLD = 0.05
-BUNDLED_NAME = "calibration.json"
 # What only one kind of stages reads.
 KEYS: Mapping[Kind, frozenset[str]] = {
     "auto": frozenset({"budget", "calibration", "criterion", "max_stages"}),
     "adaptive": frozenset({"budget", "calibration", "threshold"}),
 }
 AUTOMATIC_KEYS = KEYS["auto"] | KEYS["adaptive"]
-_MAX_BYTES = 16 * 2**20
 # What a calibration holds for; other differences, of seeds or of steps, don't matter.
-_COMPARED = ("pipeline", "small", "height", "width", "num_frames", "guidance_scale")
+_COMPARED = ("pipeline", "small", "height", "width", "num_frames", "guidance_scale", "mode")
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,13 @@ class Automatic:
     max_stages: int = 3
     calibration: str | None = None
     threshold: float = DEFAULT_THRESHOLD
+
+    @property
+    def placeholder(self) -> tuple[Stage, ...]:
+        """What stands for the stages until they are known."""
+        if self.kind == "auto":
+            return (Stage("large"),)
+        return StageSchedule.parse("LSL", (0.4, 0.8)).stages
 
     @classmethod
     def of(cls, values: Mapping[str, Any], *, is_swept: bool = False) -> Automatic | None:
@@ -87,9 +92,11 @@ class Settler:
 
     Args:
         recipe_dir: Folder that calibrations and model folders are relative to.
+        is_idle: Whether jobs are to keep what stands for their stages.
     """
 
     recipe_dir: Path
+    is_idle: bool = False
     warnings: dict[str, None] = field(default_factory=dict)
     _known: dict[Any, tuple[Stage, ...]] = field(default_factory=dict)
 
@@ -125,18 +132,25 @@ class Settler:
         steps = job.num_inference_steps
         ratio = self._calibration(job, automatic).cost_ratio
         large = int((automatic.budget - ratio) / (1 - ratio) * steps + 1e-9) if ratio < 1 else steps
-        if large < 2:
+        if job.sampling.scheduler == "heun":
             raise StageError(
-                f"a budget of {automatic.budget} leaves {max(0, large)} of {steps} steps to the "
-                "large denoiser, and adaptive stages need 2 at least: raise it"
+                "adaptive stages compare one step with the next, and heun asks the denoiser twice "
+                "a step: choose another scheduler"
             )
         if large >= steps:
             return (Stage("large"),)
+        if large < 2:
+            raise BudgetError(
+                f"a budget of {automatic.budget} leaves {max(0, large)} of {steps} steps to the "
+                "large denoiser, and adaptive stages need 2 at least: raise it"
+            )
         return StageSchedule.parse("LSL", [(large - 1) / steps, (steps - 1) / steps]).stages
 
     def _calibration(self, job: Job, automatic: Automatic) -> Calibration:
         found = find_calibration(automatic.calibration, job.model.pipeline, self.recipe_dir)
-        self.warnings |= dict.fromkeys(_mismatches(found, job))
+        # A pipeline's own calibration is for that pipeline, whatever name leads there.
+        ignored = ("pipeline", "small") if automatic.calibration is None else ()
+        self.warnings |= dict.fromkeys(_mismatches(found, job, ignored))
         return found
 
 
@@ -152,7 +166,7 @@ def find_calibration(name: str | None, pipeline: str, recipe_dir: Path) -> Calib
         CalibrationError: It isn't there, or can't be used.
     """
     if name is not None:
-        return _read((recipe_dir / name).resolve())
+        return _read(recipe_dir / name)
     try:
         folder = resolve_model(pipeline, recipe_dir).path
     except ModelNameError:
@@ -166,33 +180,20 @@ def find_calibration(name: str | None, pipeline: str, recipe_dir: Path) -> Calib
     return _read(path)
 
 
-@functools.cache
-def _read(path: Path) -> Calibration:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise CalibrationError(
-            f"calibration {str(path)!r} can't be read ({error.strerror}): make it with flowblend "
-            "probe"
-        ) from error
-    if len(data) > _MAX_BYTES:
-        raise CalibrationError(f"calibration {str(path)!r} is larger than {_MAX_BYTES} bytes")
-    try:
-        return Calibration.from_document(json.loads(data))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CalibrationError):
-            raise CalibrationError(f"{path}: {error}") from error
-        raise CalibrationError(f"{path} is no JSON ({error}): probe again") from error
+_read = functools.cache(read_calibration)
 
 
-def _mismatches(calibration: Calibration, job: Job) -> list[str]:
+def _mismatches(calibration: Calibration, job: Job, ignored: Sequence[str] = ()) -> list[str]:
     """What the calibration was made under, and the job isn't."""
     found = []
     pair = find_pair(job.model.pipeline)
     facts = PIPELINES.get((pair.pipeline_class if pair is not None else None) or "")
-    now = {"pipeline": job.model.pipeline, "small": job.model.small}
+    now = {
+        "pipeline": job.model.pipeline, "small": job.model.small, "mode": job.sampling.mode
+    }  # fmt: skip
     for key in _COMPARED:
+        if key in ignored:
+            continue
         then = calibration.conditions.get(key)
         here = now[key] if key in now else job.argument(key, getattr(facts, key, None))
         if then is not None and here is not None and _unlike(key, then, here):
@@ -204,6 +205,7 @@ def _mismatches(calibration: Calibration, job: Job) -> list[str]:
 
 def _unlike(key: str, then: Any, here: Any) -> bool:
     """Whether two values differ by more than a calibration stands: sizes by a third."""
-    if key in ("height", "width", "num_frames"):
+    is_number = isinstance(then, (int, float)) and not isinstance(then, bool) and then > 0
+    if is_number and key in ("height", "width", "num_frames"):
         return not 0.75 <= here / then <= 4 / 3
     return bool(then != here)

@@ -82,8 +82,7 @@ def resolve_stages(
         letters = "L" if says_nothing and is_large_only else PAPER_STAGES
         boundaries = PAPER_BOUNDARIES if says_nothing else boundaries
     if automatic is not None:
-        stages = StageSchedule.parse(PAPER_STAGES, PAPER_BOUNDARIES).stages
-        return Blend(stages, letters, automatic=automatic)
+        return Blend(automatic.placeholder, letters, automatic=automatic)
     if len(set(letters)) == 1:
         boundaries = sigmas = None  # one denoiser runs every step, wherever its stages end
     further = {letter: letter for letter in names}

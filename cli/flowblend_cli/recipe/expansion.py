@@ -25,7 +25,7 @@ from flowblend_cli.recipe.steps import DEFAULT_STEPS, MANY_STEPS
 from flowblend_cli.recipe.validation import Fault
 from flowblend_cli.recipe.variants import Variant
 from flowblend_cli.text import count
-from flowblend_plugin.errors import CalibrationError, StageError
+from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
 from flowblend_plugin.noise_levels import noise_levels
 from flowblend_plugin.stages import EXTRAPOLATED
 
@@ -47,11 +47,12 @@ class _Candidate:
     template: str
 
 
-def expand(recipe: Recipe) -> Batch:
+def expand(recipe: Recipe, *, settle: bool = True) -> Batch:
     """Make the jobs of a recipe.
 
     Args:
         recipe: A recipe from ``load_recipe``.
+        settle: Whether to choose the stages that are left to data; otherwise placeholders stay.
 
     Returns:
         The batch. Jobs of one model stand together; otherwise scene by scene, prompt by prompt,
@@ -62,7 +63,7 @@ def expand(recipe: Recipe) -> Batch:
             an output that the pipeline can't give.
     """
     faults: list[Fault] = []
-    settler = Settler(recipe.path.absolute().parent)
+    settler = Settler(recipe.path.absolute().parent, is_idle=not settle)
     candidates = [
         candidate
         for index, scene in enumerate(recipe.tables.scenes)
@@ -131,15 +132,22 @@ def _of_scene(
 def _settled(job: Job, variant: Variant, settler: Settler, faults: list[Fault]) -> Job:
     """The job with its own stages, where they are left to data."""
     automatic = variant.automatic
-    if automatic is None:
+    if automatic is None or settler.is_idle:
         return job
     try:
         stages = settler.settle(job, automatic)
     except (CalibrationError, StageError, UsageError) as error:
-        told = "calibration" if isinstance(error, CalibrationError) else "stages"
-        key = "budget" if str(error).startswith("a budget") else told
-        path = variant.row.path("blend", key)
+        keys = {BudgetError: "budget", CalibrationError: "calibration"}
+        path = variant.row.path("blend", keys.get(type(error), "stages"))
         faults.append(Fault(path, str(error), at="key", related=(*_LAYERS, "blend", "model")))
+        return job
+    if job.model.small is None and any(stage.denoiser == "small" for stage in stages):
+        message = (
+            "is missing, and the stages that were chosen use the small denoiser: name where it "
+            'comes from, or set criterion = "extrapolated" in [blend]'
+        )
+        path = variant.row.path("model", "small")
+        faults.append(Fault(path, message, related=("model", "blend")))
         return job
     is_adaptive = automatic.kind == "adaptive" and len(stages) > 1
     return replace(job, stages=stages, adaptive=automatic.threshold if is_adaptive else None)

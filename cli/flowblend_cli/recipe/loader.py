@@ -93,7 +93,11 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def load_batch(
-    path: str | Path, overrides: Iterable[str] = (), output_dir: Path | None = None
+    path: str | Path,
+    overrides: Iterable[str] = (),
+    output_dir: Path | None = None,
+    *,
+    settle: bool = True,
 ) -> Batch:
     """Read a recipe and make its jobs, in one step.
 
@@ -101,11 +105,12 @@ def load_batch(
         path: The file, or the bare name of a bundled recipe.
         overrides: ``--set`` options.
         output_dir: Folder of the final files instead of the recipe's own.
+        settle: See ``expand``.
 
     Raises:
         RecipeError: See ``load_recipe`` and ``expand``.
     """
-    batch = expand(load_recipe(path, overrides))
+    batch = expand(load_recipe(path, overrides), settle=settle)
     return replace(batch, output_dir=output_dir.absolute()) if output_dir else batch
 
 

@@ -1,0 +1,43 @@
+"""Calibration files: where they are looked for, and how they are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flowblend_plugin.calibration import Calibration
+from flowblend_plugin.errors import CalibrationError
+
+# Beside a pipeline's own files. It decides no pixel that a job's stages don't tell of.
+BUNDLED_NAME = "calibration.json"
+_MAX_BYTES = 16 * 2**20
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Read a calibration from a file that nobody vouches for.
+
+    Raises:
+        CalibrationError: It can't be read, or is none.
+    """
+    try:
+        if not path.is_file():
+            raise CalibrationError(
+                f"calibration {str(path)!r} can't be read: there is no such file; make it with "
+                "flowblend probe"
+            )
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to each other
+        raise CalibrationError(f"calibration {str(path)!r} can't be read: {error}") from error
+    except ValueError as error:
+        if isinstance(error, CalibrationError):
+            raise
+        raise CalibrationError(f"calibration {str(path)!r} can't be read: {error}") from error
+    if len(data) > _MAX_BYTES:
+        raise CalibrationError(f"calibration {str(path)!r} is larger than {_MAX_BYTES} bytes")
+    try:
+        return Calibration.from_document(json.loads(data))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CalibrationError):
+            raise CalibrationError(f"{path}: {error}") from error
+        raise CalibrationError(f"{path} is no calibration ({error}): probe again") from error
