@@ -14,7 +14,7 @@ quickstart: $(VENV)/.runtime
 	$(BIN)/flowblend render quickstart --gallery
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 quality: $(VENV)/.dev
 	$(BIN)/ruff check .
