@@ -26,6 +26,7 @@ __all__ = [
     "stage_letters",
 ]
 
+_MOST_IN_WORDS = 9
 LETTERS = {"L": "large", "S": "small", "E": EXTRAPOLATED}
 
 
@@ -241,8 +242,17 @@ class StageSchedule:
     def describe(
         self, num_inference_steps: int, noise_levels: Sequence[float] | None = None
     ) -> str:
-        """Say in plain words who runs what: ``"steps 0-19 large, 20-39 small, 40-49 large"``."""
+        """Say in plain words who runs what: ``"steps 0-19 large, 20-39 small, 40-49 large"``.
+
+        Stages that change very often are told by letters, one a step.
+        """
         edges = self.edges(num_inference_steps, noise_levels)
+        if len(self.stages) > _MOST_IN_WORDS and not any(
+            s.describe_settings() for s in self.stages
+        ):
+            roles = self.denoisers(num_inference_steps, noise_levels)
+            counts = ", ".join(f"{roles.count(role)} {role}" for role in dict.fromkeys(roles))
+            return f"{counts}: {letters(roles)}"
         parts = []
         for stage, (start, end) in zip(self.stages, itertools.pairwise(edges), strict=True):
             settings = stage.describe_settings()
