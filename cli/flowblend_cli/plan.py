@@ -142,8 +142,10 @@ def _steps_of(job: Job, levels: tuple[float, ...] | None) -> tuple[str, str]:
     steps = job.num_inference_steps
     try:
         denoisers = letters(job.schedule.denoisers(steps, levels))
-        latest = ", at the latest" if job.adaptive is not None else ""
-        return denoisers, job.schedule.describe(steps, levels) + latest
+        told = job.schedule.describe(steps, levels)
+        if job.adaptive is not None:
+            told += "; the first stage may end earlier, and the last begin as much earlier"
+        return denoisers, told
     except StageError as error:
         raise UsageError(f"{job.id}: {error}") from error
 

@@ -114,7 +114,7 @@ def test_adaptive_keeps_its_budget_in_the_plan(
     (job,) = batch.jobs
     assert job.adaptive == 0.2
     assert Job.from_document(json.loads(json.dumps(job.to_document()))) == job
-    assert plan_batch(batch).jobs[0].steps.endswith("at the latest")
+    assert plan_batch(batch).jobs[0].steps.endswith("begin as much earlier")
 
 
 def test_a_finished_adaptive_clip_says_who_ran(
@@ -162,8 +162,10 @@ def test_other_conditions_are_warned_of(
         (("0.55", "0.2"), 6, "a budget of 0.2 can't be kept"),
         (('"c.json"', '"none.json"'), 7, "can't be read"),
         (('"contiguous"', '"guess"'), 8, "criterion"),
-        (('stages = "auto"', 'stages = "L"'), 6, "these are written out"),
-        (('"auto"', '"adaptive"'), 8, "these are written out"),
+        (('stages = "auto"', 'stages = "L"'), 6, "stages that are written out don't read it"),
+        (('"auto"', '"adaptive"'), 8, '"adaptive" don\'t read it'),
+        (('"auto"', '"Auto"'), 5, "did you mean 'auto'"),
+        (('"sprites"', '"qwen-image"'), 5, "write the stages out"),
     ],
 )
 def test_what_cannot_be_is_said_at_its_line(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from flowblend_cli.calibrations import BUNDLED_NAME, read_calibration
-from flowblend_cli.errors import ModelNameError
+from flowblend_cli.errors import ModelNameError, UsageError
 from flowblend_cli.forwards import PIPELINES
 from flowblend_cli.jobs import Job
 from flowblend_cli.levels import find_solver
@@ -31,6 +32,7 @@ KEYS: Mapping[Kind, frozenset[str]] = {
 }
 AUTOMATIC_KEYS = KEYS["auto"] | KEYS["adaptive"]
 # What a calibration holds for; other differences, of seeds or of steps, don't matter.
+_FEWEST = 5  # positions of a calibration that says something of the steps between
 _COMPARED = ("pipeline", "small", "height", "width", "num_frames", "guidance_scale", "mode")
 
 
@@ -73,13 +75,15 @@ class Automatic:
             StageError: A key is set that these stages don't read.
         """
         kind = values.get("stages")
+        if isinstance(kind, str) and kind not in KINDS and kind.lower() in KINDS:
+            raise StageError(f"stages {kind!r} are no letters: did you mean {kind.lower()!r}?")
         read = KEYS[kind] if kind in KINDS else frozenset()
         for key in sorted(AUTOMATIC_KEYS):
             if values.get(key) is not None and key not in read and not is_swept:
                 kinds = " or ".join(f'"{k}"' for k in KINDS if key in KEYS[k])
+                found = f'"{kind}"' if kind in KINDS else "stages that are written out"
                 raise StageError(
-                    f"{key} says how stages are chosen, and these are written out: set stages = "
-                    f"{kinds}, or remove {key}"
+                    f"{key} is for stages = {kinds}, and {found} don't read it: remove it"
                 )
         if kind not in KINDS:
             return None
@@ -116,7 +120,11 @@ class Settler:
 
     def _chosen(self, job: Job, automatic: Automatic) -> tuple[Stage, ...]:
         calibration = self._calibration(job, automatic)
-        solver = find_solver(job.model.pipeline, job.sampling, self.recipe_dir)
+        try:
+            solver = find_solver(job.model.pipeline, job.sampling, self.recipe_dir)
+        except UsageError as error:
+            reason = str(error).rpartition("): ")[0]
+            raise UsageError(f"{reason}), which 'auto' reads: write the stages out") from error
         if solver.name == "heun":
             raise StageError(
                 "stages = 'auto' isn't possible with heun, which asks the denoiser twice a step: "
@@ -140,9 +148,10 @@ class Settler:
         if large >= steps:
             return (Stage("large"),)
         if large < 2:
+            least = math.ceil((ratio + 2 / steps * (1 - ratio)) * 1000) / 1000
             raise BudgetError(
                 f"a budget of {automatic.budget} leaves {max(0, large)} of {steps} steps to the "
-                "large denoiser, and adaptive stages need 2 at least: raise it"
+                f"large denoiser, and adaptive stages need 2 at least: raise it to {least:g}"
             )
         return StageSchedule.parse("LSL", [(large - 1) / steps, (steps - 1) / steps]).stages
 
@@ -151,6 +160,9 @@ class Settler:
         # A pipeline's own calibration is for that pipeline, whatever name leads there.
         ignored = ("pipeline", "small") if automatic.calibration is None else ()
         self.warnings |= dict.fromkeys(_mismatches(found, job, ignored))
+        if len(found.positions) < _FEWEST:
+            told = f"sensitivities of {len(found.positions)} of {len(found.steps)} steps"
+            self.warnings[f"the calibration has {told}, too few to go by: probe more"] = None
         return found
 
 
