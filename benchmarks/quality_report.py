@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from quality_measures import wilson
@@ -11,9 +11,10 @@ from quality_rows import FAMILIES, Row, named
 from quality_store import Line, Results
 from shared import interval, table
 
-HEAD = ("row", "speed-up", "FLOPs", "PSNR, dB", "against LSL, dB", "SSIM", "features",
+HEAD = ("row", "speed-up", "fastest", "FLOPs", "PSNR, dB", "against LSL, dB", "SSIM", "features",
         "all four right", "Fréchet", "change", "flicker", "clips")  # fmt: skip
 NONE = "-"
+Typical = Callable[[Sequence[float]], float]
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,12 @@ class Table:
         """LLL's line."""
         return self.lines[self.reference]
 
-    def speed_up(self, row: Row) -> float | None:
-        """Median time of LLL over that of the row, in the same rounds; None without a round."""
+    def speed_up(self, row: Row, typical: Typical = statistics.median) -> float | None:
+        """Typical time of LLL over that of the row, in the same rounds; None without a round."""
         rounds = self._results.rounds(row, self.reference, self._machine)
         if not rounds:
             return None
-        mine, large = (statistics.median(column) for column in zip(*rounds, strict=True))
+        mine, large = (typical(column) for column in zip(*rounds, strict=True))
         return large / mine
 
     def repeats(self) -> int:
@@ -80,7 +81,7 @@ class Table:
                 row.name,
                 row.family,
                 statistics.fmean(line["psnr"]),
-                self.speed_up(row),
+                self.speed_up(row, min),
                 self.large["flops"] / line["flops"],
             )
             for row, line in self.lines.items()
@@ -89,11 +90,14 @@ class Table:
 
     def cells(self, row: Row) -> list[str]:
         """One line of the table."""
-        line, speed_up = self.lines[row], self.speed_up(row)
+        line = self.lines[row]
         itself = row == self.reference
         return [
             row.name,
-            NONE if speed_up is None else f"{speed_up:.2f}",
+            *(
+                NONE if times is None else f"{times:.2f}"
+                for times in (self.speed_up(row), self.speed_up(row, min))
+            ),
             f"{line['flops'] / self.large['flops']:.0%}",
             NONE if itself else plus_minus(line["psnr"]),
             NONE if itself else self._against_lsl(line),
@@ -146,7 +150,7 @@ def report(made: Table, picture: str) -> str:
     if made.reference not in made.lines:
         return "Nothing was measured yet."
     times = (
-        f"Times: medians of {made.repeats()} rounds, one clip at a time, {made._machine}."
+        f"Times: {made.repeats()} rounds, one clip at a time, {made._machine}."
         if made.repeats()
         else "Times weren't measured."
     )

@@ -186,14 +186,14 @@ def test_the_report_says_what_the_file_holds(quality: Any, every: Any, tmp_path:
         if len(parts) > 3
     }
 
-    assert cells["LLL"][:3] == ["1.00", "100%", "-"]
-    assert cells["SSS"][:3] == ["-", "12%", "20.0 ± 0.0"]
-    assert cells["SSS"][6] == "25 [5, 70] %"
-    assert cells["LSL"][:2] == ["2.00", "50%"]
-    assert cells["LSL"][3] == "-"
+    assert cells["LLL"][:4] == ["1.00", "1.00", "100%", "-"]
+    assert cells["SSS"][:4] == ["-", "-", "12%", "20.0 ± 0.0"]
+    assert cells["SSS"][7] == "25 [5, 70] %"
+    assert cells["LSL"][:3] == ["2.00", "2.00", "50%"]
+    assert cells["LSL"][4] == "-"
     assert cells["Euler 25"][0] == "4.00"
-    assert cells["Euler 25"][3] == "+3.0 ± 0.0"
-    assert cells["Euler 25"][7:] == ["+2 [-1, +5]", "2.000", "1.000", "4"]
+    assert cells["Euler 25"][4] == "+3.0 ± 0.0"
+    assert cells["Euler 25"][8:] == ["+2 [-1, +5]", "2.000", "1.000", "4"]
     assert text.index("Orders of the two") < text.index("fewer steps of Euler")
 
 
