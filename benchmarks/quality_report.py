@@ -150,7 +150,7 @@ def report(made: Table, picture: str) -> str:
     if made.reference not in made.lines:
         return "Nothing was measured yet."
     times = (
-        f"Times: {made.repeats()} rounds, one clip at a time, {made._machine}."
+        f"Times: up to {made.repeats()} rounds, one clip at a time, {made._machine}."
         if made.repeats()
         else "Times weren't measured."
     )
