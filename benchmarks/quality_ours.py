@@ -12,7 +12,7 @@ from shared import MODEL, PROMPTS, Sprites, psnr
 from flowblend_plugin import StageSchedule
 from flowblend_plugin.adaptive import SelfDifference
 from flowblend_plugin.boundaries import Scores, choose, similarity_and_detail
-from flowblend_plugin.calibration import Calibration
+from flowblend_plugin.calibration import Calibration, most_large_steps
 from flowblend_plugin.noise_levels import noise_levels
 
 BUDGETED = ("contiguous", "free", "extrapolated")
@@ -52,8 +52,7 @@ def solved(solver: str, steps: int, computed: int, name: str) -> Row:
 
 def adaptive(budget: float) -> Row:
     """A row whose first stage ends when the trajectory says so."""
-    ratio = calibration().cost_ratio
-    large = int((budget - ratio) / (1 - ratio) * STEPS + 1e-4)
+    large = most_large_steps(STEPS, calibration().cost_ratio, budget + 1e-5)
     latest = StageSchedule.parse("LSL", [(large - 1) / STEPS, (STEPS - 1) / STEPS])
     name = f"adaptive {budget:.2f}"
     return Row(name, "criteria", latest, together=False, adaptive=SelfDifference())

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowblend_plugin.calibration import ErrorModel
+from flowblend_plugin.calibration import ErrorModel, most_large_steps
 from flowblend_plugin.errors import BudgetError, StageError
 from flowblend_plugin.stages import StageSchedule, schedule_of
 
@@ -74,9 +74,7 @@ def large_steps(model: ErrorModel, budget: float) -> int:
             f"a budget of {budget} can't be kept: it is a share of the all-large cost, from "
             f"{math.ceil(ratio * 1000) / 1000:g} (all small) to 1"
         )
-    if ratio == 1:
-        return steps
-    return min(steps, math.floor((budget - ratio) / (1 - ratio) * steps + 1e-9))
+    return most_large_steps(steps, ratio, budget)
 
 
 def contiguous(model: ErrorModel, budget: float, max_stages: int = 3) -> Choice:

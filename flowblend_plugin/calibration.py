@@ -280,6 +280,13 @@ class ErrorModel:
         return sum(costs.get(role, 0.0) for role in denoisers) / len(denoisers)
 
 
+def most_large_steps(steps: int, cost_ratio: float, budget: float) -> int:
+    """How many of so many steps may be large; below 0 where even all small costs too much."""
+    if cost_ratio == 1:
+        return steps
+    return min(steps, math.floor((budget - cost_ratio) / (1 - cost_ratio) * steps + 1e-9))
+
+
 def _step(document: Mapping[str, Any]) -> CalibratedStep:
     values = dict(document)
     step, sigma = int(values.pop("step")), float(values.pop("sigma"))

@@ -157,7 +157,7 @@ class StageExtrapolation:
             self._check(step)
             for name, module in placement.items():
                 self._replaced[name] = module
-                setattr(self._pipe, name, _answering(uncompiled(module), self._answer))
+                setattr(self._pipe, name, answering(uncompiled(module), self._answer))
 
     def _check(self, step: int) -> None:
         if not self._history:
@@ -222,7 +222,7 @@ class StageExtrapolation:
         self._history, self._answer, self._last = [], None, None
 
 
-def _answering(denoiser: nn.Module, output: Any) -> nn.Module:
+def answering(denoiser: nn.Module, output: Any) -> nn.Module:
     """A copy of a denoiser, with the same weights and config, that runs nothing."""
     answering = copy.copy(denoiser)
     for hooks in ("_forward_hooks", "_forward_pre_hooks"):

@@ -73,20 +73,7 @@ def calibrate(
     if not probes:
         raise CalibrationError("a calibration needs at least one prompt, got none")
     say = on_run or (lambda what: None)
-    log: dict[int, list[StepDivergence]] = defaultdict(list)
-    for probe in probes:
-        with (
-            VelocityLog(pipe, small, lambda d: log[d.step].append(d), probe.seed),
-            torch.no_grad(),
-        ):
-            probe.sample()
-        say("velocities")
-    if not log:
-        raise CalibrationError(
-            "no step of this pipeline was seen: it steps private copies of its scheduler, or asks "
-            "no denoiser, and can't be probed"
-        )
-    steps = tuple(_summarise(log[step]) for step in sorted(log))
+    steps = _log_velocities(pipe, small, probes, say)
     found = [
         measure_sensitivities(
             pipe, small, probe.sample, default_positions(len(steps), positions), probe.seed,
@@ -104,6 +91,26 @@ def calibrate(
         sensitivity_prompts=len(found),
         final_rms=statistics.fmean(one.final_rms for one in found),
     )
+
+
+def _log_velocities(
+    pipe: Any, small: Denoiser, probes: Sequence[Probe], say: Callable[[str], None]
+) -> tuple[CalibratedStep, ...]:
+    """Run every prompt with both denoisers answering."""
+    log: dict[int, list[StepDivergence]] = defaultdict(list)
+    for probe in probes:
+        with (
+            VelocityLog(pipe, small, lambda d: log[d.step].append(d), probe.seed),
+            torch.no_grad(),
+        ):
+            probe.sample()
+        say("velocities")
+    if not log:
+        raise CalibrationError(
+            "no step of this pipeline was seen: it steps private copies of its scheduler, or asks "
+            "no denoiser, and can't be probed"
+        )
+    return tuple(_summarise(log[step]) for step in sorted(log))
 
 
 def _summarise(records: Sequence[StepDivergence]) -> CalibratedStep:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowblend_plugin.denoisers import Denoiser
+from flowblend_plugin.denoisers import Denoiser, Placement, uncompiled
 from flowblend_plugin.errors import StageError, SwitchError
+from flowblend_plugin.extrapolation import answering
 from flowblend_plugin.stages import schedule_of
 from flowblend_plugin.switch import DenoiserSwitch
 from flowblend_plugin.trajectory import Seed
@@ -150,7 +151,7 @@ class _Replay(DenoiserSwitch):
         roles[position] = "small"
         super().__init__(pipe, small=small, stages=schedule_of(roles), seed=seed)
         self._recording, self._position, self._calls = recording, position, 0
-        self._answering: list[tuple[nn.Module, Any]] = []
+        self._replaced: Placement = {}
 
     def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
         self._calls = 0
@@ -161,7 +162,7 @@ class _Replay(DenoiserSwitch):
 
     def model_output(self, output: Tensor, sample: Tensor) -> Tensor:
         output = super().model_output(output, sample)
-        if self._answering:
+        if self._replaced:
             output = self._recording.outputs[self._calls].to(output)
         self._calls += 1
         return output
@@ -177,14 +178,11 @@ class _Replay(DenoiserSwitch):
 
     def _answer(self) -> None:
         """Let the large denoiser answer at once: what it says isn't looked at."""
-        for module in set(self._placements["large"].values()):
-            self._answering.append((module, module.__dict__.get("forward")))
-            module.forward = lambda *args, **kwargs: self._recording.answer
+        self._replaced = dict(self._placements["large"])
+        for name, module in self._replaced.items():
+            setattr(self._pipe, name, answering(uncompiled(module), self._recording.answer))
 
     def _ask(self) -> None:
-        for module, own in self._answering:
-            if own is None:
-                del module.forward
-            else:
-                module.forward = own
-        self._answering = []
+        for name, module in self._replaced.items():
+            setattr(self._pipe, name, module)
+        self._replaced = {}

@@ -21,23 +21,18 @@ def read_calibration(path: Path) -> Calibration:
     """
     try:
         if not path.is_file():
-            raise CalibrationError(
-                f"calibration {str(path)!r} can't be read: there is no such file; make it with "
-                "flowblend probe"
-            )
+            raise FileNotFoundError("there is no such file; make it with flowblend probe")
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
-    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to each other
-        raise CalibrationError(f"calibration {str(path)!r} can't be read: {error}") from error
-    except ValueError as error:
-        if isinstance(error, CalibrationError):
-            raise
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
         raise CalibrationError(f"calibration {str(path)!r} can't be read: {error}") from error
     if len(data) > _MAX_BYTES:
         raise CalibrationError(f"calibration {str(path)!r} is larger than {_MAX_BYTES} bytes")
     try:
-        return Calibration.from_document(json.loads(data))
+        document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, CalibrationError):
-            raise CalibrationError(f"{path}: {error}") from error
         raise CalibrationError(f"{path} is no calibration ({error}): probe again") from error
+    try:
+        return Calibration.from_document(document)
+    except CalibrationError as error:
+        raise CalibrationError(f"{path}: {error}") from error

@@ -269,3 +269,13 @@ def test_a_recorded_threshold_is_a_number(
     document = batch_of(AUTO).jobs[0].to_document()
     with pytest.raises(DocumentError, match="adaptive"):
         Job.from_document({**document, "adaptive": value})
+
+
+def test_another_small_denoiser_than_the_pipelines_own_calibration_knows_is_warned_of(
+    batch_of: LoadText,
+) -> None:
+    text = AUTO.replace('calibration = "c.json"\n', "")
+    assert batch_of(text).warnings == ()
+    text = text.replace('"sprites"', '"sprites"\nsmall = "a/b"', 1)
+    (warning,) = batch_of(text).warnings
+    assert "small a/b (calibrated at sprites)" in warning

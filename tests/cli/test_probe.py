@@ -273,6 +273,7 @@ def test_a_damaged_or_older_calibration_of_ours_may_be_replaced(tmp_path: Path) 
         document = made_up().to_document() | more
         (tmp_path / "a.json").write_text(json.dumps(document), "utf-8")
         check_outputs(tmp_path / "a.json")
+        assert json.loads((tmp_path / "a.json").read_bytes()) == document
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:

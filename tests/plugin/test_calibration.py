@@ -186,9 +186,11 @@ values = st.recursive(
 def test_any_value_is_either_read_or_refused(key: str, value: Any) -> None:
     document = calibration_of(levels_of(3)).to_document() | {key: value}
     try:
-        Calibration.from_document(document).at(levels_of(4))
+        model = Calibration.from_document(document).at(levels_of(4))
     except CalibrationError:
-        pass
+        return
+    assert model.levels == tuple(levels_of(4))
+    assert 0 < model.cost_ratio <= 1
 
 
 @pytest.mark.parametrize("levels", [[], [0.5, 0.6], [1.2, 0.5], [0.5, -0.1], [math.nan]])

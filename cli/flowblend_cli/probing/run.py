@@ -10,6 +10,7 @@ from pathlib import Path
 from flowblend_cli.artifacts.publish import publish
 from flowblend_cli.calibrations import read_calibration
 from flowblend_cli.errors import OutputError, UsageError
+from flowblend_cli.jobs import ModelSpec
 from flowblend_cli.probing.preparation import Probing
 from flowblend_cli.probing.progress import Progress, runs_of
 from flowblend_cli.stopping import StopRequested, StopSignals
@@ -58,16 +59,11 @@ def measure(
         DeviceLostError: The device isn't there, or the models don't fit into its memory.
         FlowBlendError: The pair can't be measured.
     """
-    from flowblend_cli.placement import Placement  # torch: only where something is measured
-    from flowblend_cli.runtime import Runtime
+    from flowblend_cli.runtime import Runtime  # torch: only where something is measured
     from flowblend_plugin.sensitivity import default_positions
 
     job = probing.jobs[0]
-    if Placement(job.model).offload != "none":
-        raise UsageError(
-            f"a probe asks both denoisers at every step, so that none can be offloaded (found "
-            f"offload = {job.model.offload!r}): add --set model.offload=none"
-        )
+    _refuse_offloading(job.model)
     asked = default_positions(job.num_inference_steps, positions)
     progress = Progress(list(runs_of(probing.jobs, sensitivity_prompts, asked)), quiet=quiet)
     with progress, StopSignals(progress.message) as stop:
@@ -96,6 +92,16 @@ def measure(
             )
         except StopRequested:
             raise Stopped(stop.exit_code or 1) from None
+
+
+def _refuse_offloading(model: ModelSpec) -> None:
+    from flowblend_cli.placement import Placement
+
+    if Placement(model).offload != "none":
+        raise UsageError(
+            f"a probe asks both denoisers at every step, so that none can be offloaded (found "
+            f"offload = {model.offload!r}): add --set model.offload=none"
+        )
 
 
 def outputs(path: Path) -> tuple[Path, ...]:

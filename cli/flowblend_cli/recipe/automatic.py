@@ -16,7 +16,7 @@ from flowblend_cli.jobs import Job
 from flowblend_cli.levels import find_solver
 from flowblend_cli.models import find_pair, resolve_model
 from flowblend_plugin.boundaries import choose
-from flowblend_plugin.calibration import Calibration
+from flowblend_plugin.calibration import Calibration, most_large_steps
 from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
 from flowblend_plugin.noise_levels import noise_levels
 from flowblend_plugin.stages import Stage, StageSchedule
@@ -139,7 +139,7 @@ class Settler:
     def _latest(self, job: Job, automatic: Automatic) -> tuple[Stage, ...]:
         steps = job.num_inference_steps
         ratio = self._calibration(job, automatic).cost_ratio
-        large = int((automatic.budget - ratio) / (1 - ratio) * steps + 1e-9) if ratio < 1 else steps
+        large = most_large_steps(steps, ratio, automatic.budget)
         if job.sampling.scheduler == "heun":
             raise StageError(
                 "adaptive stages compare one step with the next, and heun asks the denoiser twice "
@@ -158,7 +158,9 @@ class Settler:
     def _calibration(self, job: Job, automatic: Automatic) -> Calibration:
         found = find_calibration(automatic.calibration, job.model.pipeline, self.recipe_dir)
         # A pipeline's own calibration is for that pipeline, whatever name leads there.
-        ignored = ("pipeline", "small") if automatic.calibration is None else ()
+        ignored: tuple[str, ...] = () if automatic.calibration is not None else ("pipeline",)
+        if ignored and job.model.small == job.model.pipeline:
+            ignored = ("pipeline", "small")
         self.warnings |= dict.fromkeys(_mismatches(found, job, ignored))
         if len(found.positions) < _FEWEST:
             told = f"sensitivities of {len(found.positions)} of {len(found.steps)} steps"
