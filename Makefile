@@ -40,7 +40,7 @@ $(VENV)/.runtime: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("flowblend needs Python 3.11 or newer, found " + sys.version.split()[0] + ": name one with make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch
-	$(INSTALL) -e .
+	$(INSTALL) -e ".[metrics,report]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime

@@ -46,7 +46,12 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.bundled": set(),
     "flowblend_cli.arguments": set(),
     "flowblend_cli.data": set(),
-    "flowblend_cli.jobs": {"flowblend_cli.errors", "flowblend_plugin.stages"},
+    "flowblend_cli.study": set(),
+    "flowblend_cli.jobs": {
+        "flowblend_cli.errors",
+        "flowblend_cli.study",
+        "flowblend_plugin.stages",
+    },
     "flowblend_cli.batching": set(),
     # From a recipe to jobs: no engine, no artifact, no model is ever loaded.
     "flowblend_cli.models": {"flowblend_cli.bundled", "flowblend_cli.errors", "tomli"},
@@ -126,6 +131,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.errors",
         *PIXELS,
     },
+    "flowblend_cli.records": {"flowblend_cli.artifacts"},
     "flowblend_cli.gallery": {"flowblend_cli.artifacts", "flowblend_cli.text", *PIXELS},
     # Showing.
     "flowblend_cli.progress": {"flowblend_cli.events", "flowblend_cli.live", "flowblend_cli.text"},

@@ -7,11 +7,12 @@ machine, can be handed one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from flowblend_cli.errors import DocumentError
+from flowblend_cli.study import Study
 from flowblend_plugin.stages import Stage, StageSchedule
 
 
@@ -62,12 +63,35 @@ class SamplingSpec:
         flow_shift: Shift of the noise levels, above 0; None for the scheduler's own.
         solver_history: What a multi-step solver remembers where the denoiser changes: ``"keep"``
             or ``"reset"``.
+        sigma_max: Noise level that sampling begins at, in the convention of EDM, where the noise
+            of flow matching's level t is t / (1 - t); None for the pipeline's own.
+        noise_seed: Seed of the noise that ``"sde"`` adds; None for the job's own seed.
     """
 
     mode: Literal["ode", "sde"] = "ode"
     scheduler: str | None = None
     flow_shift: float | None = None
     solver_history: Literal["keep", "reset"] = "keep"
+    sigma_max: float | None = None
+    noise_seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Why a job is there beside what its recipe lists: it decides no pixel.
+
+    Args:
+        kind: ``"draft"``: a cheap look. ``"final"``: what a draft is finished as. ``"adapted"``:
+            another job once more, with other settings.
+        of: Id of the job that it goes back to; empty for a draft.
+        reason: Why, in words.
+        round: How many adapted jobs stand between it and the recipe's own, counted from 1.
+    """
+
+    kind: Literal["draft", "final", "adapted"]
+    of: str = ""
+    reason: str = ""
+    round: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,6 +146,7 @@ class Job:
         adapters: The LoRA adapters that the stages name, one entry for each denoiser.
         adaptive: Change of the velocity, from step to step, that ends the first stage before its
             boundary; None where stages end where they say.
+        origin: Why the job is there, where it isn't simply one that the recipe lists.
     """
 
     id: str
@@ -140,6 +165,7 @@ class Job:
     image: ImageSpec | None = None
     adapters: tuple[AdapterSpec, ...] = ()
     adaptive: float | None = None
+    origin: Origin | None = None
 
     @property
     def num_inference_steps(self) -> int:
@@ -220,6 +246,7 @@ class Job:
                     "output": OutputSpec(**document["output"]),
                     "image": ImageSpec(**document["image"]) if "image" in document else None,
                     "adapters": tuple(AdapterSpec(**a) for a in document.get("adapters", ())),
+                    "origin": Origin(**document["origin"]) if "origin" in document else None,
                 }
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -239,8 +266,11 @@ _LEFT_OUT: tuple[tuple[str, str, Any], ...] = (
     ("", "image", None),
     ("", "adapters", []),
     ("", "adaptive", None),
+    ("", "origin", None),
     ("model", "denoisers", {}),
     ("sampling", "solver_history", "keep"),
+    ("sampling", "sigma_max", None),
+    ("sampling", "noise_seed", None),
 )
 _KINDS = {"id": str, "recipe": str, "scene": str, "prompt": str, "seed": int, "arguments": dict}
 
@@ -255,6 +285,8 @@ class Batch:
         jobs: The jobs; those of one model stand together.
         warnings: What is legal, but probably not meant.
         source: The recipe's file; model folders are relative to its folder.
+        study: What is measured, compared and chosen.
+        reserve: Jobs that are rendered only if they are chosen, see ``study.selections``.
     """
 
     recipe_name: str
@@ -262,6 +294,8 @@ class Batch:
     jobs: tuple[Job, ...]
     warnings: tuple[str, ...]
     source: Path
+    study: Study = field(default_factory=Study)
+    reserve: tuple[Job, ...] = ()
 
     def path_of(self, job: Job) -> Path:
         """Absolute path of a job's final file."""

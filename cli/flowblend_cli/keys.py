@@ -22,7 +22,7 @@ from flowblend_cli.models import ModelSource, resolve_model, resolve_small
 
 NUMERICS_VERSION = 1
 _MODEL_SUFFIXES = {".json", ".safetensors", ".model", ".txt"}
-_NAMES_ONLY = ("id", "recipe", "scene", "prompt_template")
+_NAMES_ONLY = ("id", "recipe", "scene", "prompt_template", "origin")
 
 Identity = dict[str, Any]
 

@@ -1,0 +1,108 @@
+"""What was measured of each job: small JSON files beside the clips, in ``DIR/.flowblend``.
+
+A clip's own record says what it is; what was measured of it, and how long it took, stands here, so
+that nothing about a clip's bytes depends on the machine's mood. Everything here can be deleted:
+reports then measure the files themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flowblend_cli.artifacts.publish import publish
+
+FOLDER = ".flowblend"
+RECORD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """What one job's renders took and gave.
+
+    Args:
+        job: Id of the job.
+        recipe: Name of its recipe.
+        pixels_sha256: Hash of the published pixels, which ties this record to its file.
+        elapsed_s: Seconds of each render of this job, the published one first: sampling, decoding
+            and publishing.
+        pixels: Hash of each of these renders.
+        step_s: Seconds of each step of the published render.
+        peak_rss_bytes: Most main memory during the published render.
+        peak_vram_bytes: Most accelerator memory likewise; None on a CPU.
+        metrics: Values by name, see ``flowblend_plugin.quality``.
+        measured_on: ``"frames"`` as rendered, or ``"file"`` where only the encoded file was left.
+        tracks: Paths of points through the clip, (points, frames, 2), as fractions of the frame's
+            diagonal: what ``trajectory_spread`` compares between renders.
+        accepted: Whether an adapted job is the one to keep; None where nothing was adapted.
+    """
+
+    job: str
+    recipe: str
+    pixels_sha256: str
+    elapsed_s: tuple[float, ...] = ()
+    pixels: tuple[str, ...] = ()
+    step_s: tuple[float, ...] = ()
+    peak_rss_bytes: int | None = None
+    peak_vram_bytes: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    measured_on: str = "frames"
+    tracks: tuple[Any, ...] = ()
+    accepted: bool | None = None
+
+
+def record_path(output_dir: Path, job_id: str) -> Path:
+    """Where the record of a job lies."""
+    return output_dir / FOLDER / "jobs" / f"{job_id}.json"
+
+
+def recipe_path(output_dir: Path, recipe_name: str) -> Path:
+    """Where the recipe, as last rendered into a folder, is kept: text, overrides, study."""
+    return output_dir / FOLDER / "recipes" / f"{recipe_name}.json"
+
+
+def write_record(output_dir: Path, record: JobRecord) -> None:
+    """Publish a job's record, replacing the former one.
+
+    Raises:
+        OutputError: It can't be written.
+    """
+    write_json(record_path(output_dir, record.job), {"v": RECORD_VERSION, **asdict(record)})
+
+
+def read_record(output_dir: Path, job_id: str) -> JobRecord | None:
+    """A job's record, or None where there is none that can be read."""
+    document = read_json(record_path(output_dir, job_id))
+    if document is None or document.pop("v", None) != RECORD_VERSION:
+        return None
+    known: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in document.items()
+        if key in JobRecord.__match_args__
+    }
+    try:
+        return JobRecord(**known)
+    except TypeError:
+        return None
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Publish one JSON object.
+
+    Raises:
+        OutputError: It can't be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    publish(path, (json.dumps(document, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """One JSON object, or None where the file isn't there or holds none."""
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None

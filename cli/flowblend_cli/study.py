@@ -1,0 +1,99 @@
+"""What a recipe asks to be measured, compared and chosen: plain data beside the jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class MeasureSpec:
+    """What is measured of every render.
+
+    Args:
+        names: Names of ``flowblend_plugin.quality`` metrics; None for the default ones, where the
+            extra ``metrics`` is installed, and an empty tuple for none.
+        reference: The sweep's values that make a job the reference of the others of its scene,
+            prompt and seed, as pairs of axis and value; empty for none.
+        weights: Weight of each metric in the score; empty for the default score.
+    """
+
+    names: tuple[str, ...] | None = None
+    reference: tuple[tuple[str, Any], ...] = ()
+    weights: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class AdaptSpec:
+    """When a measured clip is rendered once more with other settings.
+
+    Args:
+        rounds: Most further renders of one job.
+        weak_motion: Mean optical flow, in pixels a frame, below which motion is too weak.
+        jitter: Spread of the flow from frame to frame above which motion jitters.
+        guidance_step: What is added to the guidance scale before steps are touched; 0 leaves
+            guidance alone.
+        max_guidance: Highest guidance scale that is tried.
+    """
+
+    rounds: int = 2
+    weak_motion: float | None = None
+    jitter: float | None = None
+    guidance_step: float = 1.0
+    max_guidance: float = 8.0
+
+
+@dataclass(frozen=True)
+class ReviewSpec:
+    """What people are asked about a clip.
+
+    Args:
+        criteria: Names of what is scored from 0 to 10; empty for the default ones.
+    """
+
+    criteria: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Drafts of which only the best become finals.
+
+    Args:
+        scene: Name of the scene.
+        drafts: Ids of the draft jobs, one a seed.
+        finals: Ids of the jobs that finish them, in the same order; they are among the batch's
+            ``reserve``.
+        keep: How many are finished.
+        reject_after: Steps after which drafts are looked at first; None renders each to its end.
+        reject_keep: How many drafts go on after that look.
+    """
+
+    scene: str
+    drafts: tuple[str, ...]
+    finals: tuple[str, ...]
+    keep: int
+    reject_after: int | None = None
+    reject_keep: int | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything of a recipe that decides no pixel, but what is measured and compared.
+
+    Args:
+        axes: The sweep's axes in their order, dotted as in the recipe.
+        time_repeats: How often every job is rendered for its median seconds.
+        measure: What is measured.
+        adapt: When a clip is rendered once more; None never.
+        step_ranges: Of each scene with a preset, fewest and most steps that suit it.
+        review: What people are asked.
+        selections: Drafts of which only some become finals.
+    """
+
+    axes: tuple[str, ...] = ()
+    time_repeats: int = 1
+    measure: MeasureSpec = field(default_factory=MeasureSpec)
+    adapt: AdaptSpec | None = None
+    step_ranges: tuple[tuple[str, int, int], ...] = ()
+    review: ReviewSpec = field(default_factory=ReviewSpec)
+    selections: tuple[Selection, ...] = ()
