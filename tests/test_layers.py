@@ -149,6 +149,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "flowblend_cli.records": {"flowblend_cli.artifacts"},
     "flowblend_cli.gallery": {"flowblend_cli.artifacts", "flowblend_cli.text", *PIXELS},
+    # Pages for browsers: plain data in, one string out.
+    "flowblend_cli.pages": {"flowblend_cli.errors", "jinja2"},
     # Showing.
     "flowblend_cli.progress": {"flowblend_cli.events", "flowblend_cli.live", "flowblend_cli.text"},
     "flowblend_cli.live": {
