@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import resource
 import sys
 import time
 from collections import OrderedDict
@@ -284,12 +283,6 @@ def versions() -> dict[str, str]:
         "transformers": transformers.__version__,
         "threads": str(torch.get_num_threads()),
     }
-
-
-def peak_rss_bytes() -> int:
-    """Most main memory that this process has held so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _load_pipeline(source: ModelSource, dtype: torch.dtype) -> Any:

@@ -17,10 +17,11 @@ from flowblend_cli.recipe.overrides import Override
 from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.presets import Preset
 from flowblend_cli.recipe.prompts import count_prompts
+from flowblend_cli.recipe.ranges import Exploration
 from flowblend_cli.recipe.schema import SceneFields
 from flowblend_cli.recipe.source import RecipeSource
 from flowblend_cli.recipe.validation import Fault, Tables
-from flowblend_cli.recipe.variants import Variant, count_rows, sweep_axes
+from flowblend_cli.recipe.variants import SEED, Variant, count_rows, sweep_axes
 from flowblend_plugin.stages import StageSchedule
 
 MAX_JOBS = 100_000
@@ -100,6 +101,15 @@ def repeats_of(tables: Tables, scene: SceneFields) -> int:
     return swept or scene.repeats or 1
 
 
+def written_seeds(tables: Tables, scene: SceneFields) -> Sequence[int]:
+    """The seeds of a scene without repeats; one stands for those of a sweep, which win."""
+    if tables.sweep is not None and tables.sweep.seed is not None:
+        return DEFAULT_SEEDS
+    if isinstance(scene.seeds, Exploration):
+        return scene.seeds.seeds
+    return scene.seeds or DEFAULT_SEEDS
+
+
 def check_count(tables: Tables) -> Iterator[Fault]:
     """The recipe makes at most ``MAX_JOBS`` jobs; counted, never built."""
     rows = count_rows(tables.sweep) if tables.sweep else 1
@@ -109,7 +119,7 @@ def check_count(tables: Tables) -> Iterator[Fault]:
         if scene is None or any(_prompt_problem(prompt) for prompt in scene.prompt):
             continue
         prompts = sum(count_prompts(prompt) for prompt in scene.prompt)
-        count = rows * prompts * len(scene.seeds or DEFAULT_SEEDS) * repeats_of(tables, scene)
+        count = rows * prompts * len(written_seeds(tables, scene)) * repeats_of(tables, scene)
         total += count
         if count > largest:
             largest, blamed = count, ("scene", index)
@@ -196,7 +206,9 @@ def _setting_paths(tables: Tables, presets: Mapping[str, Preset]) -> list[KeyPat
         if scene is not None:
             paths += [("scene", index, key) for key in scene.settings()]
     if tables.sweep is not None:
-        paths += [("sweep", axis) for axis in sweep_axes(tables.sweep) if "." not in axis]
+        paths += [
+            ("sweep", axis) for axis in sweep_axes(tables.sweep) if "." not in axis and axis != SEED
+        ]
     return paths
 
 
@@ -230,6 +242,8 @@ def _unread(
         return f"[sweep] sets {dotted} for every job"
     if table == "scene" and key == "repeats" and tables.sweep and tables.sweep.repeats:
         return "[sweep] sets repeats for every job"
+    if table == "scene" and key == "seeds" and SEED in axes:
+        return "[sweep] sets seed for every job"
     if table not in ("defaults", "presets", "scene") or key not in schema.SETTINGS:
         return None
     if key in axes:

@@ -25,6 +25,14 @@ from flowblend_cli.recipe.schema import (
     StageTable,
     SweepFields,
 )
+from flowblend_cli.recipe.study_schema import (
+    AdaptTable,
+    DraftTable,
+    MetricsTable,
+    ReviewTable,
+    ScoreFields,
+    ScoreTable,
+)
 from flowblend_cli.text import shorten
 
 
@@ -56,6 +64,11 @@ class Tables:
     defaults: Any = None
     sweep: SweepFields | None = None
     output: OutputTable | None = None
+    metrics: MetricsTable | None = None
+    score: ScoreFields | None = None
+    adapt: AdaptTable | None = None
+    draft: DraftTable | None = None
+    review: ReviewTable | None = None
     presets: dict[str, PresetFields | None] = field(default_factory=dict)
     scenes: list[SceneFields | None] = field(default_factory=list)
 
@@ -68,6 +81,11 @@ _SINGLE: dict[str, type[BaseModel]] = {
     "defaults": schema.DefaultsTable,
     "sweep": schema.SweepTable,
     "output": OutputTable,
+    "metrics": MetricsTable,
+    "score": ScoreTable,
+    "adapt": AdaptTable,
+    "draft": DraftTable,
+    "review": ReviewTable,
 }
 _TOP = (*_SINGLE, "presets", "scene")
 
@@ -106,6 +124,8 @@ def validate(document: dict[str, Any]) -> tuple[Tables, list[Fault]]:
         if name == "model" and name not in document:
             faults.append(Fault(("model",), 'is missing: add [model] with pipeline = "sprites"'))
             continue
+        if name == "adapt" and name not in document:
+            continue  # nothing is adapted where nobody asks for it
         setattr(tables, name, _check(model, document.get(name, {}), (name,), faults))
     presets = document.get("presets", {})
     if isinstance(presets, dict):
@@ -246,7 +266,7 @@ def _owners(key: str) -> str:
     return " or ".join(
         f"[{name}]"
         for name, model in tables.items()
-        if name not in ("defaults", "sweep") and key in model.model_fields
+        if name not in ("defaults", "sweep", "score") and key in model.model_fields
     )
 
 

@@ -30,6 +30,10 @@ from flowblend_cli.recipe.validation import Fault, Tables
 from flowblend_plugin.errors import StageError
 from flowblend_plugin.stages import EXTRAPOLATED, Stage
 
+# Keys of [sweep] that are no axes.
+NO_AXES = ("mode", "repeats", "time_repeats")
+# An axis that is neither a pipeline argument nor a key of a table.
+SEED = "seed"
 NOT_STOCHASTIC = ("unipc", "heun", "deis")
 
 
@@ -51,7 +55,7 @@ class Row:
 
     def settings(self) -> dict[str, Any]:
         """The swept values of [defaults]."""
-        return {axis: value for axis, value in self.values.items() if "." not in axis}
+        return {a: value for a, value in self.values.items() if "." not in a and a != SEED}
 
     def path(self, table: str, key: str) -> KeyPath:
         """Where a table's key has its value: in the sweep, or in the table itself."""
@@ -95,7 +99,7 @@ def sweep_axes(sweep: SweepFields) -> dict[str, list[Any]]:
     return {
         info.alias or name: getattr(sweep, name)
         for name, info in type(sweep).model_fields.items()
-        if name in sweep.model_fields_set and name not in ("mode", "repeats")
+        if name in sweep.model_fields_set and name not in NO_AXES
     }
 
 
