@@ -42,7 +42,7 @@ def to_document(report: Report, reviews: Mapping[str, Any] | None = None) -> dic
         ],
         "warnings": list(report.folder.warnings),
         "recipes": [_recipe(part.section) for part in report.parts],
-        "versions": _distinct(clip.versions for clip in clips),
+        "versions": distinct_versions(clips),
         "machine": {"device": sorted({clip.device for clip in clips if clip.device})},
         "metrics": {name: asdict(info) for name, info in report.folder.metrics.items()},
     }  # fmt: skip
@@ -149,9 +149,10 @@ def _recipe(section: Section) -> dict[str, Any]:
     }
 
 
-def _distinct(tables: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
+def distinct_versions(clips: Iterable[Clip]) -> dict[str, list[str]]:
+    """Every version that some clip was rendered with, by package."""
     found: dict[str, set[str]] = {}
-    for table in tables:
-        for name, version in table.items():
+    for clip in clips:
+        for name, version in clip.versions.items():
             found.setdefault(name, set()).add(version)
     return {name: sorted(values) for name, values in sorted(found.items())}
