@@ -161,11 +161,12 @@ def compare(section: Section, infos: Mapping[str, MetricInfo]) -> Comparison:
         fixed_settings(clips, axes),
         standard.label if standard and len(variants) > 1 else "",
         all(clip.is_picture for clip in clips),
-        len({tuple(sorted(map(_pair, variant.clips))) for variant in variants}) <= 1,
+        len({tuple(sorted(map(pair_of, variant.clips))) for variant in variants}) <= 1,
     )
 
 
-def _pair(clip: Clip) -> tuple[Any, ...]:
+def pair_of(clip: Clip) -> tuple[Any, ...]:
+    """What clips of two variants share where they are compared as a pair."""
     return (*clip.subject, *clip.noise)
 
 
@@ -193,7 +194,7 @@ def _judged(rows: list[Row], variants: Sequence[Variant]) -> list[Row]:
         return rows
     best = max(scored, key=lambda row: row.score.mean if row.score else 0.0)
     scores = {
-        row.values: {_pair(c): c.score for c in variant.clips if c.score is not None}
+        row.values: {pair_of(c): c.score for c in variant.clips if c.score is not None}
         for row, variant in zip(rows, variants, strict=True)
     }
     judged = []

@@ -123,7 +123,7 @@ def _pictures(
     rows = part.comparison.rows
     kept = [clip for clip in part.section.clips if clip.id in cards]
     if not 2 <= len(rows) <= _MOST_COLUMNS:
-        return cards, {"cards": [cards[clip.id] for clip in kept]}
+        return cards, {"heads": [], "rows": [], "cards": [cards[clip.id] for clip in kept]}
     listed = [clip for clip in kept if clip.id in labels]
     variants = find_variants(listed, part.comparison.axes)
     lines = group(listed, lambda clip: (*clip.subject, *clip.noise))
@@ -215,7 +215,7 @@ def _apart(row: Row) -> str:
         return ""
     half = "" if row.to_best.half is None else f" ± {words.points(row.to_best.half)}"
     how = ", as good" if row.is_as_good else ""
-    return f"{row.to_best.mean:+.3f}{half}{how}"
+    return f"{words.signed(row.to_best.mean)}{half}{how}"
 
 
 def _metrics_table(

@@ -13,7 +13,7 @@ from typing import Any
 from flowblend_cli.drawing import settings_folder
 from flowblend_cli.errors import UsageError
 from flowblend_cli.report.clips import Clip, MetricInfo
-from flowblend_cli.report.conclusions import Comparison, Row
+from flowblend_cli.report.conclusions import Comparison, Row, pair_of
 from flowblend_cli.report.findings import Part
 from flowblend_cli.report.variants import STEPS
 from flowblend_cli.text import shorten
@@ -38,7 +38,7 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "flowblend",
     "svg.fonttype": "none",  # letters stay letters, in the page's own font
     "font.family": "DejaVu Sans",  # comes with matplotlib: every machine lays out the same
-    "font.size": 9.5,
+    "font.size": 11,
     "text.parse_math": False,
     "text.color": _INK,
     "axes.labelcolor": _QUIET,
@@ -54,17 +54,22 @@ _STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
+Points = dict[tuple[Any, ...], float]
+
+
 @dataclass(frozen=True)
 class Plot:
     """One drawing.
 
     Args:
         title: Its title.
+        unit: Unit of what is drawn; empty for a plain number.
         caption: What is drawn, in words.
         svg: The drawing, to be put into a page as it is.
     """
 
     title: str
+    unit: str
     caption: str
     svg: str
 
@@ -105,32 +110,31 @@ def _drawings(part: Part, infos: Mapping[str, MetricInfo], prefix: str) -> Itera
     clips = {clip.id: clip for clip in part.section.clips}
     number = 0
 
-    def plot(title: str, label: str, value: Callable[[Clip], float | None]) -> Plot | None:
+    def plot(title: str, unit: str, value: Callable[[Clip], float | None]) -> Plot | None:
         nonlocal number
-        points = [[value(clips[job]) for job in row.jobs] for row in comparison.rows]
-        known = [[one for one in some if one is not None] for some in points]
+        known: list[Points] = []
+        for row in comparison.rows:
+            some = {pair_of(clips[job]): value(clips[job]) for job in row.jobs}
+            known.append({pair: one for pair, one in some.items() if one is not None})
         if sum(map(bool, known)) < 2:
             return None
         number += 1
-        human = title == "Score"
-        svg, has_human = _draw(comparison, known, label, f"{prefix}{number}", human)
+        human = title.startswith("Score")
+        svg, has_human = _draw(comparison, known, f"{prefix}{number}", human)
         caption = f"{title} of each clip (dots), and the mean of each variant with its 95 % interval."
         if has_human:
             caption += f" Dashed: people's scores out of 10, as tenths. {HUMAN_SOURCE}."
-        return Plot(title, caption, svg)
+        return Plot(title, unit, caption, svg)
 
     wanted = [
-        plot("Score", "score, 0 to 1", lambda clip: clip.score),
-        plot("Seconds", "seconds", lambda clip: clip.seconds),
+        plot("Score ↑", "0 to 1", lambda clip: clip.score),
+        plot("Seconds ↓", "median of a clip's renders", lambda clip: clip.seconds),
     ]
     for name in _metrics(comparison, infos):
         info = infos.get(name)
-        unit = f" ({info.unit})" if info and info.unit else ""
         better = {"higher": " ↑", "lower": " ↓"}.get(info.better if info else "", "")
-        title = name.replace("_", " ")
-        wanted.append(
-            plot(title.capitalize() + better, f"{title}{unit}", _metric_of(name))
-        )
+        title = name.replace("_", " ").capitalize() + better
+        wanted.append(plot(title, info.unit if info else "", _metric_of(name)))
     yield from (one for one in wanted if one is not None)
 
 
@@ -144,7 +148,7 @@ def _metrics(comparison: Comparison, infos: Mapping[str, MetricInfo]) -> list[st
 
 
 def _draw(
-    comparison: Comparison, points: list[list[float]], label: str, prefix: str, human: bool
+    comparison: Comparison, points: list[Points], prefix: str, human: bool
 ) -> tuple[str, bool]:
     from matplotlib.figure import Figure
 
@@ -161,25 +165,24 @@ def _draw(
             _line(axes, steps, [points[place] for place in places], colour, name)
         drawn = human and _human(axes, [row.steps or 0 for row in comparison.rows])
         axes.set_xlabel("steps")
-        axes.set_ylabel(label)
         axes.grid(visible=False, axis="x")
         if len(lines) > 1 or drawn:
-            axes.legend(fontsize=8.5, labelcolor=_QUIET)
+            axes.legend(fontsize=10, labelcolor=_QUIET)
     else:
         shown = range(min(len(points), _MOST_ROWS))
         for place in shown:
-            told = summarise(points[place])
+            values = list(points[place].values())
+            told = summarise(values)
             if told is None:
                 continue
             row = comparison.rows[place]
-            axes.plot(points[place], [place] * told.n, "o", color=_SERIES[0], ms=4, alpha=0.45)
+            axes.plot(values, [place] * told.n, "o", color=_SERIES[0], ms=4, alpha=0.45)
             ends = [[told.half or 0.0]] * 2
             axes.errorbar([told.mean], [place], xerr=ends, fmt="D" if row.is_winner else "s",
                           color=_SERIES[0], ms=6, capsize=4, lw=1.6)  # fmt: skip
         labels = [shorten(comparison.rows[place].label, 24) for place in shown]
         axes.set_yticks(list(shown), labels=labels)
         axes.set_ylim(len(shown) - 0.5, -0.5)
-        axes.set_xlabel(label)
         axes.grid(visible=False, axis="y")
     return _svg(figure, prefix), drawn
 
@@ -193,15 +196,14 @@ def _lines_over_steps(rows: Sequence[Row]) -> dict[str, list[int]]:
     return dict(list(lines.items())[: len(_SERIES)])
 
 
-def _line(
-    axes: Any, steps: list[int], points: list[list[float]], colour: str, name: str
-) -> None:
+def _line(axes: Any, steps: list[int], points: list[Points], colour: str, name: str) -> None:
     from flowblend_cli.report.statistics import summarise
 
-    told = [(step, summarise(some)) for step, some in zip(steps, points, strict=True)]
+    told = [(step, summarise(list(some.values()))) for step, some in zip(steps, points, strict=True)]
     known = [(step, one) for step, one in told if one is not None]
-    for step, some in zip(steps, points, strict=True):
-        axes.plot([step] * len(some), some, "o", color=colour, ms=3.5, alpha=0.45, mew=0)
+    for pair in {pair: None for some in points for pair in some}:
+        own = [(x, some[pair]) for x, some in zip(steps, points, strict=True) if pair in some]
+        axes.plot(*zip(*own, strict=True), "-o", color=colour, ms=3.2, lw=0.7, alpha=0.35, mew=0)
     xs = [step for step, _ in known]
     axes.plot(xs, [one.mean for _, one in known], "-o", color=colour, ms=5, lw=1.8, label=name)
     if all(one.low is not None for _, one in known):

@@ -53,6 +53,11 @@ def points(value: float) -> str:
     return f"{value:.3f}"
 
 
+def signed(value: float) -> str:
+    """A difference of scores with its sign: ``"+0.012"``."""
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
 def with_interval(told: Summary) -> str:
     """A mean score with half its 95 % interval: ``"0.810 ± 0.020"``."""
     return points(told.mean) + (f" ± {points(told.half)}" if told.half is not None else "")
@@ -122,10 +127,11 @@ def _about_steps(comparison: Comparison) -> Iterator[Verdict]:
             f"{with_interval(best.score)}{against if former.score else ''}.",
         )
     else:
-        less = "the fewest that were tried" if best is curve[0] else "and fewer steps score less"
+        few = "the fewest that were tried" if best is curve[0] else "and fewer steps score less"
         yield Verdict(
             "answer",
-            f"{best.steps} steps score best{where}, {less}: {with_interval(best.score)}.",
+            f"{best.steps} steps score best{where}, {few}: {with_interval(best.score)}. More "
+            "don't pay.",
         )
     yield from _fall(comparison)
     yield from _certainty(curve)
@@ -170,7 +176,7 @@ def _fall(comparison: Comparison) -> Iterator[Verdict]:
 
 
 def _interval(apart: Difference) -> str:
-    return f"{apart.mean:+.3f}" + (f" ± {points(apart.half)}" if apart.half is not None else "")
+    return signed(apart.mean) + (f" ± {points(apart.half)}" if apart.half is not None else "")
 
 
 def _certainty(rows: Sequence[Row]) -> Iterator[Verdict]:
