@@ -185,12 +185,5 @@ class Summary(_Event):
 
 
 Event = (
-    ModelLoaded
-    | JobStarted
-    | JobDone
-    | JobSkipped
-    | JobMeasured
-    | JobDropped
-    | JobFailed
-    | Summary
+    ModelLoaded | JobStarted | JobDone | JobSkipped | JobMeasured | JobDropped | JobFailed | Summary
 )

@@ -148,9 +148,7 @@ def best(scores: Sequence[float | None], keep: int) -> tuple[int, ...]:
         scores: Of each candidate; None for those that can't be chosen.
         keep: How many to choose at most.
     """
-    ranked = sorted(
-        (-score, index) for index, score in enumerate(scores) if score is not None
-    )
+    ranked = sorted((-score, index) for index, score in enumerate(scores) if score is not None)
     return tuple(sorted(index for _, index in ranked[:keep]))
 
 

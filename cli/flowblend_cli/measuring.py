@@ -135,7 +135,9 @@ class Measurer:
     def answer(self, timeout_s: float = 0.0) -> Measurement | None:
         """The next measurement that is done; None where there is none within so many seconds."""
         try:
-            found = self._answers.get(timeout=timeout_s) if timeout_s else self._answers.get_nowait()
+            found = (
+                self._answers.get(timeout=timeout_s) if timeout_s else self._answers.get_nowait()
+            )
         except queue.Empty:
             return None
         self.outstanding -= 1
@@ -187,7 +189,8 @@ class Measurer:
         if self._process is None:
             self._process = _start()
         process = self._process
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         patience = threading.Timer(PATIENCE_S, process.kill)
         patience.daemon = True
         patience.start()

@@ -68,6 +68,11 @@ def recipe_path(output_dir: Path, recipe_name: str) -> Path:
     return output_dir / FOLDER / "recipes" / f"{recipe_name}.json"
 
 
+def looks_path(output_dir: Path, draft: str) -> Path:
+    """Where early looks at drafts are kept, by the id of the first of them."""
+    return output_dir / FOLDER / "selections" / f"{draft}.json"
+
+
 def write_record(output_dir: Path, record: JobRecord) -> None:
     """Publish a job's record, replacing the former one.
 

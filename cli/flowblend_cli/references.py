@@ -69,7 +69,8 @@ def references_first(jobs: Sequence[Job], chosen: Mapping[str, Job]) -> list[Job
     """The jobs with references before the others; those of one model still stand together."""
     ids = {job.id for job in chosen.values()}
     models = dict.fromkeys(
-        job.model for job in sorted(jobs, key=lambda job: job.id not in ids)  # a stable sort
+        job.model
+        for job in sorted(jobs, key=lambda job: job.id not in ids)  # a stable sort
     )
     rank = {model: place for place, model in enumerate(models)}
     return sorted(jobs, key=lambda job: (rank[job.model], job.id not in ids))

@@ -111,20 +111,22 @@ class Renderer:
         if slow:
             self._reporter.message(f"{job.id}: {slow}")
         digest = pixels_sha256(sampled.frames)
-        return Render(
-            sampled, seed, elapsed, tuple(times.seconds), digest, peak_rss_bytes()
-        )
+        return Render(sampled, seed, elapsed, tuple(times.seconds), digest, peak_rss_bytes())
 
-    def preview(self, job: Job, seed: int, after_steps: int, check: Callable[[], None]) -> Frames:
+    def preview(self, job: Job, after_steps: int, check: Callable[[], None]) -> Frames:
         """What a job's first steps lead to, as frames.
 
         Args:
-            job: The job.
-            seed: Seed of its noise.
+            job: The job; its seed isn't to be drawn.
             after_steps: How many steps to run.
             check: Called after every step; may raise.
         """
-        return self.load(job.model).preview(job, seed, after_steps, lambda *_: check())
+        runtime = self.load(job.model)
+        self._reporter.waiting(f"{job.id}: a look after {after_steps} steps")
+        try:
+            return runtime.preview(job, job.seed, after_steps, lambda *_: check())
+        finally:
+            self._reporter.waiting("")
 
     def publish(self, job: Job, path: Path, render: Render, identity: Any, key: str) -> None:
         """Write a render as its job's finished file.

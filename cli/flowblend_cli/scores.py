@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from statistics import median
 
 from flowblend_cli.errors import UsageError
-from flowblend_cli.records import JobRecord
 from flowblend_cli.study import MeasureSpec, Study
 from flowblend_plugin import quality
 from flowblend_plugin.errors import MeasureError
@@ -46,23 +45,18 @@ def metrics_of(study: Study) -> tuple[str, ...]:
     return tuple(name for name, one in metrics if name in chosen and one.needs in _OF_CLIPS)
 
 
-def score_of(prompt: str, record: JobRecord, weights: Mapping[str, float]) -> float | None:
-    """The score of a job; None where nothing that it weighs was measured.
+def score_of(
+    prompt: str, metrics: Mapping[str, float], weights: Mapping[str, float]
+) -> float | None:
+    """The score of a clip; None where nothing that it weighs was measured.
 
     Args:
-        prompt: The job's prompt: one that asks for stillness isn't blamed for it.
-        record: The job's record.
+        prompt: The clip's prompt: one that asks for stillness isn't blamed for it.
+        metrics: Values by name.
         weights: Weight of each metric; empty for the default score.
     """
-    runs = {
-        "elapsed_s": median(record.elapsed_s) if record.elapsed_s else None,
-        "step_s": median(record.step_s) if record.step_s else None,
-        "peak_rss_bytes": record.peak_rss_bytes,
-        "peak_vram_bytes": record.peak_vram_bytes,
-    }
-    values = {**record.metrics, **{name: float(v) for name, v in runs.items() if v is not None}}
-    floor = quality.motion_floor(prompt)
     try:
-        return round(quality.score(values, weights or None, floor=floor), 6)
+        value = quality.score(metrics, weights or None, floor=quality.motion_floor(prompt))
     except MeasureError:
         return None
+    return value if math.isfinite(value) else None

@@ -42,7 +42,7 @@ def run_worker(module: str, told: str, *, doing: str, patience_s: int) -> tuple[
 
 
 def worker_environment() -> dict[str, str]:
-    """The environment of such a process, with both packages on its path however this one found them."""
+    """The environment of such a process: it finds both packages however this one found them."""
     packages = [Path(__file__).parents[1], Path(plugin_errors.__file__).parents[1]]
     given = os.environ.get("PYTHONPATH")
     paths = [*dict.fromkeys(map(str, packages)), *([given] if given else [])]

@@ -73,6 +73,17 @@ _ALL = (
         _DIS, min_frames=3, min_size=16,
     ),
     Metric(
+        "unsteadiness",
+        "",
+        "lower",
+        "How much the optical flow changes from one pair of frames to the next, followed along "
+        "itself: the mean length of the change, divided by flow_mean + 0.5. Near 0 where motion "
+        "goes on as it was, about 1 and more where it jumps, stutters or is made of noise.",
+        _DIS,
+        min_frames=3,
+        min_size=16,
+    ),
+    Metric(
         "flicker", "grey levels", "lower",
         "Absolute second difference over time of a frame's mean brightness, the mean over time: "
         "light that pulses, which even change and motion don't cause.",

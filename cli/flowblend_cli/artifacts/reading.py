@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -39,12 +40,12 @@ def read_native_frames(path: Path, scale: int = 1) -> Frames:
         ) from error
 
 
-def _decode(path: Path) -> list[Frames]:
+def _decode(path: Path) -> Iterator[Frames]:
     reformatter = VideoReformatter()
     with av.open(str(path), format="mp4") as container:
         container.streams.video[0].thread_count = 1
-        return [
-            reformatter.reformat(
+        for frame in container.decode(video=0):
+            pixels = reformatter.reformat(
                 frame,
                 format="rgb24",
                 src_colorspace=Colorspace.ITU709,
@@ -52,9 +53,8 @@ def _decode(path: Path) -> list[Frames]:
                 dst_color_range=ColorRange.JPEG,
                 interpolation=CONVERSION,
                 threads=1,
-            ).to_ndarray()
-            for frame in container.decode(video=0)
-        ]
+            )
+            yield pixels.to_ndarray().astype(np.uint8, copy=False)
 
 
 def _shrink(frame: Frames, scale: int) -> Frames:
