@@ -36,15 +36,7 @@ def gather(folder: Path) -> Folder:
     Raises:
         UsageError: It is no folder, or holds no finished file of ours.
     """
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: is no folder: give the one that clips were rendered into")
-    found = _Found.of(folder)
-    if not found.clips:
-        why = f" ({'; '.join(found.warnings)})" if found.warnings else ""
-        raise UsageError(
-            f"{folder}: holds no finished file of flowblend{why}: give the folder that "
-            "`flowblend render` wrote into"
-        )
+    found = find_clips(folder)
     sections, warnings = [], list(found.warnings)
     for name, clips in sorted(group(found.clips, lambda clip: clip.job.recipe).items()):
         section, told = _section(folder, name, clips)
@@ -53,13 +45,39 @@ def gather(folder: Path) -> Folder:
     return Folder(folder.absolute().name, tuple(sections), tuple(warnings), measures.catalogue())
 
 
+def find_clips(folder: Path) -> Found:
+    """Read the finished files of a folder, and what was measured of them before.
+
+    Raises:
+        UsageError: It is no folder, or holds no finished file of ours.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: is no folder: give the one that clips were rendered into")
+    found = Found.of(folder)
+    if not found.clips:
+        why = f" ({'; '.join(found.warnings)})" if found.warnings else ""
+        raise UsageError(
+            f"{folder}: holds no finished file of flowblend{why}: give the folder that "
+            "`flowblend render` wrote into"
+        )
+    return found
+
+
 @dataclass
-class _Found:
+class Found:
+    """What lies in a folder.
+
+    Args:
+        clips: The finished files, by name.
+        warnings: What isn't ours, is damaged, or is there twice.
+    """
+
     clips: list[Clip]
     warnings: list[str]
 
     @classmethod
-    def of(cls, folder: Path) -> _Found:
+    def of(cls, folder: Path) -> Found:
+        """Look at every file of a folder that could be a clip."""
         found = cls([], [])
         foreign: list[str] = []
         agains: list[Clip] = []

@@ -17,7 +17,7 @@ from flowblend_cli.report.findings import Part, Report
 from flowblend_cli.report.media import address, poster
 from flowblend_cli.report.plots import draw
 from flowblend_cli.report.statistics import Summary
-from flowblend_cli.report.variants import find_variants, group
+from flowblend_cli.report.variants import STEPS, find_variants, group
 from flowblend_cli.text import count, printable
 
 MARK = "flowblend report"
@@ -27,6 +27,7 @@ MOST_POSTERS = 60
 MOST_PLAYED = 120
 """Clips that the player offers."""
 
+_FIRM = "\N{NO-BREAK SPACE}"
 _MOST_COLUMNS = 8
 _MOST_METRICS = 8
 
@@ -68,6 +69,13 @@ def to_html(report: Report, folder: Path, reviews: Mapping[str, Any] | None = No
     return page.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def _sentence(text: str) -> str:
+    """A sentence in which no line ends between a number and what belongs to it."""
+    for part in (" ± ", " %", " s ", " dB"):
+        text = text.replace(part, part.replace(" ", _FIRM, 1 if part == " s " else 2))
+    return printable(text)
+
+
 def _facts(clips: Sequence[Clip]) -> list[str]:
     """The size of it all, in a few words each."""
     pictures = sum(clip.is_picture for clip in clips)
@@ -92,8 +100,8 @@ def _part(
     return {
         "id": prefix,
         "name": printable(part.section.name),
-        "lead": printable(part.verdicts[0].text),
-        "verdicts": [(one.tone, printable(one.text)) for one in part.verdicts[1:]],
+        "lead": _sentence(part.verdicts[0].text),
+        "verdicts": [(one.tone, _sentence(one.text)) for one in part.verdicts[1:]],
         "winners": [cards[one.job] for one in part.comparison.winners if one.job in cards],
         "sheet": sheet,
         "hidden": len(clips) - len(cards),
@@ -250,13 +258,15 @@ def _rule(comparison: Comparison) -> str:
     """How the winner was found, in a sentence for the table's foot."""
     if comparison.winner is None:
         return ""
-    few = "among those that differ in steps alone, the one with the fewest steps wins that is as good as the best: "
+    few = ""
+    if STEPS in comparison.axes:
+        few = "; among those that differ from it in steps alone, the one with the fewest steps wins that is as good"
     share = f" Share: of the seconds of {comparison.standard}." if comparison.standard else ""
     return (
         "± and intervals are 95 % (Student's t), over all renders of a variant, scenes included; "
-        f"differences are paired by scene and seed where possible. The best mean score wins; {few}"
-        f"their difference is below {TOLERANCE}, or its interval includes 0 and it is below "
-        f"{MOST_LOST}.{printable(share)}"
+        f"differences are paired by scene and seed where possible. The best mean score wins{few}. "
+        f"As good means: less than {TOLERANCE} below it, or less than {MOST_LOST} with an interval "
+        f"that includes 0.{printable(share)}"
     )
 
 
