@@ -6,17 +6,20 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowblend_cli import __version__
 from flowblend_cli.report.clips import Clip, MetricInfo, Section
 from flowblend_cli.report.conclusions import Comparison, Row, peak_and_fall
 from flowblend_cli.report.findings import Part, Report
 
+if TYPE_CHECKING:
+    from flowblend_cli.review.unblinding import Reviews
+
 VERSION = 1
 
 
-def to_document(report: Report, reviews: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def to_document(report: Report, reviews: Reviews | None = None) -> dict[str, Any]:
     """A report as plain JSON values.
 
     Args:
@@ -47,7 +50,7 @@ def to_document(report: Report, reviews: Mapping[str, Any] | None = None) -> dic
         "metrics": {name: asdict(info) for name, info in report.folder.metrics.items()},
     }  # fmt: skip
     if reviews is not None:
-        document["reviews"] = dict(reviews)
+        document["reviews"] = asdict(reviews)
     return document
 
 

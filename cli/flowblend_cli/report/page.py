@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowblend_cli import __version__
 from flowblend_cli.pages import render_page
-from flowblend_cli.report import words
+from flowblend_cli.report import opinions, words
 from flowblend_cli.report.clips import Clip, MetricInfo, Section
 from flowblend_cli.report.conclusions import MOST_LOST, TOLERANCE, Comparison, Row
 from flowblend_cli.report.document import distinct_versions
@@ -19,6 +19,9 @@ from flowblend_cli.report.plots import draw
 from flowblend_cli.report.statistics import Summary
 from flowblend_cli.report.variants import STEPS, find_variants, group
 from flowblend_cli.text import count, printable
+
+if TYPE_CHECKING:
+    from flowblend_cli.review.unblinding import Reviews
 
 MARK = "flowblend report"
 MOST_POSTERS = 60
@@ -32,7 +35,7 @@ _MOST_COLUMNS = 8
 _MOST_METRICS = 8
 
 
-def to_html(report: Report, folder: Path, reviews: Mapping[str, Any] | None = None) -> str:
+def to_html(report: Report, folder: Path, reviews: Reviews | None = None) -> str:
     """Make the page of a report.
 
     Args:
@@ -63,7 +66,7 @@ def to_html(report: Report, folder: Path, reviews: Mapping[str, Any] | None = No
         warnings=[printable(warning) for warning in report.folder.warnings],
         metrics=_definitions(report.folder.metrics, clips),
         versions=[(n, ", ".join(map(printable, v))) for n, v in distinct_versions(clips).items()],
-        reviews=reviews,
+        reviews=None if reviews is None else opinions.table(reviews),
         most_posters=MOST_POSTERS,
     )
     return page.encode("utf-8", "backslashreplace").decode("utf-8")
