@@ -157,6 +157,7 @@
 
     wire() {
       this.root.addEventListener("click", (event) => {
+        if (event.target.tagName === "VIDEO") this.toggle();
         const button = event.target.closest("button");
         if (!button) return;
         if (button.dataset.view) this.setView(button.dataset.view);

@@ -137,9 +137,7 @@ def _told(arrangement: Arrangement, copies: Mapping[str, AnonymousCopy]) -> dict
                     "kind": "image" if is_picture else "video",
                 }
             )
-        sets.append(
-            {"prompt": comparison.prompt, "criteria": comparison.criteria, "clips": clips}
-        )
+        sets.append({"prompt": comparison.prompt, "criteria": comparison.criteria, "clips": clips})
     return {"review": arrangement.id, "sets": sets}
 
 
