@@ -1,6 +1,6 @@
 """Whether the score, and each metric alone, ranks clips as it should; and where motion is weak.
 
-``python benchmarks/score.py [--prompts 24] [--clips FILE.npz] [--write] [--quick]``
+``python benchmarks/score.py [--prompts 36] [--clips FILE.npz] [--write] [--quick]``
 
 Renders prompts that no training clip showed, all large and all small, at several step counts, and
 damages the all-large ones in known ways. A comparison is right where the clip that should be
@@ -290,8 +290,10 @@ def report(options: argparse.Namespace) -> str:
                 f"clips. Intervals are Wilson's. Measured {machine()}."
             ),
             ranking(found, half),
-            "How often each metric alone ranks as it should, lower being better where it is, and "
-            "higher for those that have no better end; over the prompts that judge:",
+            (
+                "How often each metric alone ranks as it should, lower being better where it is, "
+                "and higher for those that have no better end; over the prompts that judge:"
+            ),
             alone(found, half),
             "Least and most of each motion, as drawn and as rendered all large:",
             by_motion(specs, best, real),
@@ -304,7 +306,7 @@ def report(options: argparse.Namespace) -> str:
 def main() -> None:
     """Measure, and print or publish the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--prompts", type=int, default=24, choices=range(2, 37))
+    parser.add_argument("--prompts", type=int, default=36, choices=range(2, 37))
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
     parser.add_argument("--drawn", type=int, default=DRAWN, help="drawn clips of each motion")
     parser.add_argument("--clips", type=Path, help="file of rendered clips, made if it isn't there")

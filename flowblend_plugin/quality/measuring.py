@@ -110,6 +110,7 @@ def _compute(
     if wanted & {"flow_mean", "flow_std", "unsteadiness"}:
         found |= motion.flow_statistics(frames)
     of_frames: dict[str, Callable[[Frames], float]] = {
+        "change": structure.change,
         "flicker": structure.flicker,
         "sharpness": structure.sharpness,
         "high_frequency": structure.high_frequency,

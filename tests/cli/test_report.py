@@ -34,7 +34,7 @@ HOSTILE = '</script><script>alert(1)</script>]]>"\'><img src=x onerror=alert(2)>
 
 def report(*arguments: object, code: int = 0) -> Result:
     result = CliRunner().invoke(main, ["report", *map(str, arguments)])
-    assert result.exit_code == code or isinstance(result.exception, Exception), result.output
+    assert result.exit_code == code, result.output
     return result
 
 
@@ -220,10 +220,8 @@ def test_a_folder_with_nothing_of_ours_is_refused(tmp_path: Path) -> None:
     result = report(tmp_path, code=2)
     missing = report(tmp_path / "nowhere", code=2)
 
-    assert "holds no finished file of flowblend (not flowblend's, left out: holiday.mp4)" in str(
-        result.exception
-    )
-    assert "is no folder" in str(missing.exception)
+    assert "holds no finished file of flowblend (not flowblend's, left out: holiday.mp4)" in result.output
+    assert "is no folder" in missing.output
     assert not (tmp_path / "report.html").exists()
 
 
@@ -426,7 +424,7 @@ def test_reports_of_others_are_left_alone(study: Path, tmp_path: Path) -> None:
 
     result = report(folder, code=2)
 
-    assert "is no report of flowblend's" in str(result.exception)
+    assert "is no report of flowblend's" in result.output
     assert (folder / "report.html").read_text() == "<p>my own page</p>"
 
 
@@ -438,7 +436,7 @@ def test_a_missing_extra_is_named(
 
     result = report(study, code=2)
 
-    assert "flowblend[report]" in str(result.exception)
+    assert "flowblend[report]" in result.output
 
 
 def promoted(folder: Path, out: Path) -> Any:
@@ -491,7 +489,7 @@ def test_promoting_overwrites_nothing(study: Path, tmp_path: Path) -> None:
 
     result = report(study, "--promote", out, code=2)
 
-    assert "isn't overwritten" in str(result.exception)
+    assert "isn't overwritten" in result.output
     assert out.read_text() == "mine"
 
 
@@ -505,8 +503,8 @@ def test_promoting_without_a_winner_or_with_two_recipes_says_why(tmp_path: Path)
     nothing = report(tmp_path / "one", "--promote", tmp_path / "x.toml", code=2)
     several = report(tmp_path / "two", "--promote", tmp_path / "x.toml", code=2)
 
-    assert "nothing to promote" in str(nothing.exception)
-    assert "2 recipes have winners here (a, b)" in str(several.exception)
+    assert "nothing to promote" in nothing.output
+    assert "2 recipes have winners here (a, b)" in several.output
 
 
 def test_a_promoted_recipe_of_a_picture_stays_near_it(tmp_path: Path) -> None:
@@ -522,6 +520,6 @@ def test_a_promoted_recipe_of_a_picture_stays_near_it(tmp_path: Path) -> None:
     far = report(folder, "--promote", tmp_path / "far" / "x.toml", code=2)
     near = report(folder, "--promote", folder / "x.toml")
 
-    assert "must lie in the recipe's folder" in str(far.exception)
+    assert "must lie in the recipe's folder" in far.output
     assert near.exit_code == 0
     assert 'image = "first.png"' in (folder / "x.toml").read_text()

@@ -193,13 +193,15 @@ def test_bit_equality_wants_every_pixel_and_the_shape(clip: Any) -> None:
 
 
 def test_defaults_are_what_the_frames_are_enough_for(clip: Any, other: Any) -> None:
-    of_clip = {"inter_frame_ssim", "inter_frame_ssim_min", "flow_mean", "flow_std", "flicker"}
+    short = {"inter_frame_ssim", "inter_frame_ssim_min", "flow_mean"}
+    of_clip = short | {"change", "flow_std", "unsteadiness", "flicker"}
+    flow = {"flow_mean", "flow_std", "unsteadiness"}
     of_picture = {"sharpness", "high_frequency"}
 
     assert set(measure(clip)) == of_clip | of_picture
     assert set(measure(clip[:1])) == of_picture
-    assert set(measure(clip[:2])) == (of_clip - {"flow_std", "flicker"}) | of_picture
-    assert set(measure(clip[:, :8, :8])) == {"inter_frame_ssim", "inter_frame_ssim_min", "flicker"} | of_picture  # fmt: skip  # noqa: E501
+    assert set(measure(clip[:2])) == short | of_picture
+    assert set(measure(clip[:, :8, :8])) == of_clip - flow | of_picture
     assert set(measure(clip[:, :2, :2])) == {"flicker", "sharpness"}
     assert set(measure(clip[:1], reference=other[:1])) == of_picture | {"psnr", "ssim", "delta_e"}
 

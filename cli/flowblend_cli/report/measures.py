@@ -13,7 +13,6 @@ from typing import Any
 from flowblend_cli.artifacts.reading import read_native_frames
 from flowblend_cli.errors import OutputError
 from flowblend_cli.jobs import Batch
-from flowblend_cli.records import JobRecord
 from flowblend_cli.references import references
 from flowblend_cli.report.clips import Clip, MetricInfo, Spread
 from flowblend_cli.report.variants import MODE, find_axes, group, settings
@@ -70,7 +69,11 @@ def complete(folder: Path, clips: Sequence[Clip], study: Study) -> Measured:
                     warnings.append(f"{clip.name} can't be measured: {error}")
         else:
             warnings.append(f"{count(len(lacking), 'file')} not measured: {quality.missing()}")
-    scored = [replace(clip, score=_score(clip, study)) for clip in found.values()]
+    weights = dict(study.measure.weights)
+    scored = [
+        replace(clip, score=score_of(clip.job.prompt, clip.metrics, weights))
+        for clip in found.values()
+    ]
     if any(clip.measured_on == "file" for clip in scored):
         warnings.append(
             "measured on the encoded files where no record of the rendered frames was left: "
@@ -107,22 +110,6 @@ def _needs(name: str) -> str:
 
 def _frames(folder: Path, clip: Clip) -> Any:
     return read_native_frames(folder / clip.name, clip.job.output.scale)
-
-
-def _score(clip: Clip, study: Study) -> float | None:
-    if not clip.metrics:
-        return None
-    record = JobRecord(
-        clip.id,
-        clip.job.recipe,
-        clip.pixels_sha256,
-        elapsed_s=clip.elapsed_s,
-        step_s=clip.step_s,
-        peak_rss_bytes=clip.peak_rss_bytes,
-        peak_vram_bytes=clip.peak_vram_bytes,
-        metrics=clip.metrics,
-    )
-    return score_of(clip.job.prompt, record, dict(study.measure.weights))
 
 
 def spreads(folder: Path, clips: Sequence[Clip]) -> tuple[Spread, ...]:
