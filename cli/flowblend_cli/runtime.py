@@ -118,7 +118,8 @@ class Runtime:
 
         Args:
             job: The job.
-            seed: Seed of the initial latents, and of an SDE's noise.
+            seed: Seed of the initial latents, and of an SDE's noise where the job has no
+                ``noise_seed``.
             on_step: Called after every step with its index and the role that ran it; may raise.
 
         Returns:
@@ -220,7 +221,7 @@ class Runtime:
                 solver_history=job.sampling.solver_history,
                 adapters=self._adapters(job),
                 adaptive=None if job.adaptive is None else SelfDifference(job.adaptive),
-                seed=seed,
+                seed=seed if job.sampling.noise_seed is None else job.sampling.noise_seed,
                 on_step=on_step,
             ) as switch,
         ):
