@@ -27,7 +27,12 @@ ALLOWED: dict[str, set[str]] = {
     # The library knows nothing of recipes, commands or terminals.
     "flowblend_plugin.errors": set(),
     "flowblend_plugin.stage": {"flowblend_plugin.errors"},
-    "flowblend_plugin.stages": {"flowblend_plugin.errors", "flowblend_plugin.stage"},
+    "flowblend_plugin.stage_checks": {"flowblend_plugin.errors", "flowblend_plugin.stage"},
+    "flowblend_plugin.stages": {
+        "flowblend_plugin.errors",
+        "flowblend_plugin.stage",
+        "flowblend_plugin.stage_checks",
+    },
     "flowblend_plugin.support": set(),
     "flowblend_plugin.noise_levels": {"flowblend_plugin.errors", "flowblend_plugin.stages"},
     "flowblend_plugin.pairing": {"flowblend_plugin.errors"},
