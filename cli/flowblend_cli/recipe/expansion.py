@@ -21,12 +21,13 @@ from flowblend_cli.recipe.layers import scene_settings
 from flowblend_cli.recipe.naming import default_template
 from flowblend_cli.recipe.prompts import expand_prompt
 from flowblend_cli.recipe.ranges import MAX_SEED
+from flowblend_cli.recipe.rows import SEED, Row
 from flowblend_cli.recipe.rules import repeats_of, written_seeds
 from flowblend_cli.recipe.schema import SceneFields
 from flowblend_cli.recipe.steps import DEFAULT_STEPS, MANY_STEPS
 from flowblend_cli.recipe.studies import make_study
 from flowblend_cli.recipe.validation import Fault
-from flowblend_cli.recipe.variants import SEED, Row, Variant
+from flowblend_cli.recipe.variants import Variant
 from flowblend_cli.text import count
 from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
 from flowblend_plugin.noise_levels import noise_levels

@@ -18,10 +18,11 @@ from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.presets import Preset
 from flowblend_cli.recipe.prompts import count_prompts
 from flowblend_cli.recipe.ranges import Exploration
+from flowblend_cli.recipe.rows import SEED, count_rows, sweep_axes
 from flowblend_cli.recipe.schema import SceneFields
 from flowblend_cli.recipe.source import RecipeSource
 from flowblend_cli.recipe.validation import Fault, Tables
-from flowblend_cli.recipe.variants import SEED, Variant, count_rows, sweep_axes
+from flowblend_cli.recipe.variants import Variant
 from flowblend_plugin.stages import StageSchedule
 
 MAX_JOBS = 100_000

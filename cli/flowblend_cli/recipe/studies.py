@@ -9,9 +9,9 @@ from typing import Any
 from flowblend_cli.jobs import freeze
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.ranges import Exploration
+from flowblend_cli.recipe.rows import SEED, sweep_axes
 from flowblend_cli.recipe.study_schema import OF_REFERENCE, OF_RUNS, DraftTable
 from flowblend_cli.recipe.validation import Fault, Tables
-from flowblend_cli.recipe.variants import SEED, sweep_axes
 from flowblend_cli.study import AdaptSpec, MeasureSpec, ReviewSpec, Selection, Study
 
 
