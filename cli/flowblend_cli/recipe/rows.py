@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowblend_cli.recipe.positions import KeyPath
-from flowblend_cli.recipe.schema import SweepFields
+from flowblend_cli.recipe.sweep_schema import SweepFields
 from flowblend_cli.recipe.validation import Tables
 
 # Keys of [sweep] that are no axes.
@@ -48,11 +48,12 @@ class Row:
 
 def sweep_axes(sweep: SweepFields) -> dict[str, list[Any]]:
     """The axes of a sweep in the order of the recipe: dotted names, or keys of [defaults]."""
-    return {
+    axes = {
         info.alias or name: getattr(sweep, name)
         for name, info in type(sweep).model_fields.items()
         if name in sweep.model_fields_set and name not in NO_AXES
     }
+    return dict(sorted(axes.items(), key=lambda axis: sweep.place(axis[0])))
 
 
 def axis_fields(tables: Tables) -> dict[str, str]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.ranges import Ranges, parse_range
-from flowblend_cli.recipe.schema import SweepTable
 from flowblend_cli.recipe.source import RecipeSource
+from flowblend_cli.recipe.sweep_schema import SweepTable
 
 NUMERIC_AXES = frozenset(
     info.alias or name

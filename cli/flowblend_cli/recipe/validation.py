@@ -23,7 +23,6 @@ from flowblend_cli.recipe.schema import (
     SamplingTable,
     SceneFields,
     StageTable,
-    SweepFields,
 )
 from flowblend_cli.recipe.study_schema import (
     AdaptTable,
@@ -33,6 +32,7 @@ from flowblend_cli.recipe.study_schema import (
     ScoreFields,
     ScoreTable,
 )
+from flowblend_cli.recipe.sweep_schema import SweepFields, SweepTable
 from flowblend_cli.text import shorten
 
 
@@ -79,7 +79,7 @@ _SINGLE: dict[str, type[BaseModel]] = {
     "blend": BlendTable,
     "sampling": SamplingTable,
     "defaults": schema.DefaultsTable,
-    "sweep": schema.SweepTable,
+    "sweep": SweepTable,
     "output": OutputTable,
     "metrics": MetricsTable,
     "score": ScoreTable,
