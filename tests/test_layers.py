@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_plugin": {"flowblend_plugin", *HEAVY, "numpy"},
     # Words and values: everybody may use them, they use nobody.
     "flowblend_cli.text": set(),
+    "flowblend_cli.advice": set(),
     "flowblend_cli.errors": {"flowblend_cli.text", "flowblend_plugin.errors"},
     "flowblend_cli.events": set(),
     "flowblend_cli.bundled": set(),
@@ -69,6 +70,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.models",
     },
     "flowblend_cli.recipe": {
+        "flowblend_cli.advice",
         "flowblend_cli.adapter_files",
         "flowblend_cli.arguments",
         "flowblend_cli.batching",
@@ -96,6 +98,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.errors",
         "flowblend_cli.jobs",
         "flowblend_cli.levels",
+        "flowblend_cli.study",
         "flowblend_cli.text",
         "flowblend_plugin.errors",
         "flowblend_plugin.noise_levels",
@@ -147,6 +150,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.files": {"flowblend_cli.errors"},
     "flowblend_cli.stopping": {"flowblend_cli.errors"},
     "flowblend_cli.placement": {
+        "flowblend_cli.advice",
         "flowblend_cli.errors",
         "flowblend_cli.jobs",
         "flowblend_cli.text",

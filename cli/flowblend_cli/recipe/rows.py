@@ -38,12 +38,13 @@ class Row:
         """The swept values of [defaults]."""
         return {a: value for a, value in self.values.items() if "." not in a and a != SEED}
 
+    def axis_path(self, axis: str) -> KeyPath | None:
+        """Where an axis has its value; None where it isn't swept."""
+        return ("sweep", axis, self.indices[axis]) if axis in self.indices else None
+
     def path(self, table: str, key: str) -> KeyPath:
         """Where a table's key has its value: in the sweep, or in the table itself."""
-        axis = f"{table}.{key}"
-        if axis in self.indices:
-            return ("sweep", axis, self.indices[axis])
-        return (table, key)
+        return self.axis_path(f"{table}.{key}") or (table, key)
 
 
 def sweep_axes(sweep: SweepFields) -> dict[str, list[Any]]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -32,7 +31,8 @@ class Found:
     place: int
 
 
-def find_words(prompt: str, words: Iterable[str]) -> list[Found]:
+@lru_cache(maxsize=4096)
+def find_words(prompt: str, words: tuple[str, ...]) -> tuple[Found, ...]:
     """Find the words of a list in a prompt.
 
     Args:
@@ -45,7 +45,7 @@ def find_words(prompt: str, words: Iterable[str]) -> list[Found]:
     """
     tokens = list(_WORD.finditer(prompt))
     found = [each for word in words if (each := _find(prompt, tokens, word)) is not None]
-    return sorted(found, key=lambda each: each.place)
+    return tuple(sorted(found, key=lambda each: each.place))
 
 
 def _find(prompt: str, tokens: list[re.Match[str]], word: str) -> Found | None:
@@ -83,4 +83,8 @@ def _plain(word: str) -> str:
 def word_lists() -> dict[str, Any]:
     """The lists of words that come with flowblend."""
     text = (files("flowblend_cli") / "data" / "wording.toml").read_text("utf-8")
-    return tomli.loads(text)
+    return {name: _frozen(table) for name, table in tomli.loads(text).items()}
+
+
+def _frozen(table: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(value) if isinstance(value, list) else value for k, value in table.items()}
