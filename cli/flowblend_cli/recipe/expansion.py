@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,13 +17,20 @@ from flowblend_cli.recipe.candidates import Candidate, name_jobs
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.drafts import add_drafts, find_selections, with_origins
 from flowblend_cli.recipe.hints import find_hints
-from flowblend_cli.recipe.layers import PromptSettings, is_picture, prompt_settings, scene_settings
+from flowblend_cli.recipe.layers import (
+    PromptSettings,
+    Setting,
+    is_picture,
+    prompt_settings,
+    scene_settings,
+)
 from flowblend_cli.recipe.naming import default_template
 from flowblend_cli.recipe.prompts import expand_prompt
 from flowblend_cli.recipe.ranges import MAX_SEED
 from flowblend_cli.recipe.rows import SEED, Row
 from flowblend_cli.recipe.rules import repeats_of, written_seeds
 from flowblend_cli.recipe.schema import SceneFields
+from flowblend_cli.recipe.shapes import fit_to_picture, shape_problems
 from flowblend_cli.recipe.studies import make_study
 from flowblend_cli.recipe.validation import Fault
 from flowblend_cli.recipe.variants import Variant
@@ -94,7 +101,7 @@ def _of_scene(
         for variant in recipe.variants:
             found = prompt_settings(recipe, index, scene, base, prompt, variant)
             _check_steps(found, recipe, faults)
-            settings = found.values
+            settings = _shaped(found.values, base, index, variant, recipe, faults)
             negative_prompt = settings.pop("negative_prompt", None)
             output = _output(recipe, variant, settings, faults)
             first = Job(
@@ -142,6 +149,28 @@ def _check_steps(found: PromptSettings, recipe: Recipe, faults: list[Fault]) -> 
     if most is not None and steps > most:
         message = f"{steps} steps are more than max_steps = {most} in [recipe] allows"
         faults.append(Fault(found.path, message, related=(*_LAYERS, "recipe")))
+
+
+def _shaped(
+    values: dict[str, Any],
+    base: Mapping[str, Setting],
+    index: int,
+    variant: Variant,
+    recipe: Recipe,
+    faults: list[Fault],
+) -> dict[str, Any]:
+    """The arguments with height and width, where their area is to have the picture's shape."""
+    if "pixel_area" not in values:
+        return values
+    image, swept = recipe.pictures.get(index), variant.row.settings()
+    written = {*base, *swept}
+    problems = [*shape_problems(written, variant.pipeline_class, has_image=image is not None)]
+    written_at = base["pixel_area"].path if "pixel_area" in base else None
+    path = variant.row.axis_path("pixel_area") or written_at or ("scene", index)
+    faults += [Fault(path, text, at="key", related=(*_LAYERS, "model")) for text in problems]
+    if image is None or problems:
+        return {key: value for key, value in values.items() if key != "pixel_area"}
+    return fit_to_picture(values, image, recipe.path.absolute().parent)
 
 
 def _settled(job: Job, variant: Variant, settler: Settler, faults: list[Fault]) -> Job:

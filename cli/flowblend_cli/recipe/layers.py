@@ -62,8 +62,8 @@ def scene_settings(
             path = ("presets", preset.name, key) if key in preset.own else None
             merged[key] = Setting(value, path, f"preset {preset.name!r}")
     if choice is not None:
-        path = ("scene", index, "preset")
-        merged["num_inference_steps"] = Setting(choice.steps, path, choice.reason)
+        chosen = Setting(choice.steps, ("scene", index, "preset"), choice.reason)
+        merged["num_inference_steps"] = chosen
     for key, value in scene.settings().items():
         merged[key] = Setting(value, ("scene", index, key), f"scene {scene.name!r}")
     return merged

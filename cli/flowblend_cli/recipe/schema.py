@@ -5,7 +5,7 @@ What one table can't know of another is checked in ``recipe/rules.py``.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -254,7 +254,8 @@ ARGUMENTS: dict[str, Any] = {
     name: _annotation(name, kinds) for name, kinds in argument_table().arguments.items()
 }
 # What the layers defaults -> preset -> scene -> sweep may set.
-SETTINGS: dict[str, Any] = {**ARGUMENTS, "negative_prompt": str}
+PIXEL_AREA = Annotated[int, Field(ge=256, le=16_384**2)]
+SETTINGS: dict[str, Any] = {**ARGUMENTS, "negative_prompt": str, "pixel_area": PIXEL_AREA}
 _OPTIONAL: dict[str, Any] = {name: (kind | None, None) for name, kind in SETTINGS.items()}
 
 
@@ -306,8 +307,7 @@ def extended(
         fields: The keys, each with its type and default.
         doc: What it says of itself; without it, what ``base`` says.
     """
-    model = create_model(name, __base__=base, __doc__=doc or base.__doc__, **fields)
-    return cast("type[TableType]", model)
+    return create_model(name, __base__=base, __doc__=doc or base.__doc__, **fields)
 
 
 DefaultsTable = extended(

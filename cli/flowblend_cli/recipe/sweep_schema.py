@@ -70,7 +70,7 @@ def _axis(kind: Any) -> Any:
     if not is_numeric(kind):
         return Annotated[list[kind], Field(min_length=1)] | None
     item = Annotated[kind, BeforeValidator(refuse_text)]
-    return Annotated[list[item], Field(min_length=1), *RANGES] | None  # type: ignore[valid-type]
+    return Annotated[list[item], Field(min_length=1), *RANGES] | None
 
 
 def _sweep_fields() -> dict[str, Any]:

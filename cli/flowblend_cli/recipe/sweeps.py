@@ -25,7 +25,9 @@ def write_out_ranges(source: RecipeSource) -> None:
         source: The recipe; its document changes, and its record of where things stand.
     """
     sweep = source.document.get("sweep")
-    for axis in NUMERIC_AXES & set(sweep) if isinstance(sweep, dict) else ():
+    if not isinstance(sweep, dict):
+        return
+    for axis in NUMERIC_AXES & set(sweep):
         path: KeyPath = source.renamed.get(("sweep", axis), ("sweep", axis))
         written = sweep[axis]
         entries = written if isinstance(written, list) else [written]
