@@ -62,6 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_plugin": {"flowblend_plugin", *HEAVY, "numpy"},
     # Words and values: everybody may use them, they use nobody.
     "flowblend_cli.text": set(),
+    "flowblend_cli.advice": set(),
     "flowblend_cli.errors": {"flowblend_cli.text", "flowblend_plugin.errors"},
     "flowblend_cli.events": set(),
     "flowblend_cli.bundled": set(),
@@ -90,6 +91,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.models",
     },
     "flowblend_cli.recipe": {
+        "flowblend_cli.advice",
         "flowblend_cli.adapter_files",
         "flowblend_cli.arguments",
         "flowblend_cli.batching",
@@ -117,6 +119,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.errors",
         "flowblend_cli.jobs",
         "flowblend_cli.levels",
+        "flowblend_cli.study",
         "flowblend_cli.text",
         "flowblend_plugin.errors",
         "flowblend_plugin.noise_levels",
@@ -168,6 +171,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.files": {"flowblend_cli.errors"},
     "flowblend_cli.stopping": {"flowblend_cli.errors"},
     "flowblend_cli.placement": {
+        "flowblend_cli.advice",
         "flowblend_cli.errors",
         "flowblend_cli.jobs",
         "flowblend_cli.text",
