@@ -10,7 +10,9 @@ from flowblend_cli.jobs import Job
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.naming import fill, same_file_key
 from flowblend_cli.recipe.positions import KeyPath
+from flowblend_cli.recipe.steps import StepRange
 from flowblend_cli.recipe.validation import Fault
+from flowblend_cli.study import StepChoice
 
 DRAFT_SUFFIX = "-draft"
 
@@ -27,6 +29,9 @@ class Candidate:
         draft: The draft that it finishes, if any.
         is_draft: Whether it is a draft itself.
         is_reserve: Whether it is rendered only if its draft is chosen.
+        pipeline_class: Class of its pipeline, where it can be told offline.
+        suits: How many steps suit its scene, where a preset says so.
+        steps: How many steps its prompt has, and why.
     """
 
     job: Job
@@ -36,6 +41,9 @@ class Candidate:
     draft: Candidate | None = None
     is_draft: bool = False
     is_reserve: bool = False
+    pipeline_class: str | None = None
+    suits: StepRange | None = None
+    steps: StepChoice | None = None
 
     @property
     def content(self) -> Job:

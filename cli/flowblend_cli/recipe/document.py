@@ -15,7 +15,6 @@ from flowblend_cli.recipe.schema import (
     RecipeTable,
     SamplingTable,
     SceneTable,
-    SweepTable,
     Table,
 )
 from flowblend_cli.recipe.study_schema import (
@@ -25,6 +24,7 @@ from flowblend_cli.recipe.study_schema import (
     ReviewTable,
     ScoreTable,
 )
+from flowblend_cli.recipe.sweep_schema import SweepTable
 
 
 class RecipeDocument(Table):

@@ -45,6 +45,11 @@ def add_drafts(
             jobs.append(candidate)
             continue
         draft = _draft_of(candidate, recipe.tables.draft, faults)
+        most = recipe.tables.recipe.max_steps
+        if most is not None and recipe.tables.draft.steps > most:
+            steps = recipe.tables.draft.steps
+            message = f"{steps} steps are more than max_steps = {most} in [recipe] allows"
+            faults.append(Fault(("draft", "steps"), message, related=("draft", "recipe")))
         draft = drafts.setdefault(draft.content, draft)
         if passes is None or _FINAL in passes:
             jobs.append(replace(candidate, draft=draft, is_reserve=explores))

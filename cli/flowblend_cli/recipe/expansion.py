@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,17 +16,24 @@ from flowblend_cli.recipe.blend import blamed_for_stages
 from flowblend_cli.recipe.candidates import Candidate, name_jobs
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.drafts import add_drafts, find_selections, with_origins
-from flowblend_cli.recipe.layers import scene_settings
+from flowblend_cli.recipe.hints import find_hints
+from flowblend_cli.recipe.layers import (
+    PromptSettings,
+    Setting,
+    is_picture,
+    prompt_settings,
+    scene_settings,
+)
 from flowblend_cli.recipe.naming import default_template
 from flowblend_cli.recipe.prompts import expand_prompt
 from flowblend_cli.recipe.ranges import MAX_SEED
+from flowblend_cli.recipe.rows import SEED, Row
 from flowblend_cli.recipe.rules import repeats_of, written_seeds
 from flowblend_cli.recipe.schema import SceneFields
-from flowblend_cli.recipe.steps import DEFAULT_STEPS, MANY_STEPS
+from flowblend_cli.recipe.shapes import fit_to_picture, shape_problems
 from flowblend_cli.recipe.studies import make_study
 from flowblend_cli.recipe.validation import Fault
-from flowblend_cli.recipe.variants import SEED, Row, Variant
-from flowblend_cli.text import count
+from flowblend_cli.recipe.variants import Variant
 from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
 from flowblend_plugin.noise_levels import noise_levels
 from flowblend_plugin.stages import EXTRAPOLATED
@@ -72,14 +78,14 @@ def expand(recipe: Recipe, *, settle: bool = True) -> Batch:
     selections = find_selections(recipe, candidates, jobs, faults)
     recipe.source.fail(dict.fromkeys(faults))
     reserve = {job.id for c, job in zip(candidates, jobs, strict=True) if c.is_reserve}
-    warnings = (*settler.warnings, *_warnings(jobs))
+    warnings = (*settler.warnings, *find_hints(recipe, candidates))
     return Batch(
         recipe.name,
         recipe.output_dir,
         tuple(job for job in jobs if job.id not in reserve),
         warnings,
         recipe.path.absolute(),
-        make_study(recipe, selections),
+        make_study(recipe, candidates, selections),
         tuple(job for job in jobs if job.id in reserve),
     )
 
@@ -89,18 +95,13 @@ def _of_scene(
 ) -> Iterator[Candidate]:
     prompts = [(template, text) for template in scene.prompt for text in expand_prompt(template)]
     base = scene_settings(recipe.tables, recipe.presets, index, scene)
-    written = {key: setting.value for key, setting in base.items()}
     template = _template(recipe, varies_by_prompt=len(prompts) > 1)
     seen: set[Job] = set()
     for prompt_index, (prompt_template, prompt) in enumerate(prompts):
         for variant in recipe.variants:
-            pair_defaults = dict(variant.pair.defaults) if variant.pair else {}
-            settings = {
-                "num_inference_steps": DEFAULT_STEPS,
-                **pair_defaults,
-                **written,
-                **variant.row.settings(),
-            }
+            found = prompt_settings(recipe, index, scene, base, prompt, variant)
+            _check_steps(found, recipe, faults)
+            settings = _shaped(found.values, base, index, variant, recipe, faults)
             negative_prompt = settings.pop("negative_prompt", None)
             output = _output(recipe, variant, settings, faults)
             first = Job(
@@ -130,7 +131,46 @@ def _of_scene(
                 content = replace(job, prompt_template="")
                 if content not in seen:
                     seen.add(content)
-                    yield Candidate(job, index, {**fields, "seed": seed}, template)
+                    yield Candidate(
+                        job,
+                        index,
+                        {**fields, "seed": seed},
+                        template,
+                        pipeline_class=variant.pipeline_class,
+                        suits=found.suits,
+                        steps=found.steps,
+                    )
+
+
+def _check_steps(found: PromptSettings, recipe: Recipe, faults: list[Fault]) -> None:
+    """No job has more steps than the recipe allows."""
+    steps = found.values["num_inference_steps"]
+    most = recipe.tables.recipe.max_steps if recipe.tables.recipe is not None else None
+    if most is not None and steps > most:
+        message = f"{steps} steps are more than max_steps = {most} in [recipe] allows"
+        faults.append(Fault(found.path, message, related=(*_LAYERS, "recipe")))
+
+
+def _shaped(
+    values: dict[str, Any],
+    base: Mapping[str, Setting],
+    index: int,
+    variant: Variant,
+    recipe: Recipe,
+    faults: list[Fault],
+) -> dict[str, Any]:
+    """The arguments with height and width, where their area is to have the picture's shape."""
+    if "pixel_area" not in values:
+        return values
+    image, swept = recipe.pictures.get(index), variant.row.settings()
+    written = {*base, *swept}
+    problems = [*shape_problems(written, variant.pipeline_class, has_image=image is not None)]
+    written_at = base["pixel_area"].path if "pixel_area" in base else None
+    path = variant.row.axis_path("pixel_area") or written_at or ("scene", index)
+    faults += [Fault(path, text, at="key", related=(*_LAYERS, "model")) for text in problems]
+    if image is None or problems:
+        return {key: value for key, value in values.items() if key != "pixel_area"}
+    return fit_to_picture(values, image, recipe.path.absolute().parent)
 
 
 def _settled(job: Job, variant: Variant, settler: Settler, faults: list[Fault]) -> Job:
@@ -214,10 +254,10 @@ def _output(
     values = dict(variant.output)
     path = variant.row.path
     makes_clips = argument_table().takes(variant.pipeline_class, "num_frames")
-    is_picture = settings.get("num_frames") == 1 or not makes_clips
+    makes_picture = is_picture(settings, variant)
     if values["container"] is None:
-        values["container"] = "png" if is_picture else "mp4"
-    elif values["container"] == "png" and not is_picture:
+        values["container"] = "png" if makes_picture else "mp4"
+    elif values["container"] == "png" and not makes_picture:
         message = "'png' holds a single picture: set num_frames = 1, or container = \"mp4\""
         faults.append(Fault(path("output", "container"), message, related=_LAYERS))
     elif values["container"] == "mp4" and not makes_clips:
@@ -228,7 +268,7 @@ def _output(
     odd = [
         f"{side} {settings[side]}"
         for side in ("height", "width")
-        if not is_picture and settings.get(side, 0) * values["scale"] % 2
+        if not makes_picture and settings.get(side, 0) * values["scale"] % 2
     ]
     if odd:
         message = f"H.264 needs even sizes, and {' and '.join(odd)} is odd: set scale = 2"
@@ -263,22 +303,3 @@ def _fields(recipe: Recipe, job: Job, variant: Variant, prompt_index: int) -> di
         "prompt_index": prompt_index,
         "stages": job.stage_string,
     }
-
-
-def _warnings(jobs: list[Job]) -> Iterator[str]:
-    """What is legal, but probably not meant."""
-    many = [job for job in jobs if job.num_inference_steps > MANY_STEPS]
-    if many:
-        yield (
-            f"{count(len(many), 'job')} with more than {MANY_STEPS} steps: so many may distort "
-            "motion"
-        )
-    empty: dict[str, int] = {}
-    kinds = Counter((job.stages, job.num_inference_steps) for job in jobs)
-    samples = {(job.stages, job.num_inference_steps): job for job in jobs}
-    for kind, number in kinds.items():
-        if not samples[kind].schedule.needs_noise_levels:
-            for message in samples[kind].empty_stages():
-                empty[message] = empty.get(message, 0) + number
-    for message, number in empty.items():
-        yield f"{message} ({count(number, 'job')})"

@@ -18,17 +18,12 @@ from flowblend_cli.recipe.naming import check_name
 from flowblend_cli.recipe.overrides import apply_overrides
 from flowblend_cli.recipe.pictures import scene_pictures
 from flowblend_cli.recipe.presets import merge_presets
+from flowblend_cli.recipe.rows import Row, axis_fields, sweep_rows
 from flowblend_cli.recipe.source import read_source
 from flowblend_cli.recipe.studies import check_study
 from flowblend_cli.recipe.sweeps import write_out_ranges
 from flowblend_cli.recipe.validation import Fault, Tables, validate
-from flowblend_cli.recipe.variants import (
-    Row,
-    Variant,
-    axis_fields,
-    make_variant,
-    sweep_rows,
-)
+from flowblend_cli.recipe.variants import Variant, make_variant
 from flowblend_cli.text import is_unsafe
 
 

@@ -11,6 +11,7 @@ from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import SamplingSpec
 from flowblend_cli.levels import find_solver
 from flowblend_cli.recipe import schema
+from flowblend_cli.recipe.choosing import AUTO
 from flowblend_cli.recipe.layers import scene_settings
 from flowblend_cli.recipe.naming import FIXED_FIELDS, same_file_key, template_fields
 from flowblend_cli.recipe.overrides import Override
@@ -18,10 +19,11 @@ from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.presets import Preset
 from flowblend_cli.recipe.prompts import count_prompts
 from flowblend_cli.recipe.ranges import Exploration
+from flowblend_cli.recipe.rows import SEED, count_rows, sweep_axes
 from flowblend_cli.recipe.schema import SceneFields
 from flowblend_cli.recipe.source import RecipeSource
 from flowblend_cli.recipe.validation import Fault, Tables
-from flowblend_cli.recipe.variants import SEED, Variant, count_rows, sweep_axes
+from flowblend_cli.recipe.variants import Variant
 from flowblend_plugin.stages import StageSchedule
 
 MAX_JOBS = 100_000
@@ -33,6 +35,9 @@ def check_scenes(
 ) -> Iterator[Fault]:
     """Names are unique, presets exist, and every prompt's alternatives can be read."""
     first: dict[str, int] = {}
+    if AUTO in presets:
+        message = f"{AUTO!r} chooses among the presets: take another name"
+        yield Fault(("presets", AUTO), message, at="key")
     for index, scene in enumerate(tables.scenes):
         if scene is None:
             continue
@@ -45,8 +50,8 @@ def check_scenes(
                 "which its files would share: rename one",
             )
         first.setdefault(key, index)
-        if scene.preset is not None and scene.preset not in presets:
-            yield Fault(("scene", index, "preset"), _unknown_preset(scene.preset, presets))
+        if scene.preset not in (None, AUTO, *presets):
+            yield Fault(("scene", index, "preset"), _unknown_preset(str(scene.preset), presets))
         for number, prompt in enumerate(scene.prompt):
             problem = _prompt_problem(prompt)
             if problem:
@@ -56,7 +61,7 @@ def check_scenes(
 
 
 def _unknown_preset(name: str, presets: Mapping[str, Preset]) -> str:
-    close = difflib.get_close_matches(name, presets, n=1)
+    close = difflib.get_close_matches(name, [*presets, AUTO], n=1)
     hint = f"; did you mean {close[0]!r}?" if close else f"; presets are {', '.join(presets)}"
     return f"there is no preset {name!r}{hint}"
 
@@ -256,6 +261,8 @@ def _unread(
     ]
     if not winners:
         return f"no scene uses preset {path[1]!r}" if table == "presets" else None
+    if any(scene is not None and scene.preset == AUTO for scene in tables.scenes):
+        return None  # what its words choose, and for which prompts, isn't known yet
     if any(w is None or w.path == path or w.value == value for w in winners):
         return None
     origins = " and ".join(dict.fromkeys(w.origin for w in winners if w))
@@ -265,5 +272,5 @@ def _unread(
 def _concerns(path: KeyPath, index: int, scene: SceneFields) -> bool:
     """Whether a scene could read a key at all."""
     if path[0] == "presets":
-        return scene.preset == path[1]
+        return scene.preset in (AUTO, path[1])
     return path[0] != "scene" or path[1] == index

@@ -5,7 +5,7 @@ What one table can't know of another is checked in ``recipe/rules.py``.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -24,9 +24,6 @@ from flowblend_cli.recipe.ranges import (
     MAX_SEED,
     SEEDS_SCHEMA,
     Exploration,
-    Ranges,
-    is_numeric,
-    refuse_text,
 )
 from flowblend_cli.recipe.settings import (
     CACHE_SCHEMA,
@@ -43,7 +40,6 @@ from flowblend_plugin.stages import Cache
 
 Name = Annotated[str, AfterValidator(check_name)]
 Text = Annotated[str, Field(min_length=1)]
-RANGES = (BeforeValidator(refuse_text), Ranges())
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Seeds = Annotated[
@@ -258,7 +254,8 @@ ARGUMENTS: dict[str, Any] = {
     name: _annotation(name, kinds) for name, kinds in argument_table().arguments.items()
 }
 # What the layers defaults -> preset -> scene -> sweep may set.
-SETTINGS: dict[str, Any] = {**ARGUMENTS, "negative_prompt": str}
+PIXEL_AREA = Annotated[int, Field(ge=256, le=16_384**2)]
+SETTINGS: dict[str, Any] = {**ARGUMENTS, "negative_prompt": str, "pixel_area": PIXEL_AREA}
 _OPTIONAL: dict[str, Any] = {name: (kind | None, None) for name, kind in SETTINGS.items()}
 
 
@@ -292,56 +289,8 @@ class PresetFields(_Settings):
 
     keywords: list[Text] | None = None
     """Words of a prompt that hint at this kind of scene."""
-
-
-class SweepFields(Table):
-    """Axes along which every scene is rendered: lists of values."""
-
-    mode: Literal["product", "zip"] = "product"
-    """Every combination of the axes, or their first values together, then their second..."""
-    repeats: Repeats | None = None
-    """As in a scene, and wins over it."""
-    time_repeats: Annotated[int, Field(ge=1, le=100)] = 1
-    """How often every job is rendered, for its median seconds."""
-    seed: (
-        Annotated[list[Annotated[Seed, BeforeValidator(refuse_text)]], Field(min_length=1), *RANGES]
-        | None
-    ) = None
-    """Seeds to render instead of the scenes' own."""
-
-
-_NOT_SWEPT = ("model.denoisers", "model.adapters")
-SWEPT_TABLES: dict[str, type[Table]] = {
-    "model": ModelTable,
-    "blend": BlendTable,
-    "sampling": SamplingTable,
-    "output": OutputTable,
-}
-
-
-def _axis(kind: Any) -> Any:
-    if not is_numeric(kind):
-        return Annotated[list[kind], Field(min_length=1)] | None
-    item = Annotated[kind, BeforeValidator(refuse_text)]
-    return Annotated[list[item], Field(min_length=1), *RANGES] | None  # type: ignore[valid-type]
-
-
-def _sweep_fields() -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        name: (_axis(kind), None)
-        for name, kind in SETTINGS.items()
-        if name not in SweepFields.model_fields
-    }
-    for table, model in SWEPT_TABLES.items():
-        for key, info in model.model_fields.items():
-            alias = f"{table}.{key}"
-            if alias not in _NOT_SWEPT:
-                kind = Annotated[info.annotation, *info.metadata] if info.metadata else None
-                fields[f"{table}__{key}"] = (
-                    _axis(kind or info.annotation),
-                    Field(default=None, alias=alias),
-                )
-    return fields
+    medium: Literal["clip", "picture"] | None = None
+    """What it is for, where it isn't for both."""
 
 
 TableType = TypeVar("TableType", bound=Table)
@@ -358,8 +307,7 @@ def extended(
         fields: The keys, each with its type and default.
         doc: What it says of itself; without it, what ``base`` says.
     """
-    model = create_model(name, __base__=base, __doc__=doc or base.__doc__, **fields)
-    return cast("type[TableType]", model)
+    return create_model(name, __base__=base, __doc__=doc or base.__doc__, **fields)
 
 
 DefaultsTable = extended(
@@ -369,4 +317,3 @@ SceneTable = extended("SceneTable", SceneFields, _OPTIONAL)
 PresetTable = extended(
     "PresetTable", PresetFields, {**_OPTIONAL, "num_inference_steps": (Steps | None, None)}
 )
-SweepTable = extended("SweepTable", SweepFields, _sweep_fields())

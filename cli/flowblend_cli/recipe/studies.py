@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flowblend_cli.jobs import freeze
+from flowblend_cli.recipe.candidates import Candidate
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.ranges import Exploration
+from flowblend_cli.recipe.rows import SEED, sweep_axes
 from flowblend_cli.recipe.study_schema import OF_REFERENCE, OF_RUNS, DraftTable
 from flowblend_cli.recipe.validation import Fault, Tables
-from flowblend_cli.recipe.variants import SEED, sweep_axes
-from flowblend_cli.study import AdaptSpec, MeasureSpec, ReviewSpec, Selection, Study
+from flowblend_cli.study import (
+    AdaptSpec,
+    MeasureSpec,
+    ReviewSpec,
+    Selection,
+    StepChoice,
+    Study,
+)
 
 
-def make_study(recipe: Recipe, selections: tuple[Selection, ...]) -> Study:
+def make_study(
+    recipe: Recipe,
+    candidates: Sequence[Candidate],
+    selections: tuple[Selection, ...],
+) -> Study:
     """Everything of a recipe that decides no pixel.
 
     Args:
         recipe: The recipe.
+        candidates: Its jobs.
         selections: Drafts of which only some become finals.
     """
     tables = recipe.tables
@@ -32,7 +45,29 @@ def make_study(recipe: Recipe, selections: tuple[Selection, ...]) -> Study:
         adapt=_adapt(tables),
         review=ReviewSpec(tuple(tables.review.criteria)),
         selections=selections,
+        step_ranges=_step_ranges(candidates),
+        choices=_choices(candidates),
     )
+
+
+def _choices(candidates: Iterable[Candidate]) -> tuple[StepChoice, ...]:
+    """One a prompt of a scene, in the order of the recipe."""
+    found: dict[tuple[int, str], StepChoice] = {}
+    for candidate in sorted(candidates, key=lambda each: each.scene_index):
+        if candidate.steps is not None:
+            found.setdefault((candidate.scene_index, candidate.job.prompt), candidate.steps)
+    return tuple(found.values())
+
+
+def _step_ranges(candidates: Iterable[Candidate]) -> tuple[tuple[str, int, int], ...]:
+    """What suits each scene; where its prompts chose several presets, what suits any of them."""
+    found: dict[str, tuple[int, int]] = {}
+    for candidate in candidates:
+        if candidate.suits is not None:
+            low, high = candidate.suits.low or 1, candidate.suits.high
+            lowest, highest = found.get(candidate.job.scene, (low, high))
+            found[candidate.job.scene] = (min(low, lowest), max(high, highest))
+    return tuple((scene, low, high) for scene, (low, high) in found.items())
 
 
 def _measure(tables: Tables) -> MeasureSpec:

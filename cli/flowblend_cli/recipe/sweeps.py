@@ -7,8 +7,8 @@ from typing import Any
 
 from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.ranges import Ranges, parse_range
-from flowblend_cli.recipe.schema import SweepTable
 from flowblend_cli.recipe.source import RecipeSource
+from flowblend_cli.recipe.sweep_schema import SweepTable
 
 NUMERIC_AXES = frozenset(
     info.alias or name
@@ -25,7 +25,9 @@ def write_out_ranges(source: RecipeSource) -> None:
         source: The recipe; its document changes, and its record of where things stand.
     """
     sweep = source.document.get("sweep")
-    for axis in NUMERIC_AXES & set(sweep) if isinstance(sweep, dict) else ():
+    if not isinstance(sweep, dict):
+        return
+    for axis in NUMERIC_AXES & set(sweep):
         path: KeyPath = source.renamed.get(("sweep", axis), ("sweep", axis))
         written = sweep[axis]
         entries = written if isinstance(written, list) else [written]
