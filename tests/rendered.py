@@ -82,9 +82,9 @@ def write_clip(
     }  # fmt: skip
     path = folder / (name or job.filename)
     if job.extension == ".png":
-        publish_image(clip[0], path, document=document)
+        publish_image(clip[0], path, document=document, scale=job.output.scale)
     else:
-        publish_video(clip, path, fps=8, document=document)
+        publish_video(clip, path, fps=8, document=document, scale=job.output.scale)
     if metrics is not None:
         known = JobRecord(
             job.id, job.recipe, digest, elapsed_s=elapsed_s, pixels=pixels or (digest,),
@@ -106,5 +106,4 @@ def keep_recipe(folder: Path, jobs: list[Job], study: Study | None = None, text:
 
 def values_for(score: float) -> dict[str, float]:
     """Metrics of which the default score is some increasing function of one number, 0 to 1."""
-    return {"inter_frame_ssim": score, "inter_frame_ssim_min": score, "flow_mean": 10.0,
-            "flow_std": 1.0, "flicker": 0.5, "sharpness": 300.0}  # fmt: skip
+    return {"inter_frame_ssim": score, "flow_mean": 10.0, "flicker": 0.5}

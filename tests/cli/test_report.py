@@ -16,12 +16,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flowblend_cli import main
-from flowblend_cli.jobs import ImageSpec, Origin
+from flowblend_cli.errors import UsageError
+from flowblend_cli.jobs import ImageSpec, Origin, OutputSpec
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.records import FOLDER, JobRecord, record_path, write_record
+from flowblend_cli.report.document import to_document, to_text
 from flowblend_cli.report.findings import conclude
 from flowblend_cli.report.gather import gather
 from flowblend_cli.report.page import MOST_POSTERS
+from flowblend_cli.report.promote import promoted
 from flowblend_cli.study import MeasureSpec, Selection, Study
 from flowblend_plugin.stages import Cache, Stage
 from rendered import a_job, frames_of, keep_recipe, values_for, write_clip
@@ -41,6 +44,17 @@ def report(*arguments: object, code: int = 0) -> Result:
 def document_of(folder: Path) -> dict[str, Any]:
     read: dict[str, Any] = json.loads((folder / "report.json").read_text("utf-8"))
     return read
+
+
+def numbers_of(folder: Path) -> dict[str, Any]:
+    """What report.json would hold, without drawing a page."""
+    found: dict[str, Any] = json.loads(to_text(to_document(conclude(gather(folder)))))
+    return found
+
+
+def verdicts_of(folder: Path) -> str:
+    studies = numbers_of(folder)["studies"]
+    return " ".join(verdict["text"] for one in studies for verdict in one["verdicts"])
 
 
 def a_study(folder: Path, scores: dict[int, tuple[float, ...]] | None = None) -> Path:
@@ -276,7 +290,8 @@ def test_without_records_the_files_are_measured_at_their_native_size(tmp_path: P
     from flowblend_plugin import quality
 
     for steps in (30, 50):
-        write_clip(tmp_path, a_job(steps=steps), frames=frames_of(steps))
+        job = a_job(steps=steps, output=OutputSpec(fps=8, scale=4))
+        write_clip(tmp_path, job, frames=frames_of(steps))
 
     (section,) = gather(tmp_path).sections
     clip = section.clips[0]
@@ -294,9 +309,9 @@ def test_the_same_without_the_folder_of_records(tmp_path: Path) -> None:
     a_study(tmp_path)
     shutil.rmtree(tmp_path / FOLDER)
 
-    assert report(tmp_path).exit_code == 0
-    assert {job["measured_on"] for job in document_of(tmp_path)["jobs"]} == {"file"}
-    assert document_of(tmp_path)["recipes"][0]["text"] is None
+    document = numbers_of(tmp_path)
+    assert {job["measured_on"] for job in document["jobs"]} == {"file"}
+    assert document["recipes"][0]["text"] is None
 
 
 def test_a_reference_is_found_and_measured_against(tmp_path: Path) -> None:
@@ -322,11 +337,11 @@ def test_without_the_metrics_extra_the_report_says_so(
     for steps in (30, 50):
         write_clip(tmp_path, a_job(steps=steps))
 
-    result = report(tmp_path)
+    document = numbers_of(tmp_path)
 
-    assert "No winner among 2 variants" in result.stdout
-    assert "2 files not measured: pip install 'flowblend[metrics]'" in result.stderr
-    assert {job["winner"] for job in document_of(tmp_path)["jobs"]} == {False}
+    assert "No winner among 2 variants" in verdicts_of(tmp_path)
+    assert "2 files not measured: pip install 'flowblend[metrics]'" in str(document["warnings"])
+    assert {job["winner"] for job in document["jobs"]} == {False}
 
 
 def test_several_recipes_get_a_section_each(tmp_path: Path) -> None:
@@ -335,10 +350,10 @@ def test_several_recipes_get_a_section_each(tmp_path: Path) -> None:
         job = a_job(f"other-{steps}", steps=steps, recipe="other")
         write_clip(tmp_path, job, metrics=values_for(steps / 100))
 
-    report(tmp_path)
+    document = numbers_of(tmp_path)
 
-    assert [one["recipe"] for one in document_of(tmp_path)["studies"]] == ["other", "study"]
-    assert sum(job["winner"] for job in document_of(tmp_path)["jobs"]) == 2
+    assert [one["recipe"] for one in document["studies"]] == ["other", "study"]
+    assert sum(job["winner"] for job in document["jobs"]) == 2
 
 
 def test_a_file_rendered_again_is_one_more_render_of_its_job(tmp_path: Path) -> None:
@@ -358,11 +373,10 @@ def test_ode_and_sde_are_judged_by_their_bits_and_their_spread(tmp_path: Path) -
             frames = frames_of(20 * noise if mode == "sde" else 0)
             write_clip(tmp_path, job, frames=frames, metrics=values_for(0.5))
 
-    result = report(tmp_path)
-    document = document_of(tmp_path)
+    document, said = numbers_of(tmp_path), verdicts_of(tmp_path)
 
-    assert "ODE: 3 of 3 renders equal in every bit (sha256 " in result.stdout
-    assert "SDE: 3 added noises gave 3 different clips" in result.stdout
+    assert "ODE: 3 of 3 renders equal in every bit (sha256 " in said
+    assert "SDE: 3 added noises gave 3 different clips" in said
     (ode,) = [one for one in document["determinism"] if one["mode"] == "ode"]
     assert (ode["equal"], ode["renders"], ode["holds"]) == (3, 3, True)
     spreads = {one["mode"]: one for one in document["studies"][0]["spreads"]}
@@ -380,13 +394,13 @@ def test_explored_seeds_are_counted_with_the_drafts_that_were_given_up(tmp_path:
     selection = Selection("square", ("d1", "d2", "d3"), ("f1", "f2", "f3"), 1, 3, 2)
     keep_recipe(tmp_path, [*drafts, final], Study(selections=(selection,)))
 
-    report(tmp_path)
+    document = numbers_of(tmp_path)
 
-    (drafted,) = document_of(tmp_path)["studies"][0]["drafts"]
+    (drafted,) = document["studies"][0]["drafts"]
     assert (drafted["drafts"], drafted["abandoned"], drafted["finals"]) == (3, 1, 1)
     assert drafted["draft_s"] == pytest.approx(2.4)
     assert drafted["full_s"] == pytest.approx(15)
-    assert not [w for w in document_of(tmp_path)["warnings"] if "not rendered" in w]
+    assert not [w for w in document["warnings"] if "not rendered" in w]
 
 
 def test_a_page_of_many_jobs_stays_small(tmp_path: Path) -> None:
@@ -439,18 +453,17 @@ def test_a_missing_extra_is_named(
     assert "flowblend[report]" in result.output
 
 
-def promoted(folder: Path, out: Path) -> Any:
-    result = report(folder, "--promote", out)
-    assert result.exit_code == 0, result.output
+def load_promoted(folder: Path, out: Path) -> Any:
+    out.write_text(promoted(conclude(gather(folder)), out), "utf-8")
     return load_batch(str(out))
 
 
 def test_a_promoted_recipe_renders_the_winner(study: Path, tmp_path: Path) -> None:
     out = tmp_path / "next.toml"
 
-    batch = promoted(study, out)
+    report(study, "--promote", out)
 
-    (job,) = batch.jobs
+    (job,) = load_batch(str(out)).jobs
     assert (job.seed, job.num_inference_steps, job.prompt) == (2, 50, "a red square moving right")
     winner = a_job(steps=50, seed=2)
     same = {"arguments", "stages", "stage_string", "sampling", "model", "output", "negative_prompt"}
@@ -476,7 +489,7 @@ def test_a_promoted_recipe_keeps_what_stages_set_and_odd_words(tmp_path: Path) -
         )  # fmt: skip
         write_clip(tmp_path, job, metrics=values_for(score))
 
-    (job,) = promoted(tmp_path, tmp_path / "next.toml").jobs
+    (job,) = load_promoted(tmp_path, tmp_path / "next.toml").jobs
 
     assert (job.prompt, job.negative_prompt, job.seed) == (prompt, '"; x = 1', 2)
     assert job.stages == stages
@@ -500,11 +513,10 @@ def test_promoting_without_a_winner_or_with_two_recipes_says_why(tmp_path: Path)
             job = a_job(f"{recipe}{seed}", seed=seed, recipe=recipe)
             write_clip(tmp_path / "two", job, metrics=values_for(seed / 10))
 
-    nothing = report(tmp_path / "one", "--promote", tmp_path / "x.toml", code=2)
-    several = report(tmp_path / "two", "--promote", tmp_path / "x.toml", code=2)
-
-    assert "nothing to promote" in nothing.output
-    assert "2 recipes have winners here (a, b)" in several.output
+    with pytest.raises(UsageError, match="nothing to promote"):
+        load_promoted(tmp_path / "one", tmp_path / "x.toml")
+    with pytest.raises(UsageError, match=r"2 recipes have winners here \(a, b\)"):
+        load_promoted(tmp_path / "two", tmp_path / "x.toml")
 
 
 def test_a_promoted_recipe_of_a_picture_stays_near_it(tmp_path: Path) -> None:
@@ -517,9 +529,8 @@ def test_a_promoted_recipe_of_a_picture_stays_near_it(tmp_path: Path) -> None:
         job = a_job(f"s{seed}", seed=seed, image=ImageSpec("first.png", "0" * 64))
         write_clip(folder, job, metrics=values_for(seed / 10))
 
-    far = report(folder, "--promote", tmp_path / "far" / "x.toml", code=2)
-    near = report(folder, "--promote", folder / "x.toml")
+    found = conclude(gather(folder))
 
-    assert "must lie in the recipe's folder" in far.output
-    assert near.exit_code == 0
-    assert 'image = "first.png"' in (folder / "x.toml").read_text()
+    with pytest.raises(UsageError, match="must lie in the recipe's folder"):
+        promoted(found, tmp_path / "far" / "x.toml")
+    assert 'image = "first.png"' in promoted(found, folder / "x.toml")

@@ -50,7 +50,6 @@ _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.facecolor": "none", "figure.facecolor": "none",
     "legend.frameon": False,
-    "figure.constrained_layout.use": True,
 }  # fmt: skip
 
 
@@ -154,10 +153,12 @@ def _draw(
 
     from flowblend_cli.report.statistics import summarise
 
-    figure = Figure(figsize=_SIZE)
+    over_steps = STEPS in comparison.axes
+    figure = Figure(figsize=_SIZE, layout=None if over_steps else "constrained")
     axes = figure.subplots()
     drawn = False
-    if STEPS in comparison.axes:
+    if over_steps:
+        figure.subplots_adjust(left=0.13, right=0.985, bottom=0.17, top=0.97)
         lines = _lines_over_steps(comparison.rows)
         for number, (name, places) in enumerate(lines.items()):
             colour = _SERIES[number % len(_SERIES)]
