@@ -65,6 +65,11 @@ class OnlineSwitch:
                 "twice a step: choose another"
             )
         roles = tuple(stage.denoiser for stage in stages.stages)
+        if stages.num_inference_steps is not None:
+            raise StageError(
+                "adaptive stages end where the trajectory says so, and these have steps of their "
+                "own: leave steps out"
+            )
         if roles != SHAPE:
             raise StageError(
                 f"adaptive stages are large, small, large (LSL) at the latest, got {stages}"

@@ -72,6 +72,7 @@ class FlowBlendBlock(ModularPipelineBlocks):
             raise StageError("no stages: give a stage string such as 'LSL', or a StageSchedule")
         for stage in made.stages:
             more = stage.settings or (stage.denoiser,) * stage.is_extrapolated
+            more = more or ("steps",) * (stage.steps is not None)
             if more:
                 raise StageError(
                     f"a modular stage chooses its denoiser only, got {', '.join(more)}: "

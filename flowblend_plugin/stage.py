@@ -10,6 +10,17 @@ from flowblend_plugin.errors import StageError
 
 # The role of steps that no denoiser runs.
 EXTRAPOLATED = "extrapolated"
+# Solvers that a stage may have of its own: those of flow matching, one evaluation a step.
+SOLVERS = (
+    "flow_match_euler",
+    "unipc",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "deis",
+    "sa_solver",
+    "lcm",
+)
+_PLACE = ("denoiser", "until", "until_sigma", "steps", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,9 @@ class Stage:
             that names none runs without; in one where no stage does, adapters aren't touched.
         cache: Cache of the denoiser in this stage; None runs every forward in full.
         attention_backend: Name of one of diffusers' attention backends; None keeps the present.
+        steps: Number of steps that the stage spends from its first noise level to its end, so that
+            stages have grids of their own; None where they share the trajectory's one grid.
+        scheduler: Solver of a stage with ``steps``, one of ``SOLVERS``; None for the pipeline's.
     """
 
     denoiser: str
@@ -78,6 +92,8 @@ class Stage:
     adapters: tuple[Adapter, ...] = ()
     cache: Cache | None = None
     attention_backend: str | None = None
+    steps: int | None = None
+    scheduler: str | None = None
 
     @property
     def is_extrapolated(self) -> bool:
@@ -86,12 +102,12 @@ class Stage:
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """The fields that the stage sets besides its denoiser and its end."""
-        return tuple(sorted(self.to_document().keys() - {"denoiser", "until", "until_sigma"}))
+        """The fields that the stage sets besides its denoiser, its place and its solver."""
+        return tuple(sorted(self.to_document().keys() - set(_PLACE)))
 
     def describe_settings(self) -> str:
         """What the stage sets besides its denoiser, in words; empty if nothing."""
-        parts = []
+        parts = [] if self.scheduler is None else [self.scheduler]
         if self.guidance_scale is not None:
             parts.append(f"guidance {self.guidance_scale:g}")
         for adapter in self.adapters:

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowblend_plugin.errors import StageError
-from flowblend_plugin.stage import EXTRAPOLATED, Adapter, Cache, Stage
+from flowblend_plugin.stage import EXTRAPOLATED, SOLVERS, Adapter, Cache, Stage
+from flowblend_plugin.stage_checks import check_stages
 
 __all__ = [
     "EXTRAPOLATED",
     "LETTERS",
+    "SOLVERS",
     "Adapter",
     "Cache",
     "Stage",
@@ -41,7 +43,7 @@ class StageSchedule:
     stages: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
-        _check(self.stages)
+        check_stages(self.stages)
 
     @classmethod
     def parse(
@@ -116,26 +118,42 @@ class StageSchedule:
     @property
     def boundaries(self) -> tuple[float, ...] | None:
         """Stage ends as fractions of the steps, or None where they are noise levels."""
-        if self.needs_noise_levels:
+        if self._ends_at_levels:
             return None
         return tuple(s.until for s in self.stages[:-1] if s.until is not None)
 
     @property
     def boundary_sigmas(self) -> tuple[float, ...] | None:
         """Stage ends as noise levels, or None where they are fractions of the steps."""
-        if not self.needs_noise_levels:
+        if not self._ends_at_levels:
             return None
         return tuple(s.until_sigma for s in self.stages[:-1] if s.until_sigma is not None)
 
     def __str__(self) -> str:
         ends = self._ends
-        kind = " sigmas" if self.needs_noise_levels else ""
-        return f"{self.letters}{kind} {ends}" if ends else self.letters
+        kind = " sigmas" if self._ends_at_levels else ""
+        told = f"{self.letters}{kind} {ends}" if ends else self.letters
+        return told if self.num_inference_steps is None else f"{told} in {self._counts} steps"
+
+    @property
+    def num_inference_steps(self) -> int | None:
+        """The number of steps of stages that have their own, or None where a call gives it."""
+        counts = [s.steps for s in self.stages if s.steps is not None]
+        return sum(counts) if counts else None
 
     @property
     def needs_noise_levels(self) -> bool:
-        """Whether the stages end at noise levels, so that step indices depend on the scheduler."""
+        """Whether step indices depend on the scheduler: stages end at levels of a shared grid."""
+        return self._ends_at_levels and self.num_inference_steps is None
+
+    @property
+    def _ends_at_levels(self) -> bool:
         return any(s.until_sigma is not None for s in self.stages)
+
+    @property
+    def _counts(self) -> str:
+        """The stages' own steps in words: ``"25 + 15"``."""
+        return " + ".join(str(s.steps) for s in self.stages)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -157,7 +175,7 @@ class StageSchedule:
 
     @property
     def _ends(self) -> tuple[float, ...]:
-        return (self.boundary_sigmas if self.needs_noise_levels else self.boundaries) or ()
+        return (self.boundary_sigmas if self._ends_at_levels else self.boundaries) or ()
 
     def edges(
         self, num_inference_steps: int, noise_levels: Sequence[float] | None = None
@@ -175,11 +193,21 @@ class StageSchedule:
             ``len(stages) + 1`` indices from 0 to n. Equal neighbours are a stage without a step.
 
         Raises:
-            StageError: n is below 1, or noise levels are needed and missing or miscounted.
+            StageError: n is below 1, or isn't the sum of the stages' own steps; or noise levels
+                are needed and missing or miscounted.
         """
         n = num_inference_steps
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise StageError(f"num_inference_steps must be a whole number of at least 1, got {n!r}")
+        own = self.num_inference_steps
+        if own is not None:
+            if n != own:
+                is_sum = f"{self._counts} = {own}" if len(self.stages) > 1 else f"{own}"
+                raise StageError(
+                    f"num_inference_steps is {n}, and the stages have {is_sum} steps of their own: "
+                    f"set it to {own}"
+                )
+            return (0, *itertools.accumulate(s.steps or 0 for s in self.stages))
         if not self.needs_noise_levels:
             inner = [math.floor(b * n + 0.5) for b in self.boundaries or ()]
             return (0, *inner, n)
@@ -308,50 +336,3 @@ def _numbers(name: str, edges: Iterable[float] | None) -> list[float]:
     if isinstance(edges, (str, int, float)) or not isinstance(edges, Iterable):
         raise StageError(f"{name} must be a sequence of numbers such as (0.4, 0.8), got {edges!r}")
     return [edge.item() if hasattr(edge, "item") else edge for edge in edges]
-
-
-def _check(stages: tuple[Stage, ...]) -> None:
-    """Raise unless the stage ends are all fractions ascending in [0, 1], or sigmas descending."""
-    if not stages:
-        raise StageError("a schedule needs at least one stage, got none")
-    *inner, last = stages
-    if last.until is not None or last.until_sigma is not None:
-        raise StageError("the last stage ends with the trajectory: leave its until out")
-    for stage in inner:
-        if (stage.until is None) == (stage.until_sigma is None):
-            raise StageError(
-                f"every stage but the last needs exactly one end, until or until_sigma; got {stage}"
-            )
-    fractions = [s.until for s in inner if s.until is not None]
-    sigmas = [s.until_sigma for s in inner if s.until_sigma is not None]
-    if fractions and sigmas:
-        raise StageError(
-            "stage ends mix fractions (until) and noise levels (until_sigma): keep one"
-        )
-    _check_edges("boundaries", fractions, "ascending", sorted(fractions))
-    _check_edges("boundary_sigmas", sigmas, "descending", sorted(sigmas, reverse=True))
-    _check_extrapolated(stages)
-
-
-def _check_extrapolated(stages: tuple[Stage, ...]) -> None:
-    """Raise unless extrapolated stages have something to go by, and set nothing."""
-    if stages[0].is_extrapolated:
-        raise StageError(
-            "the first stage can't be extrapolated, because no denoiser has run yet that it could "
-            "go by: begin with another denoiser, such as L"
-        )
-    for number, stage in enumerate(stages, 1):
-        if stage.is_extrapolated and stage.settings:
-            raise StageError(
-                f"stage {number} is extrapolated and sets {', '.join(stage.settings)}, but "
-                "no denoiser runs there: leave that out"
-            )
-
-
-def _check_edges(name: str, edges: list[float], order: str, wanted: list[float]) -> None:
-    for edge in edges:
-        number = isinstance(edge, (int, float)) and not isinstance(edge, bool)
-        if not number or not 0 <= edge <= 1:
-            raise StageError(f"{name} must be numbers from 0 to 1, got {edge!r} in {edges}")
-    if edges != wanted:
-        raise StageError(f"{name} must be {order}, got {edges}; did you mean {wanted}?")

@@ -23,6 +23,8 @@ from flowblend_plugin.stages import StageSchedule
 logger = logging.getLogger(__name__)
 
 Seed = int | Sequence[int]
+# Told of every step: the output that the solver took, its sample, and the index in ``sigmas``.
+Watcher = Callable[[torch.Tensor, torch.Tensor, int], None]
 ROUNDING = 1e-4  # by which a shifted noise level may exceed 1
 
 
@@ -58,6 +60,7 @@ class StageMixin:
     _companion_of: weakref.ref[StageListener] | None = None
     _stage_indices: tuple[int, ...] = ()
     _generators: list[torch.Generator] | None = None
+    _watcher: Watcher | None = None
     _calls: int = 0
     _first: int = 0
 
@@ -88,11 +91,15 @@ class StageMixin:
         """Announce stages to nobody; the next ``set_timesteps`` raises if there are stages."""
         self._listener = None
 
+    def watch(self, watcher: Watcher | None) -> None:
+        """Tell somebody of every step of this scheduler, if it counts its steps; None nobody."""
+        self._watcher = watcher
+
     def __getstate__(self) -> dict[str, Any]:
         # Some pipelines deep-copy their scheduler in mid-call (a second modality, one copy a
         # frame). A copy must not reach the denoisers through the listener; and a copy of a
         # scheduler at work is a companion of the announcing one, so it announces nothing.
-        left_out = ("_listener", "_companion_of", "_generators")
+        left_out = ("_listener", "_companion_of", "_generators", "_watcher")
         state = {k: v for k, v in self.__dict__.items() if k not in left_out}
         if self._current_listener() is not None:
             state["_stages"] = None
@@ -305,6 +312,8 @@ def with_stages(base: type) -> type:
                 kwargs["generator"] = generators
         output = self._model_output(model_output, sample)
         result = base.step(self, output, timestep, sample, *args, **kwargs)  # type: ignore[attr-defined]
+        if self._watcher is not None and getattr(self, "step_index", None) is not None:
+            self._watcher(output, sample, self.step_index - 1)
         self._finish_step()
         return result
 

@@ -27,7 +27,12 @@ ALLOWED: dict[str, set[str]] = {
     # The library knows nothing of recipes, commands or terminals.
     "flowblend_plugin.errors": set(),
     "flowblend_plugin.stage": {"flowblend_plugin.errors"},
-    "flowblend_plugin.stages": {"flowblend_plugin.errors", "flowblend_plugin.stage"},
+    "flowblend_plugin.stage_checks": {"flowblend_plugin.errors", "flowblend_plugin.stage"},
+    "flowblend_plugin.stages": {
+        "flowblend_plugin.errors",
+        "flowblend_plugin.stage",
+        "flowblend_plugin.stage_checks",
+    },
     "flowblend_plugin.support": set(),
     "flowblend_plugin.noise_levels": {"flowblend_plugin.errors", "flowblend_plugin.stages"},
     "flowblend_plugin.pairing": {"flowblend_plugin.errors"},
@@ -57,6 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_plugin": {"flowblend_plugin", *HEAVY, "numpy"},
     # Words and values: everybody may use them, they use nobody.
     "flowblend_cli.text": set(),
+    "flowblend_cli.advice": set(),
     "flowblend_cli.errors": {"flowblend_cli.text", "flowblend_plugin.errors"},
     "flowblend_cli.events": set(),
     "flowblend_cli.bundled": set(),
@@ -85,6 +91,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.models",
     },
     "flowblend_cli.recipe": {
+        "flowblend_cli.advice",
         "flowblend_cli.adapter_files",
         "flowblend_cli.arguments",
         "flowblend_cli.batching",
@@ -96,6 +103,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.jobs",
         "flowblend_cli.levels",
         "flowblend_cli.models",
+        "flowblend_cli.study",
         "flowblend_cli.text",
         "flowblend_plugin.boundaries",
         "flowblend_plugin.calibration",
@@ -111,6 +119,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.errors",
         "flowblend_cli.jobs",
         "flowblend_cli.levels",
+        "flowblend_cli.study",
         "flowblend_cli.text",
         "flowblend_plugin.errors",
         "flowblend_plugin.noise_levels",
@@ -188,6 +197,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.files": {"flowblend_cli.errors"},
     "flowblend_cli.stopping": {"flowblend_cli.errors"},
     "flowblend_cli.placement": {
+        "flowblend_cli.advice",
         "flowblend_cli.errors",
         "flowblend_cli.jobs",
         "flowblend_cli.text",

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import Any
 
-from flowblend_cli import __version__
-from flowblend_cli.artifacts.finished import FileState, inspect_final
+from flowblend_cli.artifacts.finished import FileState, Finished, inspect_final
 from flowblend_cli.errors import DeviceLostError, LockedError, ModelMissingError, OutputError
-from flowblend_cli.events import JobDone, JobFailed, JobSkipped, JobStarted, ModelLoaded, Summary
+from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Summary
 from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
 from flowblend_cli.keys import Identity, job_key, model_identity
-from flowblend_cli.plan import plan_job
 from flowblend_cli.progress import Reporter
+from flowblend_cli.records import JobRecord
+from flowblend_cli.rendering import Render, Renderer
 from flowblend_cli.stopping import StopRequested, StopSignals
+from flowblend_cli.study import Selection
+from flowblend_cli.studying import Studying
 from flowblend_plugin.errors import FlowBlendError
-from flowblend_plugin.stages import LETTERS
-
-if TYPE_CHECKING:
-    from flowblend_cli.artifacts.pixels import Frames
-    from flowblend_cli.runtime import Runtime, Sampled
 
 LOCK_NAME = ".flowblend.lock"
 SOME_FAILED = 1
@@ -33,7 +31,7 @@ _ENDS_THE_BATCH = (ModelMissingError, OutputError, DeviceLostError)
 
 @dataclass(frozen=True)
 class Pending:
-    """A job that is still to be rendered.
+    """A job and where its file goes.
 
     Args:
         job: The job.
@@ -57,27 +55,38 @@ class BatchRun:
         anew: Render our own finished files again, too.
         warm_up: A job that is sampled and thrown away before the first one, so that what happens
             once (memory, kernels, the prompt's embedding) isn't in anybody's seconds.
+        overrides: The ``--set`` options that made the batch from its recipe; given where records
+            are kept beside the files, and the batch's study is carried out.
+        complaints: What people found wrong with clips, by job; these are adapted.
     """
 
     def __init__(
-        self, batch: Batch, reporter: Reporter, *, anew: bool = False, warm_up: Job | None = None
+        self,
+        batch: Batch,
+        reporter: Reporter,
+        *,
+        anew: bool = False,
+        warm_up: Job | None = None,
+        overrides: Sequence[str] | None = None,
+        complaints: Mapping[str, str] | None = None,
     ) -> None:
         self._batch = batch
         self._anew = anew
-        self._warm_up = warm_up
         self._reporter = reporter
         self._recipe_dir = batch.source.parent
+        self._renderer = Renderer(self._recipe_dir, reporter, warm_up)
+        self._study = Studying(batch, reporter, overrides, complaints or {})
         self._identities: dict[tuple[ModelSpec, tuple[AdapterSpec, ...]], Identity] = {}
-        self._runtime: Runtime | None = None
+        self._queue: list[Job] = []
         self._rendered = self._skipped = self._failed = 0
         self._exit_code = 0
 
     def run(self) -> int:
-        """Render what isn't finished yet.
+        """Render what isn't finished yet, measure it, and render what that leads to.
 
         Returns:
-            The exit code: 0 all is done, 1 some jobs failed, 3 models are missing, 4 the disk
-            failed, 128 + signal after a signal.
+            The exit code: 0 all is done, 1 some jobs failed, 2 the recipe asks for what can't be
+            done, 3 models are missing, 4 the disk failed, 128 + signal after a signal.
 
         Raises:
             LockedError: Another run holds the output folder.
@@ -86,49 +95,110 @@ class BatchRun:
         stopping = StopSignals(self._reporter.message)
         with output_lock(self._batch.output_dir), self._reporter, stopping as stop:
             try:
-                for job in self._batch.jobs:  # every model is there, before any of them works
-                    self._identity(job)
-                for pending in self._pending():
+                with self._errors_told(stop):
+                    for job in (*self._batch.jobs, *self._batch.reserve):
+                        self._identity(job)  # every model is there, before any of them works
+                    self._queue = self._study.begin()
+                    self._work(stop)
                     stop.check()
-                    self._render(pending, stop)
-                stop.check()
-            except StopRequested:
-                self._exit_code = stop.exit_code or SOME_FAILED
-            except (*_ENDS_THE_BATCH, FlowBlendError) as error:
-                self._reporter.message(str(error), error=True)
-                self._exit_code = int(getattr(error, "exit_code", 2))
             finally:
+                with self._errors_told(stop):
+                    self._study.close()
                 elapsed = round(time.monotonic() - began, 3)
                 self._reporter.event(Summary(self._rendered, self._skipped, self._failed, elapsed))
         return self._exit_code or (SOME_FAILED if self._failed else 0)
 
-    def _pending(self) -> Iterator[Pending]:
-        for job in self._batch.jobs:
-            path = self._batch.path_of(job)
-            identity = self._identity(job)
-            key = job_key(job, identity)
-            found = inspect_final(path)
-            if found.state is FileState.MISSING:
-                yield Pending(job, path, key, identity)
+    @contextmanager
+    def _errors_told(self, stop: StopSignals) -> Iterator[None]:
+        """Turn what ends the batch into its exit code."""
+        try:
+            yield
+        except StopRequested:
+            self._exit_code = stop.exit_code or SOME_FAILED
+        except (*_ENDS_THE_BATCH, FlowBlendError) as error:
+            self._reporter.message(str(error), error=True)
+            self._exit_code = int(getattr(error, "exit_code", 2))
+
+    def _work(self, stop: StopSignals) -> None:
+        """One job after the other, those of the models in memory first, until no more can come."""
+        while True:
+            self._queue += self._study.new_jobs()
+            if self._queue:
+                stop.check()
+                loaded = [job for job in self._queue if job.model == self._renderer.model]
+                job = (loaded or self._queue)[0]
+                self._queue.remove(job)
+                self._do(job, stop)
+            elif self._study.is_waiting:
+                self._queue += self._study.wait(stop.check)
+            else:
+                return
+
+    def _do(self, job: Job, stop: StopSignals) -> None:
+        """Render a job, or find that it needs no render."""
+        look = self._study.to_look_at(job)
+        if look is not None:
+            dropped = self._look(*look, stop)
+            self._queue = [one for one in self._queue if one.id not in dropped]
+            if job.id in dropped:
+                return
+        path = self._batch.path_of(job)
+        identity = self._identity(job)
+        pending = Pending(job, path, job_key(job, identity), identity)
+        found = inspect_final(path)
+        owner = _other_owner(found, job)
+        if owner:
+            self._fail(
+                job,
+                f"{path} belongs to {owner} and is left alone: move it away, or change "
+                "recipe.output_dir or recipe.filename",
+            )
+            return
+        if found.state is FileState.DAMAGED:
+            self._reporter.message(f"{path.name} is damaged and is rendered again", error=True)
+        document = found.document or {}
+        is_same = found.state is FileState.INTACT and document.get("job_key") == pending.key
+        if is_same and not self._anew:
+            self._skip(pending, document, stop)
+        else:
+            self._render(pending, stop)
+
+    def _skip(self, pending: Pending, document: dict[str, Any], stop: StopSignals) -> None:
+        """Leave a finished file as it is; what isn't known of it yet is timed and measured."""
+        job = pending.job
+        seed = recorded(document, "seed", job.seed)
+        record = self._study.record_of(job, str(document.get("pixels_sha256")))
+        if self._study.time_repeats > max(1, len(record.elapsed_s)):
+            sampling_s = recorded(document, "sampling_s", 0.0)
+            publishing_s = record.elapsed_s[0] - sampling_s if record.elapsed_s else 0.0
+            self._time(record, job, seed, max(0.0, publishing_s), stop)
+        self._skipped += 1
+        self._reporter.event(JobSkipped(job.id, job.scene, seed, str(pending.path)))
+        self._study.finished(
+            job, self._study.record_of(job, record.pixels_sha256), None, stop.check
+        )
+
+    def _look(self, selection: Selection, drafts: Sequence[Job], stop: StopSignals) -> set[str]:
+        """Look where the first steps of all drafts lead; ids of those that aren't worth more."""
+        steps = selection.reject_after or 1
+        keys = {draft.id: job_key(draft, self._identity(draft)) for draft in drafts}
+        known = self._study.known_looks(selection, keys)
+        for draft in drafts:
+            if draft.id in known:
                 continue
-            known = found.recipe is not None or found.state is FileState.INTACT
-            theirs = known and found.recipe != job.recipe
-            if found.state is FileState.FOREIGN or theirs:
-                owner = f"recipe {found.recipe!r}" if theirs else "someone else"
-                self._fail(
-                    job,
-                    f"{path} belongs to {owner} and is left alone: move it away, or change "
-                    "recipe.output_dir or recipe.filename",
-                )
+            stop.check()
+            try:
+                frames = self._renderer.preview(draft, steps, stop.check)
+            except _ENDS_THE_BATCH:
+                raise
+            except Exception as error:  # noqa: BLE001 - what can't be judged early is rendered
+                told = f"{draft.id} can't be looked at after {steps} steps and goes on: {error}"
+                self._reporter.message(told, error=True)
                 continue
-            if found.state is FileState.DAMAGED:
-                self._reporter.message(f"{path.name} is damaged and is rendered again", error=True)
-            elif not self._anew and (found.document or {}).get("job_key") == key:
-                self._skipped += 1
-                seed = recorded(found.document or {}, "seed", job.seed)
-                self._reporter.event(JobSkipped(job.id, job.scene, seed, str(path)))
-                continue
-            yield Pending(job, path, key, identity)
+            self._study.look(draft, frames, stop.check)
+        while self._study.is_waiting:
+            self._queue += self._study.wait(stop.check)
+        return self._study.drop(selection, keys)
 
     def _identity(self, job: Job) -> Identity:
         weights = (job.model, job.adapters)
@@ -139,118 +209,102 @@ class BatchRun:
     def _render(self, pending: Pending, stop: StopSignals) -> None:
         job = pending.job
         seed = job.seed or draw_seed()
-        runtime = self._loaded(job.model)
+        self._renderer.load(job.model)
         stop.check()
         try:
-            if self._warm_up is not None:
-                runtime.sample(self._warm_up, seed, lambda *_: stop.check())
-                self._warm_up = None
-            planned = plan_job(job, self._recipe_dir)
-            self._reporter.event(
-                JobStarted(job.id, job.scene, seed, job.num_inference_steps, planned, job.prompt)
-            )
+            render = self._renderer.render(job, seed, stop.check)
             began = time.monotonic()
-            self._reporter.step(0, len(planned), _role(planned, 0))
-
-            def on_step(index: int, role: str) -> None:
-                stop.check()
-                if index + 1 < len(planned):
-                    self._reporter.step(index + 1, len(planned), _role(planned, index + 1))
-
-            sampled = runtime.sample(job, seed, on_step)
-            stop.check()
-            done = self._publish(pending, seed, sampled, began)
+            self._renderer.publish(job, pending.path, render, pending.identity, pending.key)
         except _ENDS_THE_BATCH:
             self._fail(job, "not rendered: see the error of the batch", seed)
             raise
         except Exception as error:  # noqa: BLE001 - one job's failure must not end the night
             self._fail(job, f"{type(error).__name__}: {error}", seed)
             return
+        publishing_s = time.monotonic() - began
+        record = _record_of(job, render, publishing_s)
         self._rendered += 1
-        self._reporter.event(done)
+        try:
+            self._study.keep(record)
+            record = self._time(record, job, seed, publishing_s, stop)
+        finally:  # also where the disk or a signal ends the batch: the file is there
+            self._reporter.event(self._done(pending, render))
+        self._study.finished(job, record, render.sampled.frames, stop.check)
 
-    def _loaded(self, model: ModelSpec) -> Runtime:
-        if self._runtime is None or self._runtime.model != model:
-            from flowblend_cli.runtime import Runtime  # torch: only where something is to be done
+    def _time(
+        self, record: JobRecord, job: Job, seed: int, publishing_s: float, stop: StopSignals
+    ) -> JobRecord:
+        """Render a job that has its file for its seconds and bits alone, as often as is asked.
 
-            self._runtime = None  # free the former models before the next ones load
-            self._runtime = Runtime(model, self._recipe_dir)
-            elapsed = round(self._runtime.elapsed_s, 3)
-            self._reporter.event(ModelLoaded(model.pipeline, elapsed))
-            if self._runtime.note is not None:
-                self._reporter.message(self._runtime.note)
-        return self._runtime
+        Publishing is timed once and counted in each.
+        """
+        repeats = self._study.time_repeats
+        while len(record.elapsed_s) < repeats:
+            try:
+                render = self._renderer.render(job, seed, stop.check)
+            except _ENDS_THE_BATCH:
+                raise
+            except Exception as error:  # noqa: BLE001 - its file is there, only times are missing
+                number = len(record.elapsed_s) + 1
+                told = f"{job.id}: render {number} of {repeats} for its seconds failed: {error}"
+                self._reporter.message(told, error=True)
+                return record
+            record = replace(
+                record,
+                elapsed_s=(*record.elapsed_s, round(render.elapsed_s + publishing_s, 3)),
+                pixels=(*record.pixels, render.pixels_sha256),
+            )
+            self._study.keep(record)
+        if repeats > 1:
+            same, renders = record.pixels.count(record.pixels_sha256), len(record.pixels)
+            told = f"{job.id}: {same} of {renders} renders have the same pixels"
+            self._reporter.message(told, error=same < renders)
+        return record
 
-    def _publish(self, pending: Pending, seed: int, sampled: Sampled, began: float) -> JobDone:
-        from flowblend_cli.artifacts.pixels import pixels_sha256
-        from flowblend_cli.runtime import peak_rss_bytes, versions
-
+    def _done(self, pending: Pending, render: Render) -> JobDone:
         job = pending.job
-        digest = pixels_sha256(sampled.frames)
-        document: dict[str, Any] = {
-            "flowblend": __version__,
-            "v": 1,
-            "job": job.to_document(),
-            "job_key": pending.key,
-            "resolved": {
-                "seed": seed,
-                "denoisers": sampled.denoisers,
-                "device": str(self._runtime.device.type) if self._runtime else "cpu",
-                "sampling_s": round(time.monotonic() - began, 3),
-                "source": str(self._recipe_dir),
-            },
-            "models": pending.identity,
-            "versions": versions(),
-            "pixels_sha256": digest,
-        }
-        if sampled.caches:
-            document["resolved"]["caches"] = [asdict(report) for report in sampled.caches]
-            self._report_caches(job, sampled)
-        publish_frames(sampled.frames, pending.path, job, document)
+        record = self._study.record_of(job, render.pixels_sha256)
         return JobDone(
             job=job.id,
             scene=job.scene,
-            seed=seed,
+            seed=render.seed,
             num_inference_steps=job.num_inference_steps,
             path=str(pending.path),
-            elapsed_s=round(time.monotonic() - began, 3),
-            denoisers=sampled.denoisers,
-            peak_rss_bytes=peak_rss_bytes(),
-            peak_vram_bytes=sampled.peak_vram_bytes,
-            pixels_sha256=digest,
+            elapsed_s=round(median(record.elapsed_s), 3),
+            denoisers=render.sampled.denoisers,
+            peak_rss_bytes=render.peak_rss_bytes,
+            peak_vram_bytes=render.sampled.peak_vram_bytes,
+            pixels_sha256=render.pixels_sha256,
         )
-
-    def _report_caches(self, job: Job, sampled: Sampled) -> None:
-        for report in sampled.caches:
-            if report.computed == 1:
-                where = f"stage {report.stage + 1} ({report.denoiser})"
-                self._reporter.message(
-                    f"{job.id}: cache {report.kind!r} of {where} skipped nothing", error=True
-                )
 
     def _fail(self, job: Job, error: str, seed: int | None = None) -> None:
         self._failed += 1
         self._reporter.event(
             JobFailed(job.id, job.scene, job.seed if seed is None else seed, error)
         )
+        self._study.failed(job)
 
 
-def publish_frames(frames: Frames, path: Path, job: Job, document: dict[str, Any]) -> None:
-    """Write a job's frames as what its recipe asks for: a picture, or a clip.
+def _other_owner(found: Finished, job: Job) -> str:
+    """Whose file it is, if it isn't this recipe's; empty if it is, or if there is none."""
+    if found.state is FileState.MISSING:
+        return ""
+    known = found.recipe is not None or found.state is FileState.INTACT
+    if known and found.recipe != job.recipe:
+        return f"recipe {found.recipe!r}"
+    return "someone else" if found.state is FileState.FOREIGN else ""
 
-    Raises:
-        OutputError: The file can't be written.
-    """
-    if path.suffix == ".png":
-        from flowblend_cli.artifacts.image import publish_image
 
-        publish_image(frames[0], path, document=document, scale=job.output.scale)
-        return
-    from flowblend_cli.artifacts.video import publish_video
-
-    output = job.output
-    publish_video(
-        frames, path, fps=output.fps, document=document, scale=output.scale, crf=output.crf
+def _record_of(job: Job, render: Render, publishing_s: float) -> JobRecord:
+    return JobRecord(
+        job=job.id,
+        recipe=job.recipe,
+        pixels_sha256=render.pixels_sha256,
+        elapsed_s=(round(render.elapsed_s + publishing_s, 3),),
+        pixels=(render.pixels_sha256,),
+        step_s=render.step_s,
+        peak_rss_bytes=render.peak_rss_bytes,
+        peak_vram_bytes=render.sampled.peak_vram_bytes,
     )
 
 
@@ -289,9 +343,9 @@ def output_lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def run(batch: Batch, reporter: Reporter, *, anew: bool = False, warm_up: Job | None = None) -> int:
-    """Render a batch; see ``BatchRun``."""
-    return BatchRun(batch, reporter, anew=anew, warm_up=warm_up).run()
+def run(batch: Batch, reporter: Reporter, **options: Any) -> int:
+    """Render a batch; see ``BatchRun``, whose options these are."""
+    return BatchRun(batch, reporter, **options).run()
 
 
 def recorded(document: dict[str, Any], name: str, default: Any) -> Any:
@@ -328,7 +382,3 @@ def render_again(document: dict[str, Any], path: Path, reporter: Reporter) -> in
     verdict = "the same pixels" if same else "other pixels"
     reporter.message(f"{again.name} has {verdict} as {path.name}", error=not same)
     return 0 if same else SOME_FAILED
-
-
-def _role(denoisers: str, index: int) -> str:
-    return LETTERS.get(denoisers[index], denoisers[index])

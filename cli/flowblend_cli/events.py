@@ -70,9 +70,11 @@ class JobDone(_Event):
         seed: Seed of its noise.
         num_inference_steps: Steps of its trajectory.
         path: The file, absolute.
-        elapsed_s: Seconds for sampling, decoding and publishing, without loading models.
+        elapsed_s: Seconds for sampling, decoding and publishing, without loading models; the
+            median where the job was rendered several times.
         denoisers: The denoiser that ran each step, one letter a step.
-        peak_rss_bytes: Most main memory the process has held so far, in bytes.
+        peak_rss_bytes: Most main memory during the job, in bytes; where the system can't tell
+            that, most that the process has held so far.
         peak_vram_bytes: Most accelerator memory during the job, in bytes; None on a CPU.
         pixels_sha256: Hash of the uint8 frames before scaling and encoding.
     """
@@ -106,6 +108,44 @@ class JobSkipped(_Event):
     scene: str
     seed: int
     path: str
+
+
+@dataclass(frozen=True)
+class JobMeasured(_Event):
+    """A finished job was measured; comes after its ``job_done``, while the next one renders.
+
+    Args:
+        job: Id of the job.
+        scene: Name of the scene that it comes from.
+        metrics: Values by name, see ``flowblend_plugin.quality``.
+        score: Its score, 0 to 1; None where the metrics don't give one.
+    """
+
+    name: ClassVar[str] = "job_measured"
+    job: str
+    scene: str
+    metrics: dict[str, float]
+    score: float | None
+
+
+@dataclass(frozen=True)
+class JobDropped(_Event):
+    """A draft isn't rendered: its first steps didn't look promising beside the others'.
+
+    Args:
+        job: Id of the job.
+        scene: Name of the scene that it comes from.
+        seed: Seed of its noise.
+        reason: Why, in words.
+        score: Score of what its first steps led to.
+    """
+
+    name: ClassVar[str] = "job_dropped"
+    job: str
+    scene: str
+    seed: int
+    reason: str
+    score: float
 
 
 @dataclass(frozen=True)
@@ -144,4 +184,6 @@ class Summary(_Event):
     elapsed_s: float
 
 
-Event = ModelLoaded | JobStarted | JobDone | JobSkipped | JobFailed | Summary
+Event = (
+    ModelLoaded | JobStarted | JobDone | JobSkipped | JobMeasured | JobDropped | JobFailed | Summary
+)

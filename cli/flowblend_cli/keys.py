@@ -22,6 +22,8 @@ from flowblend_cli.models import ModelSource, resolve_model, resolve_small
 
 NUMERICS_VERSION = 1
 _MODEL_SUFFIXES = {".json", ".safetensors", ".model", ".txt"}
+# Files of a pipeline's folder that decide no pixel by themselves.
+_NO_MODEL = (BUNDLED_NAME, "preview.safetensors")
 _NAMES_ONLY = ("id", "recipe", "scene", "prompt_template", "origin")
 
 Identity = dict[str, Any]
@@ -121,15 +123,17 @@ def local_folder(source: ModelSource) -> Path:
 def hash_folder(folder: Path) -> str:
     """Hash a model folder: names and bytes of its configs, weights and tokenizer files.
 
-    A calibration in it is left out: what was chosen from it is in the job.
+    A calibration in it is left out, since what was chosen from it is in the job; and so is a
+    projection for previews, which no finished pixel goes through.
 
     Raises:
         ModelMissingError: The folder isn't there, or holds no model file.
     """
+    left_out = {folder / name for name in _NO_MODEL}
     paths = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix in _MODEL_SUFFIXES and path != folder / BUNDLED_NAME
+        if path.is_file() and path.suffix in _MODEL_SUFFIXES and path not in left_out
     ]
     if not paths:
         raise ModelMissingError(f"{folder}: no model is there (no .json or .safetensors file)")

@@ -13,8 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from flowblend_cli.events import Event, JobDone, JobFailed, JobSkipped, JobStarted, ModelLoaded
-from flowblend_cli.progress import Silent, one_line, safe_lines
+from flowblend_cli.events import Event, JobDone, JobDropped, JobFailed, JobSkipped, JobStarted
+from flowblend_cli.progress import SAID_WHEN_VERBOSE, Silent, one_line, safe_lines
 from flowblend_cli.text import printable
 from flowblend_plugin.stages import LETTERS
 
@@ -46,6 +46,7 @@ class LiveReporter(Silent):
         self._batch = BatchClock(total_jobs)
         self._job: JobStarted | None = None
         self._ran = ""
+        self._waits_for = ""
         self._live = Live(
             console=self._console,
             get_renderable=self.render,
@@ -75,10 +76,10 @@ class LiveReporter(Silent):
             self._batch.start()
             self._live.refresh()
             return
-        if isinstance(event, JobDone | JobSkipped | JobFailed):
+        if isinstance(event, JobDone | JobSkipped | JobDropped | JobFailed):
             self._job, self._ran = None, ""
-            self._batch.end_job(skipped=isinstance(event, JobSkipped))
-        if self._verbose or not isinstance(event, ModelLoaded):
+            self._batch.end_job(skipped=isinstance(event, JobSkipped | JobDropped))
+        if self._verbose or not isinstance(event, SAID_WHEN_VERBOSE):
             style = "bold red" if isinstance(event, JobFailed) else ""
             self._print(one_line(event, verbose=self._verbose), style)
 
@@ -91,6 +92,14 @@ class LiveReporter(Silent):
         """Print a message above the moving lines."""
         self._print(safe_lines(text), "bold red" if error else "yellow")
 
+    def grow(self, jobs: int) -> None:
+        """Count on further jobs."""
+        self._batch.total += jobs
+
+    def waiting(self, text: str) -> None:
+        """Show what is waited for among the moving lines."""
+        self._waits_for = text
+
     def _print(self, text: str, style: str) -> None:
         self._console.print(Text(text, style=style), soft_wrap=True)
 
@@ -101,6 +110,8 @@ class LiveReporter(Silent):
         if job is not None:
             lines.append(_cut(f"{printable(job.job)}  {printable(job.prompt)}"))
             lines.append(self._step_line(job))
+        if self._waits_for:
+            lines.append(_cut(self._waits_for))
         lines.append(self._batch_line())
         return Group(*lines)
 

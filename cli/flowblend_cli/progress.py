@@ -17,7 +17,9 @@ from typing import Protocol, Self, TextIO
 from flowblend_cli.events import (
     Event,
     JobDone,
+    JobDropped,
     JobFailed,
+    JobMeasured,
     JobSkipped,
     JobStarted,
     ModelLoaded,
@@ -26,6 +28,7 @@ from flowblend_cli.events import (
 from flowblend_cli.text import printable
 
 QUIET = -1
+SAID_WHEN_VERBOSE = (JobStarted, ModelLoaded, JobMeasured)
 
 
 class Reporter(Protocol):
@@ -62,6 +65,14 @@ class Reporter(Protocol):
         """Say something else on stderr; only errors are said under ``-q``."""
         ...
 
+    def grow(self, jobs: int) -> None:
+        """Tell that the batch has so many more jobs than it began with."""
+        ...
+
+    def waiting(self, text: str) -> None:
+        """Tell what the batch waits for, while no job renders; empty when it goes on."""
+        ...
+
 
 class Silent:
     """A reporter that says nothing; the base of those that say something."""
@@ -86,6 +97,12 @@ class Silent:
 
     def message(self, text: str, *, error: bool = False) -> None:
         """Ignore the message."""
+
+    def grow(self, jobs: int) -> None:
+        """Ignore the further jobs."""
+
+    def waiting(self, text: str) -> None:
+        """Ignore what is waited for."""
 
 
 class Lines:
@@ -160,15 +177,15 @@ class PlainReporter(Silent):
 
     def event(self, event: Event) -> None:
         """Write the event's line, if it has one at this verbosity."""
-        if isinstance(event, JobDone | JobSkipped | JobFailed):
+        if isinstance(event, JobDone | JobSkipped | JobDropped | JobFailed):
             self._ended += 1
         if isinstance(event, JobFailed):
             self._problems.write(one_line(event, verbose=self._verbosity > 0))
             return
-        if self._verbosity < (1 if isinstance(event, JobStarted | ModelLoaded) else 0):
+        if self._verbosity < (1 if isinstance(event, SAID_WHEN_VERBOSE) else 0):
             return
         line = one_line(event, verbose=self._verbosity > 0)
-        if isinstance(event, JobDone | JobSkipped):
+        if isinstance(event, JobDone | JobSkipped | JobDropped):
             line = f"[{self._ended}/{self._total}] {line}"
         self._results.write(line)
 
@@ -176,6 +193,10 @@ class PlainReporter(Silent):
         """Write a message among the problems."""
         if error or self._verbosity >= 0:
             self._problems.write(safe_lines(text))
+
+    def grow(self, jobs: int) -> None:
+        """Count on further jobs."""
+        self._total += jobs
 
 
 class Reporters(Silent):
@@ -215,6 +236,16 @@ class Reporters(Silent):
     def message(self, text: str, *, error: bool = False) -> None:
         """Pass the message on to the one that talks to people, the last."""
         self._reporters[-1].message(text, error=error)
+
+    def grow(self, jobs: int) -> None:
+        """Pass the further jobs on."""
+        for reporter in self._reporters:
+            reporter.grow(jobs)
+
+    def waiting(self, text: str) -> None:
+        """Pass what is waited for on."""
+        for reporter in self._reporters:
+            reporter.waiting(text)
 
 
 def make_reporter(*, json: bool, verbosity: int, total_jobs: int) -> Reporter:
@@ -273,6 +304,12 @@ def one_line(event: Event, *, verbose: bool = False) -> str:
             return line + _details(event) if verbose else line
         case JobSkipped():
             return f"already there {printable(event.job)}: {printable(event.path)}"
+        case JobMeasured():
+            score = "no score" if event.score is None else f"score {event.score:.3f}"
+            values = ", ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
+            return f"measured {printable(event.job)}: {score} ({printable(values)})"
+        case JobDropped():
+            return f"dropped {printable(event.job)}: {printable(event.reason)}"
         case JobFailed():
             return f"error: {printable(event.job)}: {safe_lines(event.error)}"
         case JobStarted():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.artifacts.publish import publish
+from flowblend_cli.errors import OutputError
 
 FOLDER = ".flowblend"
 RECORD_VERSION = 1
@@ -38,6 +39,8 @@ class JobRecord:
         tracks: Paths of points through the clip, (points, frames, 2), as fractions of the frame's
             diagonal: what ``trajectory_spread`` compares between renders.
         accepted: Whether an adapted job is the one to keep; None where nothing was adapted.
+        asked: What was asked to be measured, of which reference, by which version of the measures:
+            where a run asks for something else, the metrics are taken anew.
     """
 
     job: str
@@ -52,6 +55,7 @@ class JobRecord:
     measured_on: str = "frames"
     tracks: tuple[Any, ...] = ()
     accepted: bool | None = None
+    asked: str = ""
 
 
 def record_path(output_dir: Path, job_id: str) -> Path:
@@ -62,6 +66,11 @@ def record_path(output_dir: Path, job_id: str) -> Path:
 def recipe_path(output_dir: Path, recipe_name: str) -> Path:
     """Where the recipe, as last rendered into a folder, is kept: text, overrides, study."""
     return output_dir / FOLDER / "recipes" / f"{recipe_name}.json"
+
+
+def looks_path(output_dir: Path, draft: str) -> Path:
+    """Where early looks at drafts are kept, by the id of the first of them."""
+    return output_dir / FOLDER / "selections" / f"{draft}.json"
 
 
 def write_record(output_dir: Path, record: JobRecord) -> None:
@@ -90,12 +99,24 @@ def read_record(output_dir: Path, job_id: str) -> JobRecord | None:
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Publish one JSON object.
+    """Publish one JSON object; the folders of ours that it lies in are made where they are missing.
 
     Raises:
-        OutputError: It can't be written.
+        OutputError: It can't be written, or a link sits where a folder of ours should be.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    for folder in reversed([parent for parent in path.parents if FOLDER in parent.parts]):
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{folder}: can't be made ({error.strerror or error}), and what was measured is "
+                "kept there: free the name or the disk, and run the same command again"
+            ) from error
+        if folder.is_symlink():
+            raise OutputError(
+                f"{folder}: is a symbolic link, and nothing is written through one: remove it, "
+                "then run the same command again"
+            )
     publish(path, (json.dumps(document, allow_nan=False) + "\n").encode())
 
 

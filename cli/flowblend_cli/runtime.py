@@ -5,10 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import resource
 import sys
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
@@ -38,7 +36,9 @@ from flowblend_plugin import DenoiserSwitch, FlowBlendError
 from flowblend_plugin.adaptive import SelfDifference
 from flowblend_plugin.caching import CacheReport
 from flowblend_plugin.calibration import Calibration
+from flowblend_plugin.encoding import keep_text_model, remember_embeddings
 from flowblend_plugin.loading import denoiser_name, load_denoiser
+from flowblend_plugin.preview import PROJECTION_NAME, EarlyLook, LatentProjection
 from flowblend_plugin.probing import Probe, calibrate
 from flowblend_plugin.sampling import make_scheduler
 from flowblend_plugin.stages import letters
@@ -48,7 +48,6 @@ logging.getLogger("flowblend_plugin").addHandler(logging.NullHandler())
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
-_EMBEDDINGS_KEPT = 64
 
 
 class SamplingError(FlowBlendError, RuntimeError):
@@ -97,10 +96,12 @@ class Runtime:
         self._pipe = self._load(large, lambda: _load_pipeline(large, self._placement.dtype))
         self._pipe.set_progress_bar_config(disable=True)
         self._own_scheduler = self._pipe.scheduler
+        shown_by = local_folder(large) / PROJECTION_NAME
+        self._projection = LatentProjection.load(shown_by) if shown_by.is_file() else None
         self._further = dict(self._load_further(model))
         self._placement.place(large.name, self._pipe, denoiser_name(self._pipe))
-        _keep_text_model(self._pipe)
-        _remember_embeddings(self._pipe)
+        keep_text_model(self._pipe)
+        remember_embeddings(self._pipe)
         self._takes = inspect.signature(self._pipe.__call__).parameters
         self.elapsed_s = time.monotonic() - began
 
@@ -118,7 +119,8 @@ class Runtime:
 
         Args:
             job: The job.
-            seed: Seed of the initial latents, and of an SDE's noise.
+            seed: Seed of the initial latents, and of an SDE's noise where the job has no
+                ``noise_seed``.
             on_step: Called after every step with its index and the role that ran it; may raise.
 
         Returns:
@@ -130,6 +132,39 @@ class Runtime:
         """
         with self._memory_told(f"{job.id} was rendered"):
             return self._sample(job, seed, on_step)
+
+    def preview(
+        self, job: Job, seed: int, after_steps: int, on_step: Callable[[int, str], None]
+    ) -> Frames:
+        """Show where a job's first steps lead: what they predict of the finished clip.
+
+        Args:
+            job: The job.
+            seed: See ``sample``.
+            after_steps: Number of steps to run, at least 1.
+            on_step: See ``sample``.
+
+        Returns:
+            Frames as ``sample``'s, by the pipeline's own latent projection where its folder brings
+            one, which is rough and takes no time, and otherwise decoded.
+
+        Raises:
+            SamplingError: See ``sample``.
+            FlowBlendError: See ``sample``; or the pipeline can't be looked into early.
+        """
+        with self._memory_told(f"{job.id} was looked at"):
+            look = EarlyLook(self._pipe, after_steps, on_step)
+            with self._switched(job, seed, look.on_step) as switch, look.watching():
+
+                def after_step(pipe: Any, index: int, timestep: Any, kwargs: Any) -> Any:
+                    kwargs = _after_step(switch, pipe, index, timestep, kwargs)
+                    return look.after_step(pipe, index, timestep, kwargs)
+
+                arguments = self._arguments(job, seed, after_step)
+                if self._projection is None:
+                    return _to_uint8(self._pipe(**arguments), job)
+                self._pipe(**(arguments | {"output_type": "latent"}))
+                return self._projection.project(look.latents)
 
     def calibrate(
         self,
@@ -207,9 +242,11 @@ class Runtime:
         finally:
             self._pipe.scheduler = self._own_scheduler
 
-    def _sample(self, job: Job, seed: int, on_step: Callable[[int, str], None]) -> Sampled:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+    @contextmanager
+    def _switched(
+        self, job: Job, seed: int, on_step: Callable[[int, str], None]
+    ) -> Iterator[DenoiserSwitch]:
+        """Give the pipeline a job's solver and stages for a while."""
         with (
             torch.no_grad(),  # in inference_mode, weights that move round differently
             self._solver(job),
@@ -220,10 +257,16 @@ class Runtime:
                 solver_history=job.sampling.solver_history,
                 adapters=self._adapters(job),
                 adaptive=None if job.adaptive is None else SelfDifference(job.adaptive),
-                seed=seed,
+                seed=seed if job.sampling.noise_seed is None else job.sampling.noise_seed,
                 on_step=on_step,
             ) as switch,
         ):
+            yield switch
+
+    def _sample(self, job: Job, seed: int, on_step: Callable[[int, str], None]) -> Sampled:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        with self._switched(job, seed, on_step) as switch:
             output = self._pipe(**self._arguments(job, seed, partial(_after_step, switch)))
         frames = _to_uint8(output, job)
         vram = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
@@ -286,12 +329,6 @@ def versions() -> dict[str, str]:
     }
 
 
-def peak_rss_bytes() -> int:
-    """Most main memory that this process has held so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def _load_pipeline(source: ModelSource, dtype: torch.dtype) -> Any:
     return diffusers.DiffusionPipeline.from_pretrained(
         str(local_folder(source)),
@@ -313,34 +350,6 @@ def _missing(source: ModelSource, error: Exception) -> ModelMissingError:
         f"model {source.name!r} can't be loaded ({reason(error)}): check that it is complete, "
         "with safetensors weights; render never downloads"
     )
-
-
-def _keep_text_model(pipe: Any) -> None:
-    """Let a pipeline find its text encoder's layers where transformers 4 had them."""
-    encoder = getattr(pipe, "text_encoder", None)
-    if isinstance(encoder, transformers.CLIPTextModel) and not hasattr(encoder, "text_model"):
-        object.__setattr__(encoder, "text_model", encoder)  # not as a part of itself
-
-
-def _remember_embeddings(pipe: Any) -> None:
-    """Let a pipeline encode each distinct prompt once; the same tensors come back after that."""
-    encode = getattr(pipe, "encode_prompt", None)
-    if encode is None:
-        return
-    known: OrderedDict[str, Any] = OrderedDict()
-
-    def encode_once(*args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(value, torch.Tensor) for value in (*args, *kwargs.values())):
-            return encode(*args, **kwargs)
-        key = repr((args, sorted(kwargs.items())))
-        if key not in known:
-            known[key] = encode(*args, **kwargs)
-            if len(known) > _EMBEDDINGS_KEPT:
-                known.popitem(last=False)
-        known.move_to_end(key)
-        return known[key]
-
-    pipe.encode_prompt = encode_once
 
 
 def _after_step(

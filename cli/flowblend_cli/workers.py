@@ -28,7 +28,7 @@ def run_worker(module: str, told: str, *, doing: str, patience_s: int) -> tuple[
             input=told.encode(),
             capture_output=True,
             timeout=patience_s,
-            env=_environment(),
+            env=worker_environment(),
             check=False,
         )
     except subprocess.TimeoutExpired as error:
@@ -41,8 +41,8 @@ def run_worker(module: str, told: str, *, doing: str, patience_s: int) -> tuple[
     return done.stdout.decode(errors="replace"), problem
 
 
-def _environment() -> dict[str, str]:
-    """The environment, with both packages on the path however this process found them."""
+def worker_environment() -> dict[str, str]:
+    """The environment of such a process: it finds both packages however this one found them."""
     packages = [Path(__file__).parents[1], Path(plugin_errors.__file__).parents[1]]
     given = os.environ.get("PYTHONPATH")
     paths = [*dict.fromkeys(map(str, packages)), *([given] if given else [])]

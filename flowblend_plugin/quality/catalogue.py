@@ -51,13 +51,20 @@ _ALL = (
     Metric(
         "inter_frame_ssim", "", "higher",
         "Structural similarity of neighbouring frames, the mean over all pairs. A frozen clip has "
-        "1, so it says nothing without a look at motion.",
+        "1, so it says nothing without a look at change.",
         _SSIM, min_frames=2, min_size=7,
     ),
     Metric(
         "inter_frame_ssim_min", "", "higher",
         "The least structural similarity of two neighbouring frames: one jump is enough.",
         _SSIM, min_frames=2, min_size=7,
+    ),
+    Metric(
+        "change", "", "neither",
+        "Structural similarity of neighbouring frames, less the least one of frames 2, 4, 8... "
+        "apart, each the mean of at most 8 pairs: near 0 where a clip gets nowhere, however much "
+        "its noise moves.",
+        "flowblend, by scikit-image's structural_similarity", min_frames=3, min_size=7,
     ),
     Metric(
         "flow_mean", f"{DIAGONAL} a frame", "neither",
@@ -70,6 +77,13 @@ _ALL = (
         "Standard deviation, over the pairs of neighbouring frames, of the mean length of the "
         "optical flow: how unevenly a clip moves. As a fraction of the diagonal, times 1000, it "
         "has the unit of step studies that print \"optical-flow standard deviation (x 1e3)\".",
+        _DIS, min_frames=3, min_size=16,
+    ),
+    Metric(
+        "unsteadiness", "", "lower",
+        "How much the optical flow changes from one pair of frames to the next, followed along "
+        "itself: the mean length of the change, divided by flow_mean + 0.5. Near 0 where motion "
+        "goes on as it was, about 1 and more where it jumps, stutters or is made of noise.",
         _DIS, min_frames=3, min_size=16,
     ),
     Metric(

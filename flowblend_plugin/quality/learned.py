@@ -13,7 +13,7 @@ from flowblend_plugin.quality.checks import Frames
 
 DEFAULT_MODELS: Mapping[str, str] = {
     "lpips": "microsoft/resnet-50",
-    "clip_similarity": "openai/clip-vit-base-patch32",
+    "clip_similarity": "openai/clip-vit-large-patch14",
     "dino_similarity": "facebook/dinov2-base",
 }
 """The network of each metric, by its name on the Hub."""
@@ -37,6 +37,11 @@ def compare(name: str, frames: Frames, reference: Frames, model: str | Path | No
 
     source = str(model or DEFAULT_MODELS[name])
     network, processor = _load(name, source)
+    if name == "clip_similarity" and not hasattr(network, "visual_projection"):
+        raise MeasureError(
+            f"{source} is a {type(network).__name__}, but clip_similarity needs a whole CLIP: "
+            f"name one such as {DEFAULT_MODELS[name]}"
+        )
     found = []
     with torch.no_grad():
         for start in range(0, len(frames), _BATCH):
@@ -56,15 +61,16 @@ def compare(name: str, frames: Frames, reference: Frames, model: str | Path | No
 
 def _load(name: str, source: str) -> tuple[Any, Any]:
     from huggingface_hub import snapshot_download
-    from transformers import AutoImageProcessor, AutoModel, CLIPVisionModelWithProjection
+    from transformers import AutoImageProcessor, AutoModel
 
-    kind: Any = CLIPVisionModelWithProjection if name == "clip_similarity" else AutoModel
     try:
         folder = Path(source)
         if not folder.is_dir():
             # By its folder: transformers asks the Hub for a name even with local_files_only.
             folder = Path(snapshot_download(source, local_files_only=True))
-        network = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        network, info = AutoModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         raise MeasureError(
@@ -72,12 +78,19 @@ def _load(name: str, source: str) -> tuple[Any, Any]:
             f"Fetch it with 'hf download {source}', name a folder that holds it as safetensors, "
             f"or leave {name} out. ({str(error).splitlines()[0]})"
         ) from error
+    amiss = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if amiss:  # transformers makes them up at random, and only warns
+        raise MeasureError(
+            f"the network of {name} ({source}) lacks {len(amiss)} weights, such as {amiss[0]}: "
+            f"fetch it again, or name another one than a {type(network).__name__}"
+        )
     return network.eval(), processor
 
 
 def _embedding(name: str, network: Any, pixels: Any) -> Any:
-    out = network(**pixels)
-    return out.image_embeds if name == "clip_similarity" else out.last_hidden_state[:, 0]
+    if name == "dino_similarity":
+        return network(**pixels).last_hidden_state[:, 0]
+    return network.visual_projection(network.vision_model(**pixels).pooler_output)
 
 
 def _check_layers(layers: Any, source: str) -> None:

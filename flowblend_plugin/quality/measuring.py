@@ -107,10 +107,10 @@ def _compute(
     if wanted & {"inter_frame_ssim", "inter_frame_ssim_min"}:
         mean, least = structure.inter_frame_ssim(frames)
         found |= {"inter_frame_ssim": mean, "inter_frame_ssim_min": least}
-    if wanted & {"flow_mean", "flow_std"}:
-        lengths = motion.flow_lengths(frames)
-        found |= {"flow_mean": float(lengths.mean()), "flow_std": float(lengths.std())}
+    if wanted & {"flow_mean", "flow_std", "unsteadiness"}:
+        found |= motion.flow_statistics(frames)
     of_frames: dict[str, Callable[[Frames], float]] = {
+        "change": structure.change,
         "flicker": structure.flicker,
         "sharpness": structure.sharpness,
         "high_frequency": structure.high_frequency,

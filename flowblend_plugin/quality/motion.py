@@ -18,6 +18,9 @@ from flowblend_plugin.quality.structure import grey
 GRID = 8
 """Points in a row, and rows, that ``tracks`` follows."""
 
+STILL = 0.5
+"""Added to ``flow_mean``, in its unit, where something is divided by it."""
+
 
 @contextmanager
 def one_thread() -> Iterator[None]:
@@ -41,10 +44,35 @@ def flows(frames: Frames) -> Iterator[NDArray[np.float32]]:
         yield dis.calc(a, b, None)
 
 
-def flow_lengths(frames: Frames) -> NDArray[np.float64]:
-    """Mean length of the flow of each pair, (T - 1,), in thousandths of the diagonal."""
-    lengths = [float(np.hypot(flow[..., 0], flow[..., 1]).mean()) for flow in flows(frames)]
-    return 1000 * np.array(lengths) / diagonal(frames)
+def flow_statistics(frames: Frames) -> dict[str, float]:
+    """``flow_mean``, and of three frames or more ``flow_std`` and ``unsteadiness``."""
+    unit = 1000 / diagonal(frames)
+    before, lengths, changes = None, [], []
+    for flow in flows(frames):
+        lengths.append(unit * _mean_length(flow))
+        if before is not None:
+            changes.append(unit * _mean_length(_carried(flow, before) - before))
+        before = flow
+    found = {"flow_mean": float(np.mean(lengths))}
+    if changes:
+        found["flow_std"] = float(np.std(lengths))
+        found["unsteadiness"] = float(np.mean(changes)) / (found["flow_mean"] + STILL)
+    return found
+
+
+def _mean_length(flow: NDArray[np.float32]) -> float:
+    return float(np.hypot(flow[..., 0], flow[..., 1]).mean(dtype=np.float64))
+
+
+def _carried(flow: NDArray[np.float32], along: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The flow at the places to which another one leads."""
+    import cv2
+
+    height, width = flow.shape[:2]
+    x = along[..., 0] + np.arange(width, dtype=np.float32)
+    y = along[..., 1] + np.arange(height, dtype=np.float32)[:, None]
+    found = cv2.remap(flow, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(found, np.float32)
 
 
 def diagonal(frames: Frames) -> float:

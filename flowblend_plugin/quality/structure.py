@@ -11,12 +11,32 @@ from numpy.typing import NDArray
 from flowblend_plugin.quality.checks import Frames
 
 _CUTOFF = 0.25  # cycles a pixel: half of what a grid of pixels can hold
+_PAIRS = 8
 
 
 def inter_frame_ssim(frames: Frames) -> tuple[float, float]:
     """Mean and least structural similarity of neighbouring frames."""
     found = [ssim_of(a, b) for a, b in pairwise(frames)]
     return float(np.mean(found)), min(found)
+
+
+def change(frames: Frames) -> float:
+    """How much less frames far apart resemble each other than neighbours do.
+
+    Structural similarity of neighbours, less the least one of frames 2, 4, 8... apart; each the
+    mean of at most 8 pairs.
+    """
+    apart = [1]
+    while 2 * apart[-1] < len(frames):
+        apart.append(2 * apart[-1])
+    near, *far = (_ssim_apart(frames, distance) for distance in apart)
+    return near - min(far)
+
+
+def _ssim_apart(frames: Frames, distance: int) -> float:
+    last = len(frames) - 1 - distance
+    starts = np.unique(np.linspace(0, last, min(_PAIRS, last + 1)).round().astype(int))
+    return float(np.mean([ssim_of(frames[start], frames[start + distance]) for start in starts]))
 
 
 def ssim_of(a: Frames, b: Frames) -> float:

@@ -31,7 +31,7 @@ from flowblend_cli.artifacts.seal import SEAL_KEY, UNSEALED, seal
 from flowblend_cli.errors import OutputError
 
 # Bit-exact conversion with full chroma, so that no CPU's shortcut changes the file.
-_CONVERSION = (
+CONVERSION = (
     Interpolation.BILINEAR
     | Interpolation.ACCURATE_RND
     | Interpolation.FULL_CHR_H_INT
@@ -118,7 +118,7 @@ def _to_yuv(pixels: Frames, reformatter: VideoReformatter) -> av.VideoFrame:
         dst_color_range=ColorRange.MPEG,
         dst_color_primaries=ColorPrimaries.BT709,
         dst_color_trc=ColorTrc.BT709,
-        interpolation=_CONVERSION,
+        interpolation=CONVERSION,
         threads=1,
     )
 

@@ -72,7 +72,7 @@ def render(
     reporter = make_reporter(json=as_json, verbosity=verbosity, total_jobs=len(batch.jobs))
     for warning in batch.warnings:
         reporter.message(warning)
-    code = engine.run(batch, reporter)
+    code = engine.run(batch, reporter, overrides=overrides)
     if with_gallery and code == 0:
         return _show_gallery(batch, as_json, verbosity)
     return code

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -193,3 +193,13 @@ class Folder:
     sections: tuple[Section, ...]
     warnings: tuple[str, ...] = ()
     metrics: Mapping[str, MetricInfo] = field(default_factory=dict)
+
+
+def own_job(job: str, clips: Iterable[Clip]) -> str:
+    """Id of the recipe's own job that an adapted one goes back to, or the id itself."""
+    parents = {c.id: c.job.origin.of for c in clips if c.job.origin and c.kind == "adapted"}
+    seen: set[str] = set()
+    while job in parents and job not in seen:
+        seen.add(job)
+        job = parents[job]
+    return job

@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flowblend_cli.artifacts.reading import read_native_frames
 from flowblend_cli.errors import OutputError
+from flowblend_cli.jobs import Batch
+from flowblend_cli.references import references
 from flowblend_cli.report.clips import Clip, MetricInfo, Spread
 from flowblend_cli.report.variants import MODE, find_axes, group, settings
+from flowblend_cli.scores import score_of
 from flowblend_cli.study import Study
 from flowblend_cli.text import count
 from flowblend_plugin import quality
@@ -58,14 +61,19 @@ def complete(folder: Path, clips: Sequence[Clip], study: Study) -> Measured:
     found = {clip.id: clip for clip in clips}
     if lacking and study.measure.names != ():
         if quality.is_available():
+            others = _references(folder, clips, study)
             for clip in lacking:
                 try:
-                    found[clip.id] = _measured(folder, clip, clips, study)
+                    found[clip.id] = _measured(folder, clip, others.get(clip.id), study)
                 except (FlowBlendError, OutputError) as error:
                     warnings.append(f"{clip.name} can't be measured: {error}")
         else:
             warnings.append(f"{count(len(lacking), 'file')} not measured: {quality.missing()}")
-    scored = [replace(clip, score=_score(clip, study)) for clip in found.values()]
+    weights = dict(study.measure.weights)
+    scored = [
+        replace(clip, score=score_of(clip.job.prompt, clip.metrics, weights))
+        for clip in found.values()
+    ]
     if any(clip.measured_on == "file" for clip in scored):
         warnings.append(
             "measured on the encoded files where no record of the rendered frames was left: "
@@ -74,9 +82,16 @@ def complete(folder: Path, clips: Sequence[Clip], study: Study) -> Measured:
     return Measured(tuple(scored), tuple(warnings))
 
 
-def _measured(folder: Path, clip: Clip, clips: Sequence[Clip], study: Study) -> Clip:
+def _references(folder: Path, clips: Sequence[Clip], study: Study) -> dict[str, Clip]:
+    """The clip that each one is compared with, by id, for those that have one."""
+    table = {clip.id: clip for clip in clips}
+    jobs = tuple(clip.job for clip in clips)
+    found = references(Batch(clips[0].job.recipe, folder, jobs, (), folder, study))
+    return {job: table[other.id] for job, other in found.items()}
+
+
+def _measured(folder: Path, clip: Clip, other: Clip | None, study: Study) -> Clip:
     frames = _frames(folder, clip)
-    other = _reference(clip, clips, study)
     reference = None if other is None else _frames(folder, other)
     if reference is not None and reference.shape != frames.shape:
         reference = None
@@ -93,33 +108,8 @@ def _needs(name: str) -> str:
     return quality.METRICS[name].needs
 
 
-def _reference(clip: Clip, clips: Sequence[Clip], study: Study) -> Clip | None:
-    """The clip of the same scene, prompt and seeds that the study compares others with."""
-    wanted = dict(study.measure.reference)
-    if not wanted:
-        return None
-    for other in clips:
-        if (other.subject, other.noise) == (clip.subject, clip.noise) and other is not clip:
-            found = settings(other.job)
-            if all(found.get(axis) == value for axis, value in wanted.items()):
-                return other
-    return None
-
-
 def _frames(folder: Path, clip: Clip) -> Any:
     return read_native_frames(folder / clip.name, clip.job.output.scale)
-
-
-def _score(clip: Clip, study: Study) -> float | None:
-    if not clip.metrics:
-        return None
-    weights: Mapping[str, float] | None = dict(study.measure.weights) or None
-    try:
-        floor = quality.motion_floor(clip.job.prompt)
-        value = quality.score(clip.metrics, weights, floor=floor)
-    except FlowBlendError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def spreads(folder: Path, clips: Sequence[Clip]) -> tuple[Spread, ...]:

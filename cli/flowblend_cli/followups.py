@@ -1,0 +1,189 @@
+"""What measurements lead to: drafts that are finished, clips that are rendered again. Pure Python.
+
+Everything here is decided by numbers that are kept beside the clips, so that the same command
+decides the same again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flowblend_cli.jobs import Batch, Job, Origin
+from flowblend_cli.study import AdaptSpec, Selection
+from flowblend_cli.text import count
+
+# Motion that is too weak asks for more steps, up to so many, and jitter for fewer, down to so many.
+MORE_STEPS, MOST_STEPS = 20, 70
+FEWER_STEPS, FEWEST_STEPS = 10, 40
+_GUIDANCE = ("true_cfg_scale", "guidance_scale")
+_STEPS = "num_inference_steps"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A job and what was measured of it.
+
+    Args:
+        job: The job.
+        metrics: Values by name; empty where nothing could be measured.
+        score: Its score, 0 to 1; None likewise.
+    """
+
+    job: Job
+    metrics: Mapping[str, float]
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What adapting one scene goes by.
+
+    Args:
+        weak_motion: ``flow_mean`` below which motion is too weak; 0 where stillness is asked for.
+        jitter: ``flow_std`` above which motion jitters.
+        steps: Fewest and most steps that suit the scene; None where nothing is said.
+    """
+
+    weak_motion: float
+    jitter: float
+    steps: tuple[int, int] | None = None
+
+
+def flaw_of(metrics: Mapping[str, float], limits: Limits) -> str:
+    """What is wrong with a clip's motion, in words that begin with its name; empty if nothing."""
+    mean, spread = metrics.get("flow_mean"), metrics.get("flow_std")
+    if mean is not None and mean < limits.weak_motion:
+        return f"weak motion: flow_mean {mean:.3g} is below {limits.weak_motion:.3g}"
+    if spread is not None and spread > limits.jitter:
+        return f"jitter: flow_std {spread:.3g} is above {limits.jitter:.3g}"
+    return ""
+
+
+def next_round(
+    family: Sequence[Measured], spec: AdaptSpec, limits: Limits, complaint: str = ""
+) -> Job | None:
+    """The job that a flawed clip is rendered as once more.
+
+    The first round raises guidance, where the job names one above 1; what comes after it, or
+    instead, changes the steps: 20 more, up to 70, where motion is weak; 10 fewer, down to 40,
+    where it jitters. Never beyond the scene's range of steps.
+
+    Args:
+        family: The recipe's job, and its further rounds so far, all measured.
+        spec: How to adapt.
+        limits: What counts as a flaw, and the range of steps.
+        complaint: What people found wrong with the recipe's own job; empty if nothing.
+
+    Returns:
+        The job; None where nothing is wrong, nothing would change, or the rounds are used up.
+    """
+    last, number = family[-1], len(family)
+    flaw = flaw_of(last.metrics, limits)
+    if not flaw and number == 1:
+        flaw = complaint
+    if not flaw or number > spec.rounds:
+        return None
+    settings: dict[str, Any] = dict(last.job.arguments)
+    change = ""
+    if number == 1:
+        change = _raise_guidance(settings, spec)
+    if not change:
+        change = _change_steps(settings, last.job, flaw.startswith("jitter"), limits)
+    if not change:
+        return None
+    first = family[0].job
+    return replace(
+        last.job,
+        id=f"{first.id}-adapt{number}",
+        arguments=tuple(sorted(settings.items())),
+        origin=Origin("adapted", first.id, f"{flaw}; {change}", number),
+    )
+
+
+def _raise_guidance(settings: dict[str, Any], spec: AdaptSpec) -> str:
+    for name in _GUIDANCE:
+        before = settings.get(name)
+        if isinstance(before, (int, float)) and before > 1:
+            after = round(min(before + spec.guidance_step, spec.max_guidance), 3)
+            if after <= before:
+                return ""
+            settings[name] = after
+            return f"{name} {before:g} -> {after:g}"
+    return ""
+
+
+def _change_steps(settings: dict[str, Any], job: Job, is_jitter: bool, limits: Limits) -> str:
+    """Set other steps; stages that count their own steps leave nothing to change."""
+    if any(getattr(stage, "steps", None) is not None for stage in job.stages):
+        return ""
+    before = job.num_inference_steps
+    lowest, highest = limits.steps or (1, MOST_STEPS)
+    if is_jitter:
+        after = min(before, max(FEWEST_STEPS, lowest, before - FEWER_STEPS))
+    else:
+        after = max(before, min(MOST_STEPS, highest, before + MORE_STEPS))
+    if after == before:
+        return ""
+    settings[_STEPS] = after
+    return f"{_STEPS} {before} -> {after}"
+
+
+def accepted(family: Sequence[Measured], complaint: str = "") -> int:
+    """Which of a job and its further rounds is kept: the best score, ties by order.
+
+    Without scores it is the last one, which no flaw was found in, or which nothing helped any
+    more. What people complained of isn't kept.
+    """
+    first = 1 if complaint and len(family) > 1 else 0
+    chosen = best([None if n < first else one.score for n, one in enumerate(family)], 1)
+    return chosen[0] if chosen else len(family) - 1
+
+
+def best(scores: Sequence[float | None], keep: int) -> tuple[int, ...]:
+    """The places of the highest scores, in the order they stand; ties go to the first.
+
+    Args:
+        scores: Of each candidate; None for those that can't be chosen.
+        keep: How many to choose at most.
+    """
+    ranked = sorted((-score, index) for index, score in enumerate(scores) if score is not None)
+    return tuple(sorted(index for _, index in ranked[:keep]))
+
+
+def go_on(selection: Selection) -> int:
+    """How many drafts go on after the early look: half of them, and never fewer than are kept."""
+    half = (len(selection.drafts) + 1) // 2
+    return max(selection.keep, selection.reject_keep or half)
+
+
+def verdict(jobs: Sequence[Job], chosen: Sequence[int], by: str) -> str:
+    """Say which drafts were chosen: ``"seeds 3 and 7 of 8 by score"``."""
+    seeds = [str(jobs[index].seed) for index in chosen]
+    named = " and ".join([", ".join(seeds[:-1]), seeds[-1]] if len(seeds) > 1 else seeds)
+    what = "seed" if len(seeds) == 1 else "seeds"
+    return f"{what} {named or 'none'} of {len(jobs)} by {by}"
+
+
+def announced(batch: Batch) -> list[str]:
+    """What may follow the jobs of a batch, one sentence each, for plans."""
+    lines = []
+    for selection in batch.study.selections:
+        early = ""
+        if selection.reject_after is not None:
+            early = (
+                f"of {count(len(selection.drafts), 'draft')} the best {go_on(selection)} after "
+                f"{count(selection.reject_after, 'step')}, "
+            )
+        lines.append(
+            f"scene {selection.scene}: {early}then the best {selection.keep} of "
+            f"{count(len(selection.drafts), 'draft')} by score, as finals"
+        )
+    spec = batch.study.adapt
+    if spec is not None and spec.rounds:
+        lines.append(
+            f"then up to {count(spec.rounds, 'further render')} of each clip whose motion is too "
+            "weak or jitters"
+        )
+    return lines

@@ -1,0 +1,116 @@
+"""Measure frames in a process of its own, beside the next render.
+
+``python -m flowblend_cli.measuring_worker`` reads requests on stdin until its end and answers each
+with one JSON line on stdout. A request is one JSON line, see ``measuring.Request``; the frames
+follow it, as 8 bytes that tell the length of a .npy and the .npy itself, unless it names a file to
+decode. References stay in memory for those that are compared with them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+NICENESS = 10
+KEPT_BYTES = 2**30
+LENGTH_BYTES = 8
+
+
+class References:
+    """Frames that others are compared with: the latest ones, up to a bound on their bytes."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, Any] = OrderedDict()
+
+    def keep(self, name: str, frames: Any) -> None:
+        """Remember a job's frames; the oldest ones go where there are too many."""
+        self._kept[name] = frames
+        while sum(kept.nbytes for kept in self._kept.values()) > KEPT_BYTES:
+            self._kept.popitem(last=False)
+
+    def find(self, wanted: dict[str, Any]) -> tuple[Any, bool]:
+        """The frames of a reference, and whether they had to be decoded from its file."""
+        if wanted["job"] in self._kept:
+            return self._kept[wanted["job"]], False
+        frames = decode(wanted)
+        self.keep(wanted["job"], frames)
+        return frames, True
+
+
+def decode(wanted: dict[str, Any]) -> Any:
+    """The frames of a finished file."""
+    from flowblend_cli.artifacts.reading import read_native_frames
+
+    return read_native_frames(Path(wanted["path"]), wanted["scale"])
+
+
+def measure(request: dict[str, Any], frames: Any, references: References) -> dict[str, Any]:
+    """Answer one request; named metrics that the frames are too few or too small for are left out.
+
+    Args:
+        request: See ``measuring.Request``.
+        frames: uint8 RGB, (T, H, W, 3); None to decode the request's file.
+        references: What was kept so far.
+    """
+    from flowblend_plugin import quality
+
+    on_file = frames is None
+    if on_file:
+        frames = decode(request["file"])
+    if request["is_reference"]:
+        references.keep(request["job"], frames)
+    reference = None
+    if request["reference"] is not None:
+        reference, decoded = references.find(request["reference"])
+        on_file = on_file or decoded
+        if reference.shape != frames.shape:
+            reference = None
+    names = request["names"]
+    if names is not None:
+        names = [name for name in names if _suits(quality.METRICS[name], frames, reference)]
+    metrics = quality.measure(frames, names, reference=reference)
+    tracks = []
+    if request["tracks"] and _suits(quality.METRICS["flow_mean"], frames, None):
+        tracks = quality.tracks(frames).round(5).tolist()
+    return {"metrics": metrics, "tracks": tracks, "on_file": on_file}
+
+
+def _suits(metric: Any, frames: Any, reference: Any) -> bool:
+    return (
+        (metric.needs == "frames" or reference is not None)
+        and len(frames) >= metric.min_frames
+        and min(frames.shape[1:3]) >= metric.min_size
+    )
+
+
+def read_frames(source: BinaryIO) -> Any:
+    """Read the frames that follow a request."""
+    import numpy as np
+
+    length = int.from_bytes(source.read(LENGTH_BYTES), "big")
+    return np.load(io.BytesIO(source.read(length)), allow_pickle=False)
+
+
+def main() -> None:
+    """Answer until stdin ends."""
+    os.nice(NICENESS)
+    source = sys.stdin.buffer
+    answers, sys.stdout = sys.stdout, sys.stderr  # nobody but this writes among the answers
+    references = References()
+    while line := source.readline():
+        request = json.loads(line)
+        frames = None if request["file"] is not None else read_frames(source)
+        try:
+            answer = measure(request, frames, references)
+        except Exception as error:  # noqa: BLE001 - whatever one clip does, the next is measured
+            answer = {"error": f"{error}" or type(error).__name__}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Measuring in a process of our own: what it answers, and what happens when it dies or waits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flowblend_cli import measuring
+from flowblend_cli.artifacts.image import publish_image
+from flowblend_cli.artifacts.pixels import Frames
+from flowblend_cli.artifacts.reading import read_native_frames
+from flowblend_cli.artifacts.video import publish_video
+from flowblend_cli.errors import OutputError
+from flowblend_cli.measuring import FinishedFile, Measurement, Measurer, Request
+from flowblend_plugin import quality
+
+pytest.importorskip("cv2")
+pytest.importorskip("skimage")
+DOCUMENT = {"flowblend": "test", "job": {}}
+
+
+def clip(shift: int = 2, frames: int = 5) -> Frames:
+    """A textured pattern that moves so many pixels a frame."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)
+    picture = coarse.repeat(8, 0).repeat(8, 1)
+    return np.stack([np.roll(picture, shift * t, axis=1)[:64, :64] for t in range(frames)])
+
+
+@pytest.fixture
+def measurer() -> Iterator[Measurer]:
+    made = Measurer()
+    yield made
+    made.close()
+
+
+def ask(measurer: Measurer, request: Request, frames: Frames | None) -> Measurement:
+    measurer.submit(request, frames, lambda: None)
+    answer = measurer.answer(60)
+    assert answer is not None
+    return answer
+
+
+def test_the_process_measures_what_the_library_measures(measurer: Measurer) -> None:
+    frames = clip()
+    answer = ask(measurer, Request("a", ("inter_frame_ssim", "flow_mean"), tracks=True), frames)
+    assert answer.error == ""
+    assert answer.metrics == quality.measure(frames, ("inter_frame_ssim", "flow_mean"))
+    assert np.allclose(answer.tracks, quality.tracks(frames), atol=1e-5)
+    assert not answer.on_file
+    assert measurer.outstanding == 0
+
+
+def test_a_kept_reference_is_compared_with_and_another_size_isnt(measurer: Measurer) -> None:
+    names = ("psnr", "sharpness")
+    kept = FinishedFile("reference", "/nowhere", 1)
+    ask(measurer, Request("reference", names, is_reference=True), clip())
+    same = ask(measurer, Request("a", names, reference=kept), clip(3))
+    assert same.metrics == quality.measure(clip(3), names, reference=clip())
+    assert not same.on_file
+    other = ask(measurer, Request("b", names, reference=kept), clip()[:, :32])
+    assert set(other.metrics) == {"sharpness"}
+
+
+def test_files_are_decoded_to_native_size(measurer: Measurer, tmp_path: Path) -> None:
+    frames, path = clip(), tmp_path / "a.mp4"
+    publish_video(frames, path, fps=8, document=DOCUMENT, scale=4, crf=0)
+    answer = ask(
+        measurer, Request("a", ("inter_frame_ssim",), file=FinishedFile("a", str(path), 4)), None
+    )
+    assert answer.on_file
+    exact = quality.measure(frames, ("inter_frame_ssim",))["inter_frame_ssim"]
+    assert answer.metrics["inter_frame_ssim"] == pytest.approx(exact, abs=0.01)
+    reference = FinishedFile("a", str(path), 4)
+    compared = ask(measurer, Request("b", ("psnr",), reference=reference), frames)
+    assert compared.on_file
+    assert compared.metrics["psnr"] > 35
+
+
+def test_a_picture_comes_back_exactly(tmp_path: Path) -> None:
+    frame, path = clip()[0], tmp_path / "a.png"
+    publish_image(frame, path, document=DOCUMENT, scale=3)
+    assert np.array_equal(read_native_frames(path, 3), frame[None])
+
+
+def test_what_cant_be_decoded_is_said(tmp_path: Path, measurer: Measurer) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"no clip")
+    with pytest.raises(OutputError, match="can't be decoded"):
+        read_native_frames(path)
+    answer = ask(measurer, Request("a", ("sharpness",), file=FinishedFile("a", str(path), 1)), None)
+    assert "can't be decoded" in answer.error
+    assert ask(measurer, Request("b", ("sharpness",)), clip()).metrics  # and the next one is fine
+
+
+def test_a_picture_has_no_motion_to_measure(measurer: Measurer) -> None:
+    answer = ask(measurer, Request("a", ("flow_mean", "sharpness"), tracks=True), clip(frames=1))
+    assert set(answer.metrics) == {"sharpness"}
+    assert answer.tracks == ()
+
+
+def process_of(measurer: Measurer) -> subprocess.Popen[bytes]:
+    for _ in range(100):
+        if measurer._process is not None:
+            return measurer._process
+        time.sleep(0.05)
+    raise AssertionError("no process")
+
+
+def test_a_process_that_dies_is_started_once_more_for_its_clip(measurer: Measurer) -> None:
+    ask(measurer, Request("a", ("sharpness",)), clip())
+    first = process_of(measurer)
+    first.kill()
+    first.wait()
+    assert ask(measurer, Request("b", ("sharpness",)), clip()).metrics
+    assert process_of(measurer).pid != first.pid
+
+
+def test_a_process_that_always_dies_costs_the_metrics_only(
+    measurer: Measurer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "MODULE", "flowblend_cli.no_such_module")
+    answer = ask(measurer, Request("a", ("sharpness",)), clip())
+    assert answer.metrics == {}
+    assert "ended with code 1" in answer.error
+
+
+def test_the_process_is_nice_single_and_out_of_reach_of_ctrl_c(measurer: Measurer) -> None:
+    ask(measurer, Request("a", ("sharpness",)), clip())
+    pid = process_of(measurer).pid
+    assert os.getsid(pid) == pid != os.getsid(0)
+    assert os.getpriority(os.PRIO_PROCESS, pid) >= os.getpriority(os.PRIO_PROCESS, 0)
+    maps = Path(f"/proc/{pid}/maps")
+    if maps.exists():
+        assert "libtorch" not in maps.read_text()
+
+
+PARENT = """
+import sys, time, numpy as np
+from flowblend_cli.measuring import Measurer, Request
+measurer = Measurer()
+measurer.submit(Request("a", ("sharpness",)), np.zeros((3, 32, 32, 3), np.uint8), lambda: None)
+assert measurer.answer(60)
+print(measurer._process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_parent_leaves_no_process_behind() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists() or "Z (" in Path(f"/proc/{pid}/status").read_text():
+            return
+        time.sleep(0.1)
+    raise AssertionError("the measuring process is still there")
+
+
+def test_frames_wait_within_a_bound_and_a_stop_gets_through(
+    measurer: Measurer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = clip()
+    monkeypatch.setattr(measuring, "WAITING_BYTES", frames.nbytes)
+    measurer.submit(Request("a", ("sharpness",)), frames, lambda: None)
+
+    class Stop(BaseException):
+        pass
+
+    def stop() -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        for name in "bcdefgh":
+            measurer.submit(Request(name, ("flow_mean",)), frames, stop)
+    while measurer.outstanding:
+        assert measurer.answer(60) is not None
+    measurer.submit(Request("z", ("sharpness",)), frames, lambda: None)
+
+
+def test_closing_doesnt_wait_for_what_is_still_to_be_measured() -> None:
+    measurer = Measurer()
+    large = np.zeros((40, 512, 512, 3), np.uint8)
+    for name in "abcdef":
+        measurer.submit(Request(name, ("flow_mean",)), large, lambda: None)
+    process = process_of(measurer)
+    began = time.monotonic()
+    measurer.close()
+    assert time.monotonic() - began < 5
+    assert process.poll() is not None
