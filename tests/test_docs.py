@@ -148,7 +148,8 @@ def test_python_examples_are_python_and_import_what_exists(code: str) -> None:
 
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "flowblend_plugin":
-            assert {alias.name for alias in node.names} <= set(flowblend_plugin.__all__)
+            offered = {*flowblend_plugin.__all__, "quality"}
+            assert {alias.name for alias in node.names} <= offered
 
 
 @pytest.mark.parametrize("code", blocks("toml"))

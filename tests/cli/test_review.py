@@ -320,7 +320,7 @@ def test_scores_find_their_way_back_to_jobs_and_variants(tmp_path: Path, batch: 
     (agreement,) = [one for one in reviews.agreement if one.criterion == "sharpness"]
     assert agreement.alpha == pytest.approx(0.92, abs=0.05)
     assert (agreement.items, agreement.raters) == (3, 3)
-    assert [remark.text for remark in reviews.remarks][0] == "ann saw a blob"
+    assert reviews.remarks[0].text == "ann saw a blob"
 
 
 def test_a_variants_interval_is_over_raters_and_of_one_rater_over_clips(
@@ -335,8 +335,8 @@ def test_a_variants_interval_is_over_raters_and_of_one_rater_over_clips(
     def told(*paths: Path) -> Any:
         return read_reviews(tmp_path, list(paths)).by_variant[0]
 
-    one = rate(tmp_path, "ann", [(i, "sharpness", s) for i, s in zip(large, (4, 6, 8))],
-               review=review)  # fmt: skip
+    scores = zip(large, (4, 6, 8), strict=True)
+    one = rate(tmp_path, "ann", [(i, "sharpness", score) for i, score in scores], review=review)
     two = rate(tmp_path, "ben", [(i, "sharpness", 8) for i in large], review=review)
 
     alone, both = told(one), told(one, two)
@@ -437,7 +437,8 @@ def test_a_damaged_key_says_how_to_make_it_again(tmp_path: Path, batch: Batch) -
     finish(tmp_path, batch)
     written = write_review(tmp_path)
     path = rate(tmp_path, "ann", [], review=written.arrangement.id)
-    for damaged in ("{}", "", '{"v": 1, "review": "%s", "items": [1]}' % written.arrangement.id):
+    listed = {"v": 1, "review": written.arrangement.id, "items": [1]}
+    for damaged in ("{}", "", json.dumps(listed)):
         written.key.write_text(damaged)
         with pytest.raises(RatingsError, match="run `flowblend review` again"):
             read_reviews(tmp_path, [path])

@@ -64,7 +64,8 @@ def content_policy(scripts: Sequence[str], styles: Sequence[str]) -> str:
             f"script-src {_sources(scripts)}",
             f"style-src {_sources(styles)}",
             "img-src 'self' data:",
-            "media-src 'self'",
+            "media-src 'self' blob:",  # blob: a clip in memory, from a server that can't seek
+            "connect-src 'self'",
             "base-uri 'none'",
             "form-action 'none'",
         ]

@@ -23,6 +23,8 @@
       this.clip = clip;
       this.wanted = null; // the moment to be shown, until it is
       this.asked = null; // the moment that the browser is seeking
+      this.whole = null; // the clip in memory, where its server can't send parts of it
+      this.fetching = false;
       this.failed = false;
       this.isVideo = clip.kind !== "image";
       this.figure = element("figure", "player-cell");
@@ -42,10 +44,30 @@
       video.setAttribute("aria-label", this.clip.label);
       if (this.clip.poster) video.poster = this.clip.poster;
       video.addEventListener("loadedmetadata", () => {
-        this.ask();
+        if (this.canSeek || this.whole) this.ask();
+        else if (!this.fetching) this.fetchWhole();
         onChange();
       });
       video.addEventListener("seeked", () => this.sought());
+    }
+
+    get canSeek() {
+      const { seekable } = this.media;
+      return seekable.length > 0 && seekable.end(seekable.length - 1) > this.media.duration / 2;
+    }
+
+    /** A simple web server sends no parts of files, and browsers then don't seek: have it whole. */
+    async fetchWhole() {
+      this.fetching = true;
+      try {
+        const answer = await fetch(this.clip.url);
+        const data = await answer.arrayBuffer();
+        this.whole = URL.createObjectURL(new Blob([data], { type: "video/mp4" }));
+        this.media.src = this.whole;
+      } catch {
+        this.wanted = null; // it still plays, from its beginning
+      }
+      this.fetching = false;
     }
 
     fail(onChange) {
@@ -77,7 +99,7 @@
     seek(seconds) {
       if (!this.isVideo || this.failed) return;
       this.wanted = seconds;
-      if (this.media.readyState >= 1 && this.asked === null) this.ask();
+      if (this.media.readyState >= 1 && this.asked === null && !this.fetching) this.ask();
     }
 
     /** Seek once more if another moment is wanted by now: one seek at a time. */
@@ -106,7 +128,8 @@
     }
 
     isReady(seconds) {
-      return !this.moves(seconds) || (this.wanted === null && this.media.readyState >= 3);
+      if (!this.moves(seconds)) return true;
+      return this.wanted === null && !this.fetching && this.media.readyState >= 3;
     }
 
     /** Keep a playing clip at the clock: bend its speed, or seek when it is far off. */
@@ -135,6 +158,7 @@
         this.media.pause();
         this.media.removeAttribute("src");
         this.media.load();
+        if (this.whole) URL.revokeObjectURL(this.whole);
       }
       this.figure.remove();
     }

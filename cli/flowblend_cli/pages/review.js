@@ -116,7 +116,7 @@
     fieldset.addEventListener("keydown", (event) => pressInRow(event, row));
     clear.addEventListener("click", () => {
       score(clip, criterion, null);
-      radios[0].focus();
+      focusRow(row);
     });
     return row;
   }
@@ -144,13 +144,15 @@
 
   /** The row's radios take digits; what plays the clips still does, but for the arrows. */
   function pressInRow(event, row) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName !== "INPUT") return;
-    const { key } = event;
+    const { key, target } = event;
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (target.tagName === "BUTTON" && (key === " " || key === "Enter")) return;
     if (/^[0-9]$/.test(key) || key === "x") {
       score(row.clip, row.criterion, key === "x" ? MOST : Number(key));
       focusAfter(row);
     } else if (key === "Delete" || key === "Backspace") {
       score(row.clip, row.criterion, null);
+      focusRow(row);
     } else if (!(/^[a-jnp]$/.test(key) && pressAnywhere(key))) {
       if (/^(Arrow|Home|End)/.test(key) || !player.press(key)) return;
     }
