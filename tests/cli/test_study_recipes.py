@@ -211,6 +211,23 @@ def test_sigma_max_is_part_of_the_sampling_and_can_be_swept(batch_of: Load, mini
     assert ids(batch)[1] == "square-s1-n10-sigma_max180.0"
 
 
+@pytest.mark.parametrize(
+    ("sampling", "says"),
+    [("sigma_max = 200", "sigma_max = 200 moves them"),
+     ('scheduler = "euler_a"\nflow_shift = 3', "euler_a isn't a solver of flow matching")],
+)  # fmt: skip
+def test_stages_that_end_at_noise_levels_need_levels_that_are_known(
+    problems_of: Problems, minimal: str, sampling: str, says: str
+) -> None:
+    sigmas = minimal.replace("boundaries = [0.4, 0.8]", "boundary_sigmas = [0.9, 0.4]")
+    text = sigmas.replace('"sprites"', '"a/b"\nsmall = "c/d"')
+
+    (line,) = problems_of(text + f"[sampling]\n{sampling}\n")
+
+    assert "blend.boundary_sigmas: the noise levels of 'a/b' can't be told" in line
+    assert says in line
+
+
 def test_a_noise_seed_needs_noise(problems_of: Problems, batch_of: Load, minimal: str) -> None:
     written = minimal + "[sampling]\nnoise_seed = 3\n"
 
