@@ -109,6 +109,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.calibration",
         "flowblend_plugin.errors",
         "flowblend_plugin.noise_levels",
+        "flowblend_plugin.quality.catalogue",
         "flowblend_plugin.stages",
         "flowblend_plugin.support",
         "pydantic",

@@ -167,6 +167,11 @@ def find_solver(pipeline: str, sampling: SamplingSpec, recipe_dir: Path) -> Solv
         UsageError: It can't be told exactly without loading the pipeline; says why, and what to
             do instead.
     """
+    if sampling.sigma_max is not None:
+        raise _unknown(pipeline, f"sigma_max = {sampling.sigma_max:g} moves them", _FRACTIONS)
+    if sampling.scheduler in CLASSIC_SOLVERS:
+        reason = f"{sampling.scheduler} isn't a solver of flow matching"
+        raise _unknown(pipeline, reason, _FRACTIONS)
     pair = find_pair(pipeline)
     if pair is not None:
         if pair.flow_shift is None or pair.pipeline_class not in PLAIN_PIPELINES:

@@ -10,19 +10,13 @@ from pydantic import AfterValidator, Field
 from flowblend_cli.recipe.schema import Table, Text, extended
 from flowblend_cli.recipe.settings import is_letter
 from flowblend_cli.recipe.steps import MAX_STEPS
+from flowblend_plugin.quality.catalogue import METRICS
 
-# Metrics that are worked out of one render's frames, and those that compare with a reference.
-OF_FRAMES = (
-    "inter_frame_ssim", "inter_frame_ssim_min", "flow_mean", "flow_std", "flicker", "sharpness",
-    "high_frequency", "clip_similarity", "dino_similarity",
-)  # fmt: skip
-OF_REFERENCE = ("psnr", "ssim", "delta_e", "lpips")
-# What is told of every render or group of renders anyway.
-OF_RUNS = (
-    "trajectory_spread", "bit_equal", "elapsed_s", "elapsed_share", "step_s", "peak_rss_bytes",
-    "peak_vram_bytes",
-)  # fmt: skip
-MEASURED = (*OF_FRAMES, *OF_REFERENCE)
+# What is told of every render or group of renders anyway, and what can be asked for.
+OF_RUNS = tuple(name for name, m in METRICS.items() if m.needs in ("run", "renders"))
+MEASURED = tuple(name for name in METRICS if name not in OF_RUNS)
+# What compares with a second clip.
+OF_REFERENCE = tuple(name for name in MEASURED if METRICS[name].needs != "frames")
 
 
 def check_metric(name: str) -> str:
@@ -88,9 +82,9 @@ class AdaptTable(Table):
     rounds: Annotated[int, Field(ge=0, le=10)] = 2
     """Most further renders of one job; 0 renders none."""
     weak_motion: Annotated[float, Field(ge=0)] | None = None
-    """Mean optical flow, in pixels a frame, below which motion is too weak; calibrated."""
+    """Value of flow_mean below which motion is too weak; calibrated."""
     jitter: Annotated[float, Field(ge=0)] | None = None
-    """Spread of the flow from frame to frame above which motion jitters; calibrated."""
+    """Value of flow_std above which motion jitters; calibrated."""
     guidance_step: Annotated[float, Field(ge=0)] = 1.0
     """What is added to the guidance before steps are touched; 0 leaves guidance alone."""
     max_guidance: Annotated[float, Field(ge=1)] = 8.0
@@ -128,6 +122,4 @@ class ScoreFields(Table):
 
 
 _WEIGHT = Annotated[float, Field(ge=0)] | None
-ScoreTable = extended(
-    "ScoreTable", ScoreFields, dict.fromkeys((*MEASURED, *OF_RUNS), (_WEIGHT, None))
-)
+ScoreTable = extended("ScoreTable", ScoreFields, dict.fromkeys(METRICS, (_WEIGHT, None)))
