@@ -161,6 +161,47 @@ ALLOWED: dict[str, set[str]] = {
     # Pages for browsers: plain data in, one string out.
     "flowblend_cli.pages": {"flowblend_cli.errors", "jinja2"},
     # Blind reviews: anonymous copies out, raters' files in.
+    # What a folder's files say: the pure rooms first, then those that read files and write pages.
+    "flowblend_cli.drawing": {"platformdirs"},
+    **{
+        f"flowblend_cli.report.{room}": {
+            "flowblend_cli.jobs",
+            "flowblend_cli.report",
+            "flowblend_cli.study",
+            "flowblend_cli.text",
+        }
+        for room in (
+            "clips",
+            "variants",
+            "conclusions",
+            "sameness",
+            "choices",
+            "words",
+            "findings",
+            "document",
+            "opinions",
+            "tables",
+        )
+    },
+    "flowblend_cli.report.statistics": set(),
+    "flowblend_cli.report": {
+        "flowblend_cli.artifacts",
+        "flowblend_cli.drawing",
+        "flowblend_cli.errors",
+        "flowblend_cli.jobs",
+        "flowblend_cli.pages",
+        "flowblend_cli.records",
+        "flowblend_cli.report",
+        "flowblend_cli.references",
+        "flowblend_cli.scores",
+        "flowblend_cli.study",
+        "flowblend_cli.text",
+        "flowblend_plugin.errors",
+        "flowblend_plugin.quality",
+        "flowblend_plugin.stages",
+        "matplotlib",
+        *PIXELS,
+    },
     "flowblend_cli.review": {
         "flowblend_cli.artifacts",
         "flowblend_cli.errors",
@@ -253,13 +294,13 @@ ALLOWED: dict[str, set[str]] = {
         "rich",
     },
     "flowblend_cli.probing.plot": {
+        "flowblend_cli.drawing",
         "flowblend_cli.probing.words",
         "flowblend_cli.text",
         "flowblend_plugin.boundaries",
         "flowblend_plugin.calibration",
         "flowblend_plugin.errors",
         "matplotlib",
-        "platformdirs",
     },
     "flowblend_cli.showcase": {
         "flowblend_cli.artifacts",
@@ -423,7 +464,7 @@ except SystemExit as stop:
     "arguments",
     [["--help"], ["--version"], ["render", "--help"], ["plan", "--help"], ["info", "--help"],
      ["probe", "--help"], ["check", "quickstart"], ["plan", "quickstart"], ["schema"],
-     ["recipes", "ls"]],
+     ["report", "--help"], ["recipes", "ls"]],
     ids=" ".join,
 )  # fmt: skip
 def test_looking_and_checking_load_no_model_library(arguments: list[str]) -> None:

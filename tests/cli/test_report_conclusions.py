@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rendered import a_job
 
 from flowblend_cli.jobs import Job, Origin
 from flowblend_cli.report import choices, sameness, words
@@ -16,7 +17,6 @@ from flowblend_cli.report.conclusions import MOST_LOST, TOLERANCE, Comparison, c
 from flowblend_cli.report.findings import conclude
 from flowblend_cli.report.variants import find_axes, find_variants
 from flowblend_cli.study import Study
-from rendered import a_job
 
 INFOS = {"psnr": MetricInfo("psnr", "dB", "higher", "", "", "reference")}
 SCORES = st.floats(0, 1).map(lambda value: round(value, 4))
@@ -45,9 +45,7 @@ def told(comparison: Comparison) -> str:
 
 
 def test_the_fewest_steps_that_cant_be_told_from_the_best_win() -> None:
-    found = steps_study(
-        {30: [0.60, 0.62, 0.61], 50: [0.80, 0.82, 0.81], 100: [0.81, 0.82, 0.825]}
-    )
+    found = steps_study({30: [0.60, 0.62, 0.61], 50: [0.80, 0.82, 0.81], 100: [0.81, 0.82, 0.825]})
 
     assert found.winner is not None
     assert found.best is not None

@@ -47,9 +47,7 @@ class _TakesManyFiles(click.Command):
 @click.option("--reviews", multiple=True, metavar="FILE...", type=click.Path(path_type=Path),
               help="Join raters' files, which the page of `flowblend review` saved.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print report.json instead of sentences.")
-def report(
-    folder: Path, promote: Path | None, reviews: tuple[Path, ...], as_json: bool
-) -> None:
+def report(folder: Path, promote: Path | None, reviews: tuple[Path, ...], as_json: bool) -> None:
     """Compare the finished clips in DIR: which settings win, at what price, how surely.
 
     Writes DIR/report.html, one page to look at, and DIR/report.json, and prints the verdict.

@@ -217,7 +217,7 @@ def _standard(variants: Sequence[Variant]) -> Variant | None:
     """The variant that seconds are shares of: the one of 50 steps, else the longest."""
     timed = [v for v in variants if any(clip.seconds is not None for clip in v.clips)]
     standard = [v for v in timed if v.steps == STANDARD_STEPS]
-    return (standard or sorted(timed, key=_median_s, reverse=True) or [None])[0]
+    return standard[0] if standard else max(timed, key=_median_s, default=None)
 
 
 def _median_s(variant: Variant) -> float:
@@ -225,9 +225,7 @@ def _median_s(variant: Variant) -> float:
     return told.median if told else 0.0
 
 
-def _share(
-    variant: Variant, variants: Sequence[Variant], standard: Variant | None
-) -> float | None:
+def _share(variant: Variant, variants: Sequence[Variant], standard: Variant | None) -> float | None:
     """Seconds relative to the standard with the same other settings, where there is one."""
     if standard is None or len(variants) < 2:
         return None

@@ -120,7 +120,9 @@ def _drawings(part: Part, infos: Mapping[str, MetricInfo], prefix: str) -> Itera
         number += 1
         human = title.startswith("Score")
         svg, has_human = _draw(comparison, known, f"{prefix}{number}", human)
-        caption = f"{title} of each clip (dots), and the mean of each variant with its 95 % interval."
+        caption = (
+            f"{title} of each clip (dots), and the mean of each variant with its 95 % interval."
+        )
         if has_human:
             caption += f" Dashed: people's scores out of 10, as tenths. {HUMAN_SOURCE}."
         return Plot(title, unit, caption, svg)
@@ -200,7 +202,9 @@ def _lines_over_steps(rows: Sequence[Row]) -> dict[str, list[int]]:
 def _line(axes: Any, steps: list[int], points: list[Points], colour: str, name: str) -> None:
     from flowblend_cli.report.statistics import summarise
 
-    told = [(step, summarise(list(some.values()))) for step, some in zip(steps, points, strict=True)]
+    told = [
+        (step, summarise(list(some.values()))) for step, some in zip(steps, points, strict=True)
+    ]
     known = [(step, one) for step, one in told if one is not None]
     for pair in {pair: None for some in points for pair in some}:
         own = [(x, some[pair]) for x, some in zip(steps, points, strict=True) if pair in some]
