@@ -29,8 +29,9 @@ class AdaptSpec:
 
     Args:
         rounds: Most further renders of one job.
-        weak_motion: Mean optical flow, in pixels a frame, below which motion is too weak.
-        jitter: Spread of the flow from frame to frame above which motion jitters.
+        weak_motion: ``flow_mean`` of ``flowblend_plugin.quality`` below which motion is too weak,
+            in thousandths of the frame's diagonal a frame; None for the calibrated threshold.
+        jitter: ``flow_std`` above which motion jitters, likewise.
         guidance_step: What is added to the guidance scale before steps are touched; 0 leaves
             guidance alone.
         max_guidance: Highest guidance scale that is tried.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import cv2
@@ -48,6 +49,12 @@ def drawn(path: str, shimmer: float = 0.0) -> Any:
     return to_bytes(np.stack(found) + shimmer * noise)
 
 
+@cache
+def whole(path: str) -> dict[str, float]:
+    """What is measured of a clip that nothing spoils, but for a little noise."""
+    return measure(drawn(path, shimmer=1.0))
+
+
 def to_bytes(values: Any) -> Any:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
@@ -77,9 +84,9 @@ DAMAGES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_spoilt_clip_scores_below_what_it_was(path: str, damage: str) -> None:
-    frames = drawn(path, shimmer=1.0)
+    spoilt = measure(DAMAGES[damage](drawn(path, shimmer=1.0)))
 
-    assert score(measure(DAMAGES[damage](frames))) < score(measure(frames))
+    assert score(spoilt) < score(whole(path))
 
 
 @pytest.mark.parametrize("path", PATHS)
