@@ -1,4 +1,4 @@
-"""Rendering with records, measurements, repeats and follow-ups, on the bundled pair in few steps."""
+"""Rendering with records, measurements, repeats and follow-ups, on the bundled pair."""
 
 from __future__ import annotations
 
@@ -147,7 +147,10 @@ def test_asking_for_something_else_measures_anew_and_renders_nothing(recipe: Wri
 
 
 def test_the_reference_is_rendered_first_and_compared_with(recipe: WriteRecipe) -> None:
-    more = "\n[sweep]\nnum_inference_steps = [1, 2]\n[metrics]\nreference = {num_inference_steps = 2}\n"
+    more = (
+        "\n[sweep]\nnum_inference_steps = [1, 2]\n"
+        "[metrics]\nreference = {num_inference_steps = 2}\n"
+    )
     path = recipe(more)
     out = path.parent / "out"
     first = render(path)
