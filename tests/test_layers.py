@@ -159,6 +159,32 @@ ALLOWED: dict[str, set[str]] = {
     },
     "flowblend_cli.records": {"flowblend_cli.artifacts", "flowblend_cli.errors"},
     "flowblend_cli.gallery": {"flowblend_cli.artifacts", "flowblend_cli.text", *PIXELS},
+    # Pages for browsers: plain data in, one string out.
+    "flowblend_cli.pages": {"flowblend_cli.errors", "jinja2"},
+    # Blind reviews: anonymous copies out, raters' files in.
+    "flowblend_cli.review": {
+        "flowblend_cli.artifacts",
+        "flowblend_cli.errors",
+        "flowblend_cli.pages",
+        "flowblend_cli.records",
+        "flowblend_cli.report",
+        "flowblend_cli.text",
+        "nltk",
+        *PIXELS,
+    },
+    "flowblend_cli.review.arrangement": {"flowblend_cli.report"},
+    "flowblend_cli.review.ratings": {
+        "flowblend_cli.errors",
+        "flowblend_cli.records",
+        "flowblend_cli.review.arrangement",
+        "flowblend_cli.text",
+    },
+    "flowblend_cli.review.unblinding": {
+        "flowblend_cli.errors",
+        "flowblend_cli.report.statistics",
+        "flowblend_cli.review.ratings",
+        "nltk",
+    },
     # Showing.
     "flowblend_cli.progress": {"flowblend_cli.events", "flowblend_cli.live", "flowblend_cli.text"},
     "flowblend_cli.live": {

@@ -5,15 +5,12 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import os
 import re
-import tempfile
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from platformdirs import user_cache_path
-
+from flowblend_cli.drawing import settings_folder
 from flowblend_cli.probing.words import error_in_words
 from flowblend_cli.text import shorten
 from flowblend_plugin.boundaries import Choice, choose
@@ -53,7 +50,7 @@ def draw_pictures(calibration: Calibration, choice: Choice) -> tuple[bytes, byte
         The picture as SVG and as PNG, 1200 pixels wide; the same bytes for the same calibration
         under one version of matplotlib.
     """
-    with _settings_folder():
+    with settings_folder():
         import matplotlib as mpl
         from matplotlib.figure import Figure
 
@@ -70,28 +67,6 @@ def draw_pictures(calibration: Calibration, choice: Choice) -> tuple[bytes, byte
             )
     # Its title stays; what else matplotlib says of it are addresses of other people's sites.
     return _METADATA.sub(b"", svg.getvalue(), count=1), png.getvalue()
-
-
-class _settings_folder:  # noqa: N801 - used as a function
-    """Let matplotlib keep its list of fonts where we may write, whatever the home is like."""
-
-    def __enter__(self) -> None:
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        if "MPLCONFIGDIR" in os.environ:
-            return
-        folder = user_cache_path("flowblend") / "matplotlib"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError:
-            self._temporary = tempfile.TemporaryDirectory()
-        os.environ["MPLCONFIGDIR"] = self._temporary.name if self._temporary else str(folder)
-
-    def __exit__(self, *_: object) -> None:
-        if self._temporary is not None:
-            del os.environ["MPLCONFIGDIR"]
-            self._temporary.cleanup()
 
 
 def _fill(figure: Any, calibration: Calibration, choice: Choice) -> None:

@@ -1,0 +1,205 @@
+"""What a report is made from: finished files, what was measured of them, the recipe they are of."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flowblend_cli.jobs import Job
+from flowblend_cli.study import Study
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """What a metric means.
+
+    Args:
+        name: Its name.
+        unit: Unit; empty for a plain number.
+        better: ``"higher"``, ``"lower"`` or ``"neither"``.
+        definition: What it is, in words.
+        source: Where it comes from.
+        needs: What it is computed from, see ``flowblend_plugin.quality``.
+    """
+
+    name: str
+    unit: str
+    better: str
+    definition: str
+    source: str
+    needs: str
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One finished file of ours: its job, and what is known of how it was rendered.
+
+    Args:
+        job: The job, as its file records it.
+        name: Name of the file inside the folder.
+        seed: The seed that was used, also where the recipe let one be drawn.
+        pixels_sha256: Hash of its pixels.
+        elapsed_s: Seconds of each render of the job; empty where nobody knows.
+        pixels: Hash of each render of the job, this file's own first.
+        step_s: Seconds of each step.
+        peak_rss_bytes: Most main memory.
+        peak_vram_bytes: Most accelerator memory.
+        metrics: What was measured, by name.
+        measured_on: ``"frames"`` as rendered, ``"file"`` as encoded; empty for nothing measured.
+        tracks: Paths of points, see ``records.JobRecord``.
+        accepted: Whether an adapted clip is the one to keep; None where nothing was adapted.
+        score: What the metrics add up to, 0 to 1; None where they don't tell.
+        denoisers: One letter a step: who ran it.
+        device: Kind of device, such as ``"cpu"``.
+        versions: Versions of what decides bits.
+        source: The recipe's folder.
+    """
+
+    job: Job
+    name: str
+    seed: int
+    pixels_sha256: str
+    elapsed_s: tuple[float, ...] = ()
+    pixels: tuple[str, ...] = ()
+    step_s: tuple[float, ...] = ()
+    peak_rss_bytes: int | None = None
+    peak_vram_bytes: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    measured_on: str = ""
+    tracks: tuple[Any, ...] = ()
+    accepted: bool | None = None
+    score: float | None = None
+    denoisers: str = ""
+    device: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def id(self) -> str:
+        """Id of the job."""
+        return self.job.id
+
+    @property
+    def seconds(self) -> float | None:
+        """Median seconds of the job's renders."""
+        return statistics.median(self.elapsed_s) if self.elapsed_s else None
+
+    @property
+    def kind(self) -> str:
+        """``"draft"``, ``"final"`` or ``"adapted"``; empty for a job that the recipe lists."""
+        return self.job.origin.kind if self.job.origin else ""
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether the file is a single picture."""
+        return self.job.extension == ".png"
+
+    @property
+    def subject(self) -> tuple[str, str]:
+        """What clips must share to be compared: scene and prompt."""
+        return self.job.scene, self.job.prompt
+
+    @property
+    def noise(self) -> tuple[int, int]:
+        """Seeds of the first noise, and of the noise that is added at each step."""
+        added = self.job.sampling.noise_seed
+        return self.seed, self.seed if added is None else added
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far renders of one variant are apart.
+
+    Args:
+        scene: Their scene.
+        mode: ``"ode"`` or ``"sde"``.
+        across: ``"noise"`` where only the noise added at each step differs, else ``"seeds"``.
+        jobs: Ids of the jobs.
+        trajectory_spread: Mean distance of their paths of motion; None where none are known.
+        psnr_mean: Mean PSNR of the pairs that differ, in dB; None where none does.
+        pairs: Pairs that were compared.
+        equal_pairs: How many of them are equal in every pixel.
+    """
+
+    scene: str
+    mode: str
+    across: str
+    jobs: tuple[str, ...]
+    trajectory_spread: float | None = None
+    psnr_mean: float | None = None
+    pairs: int = 0
+    equal_pairs: int = 0
+
+
+@dataclass(frozen=True)
+class KeptRecipe:
+    """A recipe as it was last rendered into the folder.
+
+    Args:
+        path: Its file.
+        text: Its text.
+        overrides: The ``--set`` options.
+        warnings: What ``check`` warned of.
+        study: What it asks to be measured and compared.
+        jobs: Ids of its jobs, in order.
+    """
+
+    path: str
+    text: str
+    overrides: tuple[str, ...]
+    warnings: tuple[str, ...]
+    study: Study
+    jobs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """All clips of one recipe.
+
+    Args:
+        name: Name of the recipe.
+        clips: The clips, in the recipe's order.
+        recipe: The recipe, where it was kept.
+        spreads: How far renders of one variant are apart.
+        abandoned_s: Seconds of drafts that left no file, by scene.
+    """
+
+    name: str
+    clips: tuple[Clip, ...]
+    recipe: KeptRecipe | None = None
+    spreads: tuple[Spread, ...] = ()
+    abandoned_s: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def study(self) -> Study:
+        """What the recipe asks for; nothing where it wasn't kept."""
+        return self.recipe.study if self.recipe else Study()
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a folder holds.
+
+    Args:
+        name: Name of the folder.
+        sections: One for each recipe.
+        warnings: What isn't ours, is damaged, missing, or can't be compared.
+        metrics: What the metrics mean, by name, in the order in which they are shown.
+    """
+
+    name: str
+    sections: tuple[Section, ...]
+    warnings: tuple[str, ...] = ()
+    metrics: Mapping[str, MetricInfo] = field(default_factory=dict)
+
+
+def own_job(job: str, clips: Iterable[Clip]) -> str:
+    """Id of the recipe's own job that an adapted one goes back to, or the id itself."""
+    parents = {c.id: c.job.origin.of for c in clips if c.job.origin and c.kind == "adapted"}
+    seen: set[str] = set()
+    while job in parents and job not in seen:
+        seen.add(job)
+        job = parents[job]
+    return job

@@ -1,0 +1,307 @@
+"""Which variant wins, where more steps stop paying, and how sure that is. Pure Python.
+
+The rule: the variant with the best mean score wins; where variants differ in the number of steps
+alone, the one with the fewest steps whose mean can't be told from the best, and isn't far below it
+however few repeats there are. The winning clip of each scene is the best repeat of that variant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flowblend_cli.report.clips import Clip, MetricInfo, Section, own_job
+from flowblend_cli.report.statistics import Difference, Summary, difference, summarise
+from flowblend_cli.report.variants import (
+    MODE,
+    STEPS,
+    Variant,
+    find_axes,
+    find_variants,
+    fixed_settings,
+    group,
+)
+
+TOLERANCE = 0.01
+"""Difference of mean scores, from 0 to 1, that is too small to pay for."""
+
+MOST_LOST = 0.05
+"""Loss in mean score beyond which a variant isn't as good, even if few repeats leave that open."""
+
+STANDARD_STEPS = 50
+USES = {20: "explore", 40: "produce", 60: "final"}
+"""What single pictures of so many steps are for."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant in numbers.
+
+    Args:
+        label: The variant in words.
+        values: Its values of the axes.
+        jobs: Ids of its jobs.
+        steps: Its number of steps, where that is an axis.
+        score: Its scores in short; None where there are none.
+        metrics: Its metrics in short, by name.
+        seconds: Seconds of its jobs in short.
+        share: Its seconds relative to those of ``Comparison.standard``; None without it.
+        to_best: Its mean score minus that of the best variant.
+        is_best: Whether its mean score is the highest.
+        is_winner: Whether it is the one to use.
+        is_as_good: Whether its mean can't be told from the best one's.
+        use: What pictures of so many steps are for; else empty.
+    """
+
+    label: str
+    values: tuple[tuple[str, Any], ...]
+    jobs: tuple[str, ...]
+    steps: int | None
+    score: Summary | None
+    metrics: Mapping[str, Summary]
+    seconds: Summary | None
+    share: float | None = None
+    to_best: Difference | None = None
+    is_best: bool = False
+    is_winner: bool = False
+    is_as_good: bool = False
+    use: str = ""
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The clip to keep of one scene and prompt.
+
+    Args:
+        job: Its id.
+        scene: Its scene.
+        label: Its variant in words; empty where there is one variant only.
+        seed: Its seed.
+        score: Its score.
+        of: Out of how many repeats it was chosen.
+        ties: Ids of other clips with the very same score.
+    """
+
+    job: str
+    scene: str
+    label: str
+    seed: int
+    score: float
+    of: int
+    ties: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the clips of one recipe say when they are put side by side.
+
+    Args:
+        axes: The settings that vary.
+        rows: One for each variant.
+        winners: One for each scene and prompt.
+        fixed: What all clips share.
+        standard: Label of the variant that seconds are shares of; empty without one.
+        is_pictures: Whether these are single pictures.
+        is_balanced: Whether every variant has the same scenes, prompts and seeds.
+    """
+
+    axes: tuple[str, ...]
+    rows: tuple[Row, ...]
+    winners: tuple[Winner, ...]
+    fixed: tuple[tuple[str, str], ...]
+    standard: str = ""
+    is_pictures: bool = False
+    is_balanced: bool = True
+
+    @property
+    def best(self) -> Row | None:
+        """The variant with the highest mean score."""
+        return next((row for row in self.rows if row.is_best), None)
+
+    @property
+    def winner(self) -> Row | None:
+        """The variant to use."""
+        return next((row for row in self.rows if row.is_winner), None)
+
+    def curve(self) -> tuple[Row, ...]:
+        """The rows that differ from the best in nothing but steps, by steps; empty without any."""
+        best = self.best
+        if STEPS not in self.axes or best is None:
+            return ()
+        rows = [row for row in self.rows if _others(row) == _others(best)]
+        rows.sort(key=lambda row: row.steps or 0)
+        return tuple(rows) if len(rows) > 1 else ()
+
+
+def compare(section: Section, infos: Mapping[str, MetricInfo]) -> Comparison:
+    """Put the clips that a recipe lists side by side: drafts, finals and adapted ones aside.
+
+    Args:
+        section: The clips of one recipe.
+        infos: The metrics that there are, in the order in which they are shown.
+    """
+    clips = [clip for clip in section.clips if not clip.kind] or [
+        clip for clip in section.clips if clip.kind == "final"
+    ]
+    if not clips:
+        return Comparison((), (), (), ())
+    axes = find_axes(clips, section.study.axes)
+    variants = find_variants(clips, axes)
+    standard = _standard(variants)
+    rows = _judged([_row(variant, infos) for variant in variants], variants)
+    rows = [
+        replace(row, share=_share(variant, variants, standard), use=_use(row, rows, clips))
+        for row, variant in zip(rows, variants, strict=True)
+    ]
+    return Comparison(
+        axes,
+        tuple(rows),
+        _winners(rows, variants, section.clips),
+        fixed_settings(clips, axes),
+        standard.label if standard and len(variants) > 1 else "",
+        all(clip.is_picture for clip in clips),
+        len({tuple(sorted(map(pair_of, variant.clips))) for variant in variants}) <= 1,
+    )
+
+
+def pair_of(clip: Clip) -> tuple[Any, ...]:
+    """What clips of two variants share where they are compared as a pair."""
+    return (*clip.subject, *clip.noise)
+
+
+def _row(variant: Variant, infos: Mapping[str, MetricInfo]) -> Row:
+    metrics = {}
+    for name in infos:
+        told = summarise([clip.metrics[name] for clip in variant.clips if name in clip.metrics])
+        if told is not None:
+            metrics[name] = told
+    return Row(
+        variant.label,
+        variant.values,
+        tuple(clip.id for clip in variant.clips),
+        variant.steps,
+        summarise([clip.score for clip in variant.clips if clip.score is not None]),
+        metrics,
+        summarise([clip.seconds for clip in variant.clips if clip.seconds is not None]),
+    )
+
+
+def _judged(rows: list[Row], variants: Sequence[Variant]) -> list[Row]:
+    """Mark the best variant, those as good, and the winner; nothing where nothing has a score."""
+    scored = [row for row in rows if row.score is not None]
+    if len(rows) < 2 or not scored:
+        return rows
+    best = max(scored, key=lambda row: row.score.mean if row.score else 0.0)
+    scores = {
+        row.values: {pair_of(c): c.score for c in variant.clips if c.score is not None}
+        for row, variant in zip(rows, variants, strict=True)
+    }
+    judged = []
+    for row in rows:
+        apart = difference(scores[row.values], scores[best.values])
+        as_good = row is best or (
+            apart is not None and apart.is_within(TOLERANCE) and apart.mean >= -MOST_LOST
+        )
+        judged.append(replace(row, to_best=apart, is_best=row is best, is_as_good=as_good))
+    rivals = [row for row in judged if row.is_as_good and _others(row) == _others(best)]
+    winner = min(rivals, key=lambda row: row.steps or 0)
+    return [replace(row, is_winner=row is winner) for row in judged]
+
+
+def _others(row: Row) -> tuple[tuple[str, Any], ...]:
+    return tuple(pair for pair in row.values if pair[0] != STEPS)
+
+
+def _standard(variants: Sequence[Variant]) -> Variant | None:
+    """The variant that seconds are shares of: the one of 50 steps, else the longest."""
+    timed = [v for v in variants if any(clip.seconds is not None for clip in v.clips)]
+    standard = [v for v in timed if v.steps == STANDARD_STEPS]
+    return (standard or sorted(timed, key=_median_s, reverse=True) or [None])[0]
+
+
+def _median_s(variant: Variant) -> float:
+    told = summarise([clip.seconds for clip in variant.clips if clip.seconds is not None])
+    return told.median if told else 0.0
+
+
+def _share(
+    variant: Variant, variants: Sequence[Variant], standard: Variant | None
+) -> float | None:
+    """Seconds relative to the standard with the same other settings, where there is one."""
+    if standard is None or len(variants) < 2:
+        return None
+    like = [v for v in variants if v.steps == standard.steps and v.others == variant.others]
+    base = _median_s(like[0] if like and standard.steps is not None else standard)
+    own = _median_s(variant)
+    return own / base if base and own else None
+
+
+def _use(row: Row, rows: Sequence[Row], clips: Sequence[Clip]) -> str:
+    """What a number of steps is for, of single pictures."""
+    if row.steps is None or not all(clip.is_picture for clip in clips):
+        return ""
+    steps = sorted({one.steps for one in rows if one.steps is not None})
+    if set(steps) & set(USES):
+        return USES.get(row.steps, "")
+    named = (
+        ("explore", row.steps == steps[0]),
+        ("produce", row.is_winner),
+        ("final", row.steps == steps[-1]),
+    )
+    return " and ".join(use for use, fits in named if fits)
+
+
+def _winners(
+    rows: Sequence[Row], variants: Sequence[Variant], clips: Sequence[Clip]
+) -> tuple[Winner, ...]:
+    """The best repeat of the winning variant, of every scene and prompt with a choice."""
+    single = len(variants) == 1
+    chosen = next((i for i, row in enumerate(rows) if row.is_winner), 0 if single else None)
+    if chosen is None:
+        return ()
+    winners = []
+    for some in group(variants[chosen].clips, lambda clip: clip.subject).values():
+        scored = [clip for clip in some if clip.score is not None]
+        if not scored or (single and len(some) < 2):
+            continue
+        best = max(scored, key=lambda clip: clip.score or 0.0)
+        ties = tuple(clip.id for clip in scored if clip is not best and clip.score == best.score)
+        kept = _accepted_instead(best, clips)
+        assert kept.score is not None
+        label = "" if single else variants[chosen].label
+        winners.append(
+            Winner(kept.id, kept.job.scene, label, kept.seed, kept.score, len(some), ties)
+        )
+    return tuple(winners)
+
+
+def _accepted_instead(clip: Clip, clips: Sequence[Clip]) -> Clip:
+    """The adapted clip that took a clip's place, or the clip itself."""
+    taken = [
+        one
+        for one in clips
+        if one.kind == "adapted" and one.accepted and one.score is not None
+        and own_job(one.id, clips) == clip.id
+    ]  # fmt: skip
+    return taken[-1] if taken else clip
+
+
+def peak_and_fall(comparison: Comparison) -> tuple[Row, Row, Difference | None] | None:
+    """The best number of steps, the most that were tried, and what was lost on the way.
+
+    Returns:
+        The row of the peak, that of the most steps, and the latter's mean score minus the former's;
+        None where scores don't tell.
+    """
+    curve = [row for row in comparison.curve() if row.score is not None]
+    if len(curve) < 2:
+        return None
+    peak = next(row for row in curve if row.is_best)
+    return peak, curve[-1], curve[-1].to_best
+
+
+def modes(comparison: Comparison) -> tuple[str, ...]:
+    """The sampling modes that were compared."""
+    found = [str(dict(row.values).get(MODE, "")) for row in comparison.rows]
+    return tuple(dict.fromkeys(mode for mode in found if mode))

@@ -1,0 +1,161 @@
+"""``report.json``: everything that a report knows, as plain values. Pure Python."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from flowblend_cli import __version__
+from flowblend_cli.report.clips import Clip, MetricInfo, Section
+from flowblend_cli.report.conclusions import Comparison, Row, peak_and_fall
+from flowblend_cli.report.findings import Part, Report
+
+if TYPE_CHECKING:
+    from flowblend_cli.review.unblinding import Reviews
+
+VERSION = 1
+
+
+def to_document(report: Report, reviews: Reviews | None = None) -> dict[str, Any]:
+    """A report as plain JSON values.
+
+    Args:
+        report: The report.
+        reviews: What people scored, un-blinded and joined; None without reviews.
+    """
+    clips = [clip for part in report.parts for clip in part.section.clips]
+    document: dict[str, Any] = {
+        "v": VERSION,
+        "flowblend": __version__,
+        "report": report.folder.name,
+        "jobs": [
+            _job(clip, part, report.folder.metrics)
+            for part in report.parts
+            for clip in part.section.clips
+        ],
+        "studies": [_study(part) for part in report.parts],
+        "determinism": [
+            {"recipe": part.section.name, **asdict(one), "renders": one.renders,
+             "equal": one.equal, "holds": one.holds}
+            for part in report.parts
+            for one in part.determinism
+        ],
+        "warnings": list(report.folder.warnings),
+        "recipes": [_recipe(part.section) for part in report.parts],
+        "versions": distinct_versions(clips),
+        "machine": {"device": sorted({clip.device for clip in clips if clip.device})},
+        "metrics": {name: asdict(info) for name, info in report.folder.metrics.items()},
+    }  # fmt: skip
+    if reviews is not None:
+        document["reviews"] = asdict(reviews)
+    return document
+
+
+def to_text(document: Mapping[str, Any]) -> str:
+    """Write a report's document for machines and people."""
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def _job(clip: Clip, part: Part, infos: Mapping[str, MetricInfo]) -> dict[str, Any]:
+    row = next((row for row in part.comparison.rows if clip.id in row.jobs), None)
+    values = {**clip.metrics, **_run_metrics(clip, row)}
+    names = [*infos, *(name for name in values if name not in infos)]
+    return {
+        "job": clip.id,
+        "recipe": clip.job.recipe,
+        "scene": clip.job.scene,
+        "seed": clip.seed,
+        "noise_seed": clip.job.sampling.noise_seed,
+        "num_inference_steps": clip.job.num_inference_steps,
+        "elapsed_s": clip.seconds,
+        "metrics": {
+            name: _metric(values[name], infos.get(name)) for name in names if name in values
+        },
+        "score": clip.score,
+        "winner": clip.id in part.winners,
+        "path": clip.name,
+        "prompt": clip.job.prompt,
+        "variant": {} if row is None else dict(row.values),
+        "variant_label": "" if row is None else row.label,
+        "origin": asdict(clip.job.origin) if clip.job.origin else None,
+        "accepted": clip.accepted,
+        "renders_s": list(clip.elapsed_s),
+        "renders_equal": len(set(clip.pixels)) == 1 if len(clip.pixels) > 1 else None,
+        "pixels_sha256": clip.pixels_sha256,
+        "denoisers": clip.denoisers,
+        "measured_on": clip.measured_on or None,
+    }
+
+
+def _metric(value: float, info: MetricInfo | None) -> dict[str, Any]:
+    unit, better = (info.unit, info.better) if info else ("", "neither")
+    return {"value": value, "unit": unit, "better": better}
+
+
+def _run_metrics(clip: Clip, row: Row | None) -> dict[str, float]:
+    """What the clock and the memory said, under the names that metrics have."""
+    found: dict[str, float | None] = {
+        "elapsed_s": clip.seconds,
+        "step_s": statistics.median(clip.step_s) if clip.step_s else None,
+        "peak_rss_bytes": clip.peak_rss_bytes,
+        "peak_vram_bytes": clip.peak_vram_bytes,
+        "bit_equal": float(len(set(clip.pixels)) == 1) if len(clip.pixels) > 1 else None,
+    }
+    if row is not None and row.share and row.seconds and clip.seconds is not None:
+        found["elapsed_share"] = 100 * clip.seconds * row.share / row.seconds.median
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _study(part: Part) -> dict[str, Any]:
+    comparison = part.comparison
+    told = peak_and_fall(comparison)
+    return {
+        "recipe": part.section.name,
+        "verdicts": [asdict(verdict) for verdict in part.verdicts],
+        "axes": list(comparison.axes),
+        "fixed": dict(comparison.fixed),
+        "variants": [_row(row) for row in comparison.rows],
+        "winner": comparison.winner.label if comparison.winner else None,
+        "best": comparison.best.label if comparison.best else None,
+        "winners": [asdict(one) for one in comparison.winners],
+        "share_of": comparison.standard or None,
+        "peak": None if told is None else _peak(comparison),
+        "spreads": [asdict(one) for one in part.section.spreads],
+        "drafts": [{**asdict(one), "saved": one.saved} for one in part.drafts],
+        "adapted": [asdict(one) for one in part.adapted],
+    }
+
+
+def _peak(comparison: Comparison) -> dict[str, Any]:
+    told = peak_and_fall(comparison)
+    assert told is not None
+    peak, last, lost = told
+    return {"steps": peak.steps, "most_steps": last.steps, "fall": asdict(lost) if lost else None}
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {**asdict(row), "values": dict(row.values)}
+
+
+def _recipe(section: Section) -> dict[str, Any]:
+    kept = section.recipe
+    if kept is None:
+        return {"name": section.name, "path": None, "text": None, "overrides": []}
+    return {
+        "name": section.name,
+        "path": kept.path,
+        "text": kept.text,
+        "overrides": list(kept.overrides),
+    }
+
+
+def distinct_versions(clips: Iterable[Clip]) -> dict[str, list[str]]:
+    """Every version that some clip was rendered with, by package."""
+    found: dict[str, set[str]] = {}
+    for clip in clips:
+        for name, version in clip.versions.items():
+            found.setdefault(name, set()).add(version)
+    return {name: sorted(values) for name, values in sorted(found.items())}

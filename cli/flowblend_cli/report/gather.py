@@ -1,0 +1,303 @@
+"""From a folder to plain data: finished files, their records, the recipes kept beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flowblend_cli.artifacts.finished import FileState, inspect_final
+from flowblend_cli.errors import DocumentError, OutputError, UsageError
+from flowblend_cli.jobs import Job, freeze
+from flowblend_cli.records import JobRecord, read_json, read_record, recipe_path
+from flowblend_cli.report import measures
+from flowblend_cli.report.clips import Clip, Folder, KeptRecipe, Section
+from flowblend_cli.report.variants import group
+from flowblend_cli.study import AdaptSpec, MeasureSpec, ReviewSpec, Selection, Study
+from flowblend_cli.text import count
+
+_MEDIA = (".mp4", ".png")
+_LOOKED_AT = {*_MEDIA, ".mov", ".mkv", ".webm", ".gif", ".webp", ".jpg", ".jpeg", ".avi"}
+_AGAIN = ".again"
+_NAMED = 5
+
+
+def gather(folder: Path) -> Folder:
+    """Read everything that a report is made from.
+
+    Args:
+        folder: The output folder of one or more recipes.
+
+    Returns:
+        One section for each recipe; what can't be used is among the warnings.
+
+    Raises:
+        UsageError: It is no folder, or holds no finished file of ours.
+    """
+    found = find_clips(folder)
+    sections, warnings = [], list(found.warnings)
+    for name, clips in sorted(group(found.clips, lambda clip: clip.job.recipe).items()):
+        section, told = _section(folder, name, clips)
+        sections.append(section)
+        warnings += told
+    return Folder(folder.absolute().name, tuple(sections), tuple(warnings), measures.catalogue())
+
+
+def find_clips(folder: Path) -> Found:
+    """Read the finished files of a folder, and what was measured of them before.
+
+    Raises:
+        UsageError: It is no folder, or holds no finished file of ours.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: is no folder: give the one that clips were rendered into")
+    found = Found.of(folder)
+    if not found.clips:
+        why = f" ({'; '.join(found.warnings)})" if found.warnings else ""
+        raise UsageError(
+            f"{folder}: holds no finished file of flowblend{why}: give the folder that "
+            "`flowblend render` wrote into"
+        )
+    return found
+
+
+@dataclass
+class Found:
+    """What lies in a folder.
+
+    Args:
+        clips: The finished files, by name.
+        warnings: What isn't ours, is damaged, or is there twice.
+    """
+
+    clips: list[Clip]
+    warnings: list[str]
+
+    @classmethod
+    def of(cls, folder: Path) -> Found:
+        """Look at every file of a folder that could be a clip."""
+        found = cls([], [])
+        foreign: list[str] = []
+        agains: list[Clip] = []
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith(".") or path.suffix.lower() not in _LOOKED_AT:
+                continue
+            found._look(path, foreign, agains)
+        if foreign:
+            found.warnings.append(f"not flowblend's, left out: {_some(foreign)}")
+        found._without_copies()
+        found._join(agains)
+        return found
+
+    def _look(self, path: Path, foreign: list[str], agains: list[Clip]) -> None:
+        try:
+            finished = inspect_final(path)
+        except OutputError as error:
+            self.warnings.append(str(error))
+            return
+        if finished.state is FileState.DAMAGED:
+            self.warnings.append(f"{path.name} is damaged, left out: render the recipe again")
+            return
+        document = finished.document or {}
+        if finished.state is FileState.FOREIGN or path.suffix not in _MEDIA:
+            foreign.append(path.name)
+            return
+        if not isinstance(document.get("job"), dict):
+            return  # contact sheets and comparisons: ours, but nobody's job
+        try:
+            clip = _clip(path, document)
+        except DocumentError as error:
+            self.warnings.append(f"{path.name} is left out: {error}")
+            return
+        (agains if clip.id.endswith(_AGAIN) else self.clips).append(clip)
+
+    def _without_copies(self) -> None:
+        kept: dict[tuple[str, str], Clip] = {}
+        for clip in self.clips:
+            first = kept.setdefault((clip.job.recipe, clip.id), clip)
+            if first is not clip:
+                self.warnings.append(
+                    f"{clip.name} holds the same job as {first.name}, and is left out"
+                )
+        self.clips = list(kept.values())
+
+    def _join(self, agains: Iterable[Clip]) -> None:
+        """A file that was rendered again is no clip of its own: it is its job's next render."""
+        for again in agains:
+            name = again.id.removesuffix(_AGAIN)
+            for index, clip in enumerate(self.clips):
+                if (clip.job.recipe, clip.id) == (again.job.recipe, name):
+                    pixels = (*clip.pixels, again.pixels_sha256)
+                    self.clips[index] = replace(clip, pixels=pixels)
+
+
+def _clip(path: Path, document: Mapping[str, Any]) -> Clip:
+    job = Job.from_document(document["job"])
+    resolved = _mapping(document.get("resolved"))
+    seed = resolved.get("seed", job.seed)
+    sampling_s = resolved.get("sampling_s")
+    digest = str(document.get("pixels_sha256", ""))
+    clip = Clip(
+        job=job,
+        name=path.name,
+        seed=seed if isinstance(seed, int) else job.seed,
+        pixels_sha256=digest,
+        elapsed_s=(float(sampling_s),) if _is_number(sampling_s) else (),
+        pixels=(digest,),
+        denoisers=_text(resolved.get("denoisers")),
+        device=_text(resolved.get("device")),
+        versions={str(k): str(v) for k, v in _mapping(document.get("versions")).items()},
+        source=_text(resolved.get("source")),
+    )
+    record = read_record(path.parent, job.id)
+    return clip if record is None else _with_record(clip, record)
+
+
+def _with_record(clip: Clip, record: JobRecord) -> Clip:
+    """Add what was measured, if it was measured of these very pixels."""
+    if record.pixels_sha256 != clip.pixels_sha256 or not _is_sound(record):
+        return clip
+    return replace(
+        clip,
+        elapsed_s=record.elapsed_s or clip.elapsed_s,
+        pixels=record.pixels or clip.pixels,
+        step_s=record.step_s,
+        peak_rss_bytes=record.peak_rss_bytes,
+        peak_vram_bytes=record.peak_vram_bytes,
+        metrics=dict(record.metrics),
+        measured_on=record.measured_on if record.metrics else "",
+        tracks=record.tracks,
+        accepted=record.accepted,
+    )
+
+
+def _is_sound(record: JobRecord) -> bool:
+    """Whether a record's values have the types that they should: anybody may have edited it."""
+    numbers = (record.elapsed_s, record.step_s)
+    whole = (record.peak_rss_bytes, record.peak_vram_bytes)
+    return (
+        all(isinstance(some, tuple) and all(map(_is_number, some)) for some in numbers)
+        and isinstance(record.pixels, tuple)
+        and all(isinstance(digest, str) for digest in record.pixels)
+        and all(value is None or _is_number(value) for value in whole)
+        and isinstance(record.metrics, dict)
+        and all(_is_number(value) for value in record.metrics.values())
+        and record.measured_on in ("frames", "file")
+        and record.accepted in (None, True, False)
+        and isinstance(record.tracks, tuple)
+    )
+
+
+def _section(folder: Path, name: str, clips: list[Clip]) -> tuple[Section, list[str]]:
+    recipe = _kept(folder, name)
+    warnings = [f"{name}: {warning}" for warning in recipe.warnings] if recipe else []
+    if recipe:
+        order = {job: place for place, job in enumerate(recipe.jobs)}
+        last = len(order)
+        clips.sort(key=lambda clip: order.get(clip.id, last))
+        warnings += _differences(name, recipe, clips)
+    if len({tuple(sorted(clip.versions.items())) for clip in clips}) > 1:
+        warnings.append(
+            f"{name}: its clips were rendered under different versions or threads, so that their "
+            "seconds, and bits, needn't be comparable"
+        )
+    measured = measures.complete(folder, clips, recipe.study if recipe else Study())
+    spreads = measures.spreads(folder, measured.clips)
+    section = Section(name, measured.clips, recipe, spreads, _abandoned(folder, recipe, clips))
+    return section, [*warnings, *(f"{name}: {warning}" for warning in measured.warnings)]
+
+
+def _differences(name: str, recipe: KeptRecipe, clips: Iterable[Clip]) -> Iterator[str]:
+    listed = [clip for clip in clips if not clip.kind]
+    present = {clip.id for clip in clips}
+    chosen = {job for one in recipe.study.selections for job in (*one.finals, *one.drafts)}
+    absent = [job for job in recipe.jobs if job not in present and job not in chosen]
+    further = [clip.id for clip in listed if clip.id not in recipe.jobs]
+    if absent:
+        yield (
+            f"{name}: {count(len(absent), 'job')} of {len(recipe.jobs)} not rendered yet: "
+            f"{_some(absent)}"
+        )
+    if further and recipe.jobs:
+        yield (
+            f"{name}: {count(len(further), 'clip')} of an earlier form of the recipe, compared "
+            f"with the rest: {_some(further)}"
+        )
+
+
+def _abandoned(
+    folder: Path, recipe: KeptRecipe | None, clips: Iterable[Clip]
+) -> dict[str, tuple[float, ...]]:
+    """Seconds of drafts that were looked at and given up, which left a record and no file."""
+    if recipe is None:
+        return {}
+    present = {clip.id for clip in clips}
+    spent: dict[str, tuple[float, ...]] = {}
+    for selection in recipe.study.selections:
+        absent = (read_record(folder, job) for job in selection.drafts if job not in present)
+        seconds = tuple(sum(r.elapsed_s) for r in absent if r and r.elapsed_s and _is_sound(r))
+        spent[selection.scene] = spent.get(selection.scene, ()) + seconds
+    return spent
+
+
+def _kept(folder: Path, name: str) -> KeptRecipe | None:
+    """The recipe as last rendered, or None where it wasn't kept, or can't be read."""
+    if "/" in name or name in ("", ".", ".."):
+        return None
+    document = read_json(recipe_path(folder, name))
+    if document is None or document.get("v") != 1:
+        return None
+    try:
+        study = _study(document.get("study") or {})
+    except (TypeError, ValueError, KeyError, AttributeError):
+        study = Study()
+    return KeptRecipe(
+        _text(document.get("path")),
+        _text(document.get("text")),
+        _texts(document.get("overrides")),
+        _texts(document.get("warnings")),
+        study,
+        _texts(document.get("jobs")),
+    )
+
+
+def _study(document: Mapping[str, Any]) -> Study:
+    """Read a study back from its JSON form; keys of another version are left out."""
+    values = _known(Study, document)
+    values["measure"] = MeasureSpec(**_known(MeasureSpec, document.get("measure") or {}))
+    values["review"] = ReviewSpec(**_known(ReviewSpec, document.get("review") or {}))
+    if document.get("adapt") is not None:
+        values["adapt"] = AdaptSpec(**_known(AdaptSpec, document["adapt"]))
+    selections = document.get("selections") or ()
+    values["selections"] = tuple(Selection(**_known(Selection, one)) for one in selections)
+    return Study(**values)
+
+
+def _known(cls: Any, document: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(cls)}
+    return {key: freeze(value) for key, value in document.items() if key in names}
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(v for v in value if isinstance(v, str)) if isinstance(value, list) else ()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+

@@ -1,0 +1,187 @@
+"""What nobody measured at render time, measured of the files; scores; how far renders are apart."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flowblend_cli.artifacts.reading import read_native_frames
+from flowblend_cli.errors import OutputError
+from flowblend_cli.jobs import Batch
+from flowblend_cli.references import references
+from flowblend_cli.report.clips import Clip, MetricInfo, Spread
+from flowblend_cli.report.variants import MODE, find_axes, group, settings
+from flowblend_cli.scores import score_of
+from flowblend_cli.study import Study
+from flowblend_cli.text import count
+from flowblend_plugin import quality
+from flowblend_plugin.errors import FlowBlendError
+
+_MOST_RENDERS = 10  # of one variant that are compared with each other: 45 pairs
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Clips with what could be measured of them.
+
+    Args:
+        clips: The clips.
+        warnings: What could not, and why.
+    """
+
+    clips: tuple[Clip, ...]
+    warnings: tuple[str, ...]
+
+
+def catalogue() -> dict[str, MetricInfo]:
+    """What every metric means, in the order in which reports list them."""
+    return {
+        name: MetricInfo(
+            name, one.unit, one.better, one.definition, one.source, one.needs
+        )
+        for name, one in quality.METRICS.items()
+    }  # fmt: skip
+
+
+def complete(folder: Path, clips: Sequence[Clip], study: Study) -> Measured:
+    """Measure the clips that have no record of it, and give each its score.
+
+    Args:
+        folder: Where the files are.
+        clips: The clips.
+        study: What the recipe asks to be measured, and how the score weighs it.
+    """
+    warnings: list[str] = []
+    lacking = [clip for clip in clips if not clip.metrics]
+    found = {clip.id: clip for clip in clips}
+    if lacking and study.measure.names != ():
+        if quality.is_available():
+            others = _references(folder, clips, study)
+            for clip in lacking:
+                try:
+                    found[clip.id] = _measured(folder, clip, others.get(clip.id), study)
+                except (FlowBlendError, OutputError) as error:
+                    warnings.append(f"{clip.name} can't be measured: {error}")
+        else:
+            warnings.append(f"{count(len(lacking), 'file')} not measured: {quality.missing()}")
+    weights = dict(study.measure.weights)
+    scored = [
+        replace(clip, score=score_of(clip.job.prompt, clip.metrics, weights))
+        for clip in found.values()
+    ]
+    if any(clip.measured_on == "file" for clip in scored):
+        warnings.append(
+            "measured on the encoded files where no record of the rendered frames was left: "
+            "compression adds a little to flicker and takes a little sharpness"
+        )
+    return Measured(tuple(scored), tuple(warnings))
+
+
+def _references(folder: Path, clips: Sequence[Clip], study: Study) -> dict[str, Clip]:
+    """The clip that each one is compared with, by id, for those that have one."""
+    table = {clip.id: clip for clip in clips}
+    jobs = tuple(clip.job for clip in clips)
+    found = references(Batch(clips[0].job.recipe, folder, jobs, (), folder, study))
+    return {job: table[other.id] for job, other in found.items()}
+
+
+def _measured(folder: Path, clip: Clip, other: Clip | None, study: Study) -> Clip:
+    frames = _frames(folder, clip)
+    reference = None if other is None else _frames(folder, other)
+    if reference is not None and reference.shape != frames.shape:
+        reference = None
+    names = study.measure.names
+    if names is not None:
+        fitting = {"frames", "reference"} if reference is not None else {"frames"}
+        names = tuple(n for n in names if n in quality.METRICS and _needs(n) in fitting)
+    return replace(
+        clip, metrics=quality.measure(frames, names, reference=reference), measured_on="file"
+    )
+
+
+def _needs(name: str) -> str:
+    return quality.METRICS[name].needs
+
+
+def _frames(folder: Path, clip: Clip) -> Any:
+    return read_native_frames(folder / clip.name, clip.job.output.scale)
+
+
+def spreads(folder: Path, clips: Sequence[Clip]) -> tuple[Spread, ...]:
+    """Compare the renders of each variant with each other, where modes or noises are compared.
+
+    Args:
+        folder: Where the files are.
+        clips: The clips of one recipe.
+    """
+    axes = find_axes(clips)
+    table = {clip.id: settings(clip.job) for clip in clips}
+    plain = [clip for clip in clips if not clip.kind]
+
+    def variant(clip: Clip) -> Any:
+        return clip.subject, tuple(table[clip.id].get(axis) for axis in axes)
+
+    groups = list(group(plain, lambda clip: (*variant(clip), clip.seed)).values())
+    has_noise = any(len({clip.noise for clip in some}) > 1 for some in groups)
+    if not has_noise and MODE not in axes:
+        return ()
+    across = "noise" if has_noise else "seeds"
+    if not has_noise:
+        groups = list(group(plain, variant).values())
+    return tuple(_spread(folder, some, across) for some in groups if len(some) > 1)
+
+
+def _spread(folder: Path, clips: Sequence[Clip], across: str) -> Spread:
+    clips = clips[:_MOST_RENDERS]
+    first = clips[0]
+    told = Spread(
+        first.job.scene, first.job.sampling.mode, across, tuple(clip.id for clip in clips)
+    )
+    try:
+        frames = [_frames(folder, clip) for clip in clips]
+    except OutputError:
+        return told
+    if len({one.shape for one in frames}) > 1:
+        return told
+    pairs = [
+        math.inf if a.pixels_sha256 == b.pixels_sha256 else _psnr(x, y)
+        for (a, x), (b, y) in itertools.combinations(zip(clips, frames, strict=True), 2)
+    ]
+    apart = [psnr for psnr in pairs if math.isfinite(psnr)]
+    return replace(
+        told,
+        trajectory_spread=_trajectory_spread(clips, frames),
+        psnr_mean=statistics.fmean(apart) if apart else None,
+        pairs=len(pairs),
+        equal_pairs=len(pairs) - len(apart),
+    )
+
+
+def _trajectory_spread(clips: Sequence[Clip], frames: Sequence[Any]) -> float | None:
+    """Of the recorded paths where every clip has them, else of the decoded ones."""
+    import numpy as np
+
+    if frames[0].shape[0] < 2:
+        return None
+    try:
+        if all(clip.tracks for clip in clips):
+            paths = [np.asarray(clip.tracks, dtype=float) for clip in clips]
+        elif quality.is_available():
+            paths = [quality.tracks(one) for one in frames]
+        else:
+            return None
+        return float(quality.trajectory_spread(paths))
+    except (FlowBlendError, ValueError, TypeError):
+        return None
+
+
+def _psnr(a: Any, b: Any) -> float:
+    import numpy as np
+
+    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    return 10 * math.log10(255**2 / error) if error else math.inf

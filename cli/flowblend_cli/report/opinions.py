@@ -1,0 +1,88 @@
+"""What raters said of a folder's clips, as tables and sentences. Pure Python."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from flowblend_cli.report.variants import group
+from flowblend_cli.report.words import Verdict
+from flowblend_cli.text import count, printable
+
+if TYPE_CHECKING:
+    from flowblend_cli.review.unblinding import Agreement, Reviews, Row
+
+_GOOD, _FAIR = 0.8, 0.667
+
+
+def verdicts(reviews: Reviews) -> Iterator[Verdict]:
+    """What people preferred, and how far they agree."""
+    for recipe, rows in group(reviews.by_variant, lambda row: row.recipe).items():
+        means = _means(rows)
+        if len(means) < 2:
+            continue
+        best = max(means, key=lambda name: means[name])
+        others = [name for name in means if name != best and means[name] == means[best]]
+        tie = f", as {', '.join(others)}" if others else ""
+        yield Verdict(
+            "answer",
+            f"{count(len(reviews.raters), 'rater')} of {recipe} gave the most to {best}{tie}: "
+            f"{means[best]:.1f} of 10 over all criteria.",
+        )
+    for one in reviews.agreement:
+        yield _agreement(one)
+
+
+def _agreement(one: Agreement) -> Verdict:
+    if one.alpha is None:
+        return Verdict("note", f"Agreement on {one.criterion} can't be told: {one.reason}.")
+    word = "good" if one.alpha >= _GOOD else "fair" if one.alpha >= _FAIR else "too little to rest on"
+    return Verdict(
+        "note",
+        f"Agreement on {one.criterion}: Krippendorff's alpha {one.alpha:.2f}, {word} "
+        f"({count(one.raters, 'rater')}, {count(one.items, 'clip')}).",
+    )
+
+
+def _means(rows: list[Row]) -> dict[str, float]:
+    """Mean over criteria of each variant."""
+    named = group(rows, lambda row: row.name)
+    return {name: statistics.fmean(row.mean for row in some) for name, some in named.items()}
+
+
+def table(reviews: Reviews) -> dict[str, Any]:
+    """What a page shows of the reviews."""
+    blocks = []
+    for recipe, rows in group(reviews.by_variant, lambda row: row.recipe).items():
+        means = _means(rows)
+        best = max(means.values())
+        lines = [
+            {
+                "name": printable(name),
+                "is_best": len(means) > 1 and means[name] == best,
+                "mean": f"{means[name]:.1f}",
+                "cells": [_cell(some, criterion) for criterion in reviews.criteria],
+            }
+            for name, some in group(rows, lambda row: row.name).items()
+        ]
+        blocks.append({"recipe": printable(recipe), "rows": lines})
+    return {
+        "raters": [printable(rater) for rater in reviews.raters],
+        "criteria": [printable(criterion) for criterion in reviews.criteria],
+        "blocks": blocks,
+        "verdicts": [(one.tone, printable(one.text)) for one in verdicts(reviews)],
+        "remarks": [(printable(r.rater), printable(r.job), printable(r.text)) for r in reviews.remarks],
+    }
+
+
+def _cell(rows: list[Row], criterion: str) -> dict[str, str]:
+    for row in rows:
+        if row.criterion == criterion:
+            known = row.low is not None and row.high is not None
+            return {
+                "mean": f"{row.mean:.1f}",
+                "interval": f"{row.low:.1f} to {row.high:.1f}" if known else "",
+                "n": f"n {row.n}",
+            }
+    return {"mean": "", "interval": "", "n": ""}

@@ -1,0 +1,402 @@
+"""``report.html``: one page that holds everything but the clips beside it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowblend_cli import __version__
+from flowblend_cli.pages import render_page
+from flowblend_cli.report import opinions, words
+from flowblend_cli.report.clips import Clip, MetricInfo, Section
+from flowblend_cli.report.conclusions import MOST_LOST, TOLERANCE, Comparison, Row
+from flowblend_cli.report.document import distinct_versions
+from flowblend_cli.report.findings import Part, Report
+from flowblend_cli.report.media import address, poster
+from flowblend_cli.report.plots import draw
+from flowblend_cli.report.statistics import Summary
+from flowblend_cli.report.variants import STEPS, find_variants, group
+from flowblend_cli.text import count, printable
+
+if TYPE_CHECKING:
+    from flowblend_cli.review.unblinding import Reviews
+
+MARK = "flowblend report"
+MOST_POSTERS = 60
+"""Pictures on one page; further clips stand in the table of all clips."""
+
+MOST_PLAYED = 120
+"""Clips that the player offers."""
+
+_FIRM = "\N{NO-BREAK SPACE}"
+_MOST_COLUMNS = 8
+_MOST_METRICS = 8
+
+
+def to_html(report: Report, folder: Path, reviews: Reviews | None = None) -> str:
+    """Make the page of a report.
+
+    Args:
+        report: The report.
+        folder: Where the clips are, beside which the page will lie.
+        reviews: What people scored, un-blinded and joined; None without reviews.
+
+    Returns:
+        The page; the same for the same files and versions.
+
+    Raises:
+        UsageError: The extra ``report`` isn't installed.
+    """
+    left = MOST_POSTERS
+    parts = []
+    for number, part in enumerate(report.parts):
+        shown, left = _part(part, report, folder, f"p{number}", left)
+        parts.append(shown)
+    clips = [clip for part in report.parts for clip in part.section.clips]
+    page = render_page(
+        "report.html.j2",
+        scripts=("player.js", "report.js"),
+        styles=("player.css", "report.css"),
+        mark=f"{MARK} {__version__}",
+        title=parts[0]["name"] if len(parts) == 1 else printable(report.folder.name),
+        facts=_facts(clips),
+        parts=parts,
+        warnings=[printable(warning) for warning in report.folder.warnings],
+        metrics=_definitions(report.folder.metrics, clips),
+        versions=[(n, ", ".join(map(printable, v))) for n, v in distinct_versions(clips).items()],
+        reviews=None if reviews is None else opinions.table(reviews),
+        most_posters=MOST_POSTERS,
+    )
+    return page.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _sentence(text: str) -> str:
+    """A sentence in which no line ends between a number and what belongs to it."""
+    for part in (" ± ", " %", " s ", " dB"):
+        text = text.replace(part, part.replace(" ", _FIRM, 1 if part == " s " else 2))
+    return printable(text)
+
+
+def _facts(clips: Sequence[Clip]) -> list[str]:
+    """The size of it all, in a few words each."""
+    pictures = sum(clip.is_picture for clip in clips)
+    nouns = [(len(clips) - pictures, "clip"), (pictures, "picture")]
+    seconds = [second for clip in clips for second in clip.elapsed_s]
+    devices = sorted({clip.device for clip in clips if clip.device})
+    return [
+        " and ".join(count(number, noun) for number, noun in nouns if number),
+        count(len({clip.job.scene for clip in clips}), "scene"),
+        *([f"{words.seconds(sum(seconds))} of rendering"] if seconds else []),
+        *([f"on {printable(', '.join(devices))}"] if devices else []),
+    ]
+
+
+def _part(
+    part: Part, report: Report, folder: Path, prefix: str, left: int
+) -> tuple[dict[str, Any], int]:
+    cards, sheet = _pictures(part, folder, left)
+    infos = report.folder.metrics
+    labels = {job: row.label for row in part.comparison.rows for job in row.jobs}
+    clips = part.section.clips
+    return {
+        "id": prefix,
+        "name": printable(part.section.name),
+        "lead": _sentence(part.verdicts[0].text),
+        "verdicts": [(one.tone, _sentence(one.text)) for one in part.verdicts[1:]],
+        "winners": [cards[one.job] for one in part.comparison.winners if one.job in cards],
+        "sheet": sheet,
+        "hidden": len(clips) - len(cards),
+        "plots": draw(part, infos, prefix),
+        "table": _table(part.comparison),
+        "metrics": _metrics_table(part.comparison, infos),
+        "rule": _rule(part.comparison),
+        "determinism": [_same(one, group) for one in part.determinism for group in one.groups],
+        "spreads": [_spread(one) for one in part.section.spreads],
+        "drafts": [_drafts(one) for one in part.drafts],
+        "adapted": [_adapted(one) for one in part.adapted],
+        "player": _played(part, labels),
+        "clips": [_clip_row(clip, part, labels) for clip in clips],
+        "fixed": [(printable(key), printable(value)) for key, value in part.comparison.fixed],
+        "recipe": _recipe(part.section),
+    }, left - len(cards)
+
+
+def _pictures(
+    part: Part, folder: Path, left: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Cards of the clips that are shown, winners first, and how they are laid out."""
+    winners = [clip for clip in part.section.clips if clip.id in part.winners]
+    shown = list({clip.id: clip for clip in (*winners, *part.section.clips)}.values())[:left]
+    labels = {job: row.label for row in part.comparison.rows for job in row.jobs}
+    cards = {clip.id: _card(clip, part, folder, labels) for clip in shown}
+    rows = part.comparison.rows
+    kept = [clip for clip in part.section.clips if clip.id in cards]
+    if not 2 <= len(rows) <= _MOST_COLUMNS:
+        return cards, {"heads": [], "rows": [], "cards": [cards[clip.id] for clip in kept]}
+    listed = [clip for clip in kept if clip.id in labels]
+    variants = find_variants(listed, part.comparison.axes)
+    lines = group(listed, lambda clip: (*clip.subject, *clip.noise))
+    columns = [{clip.id for clip in variant.clips} for variant in variants]
+    matrix = [
+        {
+            "head": printable(some[0].job.scene),
+            "seed": _seed(some[0]),
+            "cells": [next((cards[c.id] for c in some if c.id in ids), None) for ids in columns],
+        }
+        for some in lines.values()
+    ]
+    rest = [cards[clip.id] for clip in kept if clip.id not in labels]
+    heads = [printable(variant.label) for variant in variants]
+    return cards, {"heads": heads, "rows": matrix, "cards": rest}
+
+
+def _seed(clip: Clip) -> str:
+    noise = clip.job.sampling.noise_seed
+    return f"seed {clip.seed}" + ("" if noise is None else f", noise {noise}")
+
+
+def _card(clip: Clip, part: Part, folder: Path, labels: Mapping[str, str]) -> dict[str, Any]:
+    kinds = {"draft": "draft", "final": "final", "adapted": "adapted"}
+    tags = [kinds.get(clip.kind, ""), "kept" if clip.accepted and clip.kind == "adapted" else ""]
+    return {
+        "url": address(clip.name),
+        "poster": poster(folder / clip.name),
+        "is_video": not clip.is_picture,
+        "scene": printable(clip.job.scene),
+        "label": printable(labels.get(clip.id, "") if len(part.comparison.rows) > 1 else ""),
+        "seed": _seed(clip),
+        "alt": printable(f"{clip.job.scene}, {_seed(clip)}: {clip.job.prompt}"),
+        "prompt": printable(clip.job.prompt),
+        "score": None if clip.score is None else words.points(clip.score),
+        "seconds": None if clip.seconds is None else words.seconds(clip.seconds),
+        "is_winner": clip.id in part.winners,
+        "tag": ", ".join(tag for tag in tags if tag),
+        "id": printable(clip.id),
+    }
+
+
+def _table(comparison: Comparison) -> list[dict[str, Any]]:
+    if len(comparison.rows) < 2:
+        return []
+    return [
+        {
+            "label": printable(row.label),
+            "n": len(row.jobs),
+            "score": _summary(row.score),
+            "apart": _apart(row),
+            "median": words.seconds(row.seconds.median) if row.seconds else "",
+            "range": _range(row.seconds),
+            "share": words.share(row.share) if row.share else "",
+            "use": row.use,
+            "is_winner": row.is_winner,
+            "is_best": row.is_best,
+        }
+        for row in comparison.rows
+    ]
+
+
+def _summary(told: Summary | None) -> dict[str, str] | None:
+    if told is None:
+        return None
+    return {
+        "mean": words.points(told.mean),
+        "sd": "" if told.sd is None else words.points(told.sd),
+        "interval": _interval(told),
+    }
+
+
+def _interval(told: Summary) -> str:
+    if told.low is None or told.high is None:
+        return "unknown (n = 1)"
+    return f"{words.points(told.low)} to {words.points(told.high)}"
+
+
+def _range(told: Summary | None) -> str:
+    if told is None or told.n < 2:
+        return ""
+    return f"{words.seconds(told.least)} to {words.seconds(told.most)}"
+
+
+def _apart(row: Row) -> str:
+    if row.is_best:
+        return "best"
+    if row.to_best is None:
+        return ""
+    half = "" if row.to_best.half is None else f" ± {words.points(row.to_best.half)}"
+    how = ", as good" if row.is_as_good else ""
+    return f"{words.signed(row.to_best.mean)}{half}{how}"
+
+
+def _metrics_table(
+    comparison: Comparison, infos: Mapping[str, MetricInfo]
+) -> dict[str, Any] | None:
+    known = {name for row in comparison.rows for name in row.metrics}
+    names = [name for name in infos if name in known][:_MOST_METRICS]
+    if not names or len(comparison.rows) < 2:
+        return None
+    arrows = {"higher": "↑", "lower": "↓"}
+    return {
+        "heads": [(name.replace("_", " "), arrows.get(infos[name].better, "")) for name in names],
+        "rows": [
+            {
+                "label": printable(row.label),
+                "is_winner": row.is_winner,
+                "cells": [_metric(row.metrics.get(name)) for name in names],
+            }
+            for row in comparison.rows
+        ],
+    }
+
+
+def _metric(told: Summary | None) -> str:
+    if told is None:
+        return ""
+    half = f" ± {words.number(told.half, 2)}" if told.half is not None else ""
+    return words.number(told.mean) + half
+
+
+def _rule(comparison: Comparison) -> str:
+    """How the winner was found, in a sentence for the table's foot."""
+    if comparison.winner is None:
+        return ""
+    few = ""
+    if STEPS in comparison.axes:
+        few = "; among those that differ from it in steps alone, the one with the fewest steps wins that is as good"
+    share = f" Share: of the seconds of {comparison.standard}." if comparison.standard else ""
+    return (
+        "± and intervals are 95 % (Student's t), over all renders of a variant, scenes included; "
+        f"differences are paired by scene and seed where possible. The best mean score wins{few}. "
+        f"As good means: less than {TOLERANCE} below it, or less than {MOST_LOST} with an interval "
+        f"that includes 0.{printable(share)}"
+    )
+
+
+def _same(one: Any, group: Any) -> dict[str, Any]:
+    return {
+        "mode": one.mode.upper(),
+        "scene": printable(group.scene),
+        "text": f"{group.equal} of {group.renders}",
+        "holds": group.equal == group.renders,
+        "jobs": printable(", ".join(group.jobs)),
+        "pixels": group.pixels,
+    }
+
+
+def _spread(one: Any) -> dict[str, Any]:
+    return {
+        "mode": one.mode.upper(),
+        "scene": printable(one.scene),
+        "renders": f"{len(one.jobs)} {'added noises' if one.across == 'noise' else 'seeds'}",
+        "paths": "" if one.trajectory_spread is None else words.number(one.trajectory_spread),
+        "psnr": "" if one.psnr_mean is None else f"{one.psnr_mean:.1f} dB",
+        "equal": f"{one.equal_pairs} of {one.pairs}",
+    }
+
+
+def _drafts(one: Any) -> dict[str, Any]:
+    return {
+        "scene": printable(one.scene),
+        "drafts": f"{one.drafts}" + (f", {one.abandoned} abandoned" if one.abandoned else ""),
+        "finals": one.finals,
+        "spent": words.seconds(one.draft_s + one.final_s),
+        "full": words.seconds(one.full_s),
+        "saved": words.share(one.saved),
+        "best": printable(one.best),
+    }
+
+
+def _adapted(one: Any) -> dict[str, Any]:
+    return {
+        "job": printable(one.job),
+        "round": one.round,
+        "reason": printable(one.reason) or "as the recipe has it",
+        "steps": one.steps,
+        "guidance": "" if one.guidance is None else f"{one.guidance:g}",
+        "score": "" if one.score is None else words.points(one.score),
+        "motion": words.number(one.flow_mean) if one.flow_mean is not None else "",
+        "jitter": words.number(one.flow_std) if one.flow_std is not None else "",
+        "accepted": one.accepted,
+    }
+
+
+def _played(part: Part, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The player's clips: a winner first, then another variant of the same scene and seed."""
+    clips = list(part.section.clips)
+    if len(clips) < 2:
+        return []
+    first = next((clip for clip in clips if clip.id in part.winners), clips[0])
+    rest = [clip for clip in clips if clip is not first]
+
+    def distance(clip: Clip) -> tuple[bool, bool, int]:
+        steps = abs(clip.job.num_inference_steps - first.job.num_inference_steps)
+        return clip.subject != first.subject, clip.noise != first.noise, -steps
+
+    second = min(rest, key=distance)
+    ordered = [first, second, *(clip for clip in rest if clip is not second)]
+    return [_played_clip(clip, part, labels) for clip in ordered[:MOST_PLAYED]]
+
+
+def _played_clip(clip: Clip, part: Part, labels: Mapping[str, str]) -> dict[str, Any]:
+    named = labels.get(clip.id, "") if len(part.comparison.rows) > 1 else ""
+    told = [named, clip.job.scene, _seed(clip), clip.kind]
+    star = "★ " if clip.id in part.winners else ""
+    return {
+        "id": printable(clip.id),
+        "label": printable(star + " · ".join(one for one in told if one)),
+        "url": address(clip.name),
+        "poster": None,
+        "fps": clip.job.output.fps,
+        "frames": clip.job.argument("num_frames"),
+        "kind": "image" if clip.is_picture else "video",
+    }
+
+
+def _clip_row(clip: Clip, part: Part, labels: Mapping[str, str]) -> dict[str, Any]:
+    step = statistics.median(clip.step_s) if clip.step_s else None
+    memory = clip.peak_vram_bytes or clip.peak_rss_bytes
+    return {
+        "id": printable(clip.id),
+        "url": address(clip.name),
+        "scene": printable(clip.job.scene),
+        "prompt": printable(clip.job.prompt),
+        "seed": _seed(clip),
+        "steps": clip.job.num_inference_steps,
+        "label": printable(labels.get(clip.id, clip.kind)),
+        "score": "" if clip.score is None else words.points(clip.score),
+        "seconds": "" if clip.seconds is None else words.seconds(clip.seconds),
+        "step": "" if step is None else words.seconds(step),
+        "memory": f"{memory / 2**20:,.0f} MiB" if memory else "",
+        "measured": clip.measured_on,
+        "is_winner": clip.id in part.winners,
+    }
+
+
+def _recipe(section: Section) -> dict[str, Any] | None:
+    kept = section.recipe
+    if kept is None:
+        return None
+    return {
+        "path": printable(kept.path),
+        "text": "\n".join(map(printable, kept.text.expandtabs(4).splitlines())),
+        "overrides": [printable(one) for one in kept.overrides],
+    }
+
+
+def _definitions(
+    infos: Mapping[str, MetricInfo], clips: Iterable[Clip]
+) -> list[dict[str, str]]:
+    known = {name for clip in clips for name in clip.metrics}
+    better = {"higher": "higher is better", "lower": "lower is better", "neither": "no direction"}
+    return [
+        {
+            "name": name,
+            "unit": info.unit,
+            "better": better.get(info.better, ""),
+            "definition": info.definition,
+            "source": info.source,
+        }
+        for name, info in infos.items()
+        if name in known
+    ]

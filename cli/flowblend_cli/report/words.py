@@ -1,0 +1,375 @@
+"""What the numbers of a report say, in sentences. Pure Python."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from flowblend_cli.report.choices import Adapted, Drafts
+from flowblend_cli.report.clips import Clip, MetricInfo, Section, Spread
+from flowblend_cli.report.conclusions import (
+    MOST_LOST,
+    TOLERANCE,
+    Comparison,
+    Row,
+    Winner,
+    peak_and_fall,
+)
+from flowblend_cli.report.sameness import Determinism
+from flowblend_cli.report.statistics import Difference, Summary
+from flowblend_cli.text import count
+
+_SLOW_STEP = 3.0  # times the median step
+_NAMED = 4
+_SHORT_HASH = 12
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One sentence of a report.
+
+    Args:
+        tone: ``"answer"``, ``"note"`` that limits an answer, or ``"warning"``.
+        text: The sentence.
+    """
+
+    tone: Literal["answer", "note", "warning"]
+    text: str
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number as people read it: three significant digits, none of them spent on noise."""
+    if value is None:
+        return "unknown"
+    if value and abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    return f"{value:#.{digits}g}".rstrip(".") if value else "0"
+
+
+def points(value: float) -> str:
+    """A score: two digits, three where two would hide a difference of the tolerance."""
+    return f"{value:.3f}"
+
+
+def signed(value: float) -> str:
+    """A difference of scores with its sign: ``"+0.012"``."""
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def with_interval(told: Summary) -> str:
+    """A mean score with half its 95 % interval: ``"0.810 ± 0.020"``."""
+    return points(told.mean) + (f" ± {points(told.half)}" if told.half is not None else "")
+
+
+def seconds(value: float | None) -> str:
+    """Seconds, or minutes where they are many."""
+    if value is None:
+        return "unknown"
+    if value < 0.995:
+        return f"{value:.2f} s"
+    if value < 120:
+        return f"{value:.1f} s"
+    return f"{int(value // 60)} min {value % 60:.0f} s"
+
+
+def share(value: float) -> str:
+    """A share in percent: ``"52 %"``."""
+    return f"{100 * value:.0f} %"
+
+
+def compared(comparison: Comparison) -> Iterator[Verdict]:
+    """What a comparison says: the winner, why, how sure, and its clips."""
+    if len(comparison.rows) > 1:
+        if comparison.best is None:
+            yield Verdict("warning", _no_scores(comparison))
+        elif len(comparison.curve()) > 1:
+            yield from _about_steps(comparison)
+        else:
+            yield from _about_variants(comparison)
+    yield from _about_winners(comparison.winners, is_sweep=len(comparison.rows) > 1)
+    if not comparison.is_balanced:
+        yield Verdict(
+            "note",
+            "Not every variant has the same scenes and seeds, so the means in the table aren't "
+            "quite of the same things; the winner was found by pairs where there are pairs.",
+        )
+    if comparison.is_pictures and len(comparison.curve()) > 1:
+        yield from _uses(comparison)
+
+
+def _no_scores(comparison: Comparison) -> str:
+    return (
+        f"No winner among {count(len(comparison.rows), 'variant')}: none has a score, because "
+        "nothing was measured. pip install 'flowblend[metrics]', then run the report again."
+    )
+
+
+def _about_steps(comparison: Comparison) -> Iterator[Verdict]:
+    best, winner = comparison.best, comparison.winner
+    assert best is not None and winner is not None and best.score and winner.score
+    curve = comparison.curve()
+    where = "".join(f" ({value})" for value in _other_labels(best))
+    cost = f", for {share(_time(winner, best))} of the time" if _time(winner, best) else ""
+    if winner is not best:
+        yield Verdict(
+            "answer",
+            f"More steps stop paying at {winner.steps}{where}: score {with_interval(winner.score)} "
+            f"against {with_interval(best.score)} at {best.steps}{cost}.",
+        )
+    elif best is curve[-1]:
+        former = curve[-2]
+        against = f", against {with_interval(former.score)} at {former.steps}"
+        yield Verdict(
+            "answer",
+            f"More steps paid up to {best.steps}{where}, the most that were tried: score "
+            f"{with_interval(best.score)}{against if former.score else ''}.",
+        )
+    else:
+        few = "the fewest that were tried" if best is curve[0] else "and fewer steps score less"
+        yield Verdict(
+            "answer",
+            f"{best.steps} steps score best{where}, {few}: {with_interval(best.score)}. More "
+            "don't pay.",
+        )
+    yield from _fall(comparison)
+    yield from _certainty(curve)
+    yield from _similarity(curve)
+
+
+def _other_labels(row: Row) -> list[str]:
+    return [part for part in row.label.split(", ") if not part.endswith(" steps")]
+
+
+def _time(row: Row, to: Row) -> float | None:
+    if row.seconds is None or to.seconds is None or not to.seconds.median:
+        return None
+    return row.seconds.median / to.seconds.median
+
+
+def _fall(comparison: Comparison) -> Iterator[Verdict]:
+    """Whether scores rise, peak and fall, as in study B, or not."""
+    told = peak_and_fall(comparison)
+    if told is None:
+        return
+    peak, last, lost = told
+    if peak is last or lost is None or peak.score is None or last.score is None:
+        yield Verdict(
+            "answer",
+            f"No fall after a peak: the mean score is still highest at {last.steps} steps.",
+        )
+        return
+    numbers = f"{points(last.score.mean)} at {last.steps}, {points(peak.score.mean)} at {peak.steps}"
+    if lost.low is None:
+        text = f"Whether scores fall after {peak.steps} steps isn't known ({numbers}): "
+        yield Verdict("note", text + "one render of each setting shows no spread.")
+    elif lost.is_within(0.0):
+        text = f"No fall after the peak at {peak.steps} steps that repeats could confirm: "
+        yield Verdict("answer", f"{text}{numbers}, difference {_interval(lost)}.")
+    elif abs(lost.mean) <= TOLERANCE:
+        text = f"Hardly any fall after the peak at {peak.steps} steps: "
+        yield Verdict("answer", f"{text}{numbers}, difference {_interval(lost)}.")
+    else:
+        text = f"More steps are worse after {peak.steps}: the score falls to "
+        yield Verdict("answer", f"{text}{numbers}, difference {_interval(lost)}.")
+
+
+def _interval(apart: Difference) -> str:
+    return signed(apart.mean) + (f" ± {points(apart.half)}" if apart.half is not None else "")
+
+
+def _certainty(rows: Sequence[Row]) -> Iterator[Verdict]:
+    """How small a difference could have been seen."""
+    fewest = min((row.score.n for row in rows if row.score), default=0)
+    if fewest < 2:
+        yield Verdict(
+            "note",
+            "Some settings have one score only, so no spread is known and the order may be "
+            "chance: repeats = 3 in [sweep] would tell.",
+        )
+        return
+    halves = [row.to_best.half for row in rows if row.to_best and not row.is_best and row.to_best.half]
+    widest = max(halves, default=0.0)
+    if widest > MOST_LOST:
+        yield Verdict(
+            "note",
+            f"With {count(fewest, 'render')} of each setting, differences of up to "
+            f"{points(widest)} can't be told from chance: more repeats would.",
+        )
+
+
+def _similarity(rows: Sequence[Row]) -> Iterator[Verdict]:
+    """How far clips still change with more steps, where a reference was measured against."""
+    known = [row for row in rows if "psnr" in row.metrics and row.metrics["psnr"].mean < 99.5]
+    if len(known) > 1:
+        first, last = known[0], known[-1]
+        yield Verdict(
+            "answer",
+            f"Closeness to the reference goes from {first.metrics['psnr'].mean:.1f} dB PSNR at "
+            f"{first.steps} steps to {last.metrics['psnr'].mean:.1f} dB at {last.steps}.",
+        )
+
+
+def _about_variants(comparison: Comparison) -> Iterator[Verdict]:
+    best = comparison.best
+    assert best is not None and best.score
+    alike = [row.label for row in comparison.rows if row.is_as_good and row is not best]
+    yield Verdict("answer", f"{_capital(best.label)} scores best: {with_interval(best.score)}.")
+    if alike:
+        yield Verdict("note", f"Not to be told from it: {_list(alike)}.")
+    yield from _certainty(comparison.rows)
+
+
+def _about_winners(winners: Sequence[Winner], *, is_sweep: bool) -> Iterator[Verdict]:
+    for one in winners[:_NAMED]:
+        choice = f"the best of {count(one.of, 'repeat')}" if one.of > 1 else "the only render"
+        within = f" at {one.label}" if is_sweep else ""
+        verb = "scores" if len(one.ties) == 1 else "score"
+        tie = f"; {_list(one.ties)} {verb} the same" if one.ties else ""
+        yield Verdict(
+            "answer",
+            f"Winner of {one.scene}: seed {one.seed}, {choice}{within}, score {points(one.score)}"
+            f"{tie}.",
+        )
+    if len(winners) > _NAMED:
+        yield Verdict("answer", f"And {count(len(winners) - _NAMED, 'winner')} more, marked below.")
+
+
+def _uses(comparison: Comparison) -> Iterator[Verdict]:
+    told = [
+        f"{row.use} at {row.steps} steps ({seconds(row.seconds.median)})"
+        for row in comparison.curve() or comparison.rows
+        if row.use and row.seconds
+    ]
+    if told:
+        yield Verdict("answer", f"{_capital(_list(told))}: medians on this machine.")
+
+
+def same(told: Sequence[Determinism]) -> Iterator[Verdict]:
+    """What each mode promises about bits, and whether it holds."""
+    for one in told:
+        mode = one.mode.upper()
+        if one.groups:
+            where = f", in {count(len(one.groups), 'group')}" if len(one.groups) > 1 else ""
+            digest = f" (sha256 {one.groups[0].pixels[:_SHORT_HASH]}…)" if not where else ""
+            yield Verdict(
+                "answer" if one.holds else "warning",
+                f"{mode}: {'' if one.holds else 'only '}{one.equal} of {one.renders} renders "
+                f"equal in every bit{where}{digest if one.holds else ''}.",
+            )
+        if one.noises:
+            yield Verdict(
+                "answer",
+                f"{mode}: {one.noises} added noises gave {count(one.different, 'different clip')}.",
+            )
+
+
+def spread(spreads: Sequence[Spread], infos: dict[str, MetricInfo]) -> Iterator[Verdict]:
+    """How far renders of SDE are apart, and of ODE."""
+    means: dict[str, float] = {}
+    for mode in dict.fromkeys(one.mode for one in spreads):
+        some = [one for one in spreads if one.mode == mode]
+        paths = [one.trajectory_spread for one in some if one.trajectory_spread is not None]
+        psnrs = [one.psnr_mean for one in some if one.psnr_mean is not None]
+        renders = max(len(one.jobs) for one in some)
+        between = "seeds" if some[0].across == "seeds" else "added noises"
+        said = []
+        if paths:
+            means[mode] = statistics.fmean(paths)
+            unit = infos["trajectory_spread"].unit if "trajectory_spread" in infos else ""
+            said.append(f"motion paths {number(means[mode])} {_unit(unit)} from their mean")
+        if psnrs:
+            said.append(f"{statistics.fmean(psnrs):.1f} dB PSNR between any two")
+        elif all(one.pairs and one.pairs == one.equal_pairs for one in some):
+            said.append("no pixel differs")
+        if said:
+            yield Verdict(
+                "answer",
+                f"Spread of {mode.upper()} across {renders} {between}: {', '.join(said)}.",
+            )
+    if set(means) == {"ode", "sde"} and means["ode"] and means["sde"]:
+        less = 1 - means["ode"] / means["sde"]
+        word = "less" if less >= 0 else "more"
+        yield Verdict("answer", f"Motion under ODE spreads {share(abs(less))} {word} than under SDE.")
+
+
+def _unit(unit: str) -> str:
+    return unit.replace("1/1000 of the diagonal", "‰ of the diagonal")
+
+
+def drafted(told: Sequence[Drafts]) -> Iterator[Verdict]:
+    """What drafts saved, and whether the choice among them was right."""
+    if not told:
+        return
+    spent = sum(one.draft_s + one.final_s for one in told)
+    full = sum(one.full_s for one in told)
+    looked_at, finals = sum(one.drafts for one in told), sum(one.finals for one in told)
+    saved = 1 - spent / full if full else 0.0
+    word = f"saved {share(saved)}" if saved >= 0 else f"cost {share(-saved)} more"
+    yield Verdict(
+        "answer",
+        f"Drafts {word}: {count(looked_at, 'draft')} and {count(finals, 'final')} took "
+        f"{seconds(spent)}, against {seconds(full)} for finishing every draft (estimated from the "
+        "finals' median).",
+    )
+    known = [one.is_best_kept for one in told if one.is_best_kept is not None]
+    if known:
+        yield Verdict(
+            "note",
+            f"The best draft became the best final in {sum(known)} of {count(len(known), 'scene')}.",
+        )
+
+
+def adapted(told: Sequence[Adapted]) -> Iterator[Verdict]:
+    """How many jobs were rendered once more, and which was kept."""
+    own = {one.of for one in told}
+    if not own:
+        return
+    further = [one for one in told if one.round]
+    kept = [one for one in further if one.accepted]
+    yield Verdict(
+        "answer",
+        f"{count(len(own), 'job')} rendered once more, {count(len(further), 'time')} in all: the "
+        f"adapted clip was kept {count(len(kept), 'time')}.",
+    )
+
+
+def slow_steps(clips: Sequence[Clip]) -> Iterator[Verdict]:
+    """Warn of renders in which a step took far longer than the others."""
+    slow = []
+    for clip in clips:
+        usual = statistics.median(clip.step_s) if clip.step_s else 0.0
+        if usual and max(clip.step_s[1:], default=0.0) > _SLOW_STEP * usual:
+            slow.append(clip.id)
+    if slow:
+        yield Verdict(
+            "warning",
+            f"In {count(len(slow), 'render')} a step took over {_SLOW_STEP:.0f} times the median "
+            f"step, so their seconds are doubtful: {_list(slow)}.",
+        )
+
+
+def nothing_compared(section: Section) -> Verdict:
+    """What is said of clips that can't be compared."""
+    noun = "picture" if all(clip.is_picture for clip in section.clips) else "clip"
+    return Verdict(
+        "answer",
+        f"{count(len(section.clips), noun)} of {count(_subjects(section), 'scene')}, one of each: "
+        "nothing to compare yet. A [sweep], or several seeds, gives a report something to choose.",
+    )
+
+
+def _subjects(section: Section) -> int:
+    return len({clip.subject for clip in section.clips})
+
+
+def _list(words: Sequence[str]) -> str:
+    shown = list(words[:_NAMED])
+    if len(words) > _NAMED:
+        shown.append(f"{len(words) - _NAMED} more")
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,186 @@
+"""From a folder of finished files to a folder that raters are given, and the key beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowblend_cli.artifacts.publish import publish
+from flowblend_cli.errors import OutputError, UsageError
+from flowblend_cli.pages import render_page
+from flowblend_cli.records import FOLDER, read_json, recipe_path, write_json
+from flowblend_cli.report.clips import Clip
+from flowblend_cli.report.gather import find_clips
+from flowblend_cli.review.arrangement import Arrangement, arrange
+from flowblend_cli.review.copies import AnonymousCopy, copy_anonymously
+
+PAGE = "review/index.html"
+COPIES = "review/clips"
+_MARK = '<meta name="generator" content="flowblend review">'
+_COPY_NAME = re.compile(r"[a-z0-9]{12}\.(mp4|png)")
+# The time of every copy, 2000-01-01: what was rendered when would tell the order of the recipe.
+_NO_TIME = 946_684_800
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Args:
+        page: The page.
+        key: The key that un-blinds.
+        arrangement: Who is compared with whom.
+        warnings: What in the folder wasn't used, and why.
+    """
+
+    page: Path
+    key: Path
+    arrangement: Arrangement
+    warnings: tuple[str, ...]
+
+
+def key_path(output_dir: Path, review: str) -> Path:
+    """Where the key of a review lies."""
+    return output_dir / FOLDER / "reviews" / f"{review}.json"
+
+
+def write_review(
+    output_dir: Path, *, seed: int = 0, criteria: Sequence[str] = (), scenes: Sequence[str] = ()
+) -> Written:
+    """Write the page of a blind review, its anonymous clips, and the key.
+
+    Args:
+        output_dir: Folder of finished files.
+        seed: Seed of the shuffle.
+        criteria: What is asked, instead of what the recipes say.
+        scenes: Names of the only scenes to show; all without any.
+
+    Raises:
+        UsageError: There is nothing to review, or the extra ``report`` isn't installed.
+        OutputError: A file can't be read or written, or the page's name is somebody else's.
+    """
+    found = find_clips(output_dir)
+    clips = _of_scenes(output_dir, found.clips, scenes)
+    recipes = {clip.job.recipe for clip in clips}
+    studies = {name: _study(output_dir, name) for name in sorted(recipes)}
+    asked = {name: tuple(criteria) or _words(study, "review") for name, study in studies.items()}
+    axes = {name: _words(study, "axes") for name, study in studies.items()}
+    arrangement = arrange(clips, seed=seed, criteria=asked, axes=axes)
+    page = output_dir / PAGE
+    _require_ours(page)
+    copies = {}
+    for item in arrangement.items:
+        copies[item.id] = copy_anonymously(output_dir / item.clips[0].name)
+    html = render_page(
+        "review.html.j2",
+        scripts=("player.js", "review.js"),
+        styles=("player.css", "review.css"),
+        mark=_MARK,
+        review=_told(arrangement, copies),
+    )
+    key = key_path(output_dir, arrangement.id)
+    write_json(key, arrangement.key())
+    _write_copies(output_dir, arrangement, copies)
+    publish(page, html.encode())
+    _remove_former(output_dir, {item.filename for item in arrangement.items})
+    return Written(page, key, arrangement, tuple(found.warnings))
+
+
+def _of_scenes(output_dir: Path, clips: Sequence[Clip], scenes: Sequence[str]) -> list[Clip]:
+    known = list(dict.fromkeys(clip.job.scene for clip in clips))
+    unknown = [scene for scene in scenes if scene not in known]
+    if unknown:
+        raise UsageError(
+            f"{output_dir}: holds no clip of scene {', '.join(unknown)}: its scenes are "
+            f"{', '.join(known)}"
+        )
+    return [clip for clip in clips if not scenes or clip.job.scene in scenes]
+
+
+def _study(output_dir: Path, recipe: str) -> Mapping[str, Any]:
+    """The study of a recipe as it was kept; nothing where it wasn't, or can't be read."""
+    if "/" in recipe or recipe in ("", ".", ".."):
+        return {}
+    document = read_json(recipe_path(output_dir, recipe)) or {}
+    study = document.get("study")
+    return study if isinstance(study, dict) else {}
+
+
+def _words(study: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    found = study.get(name)
+    if name == "review":
+        found = found.get("criteria") if isinstance(found, dict) else None
+    return tuple(word for word in found if isinstance(word, str)) if isinstance(found, list) else ()
+
+
+def _told(arrangement: Arrangement, copies: Mapping[str, AnonymousCopy]) -> dict[str, Any]:
+    """All that the page is told."""
+    sets = []
+    for comparison in arrangement.comparisons:
+        clips = []
+        for item in comparison.items:
+            copy = copies[item.id]
+            is_picture = item.filename.endswith(".png")
+            clips.append(
+                {
+                    "id": item.id,
+                    "label": item.letter,
+                    "url": f"clips/{item.filename}",
+                    "poster": None,
+                    "fps": copy.fps or None,
+                    "frames": copy.frames,
+                    "kind": "image" if is_picture else "video",
+                }
+            )
+        sets.append({"prompt": comparison.prompt, "criteria": comparison.criteria, "clips": clips})
+    return {"review": arrangement.id, "sets": sets}
+
+
+def _require_ours(page: Path) -> None:
+    """Raise if the page's name holds something that no review of ours is."""
+    try:
+        text = page.read_text("utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"{page}: can't be read ({error.strerror}): move it away") from error
+    if _MARK not in text:
+        raise OutputError(f"{page} isn't a review of flowblend and is left alone: move it away")
+
+
+def _write_copies(
+    output_dir: Path, arrangement: Arrangement, copies: Mapping[str, AnonymousCopy]
+) -> None:
+    folder = output_dir / COPIES
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: can't be made ({error.strerror})") from error
+    # In the order of their names, which is drawn: how they lie on the disk tells nothing either.
+    for item in sorted(arrangement.items, key=lambda item: item.id):
+        path = folder / item.filename
+        publish(path, copies[item.id].data)
+        os.utime(path, (_NO_TIME, _NO_TIME))
+
+
+def _remove_former(output_dir: Path, kept: set[str]) -> None:
+    """Remove the copies of former reviews: only names that a key of this folder holds."""
+    for name in _former(output_dir) - kept:
+        path = output_dir / COPIES / name
+        if path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _former(output_dir: Path) -> set[str]:
+    names: set[str] = set()
+    for path in (output_dir / FOLDER / "reviews").glob("*.json"):
+        items = (read_json(path) or {}).get("items")
+        ids: Iterable[Any] = items if isinstance(items, dict) else ()
+        names |= {f"{item}{suffix}" for item in ids for suffix in (".mp4", ".png")}
+    return {name for name in names if _COPY_NAME.fullmatch(name)}
