@@ -21,7 +21,7 @@ PAGE, NUMBERS = "report.html", "report.json"
 _LOOKED_AT = 64 * 1024
 
 
-class _TakesManyFiles(click.Command):
+class TakesManyFiles(click.Command):
     """A command whose ``--reviews`` takes every file after it, as a shell's pattern gives them."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -40,7 +40,7 @@ class _TakesManyFiles(click.Command):
         return super().parse_args(ctx, spread)
 
 
-@click.command(cls=_TakesManyFiles)
+@click.command(cls=TakesManyFiles)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--promote", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT.toml",
               help="Write a recipe with the winning seed and settings fixed.")  # fmt: skip
