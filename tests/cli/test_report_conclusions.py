@@ -246,6 +246,17 @@ def test_ten_renders_of_ode_under_ten_noises_must_be_equal_and_those_of_sde_not(
     assert "SDE: 10 added noises gave 10 different clips" in said
 
 
+def test_equal_renders_count_once_wherever_a_spread_is_told() -> None:
+    found = compare(section_of(ode_and_sde()), INFOS)
+
+    assert [(r.label, len(r.jobs), r.score.n) for r in found.rows if r.score] == [
+        ("ODE", 10, 1),
+        ("SDE", 10, 10),
+    ]
+    assert "equal renders count once" in told(found)
+    assert "the same" not in told(found)
+
+
 def test_one_render_that_differs_is_a_warning() -> None:
     ode = sameness.determinism(ode_and_sde(broken=True))[0]
 

@@ -64,12 +64,14 @@ class Plot:
         title: Its title.
         unit: Unit of what is drawn; empty for a plain number.
         caption: What is drawn, in words.
+        note: What has to be said of it beside that; empty for nothing.
         svg: The drawing, to be put into a page as it is.
     """
 
     title: str
     unit: str
     caption: str
+    note: str
     svg: str
 
 
@@ -120,12 +122,9 @@ def _drawings(part: Part, infos: Mapping[str, MetricInfo], prefix: str) -> Itera
         number += 1
         human = title.startswith("Score")
         svg, has_human = _draw(comparison, known, f"{prefix}{number}", human)
-        caption = (
-            f"{title} of each clip (dots), and the mean of each variant with its 95 % interval."
-        )
-        if has_human:
-            caption += f" Dashed: people's scores out of 10, as tenths. {HUMAN_SOURCE}."
-        return Plot(title, unit, caption, svg)
+        caption = f"{title} of each clip, and the mean of each variant with its 95 % interval"
+        note = f"Dashed: what people gave, in tenths. {HUMAN_SOURCE}." if has_human else ""
+        return Plot(title, unit, caption, note, svg)
 
     wanted = [
         plot("Score ↑", "0 to 1", lambda clip: clip.score),

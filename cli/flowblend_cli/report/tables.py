@@ -24,7 +24,7 @@ def table(comparison: Comparison) -> list[dict[str, Any]]:
     return [
         {
             "label": printable(row.label),
-            "n": len(row.jobs),
+            "n": _number(row),
             "score": _summary(row.score),
             "apart": _apart(row),
             "median": words.seconds(row.seconds.median) if row.seconds else "",
@@ -36,6 +36,13 @@ def table(comparison: Comparison) -> list[dict[str, Any]]:
         }
         for row in comparison.rows
     ]
+
+
+def _number(row: Row) -> str:
+    """How many clips a row is of, and how many of them differ."""
+    if row.score is None or row.score.n == len(row.jobs):
+        return str(len(row.jobs))
+    return f"{len(row.jobs)}, {row.score.n} distinct"
 
 
 def _summary(told: Summary | None) -> dict[str, str] | None:

@@ -191,8 +191,8 @@ def _certainty(rows: Sequence[Row]) -> Iterator[Verdict]:
     if fewest < 2:
         yield Verdict(
             "note",
-            "Some settings have one score only, so no spread is known and the order may be "
-            "chance: repeats = 3 in [sweep] would tell.",
+            "Some settings have one score only (equal renders count once), so no spread is known "
+            "and the order may be chance: repeats = 3 in [sweep] would tell.",
         )
         return
     halves = [
@@ -286,6 +286,7 @@ def spread(spreads: Sequence[Spread], infos: dict[str, MetricInfo]) -> Iterator[
         said = []
         if paths:
             means[mode] = statistics.fmean(paths)
+        if paths and means[mode]:
             unit = infos["trajectory_spread"].unit if "trajectory_spread" in infos else ""
             said.append(f"motion paths {number(means[mode])} {_unit(unit)} from their mean")
         if psnrs:
