@@ -1,4 +1,4 @@
-"""Folders as a render leaves them, without a render: drawn clips, their documents, their records."""
+"""Folders as a render leaves them, without one: drawn clips, their documents and records."""
 
 from __future__ import annotations
 

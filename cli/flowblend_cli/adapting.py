@@ -37,7 +37,7 @@ class Families:
             return None
         family = self._families.setdefault(root, [])
         family.append(measured)
-        spec = self._spec or AdaptSpec()
+        spec = self._spec or AdaptSpec(rounds=1)  # people asked for another one, not for a search
         return next_round(family, spec, self._limits(job, spec), self._complaints.get(root, ""))
 
     def verdicts(self, job: Job) -> dict[str, bool]:

@@ -167,23 +167,17 @@ def verdict(jobs: Sequence[Job], chosen: Sequence[int], by: str) -> str:
 
 
 def announced(batch: Batch) -> list[str]:
-    """What may follow the jobs of a batch, one sentence each, for plans."""
-    lines = []
-    for selection in batch.study.selections:
-        early = ""
-        if selection.reject_after is not None:
-            early = (
-                f"of {count(len(selection.drafts), 'draft')} the best {go_on(selection)} after "
-                f"{count(selection.reject_after, 'step')}, "
-            )
-        lines.append(
-            f"scene {selection.scene}: {early}then the best {selection.keep} of "
-            f"{count(len(selection.drafts), 'draft')} by score, as finals"
-        )
+    """What may follow the jobs of a batch, or keep some of them from being rendered, for plans."""
+    lines = [
+        f"scene {selection.scene}: after {count(selection.reject_after, 'step')} a look at each of "
+        f"{count(len(selection.drafts), 'draft')}; {go_on(selection)} of them go on"
+        for selection in batch.study.selections
+        if selection.reject_after is not None
+    ]
     spec = batch.study.adapt
     if spec is not None and spec.rounds:
         lines.append(
-            f"then up to {count(spec.rounds, 'further render')} of each clip whose motion is too "
-            "weak or jitters"
+            f"up to {count(spec.rounds, 'further render')} of each clip whose motion is too weak "
+            "or jitters will follow"
         )
     return lines

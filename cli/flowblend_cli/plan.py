@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.errors import UsageError
+from flowblend_cli.followups import announced
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.levels import find_solver
 from flowblend_cli.study import StepChoice
@@ -88,6 +89,7 @@ class Plan:
             "jobs": [job.to_document() for job in self.jobs],
             "totals": self.totals(),
             "warnings": list(self.warnings),
+            "may_follow": may_follow(self.batch),
         }
 
 
@@ -167,6 +169,12 @@ def explain_steps(choices: Iterable[StepChoice]) -> Iterator[str]:
     for choice in left:
         prompt = f" ({shorten(choice.prompt, 40)})" if prompts[choice.scene] > 1 else ""
         yield f"{printable(choice.scene)}{prompt}: {printable(choice.reason)}"
+
+
+def may_follow(batch: Batch) -> list[str]:
+    """What measurements may add to a batch, or drop from it, one sentence each."""
+    reserve = explain_reserve(batch)
+    return [*announced(batch), *([reserve] if reserve else [])]
 
 
 def explain_reserve(batch: Batch) -> str | None:

@@ -12,6 +12,8 @@ from flowblend_plugin.errors import MeasureError
 
 # What deciding about motion goes by.
 _MOTION = ("flow_mean", "flow_std")
+# What a score's floor goes by.
+_FLOOR = "change"
 _OF_CLIPS = ("frames", "reference", "weights")
 
 
@@ -39,7 +41,8 @@ def metrics_of(study: Study) -> tuple[str, ...]:
     chosen = {name for name, metric in quality.METRICS.items() if metric.is_default}
     if wants.names is not None:
         chosen = set(wants.names)
-    chosen |= set(dict(wants.weights) or (quality.DEFAULT_WEIGHTS if study.selections else ()))
+    if study.selections:
+        chosen |= {*(dict(wants.weights) or quality.DEFAULT_WEIGHTS), _FLOOR}
     chosen |= set(_MOTION if study.adapt is not None else ())
     metrics = quality.METRICS.items()
     return tuple(name for name, one in metrics if name in chosen and one.needs in _OF_CLIPS)

@@ -11,7 +11,9 @@ import pytest
 from flowblend_cli.events import (
     Event,
     JobDone,
+    JobDropped,
     JobFailed,
+    JobMeasured,
     JobSkipped,
     JobStarted,
     ModelLoaded,
@@ -52,6 +54,14 @@ EVENTS = {
         ],
     ),
     "job_skipped": (JobSkipped("a", "s", 1, "/out/a.mp4"), ["job", "scene", "seed", "path"]),
+    "job_measured": (
+        JobMeasured("a", "s", {"sharpness": 2.0}, 0.5),
+        ["job", "scene", "metrics", "score"],
+    ),
+    "job_dropped": (
+        JobDropped("a", "s", 1, "why", 0.5),
+        ["job", "scene", "seed", "reason", "score"],
+    ),
     "job_failed": (JobFailed("a", "s", 1, "why"), ["job", "scene", "seed", "error"]),
     "summary": (Summary(1, 2, 3, 4.0), ["rendered", "skipped", "failed", "elapsed_s"]),
 }

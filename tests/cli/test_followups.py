@@ -207,11 +207,9 @@ def test_axes_are_read_from_jobs(job: Job) -> None:
 def test_plans_say_what_may_follow(batch_of: Callable[..., Batch]) -> None:
     selection = Selection("fox", tuple("abcdefgh"), tuple("ABCDEFGH"), 2, 6, 4)
     study = Study(selections=(selection,), adapt=AdaptSpec(), measure=MeasureSpec())
-    lines = announced(replace(batch_of(), study=study))
-    assert lines == [
-        "scene fox: of 8 drafts the best 4 after 6 steps, then the best 2 of 8 drafts by score, "
-        "as finals",
-        "then up to 2 further renders of each clip whose motion is too weak or jitters",
+    assert announced(replace(batch_of(), study=study)) == [
+        "scene fox: after 6 steps a look at each of 8 drafts; 4 of them go on",
+        "up to 2 further renders of each clip whose motion is too weak or jitters will follow",
     ]
     assert announced(batch_of()) == []
 

@@ -181,8 +181,7 @@ def test_frames_wait_within_a_bound_and_a_stop_gets_through(
         raise Stop
 
     with pytest.raises(Stop):
-        for name in "bcdefgh":
-            measurer.submit(Request(name, ("flow_mean",)), frames, stop)
+        measurer.submit(Request("b", ("flow_mean",)), frames, stop)
     while measurer.outstanding:
         assert measurer.answer(60) is not None
     measurer.submit(Request("z", ("sharpness",)), frames, lambda: None)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from rendered import a_job, frames_of, keep_recipe, values_for, write_clip
 
 from flowblend_cli import main
 from flowblend_cli.errors import UsageError
@@ -27,12 +28,13 @@ from flowblend_cli.report.page import MOST_POSTERS
 from flowblend_cli.report.promote import promoted
 from flowblend_cli.study import MeasureSpec, Selection, Study
 from flowblend_plugin.stages import Cache, Stage
-from rendered import a_job, frames_of, keep_recipe, values_for, write_clip
 
 SIMPLE = Study(
     axes=("num_inference_steps",), measure=MeasureSpec(weights=(("inter_frame_ssim", 1.0),))
 )
-HOSTILE = '</script><script>alert(1)</script>]]>"\'><img src=x onerror=alert(2)>\n\u202e\x1b[31m{{7*7}}'
+HOSTILE = (
+    "</script><script>alert(1)</script>]]>\"'><img src=x onerror=alert(2)>\n\u202e\x1b[31m{{7*7}}"
+)
 
 
 def report(*arguments: object, code: int = 0) -> Result:
@@ -234,7 +236,10 @@ def test_a_folder_with_nothing_of_ours_is_refused(tmp_path: Path) -> None:
     result = report(tmp_path, code=2)
     missing = report(tmp_path / "nowhere", code=2)
 
-    assert "holds no finished file of flowblend (not flowblend's, left out: holiday.mp4)" in result.output
+    assert (
+        "holds no finished file of flowblend (not flowblend's, left out: holiday.mp4)"
+        in result.output
+    )
     assert "is no folder" in missing.output
     assert not (tmp_path / "report.html").exists()
 

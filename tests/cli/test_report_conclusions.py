@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rendered import a_job
 
 from flowblend_cli.jobs import Job, Origin
 from flowblend_cli.report import choices, sameness, words
@@ -16,7 +17,6 @@ from flowblend_cli.report.conclusions import MOST_LOST, TOLERANCE, Comparison, c
 from flowblend_cli.report.findings import conclude
 from flowblend_cli.report.variants import find_axes, find_variants
 from flowblend_cli.study import Study
-from rendered import a_job
 
 INFOS = {"psnr": MetricInfo("psnr", "dB", "higher", "", "", "reference")}
 SCORES = st.floats(0, 1).map(lambda value: round(value, 4))
@@ -45,9 +45,7 @@ def told(comparison: Comparison) -> str:
 
 
 def test_the_fewest_steps_that_cant_be_told_from_the_best_win() -> None:
-    found = steps_study(
-        {30: [0.60, 0.62, 0.61], 50: [0.80, 0.82, 0.81], 100: [0.81, 0.82, 0.825]}
-    )
+    found = steps_study({30: [0.60, 0.62, 0.61], 50: [0.80, 0.82, 0.81], 100: [0.81, 0.82, 0.825]})
 
     assert found.winner is not None
     assert found.best is not None
@@ -246,6 +244,17 @@ def test_ten_renders_of_ode_under_ten_noises_must_be_equal_and_those_of_sde_not(
     said = " ".join(verdict.text for verdict in words.same((ode, sde)))
     assert "ODE: 10 of 10 renders equal in every bit (sha256 same…)" in said
     assert "SDE: 10 added noises gave 10 different clips" in said
+
+
+def test_equal_renders_count_once_wherever_a_spread_is_told() -> None:
+    found = compare(section_of(ode_and_sde()), INFOS)
+
+    assert [(r.label, len(r.jobs), r.score.n) for r in found.rows if r.score] == [
+        ("ODE", 10, 1),
+        ("SDE", 10, 10),
+    ]
+    assert "equal renders count once" in told(found)
+    assert "the same" not in told(found)
 
 
 def test_one_render_that_differs_is_a_warning() -> None:

@@ -1,4 +1,4 @@
-"""Rendering with records, measurements, repeats and follow-ups, on the bundled pair in few steps."""
+"""Rendering with records, measurements, repeats and follow-ups, on the bundled pair."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from flowblend_cli.artifacts.reading import read_native_frames
 from flowblend_cli.main import main
 from flowblend_cli.records import looks_path, read_json, read_record, recipe_path, record_path
+from flowblend_cli.review.folder import write_review
 from flowblend_plugin import quality
 
 pytest.importorskip("cv2")
@@ -147,7 +148,10 @@ def test_asking_for_something_else_measures_anew_and_renders_nothing(recipe: Wri
 
 
 def test_the_reference_is_rendered_first_and_compared_with(recipe: WriteRecipe) -> None:
-    more = "\n[sweep]\nnum_inference_steps = [1, 2]\n[metrics]\nreference = {num_inference_steps = 2}\n"
+    more = (
+        "\n[sweep]\nnum_inference_steps = [1, 2]\n"
+        "[metrics]\nreference = {num_inference_steps = 2}\n"
+    )
     path = recipe(more)
     out = path.parent / "out"
     first = render(path)
@@ -359,3 +363,31 @@ def test_looks_are_kept_so_that_the_same_drafts_are_dropped_again(recipe: WriteR
     assert jobs(second, "job_dropped") == [lost["job"]]
     assert sorted(jobs(second, "job_skipped")) == sorted(jobs(first, "job_done"))
     assert jobs(second, "job_started") == []
+
+
+def test_what_raters_disliked_is_rendered_again_and_the_original_isnt_kept(
+    recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    path = recipe("\n[sweep]\nnum_inference_steps = [1, 2]\n", seeds="[1]")
+    out = path.parent / "out"
+    render(path)
+    written = write_review(out)
+    items = json.loads(written.key.read_text("utf-8"))["items"]
+    scores = [
+        {"item": item, "criterion": "sharpness", "score": 9 if "-n2" in str(told) else 3}
+        for item, told in items.items()
+    ]
+    ratings = tmp_path / "ann.json"
+    ratings.write_text(
+        json.dumps(
+            {"v": 1, "review": written.arrangement.id, "rater": "ann", "session": "a",
+             "saved": "2026-01-01", "scores": scores}
+        ), "utf-8",
+    )  # fmt: skip
+    result = render(path, "--reviews", str(ratings))
+    assert result.exit_code == 0, result.stderr
+    assert jobs(result, "job_done") == ["circle-s1-n1-adapt1"]
+    assert "sharpness 3.0 of 10 by 1 rater; num_inference_steps 1 -> 21" in result.stderr
+    accepted = {name: read_record(out, name) for name in ("circle-s1-n1", "circle-s1-n1-adapt1")}
+    assert [one.accepted for one in accepted.values() if one is not None] == [False, True]
+    assert render(path, "--reviews", str(tmp_path / "nobody.json")).exit_code == 2

@@ -9,7 +9,7 @@ import click
 
 from flowblend_cli.flops import CONVENTIONS, Cost, cost_plan, in_words, sum_up
 from flowblend_cli.jobs import Batch
-from flowblend_cli.plan import Plan, explain_reserve, explain_steps, plan_batch, summarize
+from flowblend_cli.plan import Plan, explain_steps, may_follow, plan_batch, summarize
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.text import count, printable, shorten
 
@@ -61,9 +61,8 @@ def _print(planned: Plan, costs: list[Cost], verbose: bool) -> None:
     _print_costs(costs)
     totals = planned.totals()
     click.echo(f"{count(totals['jobs'], 'job')}, {summarize(totals)}")
-    reserve = explain_reserve(batch)
-    if reserve is not None:
-        click.echo(reserve)
+    for line in may_follow(batch):
+        click.echo(printable(line))
 
 
 def _print_costs(costs: list[Cost], indent: str = "") -> None:

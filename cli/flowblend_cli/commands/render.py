@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flowblend_cli.commands.report import TakesManyFiles
 from flowblend_cli.errors import UsageError
 from flowblend_cli.progress import make_reporter
+from flowblend_cli.text import count
 
 if TYPE_CHECKING:
     from flowblend_cli.jobs import Batch
 
 
-@click.command()
+@click.command(cls=TakesManyFiles)
 @click.argument("recipe", metavar="RECIPE|FILE")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Show the plan and render nothing.")
 @click.option("--gallery", "with_gallery", is_flag=True,
               help="Add a contact sheet, and compare.mp4 of LLL, LSL and SSS.")  # fmt: skip
+@click.option("--reviews", multiple=True, metavar="FILE...", type=click.Path(path_type=Path),
+              help="Render again, adapted, what raters gave less than 5 of 10.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 @click.option("-v", "--verbose", count=True, help="Say more.")
 def render(
@@ -32,6 +36,7 @@ def render(
     as_json: bool,
     dry_run: bool,
     with_gallery: bool,
+    reviews: tuple[Path, ...],
     quiet: bool,
     verbose: int,
 ) -> int:
@@ -43,6 +48,9 @@ def render(
     A finished FILE instead of a recipe renders that file's job once more, as NAME.again.EXT, and
     says whether the pixels agree.
 
+    With --reviews, clips of which the mean of any criterion is below 5 of 10 are rendered again as
+    [adapt] says, whatever was measured of them.
+
     \b
     flowblend render quickstart
     flowblend render my.toml --set 'blend.boundaries=[0.3,0.9]'
@@ -53,10 +61,10 @@ def render(
     """
     verbosity = -1 if quiet else verbose
     if Path(recipe).suffix in (".mp4", ".png") and Path(recipe).is_file():
-        if out is not None or overrides or dry_run or with_gallery:
+        if out is not None or overrides or dry_run or with_gallery or reviews:
             raise UsageError(
                 "a finished FILE is rendered again exactly as it was, beside itself: leave --out, "
-                "--set, --dry-run and --gallery out, or give its recipe"
+                "--set, --dry-run, --gallery and --reviews out, or give its recipe"
             )
         return _again(Path(recipe), as_json, verbosity)
 
@@ -72,10 +80,27 @@ def render(
     reporter = make_reporter(json=as_json, verbosity=verbosity, total_jobs=len(batch.jobs))
     for warning in batch.warnings:
         reporter.message(warning)
-    code = engine.run(batch, reporter, overrides=overrides)
+    complaints = _complaints(batch, reviews)
+    code = engine.run(batch, reporter, overrides=overrides, complaints=complaints)
     if with_gallery and code == 0:
         return _show_gallery(batch, as_json, verbosity)
     return code
+
+
+def _complaints(batch: Batch, reviews: tuple[Path, ...]) -> dict[str, str]:
+    """What raters found wrong, by job: the criterion with the lowest mean below the limit."""
+    if not reviews:
+        return {}
+    from flowblend_cli.review.unblinding import flagged, read_reviews
+
+    found = read_reviews(batch.output_dir, reviews)
+    wrong = flagged(found)
+    complaints: dict[str, str] = {}
+    for row in sorted(found.by_job, key=lambda row: row.mean):
+        if row.recipe == batch.recipe_name and row.name in wrong and row.name not in complaints:
+            raters = count(row.raters, "rater")
+            complaints[row.name] = f"{row.criterion} {row.mean:.1f} of 10 by {raters}"
+    return complaints
 
 
 def _show_gallery(batch: Batch, as_json: bool, verbosity: int) -> int:

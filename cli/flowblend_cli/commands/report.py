@@ -21,7 +21,7 @@ PAGE, NUMBERS = "report.html", "report.json"
 _LOOKED_AT = 64 * 1024
 
 
-class _TakesManyFiles(click.Command):
+class TakesManyFiles(click.Command):
     """A command whose ``--reviews`` takes every file after it, as a shell's pattern gives them."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -40,16 +40,14 @@ class _TakesManyFiles(click.Command):
         return super().parse_args(ctx, spread)
 
 
-@click.command(cls=_TakesManyFiles)
+@click.command(cls=TakesManyFiles)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--promote", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT.toml",
               help="Write a recipe with the winning seed and settings fixed.")  # fmt: skip
 @click.option("--reviews", multiple=True, metavar="FILE...", type=click.Path(path_type=Path),
               help="Join raters' files, which the page of `flowblend review` saved.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print report.json instead of sentences.")
-def report(
-    folder: Path, promote: Path | None, reviews: tuple[Path, ...], as_json: bool
-) -> None:
+def report(folder: Path, promote: Path | None, reviews: tuple[Path, ...], as_json: bool) -> None:
     """Compare the finished clips in DIR: which settings win, at what price, how surely.
 
     Writes DIR/report.html, one page to look at, and DIR/report.json, and prints the verdict.

@@ -170,10 +170,16 @@ def pair_of(clip: Clip) -> tuple[Any, ...]:
     return (*clip.subject, *clip.noise)
 
 
+def _distinct(clips: Sequence[Clip]) -> list[Clip]:
+    """Clips without those that repeat another's pixels: equal renders are no further evidence."""
+    return list({(*c.subject, c.seed, c.pixels_sha256): c for c in reversed(clips)}.values())[::-1]
+
+
 def _row(variant: Variant, infos: Mapping[str, MetricInfo]) -> Row:
     metrics = {}
+    clips = _distinct(variant.clips)
     for name in infos:
-        told = summarise([clip.metrics[name] for clip in variant.clips if name in clip.metrics])
+        told = summarise([clip.metrics[name] for clip in clips if name in clip.metrics])
         if told is not None:
             metrics[name] = told
     return Row(
@@ -181,7 +187,7 @@ def _row(variant: Variant, infos: Mapping[str, MetricInfo]) -> Row:
         variant.values,
         tuple(clip.id for clip in variant.clips),
         variant.steps,
-        summarise([clip.score for clip in variant.clips if clip.score is not None]),
+        summarise([clip.score for clip in clips if clip.score is not None]),
         metrics,
         summarise([clip.seconds for clip in variant.clips if clip.seconds is not None]),
     )
@@ -194,7 +200,7 @@ def _judged(rows: list[Row], variants: Sequence[Variant]) -> list[Row]:
         return rows
     best = max(scored, key=lambda row: row.score.mean if row.score else 0.0)
     scores = {
-        row.values: {pair_of(c): c.score for c in variant.clips if c.score is not None}
+        row.values: {pair_of(c): c.score for c in _distinct(variant.clips) if c.score is not None}
         for row, variant in zip(rows, variants, strict=True)
     }
     judged = []
@@ -217,7 +223,7 @@ def _standard(variants: Sequence[Variant]) -> Variant | None:
     """The variant that seconds are shares of: the one of 50 steps, else the longest."""
     timed = [v for v in variants if any(clip.seconds is not None for clip in v.clips)]
     standard = [v for v in timed if v.steps == STANDARD_STEPS]
-    return (standard or sorted(timed, key=_median_s, reverse=True) or [None])[0]
+    return standard[0] if standard else max(timed, key=_median_s, default=None)
 
 
 def _median_s(variant: Variant) -> float:
@@ -225,9 +231,7 @@ def _median_s(variant: Variant) -> float:
     return told.median if told else 0.0
 
 
-def _share(
-    variant: Variant, variants: Sequence[Variant], standard: Variant | None
-) -> float | None:
+def _share(variant: Variant, variants: Sequence[Variant], standard: Variant | None) -> float | None:
     """Seconds relative to the standard with the same other settings, where there is one."""
     if standard is None or len(variants) < 2:
         return None
@@ -261,7 +265,7 @@ def _winners(
     if chosen is None:
         return ()
     winners = []
-    for some in group(variants[chosen].clips, lambda clip: clip.subject).values():
+    for some in group(_distinct(variants[chosen].clips), lambda clip: clip.subject).values():
         scored = [clip for clip in some if clip.score is not None]
         if not scored or (single and len(some) < 2):
             continue

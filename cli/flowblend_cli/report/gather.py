@@ -137,14 +137,14 @@ def _clip(path: Path, document: Mapping[str, Any]) -> Clip:
     job = Job.from_document(document["job"])
     resolved = _mapping(document.get("resolved"))
     seed = resolved.get("seed", job.seed)
-    sampling_s = resolved.get("sampling_s")
+    sampling_s: Any = resolved.get("sampling_s")
     digest = str(document.get("pixels_sha256", ""))
     clip = Clip(
         job=job,
         name=path.name,
         seed=seed if isinstance(seed, int) else job.seed,
         pixels_sha256=digest,
-        elapsed_s=(float(sampling_s),) if _is_number(sampling_s) else (),
+        elapsed_s=(sampling_s,) if _is_number(sampling_s) else (),
         pixels=(digest,),
         denoisers=_text(resolved.get("denoisers")),
         device=_text(resolved.get("device")),
@@ -299,5 +299,3 @@ def _texts(value: object) -> tuple[str, ...]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-
-

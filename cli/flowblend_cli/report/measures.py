@@ -153,9 +153,10 @@ def _spread(folder: Path, clips: Sequence[Clip], across: str) -> Spread:
         for (a, x), (b, y) in itertools.combinations(zip(clips, frames, strict=True), 2)
     ]
     apart = [psnr for psnr in pairs if math.isfinite(psnr)]
+    paths = _trajectory_spread(clips, frames)
     return replace(
         told,
-        trajectory_spread=_trajectory_spread(clips, frames),
+        trajectory_spread=0.0 if paths is not None and not apart else paths,
         psnr_mean=statistics.fmean(apart) if apart else None,
         pairs=len(pairs),
         equal_pairs=len(pairs) - len(apart),

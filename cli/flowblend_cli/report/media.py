@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,9 @@ def _still(path: Path) -> Any:
 
     with av.open(str(path), format="mp4") as container:
         stream = container.streams.video[0]
-        middle = stream.frames // 2
-        for index, frame in enumerate(container.decode(stream)):
-            if index >= middle:
-                break
+        middle = max(stream.frames // 2, 0)
+        frames = itertools.islice(container.decode(stream), middle + 1)
+        *_, frame = frames
         return Image.fromarray(frame.to_ndarray(format="rgb24"))
 
 

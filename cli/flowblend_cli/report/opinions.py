@@ -37,7 +37,9 @@ def verdicts(reviews: Reviews) -> Iterator[Verdict]:
 def _agreement(one: Agreement) -> Verdict:
     if one.alpha is None:
         return Verdict("note", f"Agreement on {one.criterion} can't be told: {one.reason}.")
-    word = "good" if one.alpha >= _GOOD else "fair" if one.alpha >= _FAIR else "too little to rest on"
+    word = (
+        "good" if one.alpha >= _GOOD else "fair" if one.alpha >= _FAIR else "too little to rest on"
+    )
     return Verdict(
         "note",
         f"Agreement on {one.criterion}: Krippendorff's alpha {one.alpha:.2f}, {word} "
@@ -72,7 +74,9 @@ def table(reviews: Reviews) -> dict[str, Any]:
         "criteria": [printable(criterion) for criterion in reviews.criteria],
         "blocks": blocks,
         "verdicts": [(one.tone, printable(one.text)) for one in verdicts(reviews)],
-        "remarks": [(printable(r.rater), printable(r.job), printable(r.text)) for r in reviews.remarks],
+        "remarks": [
+            (printable(r.rater), printable(r.job), printable(r.text)) for r in reviews.remarks
+        ],
     }
 
 

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from flowblend_cli import __version__
 from flowblend_cli.pages import render_page
-from flowblend_cli.report import opinions, words
+from flowblend_cli.report import opinions, tables, words
 from flowblend_cli.report.clips import Clip, MetricInfo, Section
-from flowblend_cli.report.conclusions import MOST_LOST, TOLERANCE, Comparison, Row
 from flowblend_cli.report.document import distinct_versions
 from flowblend_cli.report.findings import Part, Report
 from flowblend_cli.report.media import address, poster
 from flowblend_cli.report.plots import draw
-from flowblend_cli.report.statistics import Summary
-from flowblend_cli.report.variants import STEPS, find_variants, group
+from flowblend_cli.report.variants import find_variants, group
 from flowblend_cli.text import count, printable
 
 if TYPE_CHECKING:
@@ -32,7 +30,6 @@ MOST_PLAYED = 120
 
 _FIRM = "\N{NO-BREAK SPACE}"
 _MOST_COLUMNS = 8
-_MOST_METRICS = 8
 
 
 def to_html(report: Report, folder: Path, reviews: Reviews | None = None) -> str:
@@ -109,13 +106,15 @@ def _part(
         "sheet": sheet,
         "hidden": len(clips) - len(cards),
         "plots": draw(part, infos, prefix),
-        "table": _table(part.comparison),
-        "metrics": _metrics_table(part.comparison, infos),
-        "rule": _rule(part.comparison),
-        "determinism": [_same(one, group) for one in part.determinism for group in one.groups],
-        "spreads": [_spread(one) for one in part.section.spreads],
-        "drafts": [_drafts(one) for one in part.drafts],
-        "adapted": [_adapted(one) for one in part.adapted],
+        "table": tables.table(part.comparison),
+        "metrics": tables.metrics_table(part.comparison, infos),
+        "rule": tables.rule(part.comparison),
+        "determinism": [
+            tables.same(one, group) for one in part.determinism for group in one.groups
+        ],
+        "spreads": [tables.spread(one) for one in part.section.spreads],
+        "drafts": [tables.drafts(one) for one in part.drafts],
+        "adapted": [tables.adapted(one) for one in part.adapted],
         "player": _played(part, labels),
         "clips": [_clip_row(clip, part, labels) for clip in clips],
         "fixed": [(printable(key), printable(value)) for key, value in part.comparison.fixed],
@@ -174,150 +173,6 @@ def _card(clip: Clip, part: Part, folder: Path, labels: Mapping[str, str]) -> di
         "is_winner": clip.id in part.winners,
         "tag": ", ".join(tag for tag in tags if tag),
         "id": printable(clip.id),
-    }
-
-
-def _table(comparison: Comparison) -> list[dict[str, Any]]:
-    if len(comparison.rows) < 2:
-        return []
-    return [
-        {
-            "label": printable(row.label),
-            "n": len(row.jobs),
-            "score": _summary(row.score),
-            "apart": _apart(row),
-            "median": words.seconds(row.seconds.median) if row.seconds else "",
-            "range": _range(row.seconds),
-            "share": words.share(row.share) if row.share else "",
-            "use": row.use,
-            "is_winner": row.is_winner,
-            "is_best": row.is_best,
-        }
-        for row in comparison.rows
-    ]
-
-
-def _summary(told: Summary | None) -> dict[str, str] | None:
-    if told is None:
-        return None
-    return {
-        "mean": words.points(told.mean),
-        "sd": "" if told.sd is None else words.points(told.sd),
-        "interval": _interval(told),
-    }
-
-
-def _interval(told: Summary) -> str:
-    if told.low is None or told.high is None:
-        return "unknown (n = 1)"
-    return f"{words.points(told.low)} to {words.points(told.high)}"
-
-
-def _range(told: Summary | None) -> str:
-    if told is None or told.n < 2:
-        return ""
-    return f"{words.seconds(told.least)} to {words.seconds(told.most)}"
-
-
-def _apart(row: Row) -> str:
-    if row.is_best:
-        return "best"
-    if row.to_best is None:
-        return ""
-    half = "" if row.to_best.half is None else f" ± {words.points(row.to_best.half)}"
-    how = ", as good" if row.is_as_good else ""
-    return f"{words.signed(row.to_best.mean)}{half}{how}"
-
-
-def _metrics_table(
-    comparison: Comparison, infos: Mapping[str, MetricInfo]
-) -> dict[str, Any] | None:
-    known = {name for row in comparison.rows for name in row.metrics}
-    names = [name for name in infos if name in known][:_MOST_METRICS]
-    if not names or len(comparison.rows) < 2:
-        return None
-    arrows = {"higher": "↑", "lower": "↓"}
-    return {
-        "heads": [(name.replace("_", " "), arrows.get(infos[name].better, "")) for name in names],
-        "rows": [
-            {
-                "label": printable(row.label),
-                "is_winner": row.is_winner,
-                "cells": [_metric(row.metrics.get(name)) for name in names],
-            }
-            for row in comparison.rows
-        ],
-    }
-
-
-def _metric(told: Summary | None) -> str:
-    if told is None:
-        return ""
-    half = f" ± {words.number(told.half, 2)}" if told.half is not None else ""
-    return words.number(told.mean) + half
-
-
-def _rule(comparison: Comparison) -> str:
-    """How the winner was found, in a sentence for the table's foot."""
-    if comparison.winner is None:
-        return ""
-    few = ""
-    if STEPS in comparison.axes:
-        few = "; among those that differ from it in steps alone, the one with the fewest steps wins that is as good"
-    share = f" Share: of the seconds of {comparison.standard}." if comparison.standard else ""
-    return (
-        "± and intervals are 95 % (Student's t), over all renders of a variant, scenes included; "
-        f"differences are paired by scene and seed where possible. The best mean score wins{few}. "
-        f"As good means: less than {TOLERANCE} below it, or less than {MOST_LOST} with an interval "
-        f"that includes 0.{printable(share)}"
-    )
-
-
-def _same(one: Any, group: Any) -> dict[str, Any]:
-    return {
-        "mode": one.mode.upper(),
-        "scene": printable(group.scene),
-        "text": f"{group.equal} of {group.renders}",
-        "holds": group.equal == group.renders,
-        "jobs": printable(", ".join(group.jobs)),
-        "pixels": group.pixels,
-    }
-
-
-def _spread(one: Any) -> dict[str, Any]:
-    return {
-        "mode": one.mode.upper(),
-        "scene": printable(one.scene),
-        "renders": f"{len(one.jobs)} {'added noises' if one.across == 'noise' else 'seeds'}",
-        "paths": "" if one.trajectory_spread is None else words.number(one.trajectory_spread),
-        "psnr": "" if one.psnr_mean is None else f"{one.psnr_mean:.1f} dB",
-        "equal": f"{one.equal_pairs} of {one.pairs}",
-    }
-
-
-def _drafts(one: Any) -> dict[str, Any]:
-    return {
-        "scene": printable(one.scene),
-        "drafts": f"{one.drafts}" + (f", {one.abandoned} abandoned" if one.abandoned else ""),
-        "finals": one.finals,
-        "spent": words.seconds(one.draft_s + one.final_s),
-        "full": words.seconds(one.full_s),
-        "saved": words.share(one.saved),
-        "best": printable(one.best),
-    }
-
-
-def _adapted(one: Any) -> dict[str, Any]:
-    return {
-        "job": printable(one.job),
-        "round": one.round,
-        "reason": printable(one.reason) or "as the recipe has it",
-        "steps": one.steps,
-        "guidance": "" if one.guidance is None else f"{one.guidance:g}",
-        "score": "" if one.score is None else words.points(one.score),
-        "motion": words.number(one.flow_mean) if one.flow_mean is not None else "",
-        "jitter": words.number(one.flow_std) if one.flow_std is not None else "",
-        "accepted": one.accepted,
     }
 
 
@@ -384,9 +239,7 @@ def _recipe(section: Section) -> dict[str, Any] | None:
     }
 
 
-def _definitions(
-    infos: Mapping[str, MetricInfo], clips: Iterable[Clip]
-) -> list[dict[str, str]]:
+def _definitions(infos: Mapping[str, MetricInfo], clips: Iterable[Clip]) -> list[dict[str, str]]:
     known = {name for clip in clips for name in clip.metrics}
     better = {"higher": "higher is better", "lower": "lower is better", "neither": "no direction"}
     return [

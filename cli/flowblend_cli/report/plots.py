@@ -64,12 +64,14 @@ class Plot:
         title: Its title.
         unit: Unit of what is drawn; empty for a plain number.
         caption: What is drawn, in words.
+        note: What has to be said of it beside that; empty for nothing.
         svg: The drawing, to be put into a page as it is.
     """
 
     title: str
     unit: str
     caption: str
+    note: str
     svg: str
 
 
@@ -120,10 +122,9 @@ def _drawings(part: Part, infos: Mapping[str, MetricInfo], prefix: str) -> Itera
         number += 1
         human = title.startswith("Score")
         svg, has_human = _draw(comparison, known, f"{prefix}{number}", human)
-        caption = f"{title} of each clip (dots), and the mean of each variant with its 95 % interval."
-        if has_human:
-            caption += f" Dashed: people's scores out of 10, as tenths. {HUMAN_SOURCE}."
-        return Plot(title, unit, caption, svg)
+        caption = f"{title} of each clip, and the mean of each variant with its 95 % interval"
+        note = f"Dashed: what people gave, in tenths. {HUMAN_SOURCE}." if has_human else ""
+        return Plot(title, unit, caption, note, svg)
 
     wanted = [
         plot("Score ↑", "0 to 1", lambda clip: clip.score),
@@ -200,7 +201,9 @@ def _lines_over_steps(rows: Sequence[Row]) -> dict[str, list[int]]:
 def _line(axes: Any, steps: list[int], points: list[Points], colour: str, name: str) -> None:
     from flowblend_cli.report.statistics import summarise
 
-    told = [(step, summarise(list(some.values()))) for step, some in zip(steps, points, strict=True)]
+    told = [
+        (step, summarise(list(some.values()))) for step, some in zip(steps, points, strict=True)
+    ]
     known = [(step, one) for step, one in told if one is not None]
     for pair in {pair: None for some in points for pair in some}:
         own = [(x, some[pair]) for x, some in zip(steps, points, strict=True) if pair in some]

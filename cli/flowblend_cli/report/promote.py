@@ -59,7 +59,7 @@ def _head(part: Part, report: Report, winners: list[Clip]) -> Iterator[str]:
     yield f"# {printable(report.folder.name)}: {printable(chosen)}, score {first.score:.3f}"
     yield f"# ({printable(files)})."
     yield "# Seed, steps and all else are fixed here. Vary the prompt: what changes in the clips is"
-    yield "# then the prompt's doing. A list of prompts renders each: prompt = [\"...\", \"...\"]."
+    yield '# then the prompt\'s doing. A list of prompts renders each: prompt = ["...", "..."].'
     yield ""
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 # Two-sided 95 % quantiles of Student's t distribution for 1 to 30 degrees of freedom.
 _T95 = (
@@ -14,6 +15,7 @@ _T95 = (
     2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
 )  # fmt: skip
 _Z95 = 1.959964
+_K = TypeVar("_K", bound=Hashable)
 
 
 def t95(freedom: float) -> float:
@@ -110,7 +112,7 @@ class Difference:
         return self.low is not None and self.high is not None and self.low <= 0 <= self.high
 
 
-def difference(a: dict[object, float], b: dict[object, float]) -> Difference | None:
+def difference(a: Mapping[_K, float], b: Mapping[_K, float]) -> Difference | None:
     """Compare two variants' values, by pairs where there are pairs.
 
     Args:
@@ -132,7 +134,8 @@ def difference(a: dict[object, float], b: dict[object, float]) -> Difference | N
         assert told is not None
         return Difference(told.mean, told.n, True, told.low, told.high)
     left, right = summarise(list(a.values())), summarise(list(b.values()))
-    assert left is not None and right is not None
+    assert left is not None
+    assert right is not None
     mean, n = left.mean - right.mean, min(left.n, right.n)
     if left.sd is None or right.sd is None:
         return Difference(mean, n, False)

@@ -108,10 +108,12 @@ def _no_scores(comparison: Comparison) -> str:
 
 def _about_steps(comparison: Comparison) -> Iterator[Verdict]:
     best, winner = comparison.best, comparison.winner
-    assert best is not None and winner is not None and best.score and winner.score
+    if best is None or winner is None or best.score is None or winner.score is None:
+        return
     curve = comparison.curve()
     where = "".join(f" ({value})" for value in _other_labels(best))
-    cost = f", for {share(_time(winner, best))} of the time" if _time(winner, best) else ""
+    ratio = _time(winner, best)
+    cost = f", for {share(ratio)} of the time" if ratio else ""
     if winner is not best:
         yield Verdict(
             "answer",
@@ -120,11 +122,13 @@ def _about_steps(comparison: Comparison) -> Iterator[Verdict]:
         )
     elif best is curve[-1]:
         former = curve[-2]
-        against = f", against {with_interval(former.score)} at {former.steps}"
+        against = ""
+        if former.score is not None:
+            against = f", against {with_interval(former.score)} at {former.steps}"
         yield Verdict(
             "answer",
             f"More steps paid up to {best.steps}{where}, the most that were tried: score "
-            f"{with_interval(best.score)}{against if former.score else ''}.",
+            f"{with_interval(best.score)}{against}.",
         )
     else:
         few = "the fewest that were tried" if best is curve[0] else "and fewer steps score less"
@@ -160,7 +164,9 @@ def _fall(comparison: Comparison) -> Iterator[Verdict]:
             f"No fall after a peak: the mean score is still highest at {last.steps} steps.",
         )
         return
-    numbers = f"{points(last.score.mean)} at {last.steps}, {points(peak.score.mean)} at {peak.steps}"
+    numbers = (
+        f"{points(last.score.mean)} at {last.steps}, {points(peak.score.mean)} at {peak.steps}"
+    )
     if lost.low is None:
         text = f"Whether scores fall after {peak.steps} steps isn't known ({numbers}): "
         yield Verdict("note", text + "one render of each setting shows no spread.")
@@ -185,11 +191,13 @@ def _certainty(rows: Sequence[Row]) -> Iterator[Verdict]:
     if fewest < 2:
         yield Verdict(
             "note",
-            "Some settings have one score only, so no spread is known and the order may be "
-            "chance: repeats = 3 in [sweep] would tell.",
+            "Some settings have one score only (equal renders count once), so no spread is known "
+            "and the order may be chance: repeats = 3 in [sweep] would tell.",
         )
         return
-    halves = [row.to_best.half for row in rows if row.to_best and not row.is_best and row.to_best.half]
+    halves = [
+        row.to_best.half for row in rows if row.to_best and not row.is_best and row.to_best.half
+    ]
     widest = max(halves, default=0.0)
     if widest > MOST_LOST:
         yield Verdict(
@@ -213,7 +221,8 @@ def _similarity(rows: Sequence[Row]) -> Iterator[Verdict]:
 
 def _about_variants(comparison: Comparison) -> Iterator[Verdict]:
     best = comparison.best
-    assert best is not None and best.score
+    if best is None or best.score is None:
+        return
     alike = [row.label for row in comparison.rows if row.is_as_good and row is not best]
     yield Verdict("answer", f"{_capital(best.label)} scores best: {with_interval(best.score)}.")
     if alike:
@@ -277,6 +286,7 @@ def spread(spreads: Sequence[Spread], infos: dict[str, MetricInfo]) -> Iterator[
         said = []
         if paths:
             means[mode] = statistics.fmean(paths)
+        if paths and means[mode]:
             unit = infos["trajectory_spread"].unit if "trajectory_spread" in infos else ""
             said.append(f"motion paths {number(means[mode])} {_unit(unit)} from their mean")
         if psnrs:
@@ -291,7 +301,9 @@ def spread(spreads: Sequence[Spread], infos: dict[str, MetricInfo]) -> Iterator[
     if set(means) == {"ode", "sde"} and means["ode"] and means["sde"]:
         less = 1 - means["ode"] / means["sde"]
         word = "less" if less >= 0 else "more"
-        yield Verdict("answer", f"Motion under ODE spreads {share(abs(less))} {word} than under SDE.")
+        yield Verdict(
+            "answer", f"Motion under ODE spreads {share(abs(less))} {word} than under SDE."
+        )
 
 
 def _unit(unit: str) -> str:
@@ -317,7 +329,8 @@ def drafted(told: Sequence[Drafts]) -> Iterator[Verdict]:
     if known:
         yield Verdict(
             "note",
-            f"The best draft became the best final in {sum(known)} of {count(len(known), 'scene')}.",
+            f"The best draft became the best final in {sum(known)} of "
+            f"{count(len(known), 'scene')}.",
         )
 
 

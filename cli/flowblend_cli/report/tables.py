@@ -1,0 +1,175 @@
+"""The tables of a report's page, as text that is safe to show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flowblend_cli.report import words
+from flowblend_cli.report.choices import Adapted, Drafts
+from flowblend_cli.report.clips import MetricInfo, Spread
+from flowblend_cli.report.conclusions import MOST_LOST, TOLERANCE, Comparison, Row
+from flowblend_cli.report.sameness import Determinism, EqualGroup
+from flowblend_cli.report.statistics import Summary
+from flowblend_cli.report.variants import STEPS
+from flowblend_cli.text import printable
+
+_MOST_METRICS = 8
+
+
+def table(comparison: Comparison) -> list[dict[str, Any]]:
+    """Each variant's score, how far it is from the best, and its seconds."""
+    if len(comparison.rows) < 2:
+        return []
+    return [
+        {
+            "label": printable(row.label),
+            "n": _number(row),
+            "score": _summary(row.score),
+            "apart": _apart(row),
+            "median": words.seconds(row.seconds.median) if row.seconds else "",
+            "range": _range(row.seconds),
+            "share": words.share(row.share) if row.share else "",
+            "use": row.use,
+            "is_winner": row.is_winner,
+            "is_best": row.is_best,
+        }
+        for row in comparison.rows
+    ]
+
+
+def _number(row: Row) -> str:
+    """How many clips a row is of, and how many of them differ."""
+    if row.score is None or row.score.n == len(row.jobs):
+        return str(len(row.jobs))
+    return f"{len(row.jobs)}, {row.score.n} distinct"
+
+
+def _summary(told: Summary | None) -> dict[str, str] | None:
+    if told is None:
+        return None
+    return {
+        "mean": words.points(told.mean),
+        "sd": "" if told.sd is None else words.points(told.sd),
+        "interval": _interval(told),
+    }
+
+
+def _interval(told: Summary) -> str:
+    if told.low is None or told.high is None:
+        return "unknown (n = 1)"
+    return f"{words.points(told.low)} to {words.points(told.high)}"
+
+
+def _range(told: Summary | None) -> str:
+    if told is None or told.n < 2:
+        return ""
+    return f"{words.seconds(told.least)} to {words.seconds(told.most)}"
+
+
+def _apart(row: Row) -> str:
+    if row.is_best:
+        return "best"
+    if row.to_best is None:
+        return ""
+    half = "" if row.to_best.half is None else f" ± {words.points(row.to_best.half)}"
+    how = ", as good" if row.is_as_good else ""
+    return f"{words.signed(row.to_best.mean)}{half}{how}"
+
+
+def metrics_table(comparison: Comparison, infos: Mapping[str, MetricInfo]) -> dict[str, Any] | None:
+    """Each variant's metrics, mean and half the interval."""
+    known = {name for row in comparison.rows for name in row.metrics}
+    names = [name for name in infos if name in known][:_MOST_METRICS]
+    if not names or len(comparison.rows) < 2:
+        return None
+    arrows = {"higher": "↑", "lower": "↓"}
+    return {
+        "heads": [(name.replace("_", " "), arrows.get(infos[name].better, "")) for name in names],
+        "rows": [
+            {
+                "label": printable(row.label),
+                "is_winner": row.is_winner,
+                "cells": [_metric(row.metrics.get(name)) for name in names],
+            }
+            for row in comparison.rows
+        ],
+    }
+
+
+def _metric(told: Summary | None) -> str:
+    if told is None:
+        return ""
+    half = f" ± {words.number(told.half, 2)}" if told.half is not None else ""
+    return words.number(told.mean) + half
+
+
+def rule(comparison: Comparison) -> str:
+    """How the winner was found, in a sentence for the table's foot."""
+    if comparison.winner is None:
+        return ""
+    few = ""
+    if STEPS in comparison.axes:
+        few = (
+            "; among those that differ from it in steps alone, the one with the fewest steps wins "
+            "that is as good"
+        )
+    share = f" Share: of the seconds of {comparison.standard}." if comparison.standard else ""
+    return (
+        "± and intervals are 95 % (Student's t), over all renders of a variant, scenes included; "
+        f"differences are paired by scene and seed where possible. The best mean score wins{few}. "
+        f"As good means: less than {TOLERANCE} below it, or less than {MOST_LOST} with an interval "
+        f"that includes 0.{printable(share)}"
+    )
+
+
+def same(one: Determinism, group: EqualGroup) -> dict[str, Any]:
+    """Renders that must be equal."""
+    return {
+        "mode": one.mode.upper(),
+        "scene": printable(group.scene),
+        "text": f"{group.equal} of {group.renders}",
+        "holds": group.equal == group.renders,
+        "jobs": printable(", ".join(group.jobs)),
+        "pixels": group.pixels,
+    }
+
+
+def spread(one: Spread) -> dict[str, Any]:
+    """How far renders of one variant are apart."""
+    return {
+        "mode": one.mode.upper(),
+        "scene": printable(one.scene),
+        "renders": f"{len(one.jobs)} {'added noises' if one.across == 'noise' else 'seeds'}",
+        "paths": "" if one.trajectory_spread is None else words.number(one.trajectory_spread),
+        "psnr": "" if one.psnr_mean is None else f"{one.psnr_mean:.1f} dB",
+        "equal": f"{one.equal_pairs} of {one.pairs}",
+    }
+
+
+def drafts(one: Drafts) -> dict[str, Any]:
+    """What one scene's drafts saved."""
+    return {
+        "scene": printable(one.scene),
+        "drafts": f"{one.drafts}" + (f", {one.abandoned} abandoned" if one.abandoned else ""),
+        "finals": one.finals,
+        "spent": words.seconds(one.draft_s + one.final_s),
+        "full": words.seconds(one.full_s),
+        "saved": words.share(one.saved),
+        "best": printable(one.best),
+    }
+
+
+def adapted(one: Adapted) -> dict[str, Any]:
+    """One render of a job that was rendered once more."""
+    return {
+        "job": printable(one.job),
+        "round": one.round,
+        "reason": printable(one.reason) or "as the recipe has it",
+        "steps": one.steps,
+        "guidance": "" if one.guidance is None else f"{one.guidance:g}",
+        "score": "" if one.score is None else words.points(one.score),
+        "motion": words.number(one.flow_mean) if one.flow_mean is not None else "",
+        "jitter": words.number(one.flow_std) if one.flow_std is not None else "",
+        "accepted": one.accepted,
+    }
