@@ -311,14 +311,17 @@ def test_keys_alone_score_save_and_unblind(browser: Any, rendered: Path, tmp_pat
     saved = tmp_path / download.value.suggested_filename
     download.value.save_as(saved)
 
-    reviews = read_reviews(rendered, [saved])
+    result = CliRunner().invoke(main, ["report", str(rendered), "--reviews", str(saved)])
 
-    assert reviews.raters == ("Ann <b>O'Hara</b>",)
-    means = {(row.name, row.mean) for row in reviews.by_variant}
+    assert result.exit_code == 0, result.output
+    reviews = json.loads((rendered / "report.json").read_text())["reviews"]
+    assert reviews["raters"] == ["Ann <b>O'Hara</b>"]
+    means = {(row["name"], row["mean"]) for row in reviews["by_variant"]}
     assert means == {("LLL", 10), ("LSL", 7), ("SSS", 0)}
-    assert {row.n for row in reviews.by_job} == {1}
-    assert all(job.endswith("SSS") for job in flagged(reviews))
-    assert len(flagged(reviews)) == 3
+    assert {row["n"] for row in reviews["by_job"]} == {1}
+    jobs = flagged(read_reviews(rendered, [saved]))
+    assert len(jobs) == 3
+    assert all(job.endswith("SSS") for job in jobs)
     opened.close((rendered / "review").as_uri())
 
 
@@ -430,3 +433,27 @@ def test_a_missing_clip_says_so_and_the_others_still_play(
     assert "its file isn't beside this page" in opened.page.locator(".player-error").inner_text()
     assert opened.page.evaluate(TIMES)[1:] != [0, 0]
     opened.page.context.close()
+
+
+def test_the_reports_player_keeps_any_two_clips_in_step(browser: Any, rendered: Path) -> None:
+    result = CliRunner().invoke(main, ["report", str(rendered)])
+    assert result.exit_code == 0, result.output
+    opened = Opened.at(browser, (rendered / "report.html").as_uri())
+    page = opened.page
+    before = page.evaluate(f"{PLAYER}.cells.map(cell => cell.clip.id)")
+    for key in "12":
+        page.keyboard.press(key)
+    page.keyboard.press("Home")
+    opened.settle()
+    page.keyboard.press("Space")
+    opened.wait_for(f"{PLAYER}.frame > 3")
+    opened.pause()
+    page.keyboard.press(".")
+    opened.settle()
+
+    after = page.evaluate(f"{PLAYER}.cells.map(cell => cell.clip.id)")
+    assert len(before) == 2
+    assert len(after) == 2
+    assert before != after
+    assert len(set(opened.frames())) == 1
+    opened.close(rendered.as_uri())

@@ -176,7 +176,7 @@
 
   function placeCards() {
     const shown = player.cells.map((cell) => cards.get(cell.clip.id)?.element);
-    const isApart = player.view === "wipe";
+    const isApart = player.view !== "all"; // two clips are compared with nothing between them
     player.cells.forEach((cell, index) => {
       if (!isApart && shown[index]) cell.figure.append(shown[index]);
     });

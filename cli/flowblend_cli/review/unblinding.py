@@ -195,8 +195,8 @@ def alpha(judgements: Sequence[Judgement]) -> tuple[float | None, str]:
     if len({score for _, _, score in shared}) == 1:
         return None, "every score is the same, which chance could do too"
     try:
-        from nltk.metrics import interval_distance
-        from nltk.metrics.agreement import AnnotationTask
+        from nltk.metrics import interval_distance  # type: ignore[import-untyped]
+        from nltk.metrics.agreement import AnnotationTask  # type: ignore[import-untyped]
     except ImportError as error:
         raise UsageError(
             "agreement needs nltk, which isn't installed: pip install 'flowblend[report]'"
