@@ -134,6 +134,21 @@ def make_scheduler(
     return _SOLVERS[chosen](float(shift), mode == "sde")
 
 
+def solver_name(scheduler: Any) -> str | None:
+    """The name of a scheduler's solver, by its class; None where it has none here."""
+    return _NAME_OF.get(type(scheduler).__name__)
+
+
+def check_replaceable(scheduler: Any) -> None:
+    """Check that a flow-matching solver with a fixed shift could stand in for a scheduler.
+
+    Raises:
+        SchedulerConfigError: Something would be lost, which the error names.
+    """
+    _check_flow(scheduler, scheduler.config)
+    _check_lost(scheduler, scheduler.config)
+
+
 def _check_flow(own: Any, config: Mapping[str, Any]) -> None:
     """Raise unless a fixed shift is all there is to the scheduler's noise levels."""
     kind = type(own).__name__
