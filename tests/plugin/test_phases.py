@@ -188,7 +188,7 @@ def test_25_and_15_steps_converge_to_the_flow(first: str, second: str) -> None:
     plain = FlowMatchEulerDiscreteScheduler(shift=3.0)
     plain.set_timesteps(40)
     euler = error(plain)
-    assert many < few / 2
+    assert many < max(few / 2, euler / 50)
     assert few < 1.5 * euler
     if "flow_match_euler" not in (first, second):
         assert few < euler / 3
