@@ -10,7 +10,8 @@
     ├── AdapterError (ValueError)        a LoRA adapter that is missing or doesn't fit
     ├── SchedulerConfigError (ValueError) a scheduler config that can't be carried over
     ├── FlopsError (ValueError)          a denoiser whose forward can't be counted
-    └── CalibrationError (ValueError)    measurements that no boundaries can be chosen from
+    ├── CalibrationError (ValueError)    measurements that no boundaries can be chosen from
+    └── MeasureError (ValueError)        frames that can't be measured, or nothing to measure with
 
 Each message says what was found, what was expected and what to do.
 """
@@ -60,3 +61,7 @@ class FlopsError(FlowBlendError, ValueError):
 
 class CalibrationError(FlowBlendError, ValueError):
     """A calibration that can't be read, or that can't answer what it is asked."""
+
+
+class MeasureError(FlowBlendError, ValueError):
+    """Frames that can't be measured, a metric that isn't one, or a network that isn't there."""

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from flowblend_cli import main
 from flowblend_cli.events import Event
-from flowblend_cli.recipe.schema import json_schema
+from flowblend_cli.recipe.document import json_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

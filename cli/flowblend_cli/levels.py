@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flowblend_cli.errors import ModelNameError, UsageError
 from flowblend_cli.jobs import SamplingSpec
@@ -140,6 +140,18 @@ RULES = {
            "tau_func", "variance_type"},
     ),
 }  # fmt: skip
+# Solvers of pipelines that predict noise, as recipes name them.
+CLASSIC_SOLVERS = ("dpmpp_2m_karras", "euler_a")
+NoiseKind = Literal["flow", "classic"]
+# Schedulers that know noise levels of noise prediction only, beside those of the rules above.
+_CLASSIC = frozenset(
+    {
+        "DDIMScheduler", "DDPMScheduler", "DPMSolverSDEScheduler",
+        "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+        "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler",
+    }
+)  # fmt: skip
 _FRACTIONS = "give boundaries as fractions of the steps"
 
 
@@ -186,6 +198,37 @@ def own_solver(pipeline: str, recipe_dir: Path) -> str | None:
         return None
     name = _scheduler_class(read_json(path / "model_index.json")) if path is not None else None
     return RULES[name].name if name in RULES else None
+
+
+def noise_kind(pipeline: str, recipe_dir: Path) -> NoiseKind | None:
+    """Tell whether a pipeline's own scheduler has flow matching's noise levels.
+
+    Args:
+        pipeline: The pipeline as the recipe names it.
+        recipe_dir: Folder that relative folders start from.
+
+    Returns:
+        ``"flow"``, or ``"classic"`` for one that predicts noise; None where only loading the
+        pipeline could tell.
+    """
+    pair = find_pair(pipeline)
+    if pair is not None:
+        return "flow" if pair.scheduler in {rule.name for rule in RULES.values()} else "classic"
+    try:
+        path = resolve_model(pipeline, recipe_dir).path
+    except ModelNameError:
+        return None
+    if path is None:
+        return None
+    name = _scheduler_class(read_json(path / "model_index.json")) or ""
+    if name.startswith("FlowMatch"):
+        return "flow"
+    if name in RULES:
+        config = read_json(path / "scheduler" / "scheduler_config.json")
+        if not config:
+            return None
+        return "flow" if all(config.get(key) is True for key in RULES[name].flow) else "classic"
+    return "classic" if name in _CLASSIC else None
 
 
 def _scheduler_class(index: Mapping[str, Any]) -> str | None:

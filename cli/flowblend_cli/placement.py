@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from flowblend_cli.advice import LESS_MEMORY
 from flowblend_cli.errors import DeviceLostError, UsageError
 from flowblend_cli.jobs import ModelSpec
 from flowblend_cli.text import shorten
@@ -126,7 +127,7 @@ class Placement:
             advice.append(self._cpu_instead)
         return (
             f"out of {where} while {doing} as {dtype} with offload = {self.offload!r}"
-            f"{f' ({why})' if why else ''}: {', '.join(advice)}, use a smaller model"
+            f"{f' ({why})' if why else ''}: {', '.join(advice)}, {LESS_MEMORY}"
         )
 
     @property

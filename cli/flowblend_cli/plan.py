@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.levels import find_solver
+from flowblend_cli.study import StepChoice
+from flowblend_cli.text import count, printable, shorten
 from flowblend_plugin.errors import StageError
 from flowblend_plugin.noise_levels import noise_levels
 from flowblend_plugin.stages import EXTRAPOLATED, LETTERS, letters
@@ -155,3 +158,20 @@ def summarize(totals: dict[str, int]) -> str:
     kinds = {key.removesuffix("_steps"): value for key, value in totals.items() if "_steps" in key}
     parts = ", ".join(f"{steps:,} {kind}" for kind, steps in kinds.items())
     return f"{totals['steps']:,} steps: {parts}"
+
+
+def explain_steps(choices: Iterable[StepChoice]) -> Iterator[str]:
+    """Say of each prompt whose steps were left to its words what they chose."""
+    left = [choice for choice in choices if choice.is_auto]
+    prompts = Counter(choice.scene for choice in left)
+    for choice in left:
+        prompt = f" ({shorten(choice.prompt, 40)})" if prompts[choice.scene] > 1 else ""
+        yield f"{printable(choice.scene)}{prompt}: {printable(choice.reason)}"
+
+
+def explain_reserve(batch: Batch) -> str | None:
+    """Say how many finals follow the drafts of a batch, or None where none waits for that."""
+    if not batch.reserve:
+        return None
+    kept = sum(selection.keep for selection in batch.study.selections)
+    return f"{kept:,} of {count(len(batch.reserve), 'final')} will follow: those of the best drafts"

@@ -77,6 +77,29 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class StepChoice:
+    """How many steps a prompt of a scene is rendered with, and why.
+
+    Args:
+        scene: Name of the scene.
+        prompt: The prompt with every alternative chosen.
+        steps: The steps; None where the sweep varies them.
+        reason: Who decided, in words.
+        preset: Name of the preset; empty for none.
+        words: Words of the prompt that chose it, where it was left to them.
+        is_auto: Whether it was left to them.
+    """
+
+    scene: str
+    prompt: str
+    steps: int | None
+    reason: str
+    preset: str = ""
+    words: tuple[str, ...] = ()
+    is_auto: bool = False
+
+
+@dataclass(frozen=True)
 class Study:
     """Everything of a recipe that decides no pixel, but what is measured and compared.
 
@@ -88,6 +111,7 @@ class Study:
         step_ranges: Of each scene with a preset, fewest and most steps that suit it.
         review: What people are asked.
         selections: Drafts of which only some become finals.
+        choices: How many steps each prompt has, and why.
     """
 
     axes: tuple[str, ...] = ()
@@ -97,3 +121,4 @@ class Study:
     step_ranges: tuple[tuple[str, int, int], ...] = ()
     review: ReviewSpec = field(default_factory=ReviewSpec)
     selections: tuple[Selection, ...] = ()
+    choices: tuple[StepChoice, ...] = ()

@@ -114,6 +114,8 @@ def test_check_reports_good_and_bad_recipes_together_as_json(
 
     assert result.exit_code == 2
     good, bad = json.loads(result.stdout)["recipes"]
+    steps = good.pop("steps")
+    assert {(each["steps"], each["reason"]) for each in steps} == {(50, "from [defaults]")}
     assert good == {"path": "quickstart", "ok": True, "jobs": 8, "warnings": [], "problems": []}
     assert bad["problems"] == [
         {
@@ -131,6 +133,7 @@ def test_the_schema_describes_every_table_and_argument() -> None:
 
     assert set(schema["properties"]) == {
         "recipe", "model", "blend", "sampling", "defaults", "presets", "scene", "sweep", "output",
+        "metrics", "score", "adapt", "draft", "review",
     }  # fmt: skip
     scene = schema["$defs"]["SceneTable"]
     assert scene["additionalProperties"] is False

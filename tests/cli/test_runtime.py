@@ -131,7 +131,11 @@ def test_memory_that_runs_out_on_the_way_to_the_device_says_what_was_tried_and_w
 
     message = str(caught.value)
     assert message.startswith("out of main memory while model 'sprites' was moved to cpu as float3")
-    for advice in ("offload = 'none'", 'set model.dtype to "bfloat16"', "use a smaller model"):
+    for advice in (
+        "offload = 'none'",
+        'set model.dtype to "bfloat16"',
+        "use a smaller denoiser, then a lower resolution",
+    ):
         assert advice in message
     assert str(error).split(".")[0] in message
 
@@ -202,7 +206,7 @@ def test_weights_larger_than_the_memory_are_no_missing_model(tmp_path: Path) -> 
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("out of main memory while model ")
-    assert "use a smaller model" in done.stdout
+    assert "use a smaller denoiser, then a lower resolution" in done.stdout
 
 
 def test_memory_that_runs_out_while_sampling_fails_that_job_and_no_other(

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from flowblend_cli.errors import RecipeError
+from flowblend_cli.plan import explain_reserve, explain_steps
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.text import count, printable
 
@@ -29,23 +30,30 @@ def check(recipes: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -
     """
     reports = [_check(recipe, overrides) for recipe in recipes]
     if as_json:
-        click.echo(json.dumps({"v": 1, "recipes": reports}))
-    for report in reports:
+        click.echo(json.dumps({"v": 1, "recipes": [report for report, _ in reports]}))
+    for report, lines in reports:
         for warning in report["warnings"]:
             click.echo(f"warning: {printable(report['path'])}: {printable(warning)}", err=True)
         if report["ok"] and not as_json:
             click.echo(f"OK {printable(report['path'])}: {count(report['jobs'], 'job')}")
-        for line in report.pop("lines", ()):
-            click.echo(line, err=True)
-    return 0 if all(report["ok"] for report in reports) else 2
+        for line in lines:
+            if not (report["ok"] and as_json):
+                click.echo(line, err=not report["ok"])
+    return 0 if all(report["ok"] for report, _ in reports) else 2
 
 
-def _check(recipe: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+def _check(recipe: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
+    """What is found of one recipe, and the lines that say it: problems, or explanations."""
     report: dict[str, Any] = {"path": recipe, "ok": True, "jobs": 0, "warnings": [], "problems": []}
     try:
         batch = load_batch(recipe, overrides)
     except RecipeError as error:
-        lines = [str(problem) for problem in error.problems]
         problems = [asdict(problem) for problem in error.problems]
-        return {**report, "ok": False, "problems": problems, "lines": lines}
-    return {**report, "jobs": len(batch.jobs), "warnings": list(batch.warnings)}
+        return {**report, "ok": False, "problems": problems}, [str(p) for p in error.problems]
+    told = [*explain_steps(batch.study.choices), explain_reserve(batch)]
+    return {
+        **report,
+        "jobs": len(batch.jobs),
+        "warnings": list(batch.warnings),
+        "steps": [asdict(choice) for choice in batch.study.choices],
+    }, [f"  {line}" for line in told if line is not None]

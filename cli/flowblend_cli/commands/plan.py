@@ -9,7 +9,7 @@ import click
 
 from flowblend_cli.flops import CONVENTIONS, Cost, cost_plan, in_words, sum_up
 from flowblend_cli.jobs import Batch
-from flowblend_cli.plan import Plan, plan_batch, summarize
+from flowblend_cli.plan import Plan, explain_reserve, explain_steps, plan_batch, summarize
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.text import count, printable, shorten
 
@@ -56,9 +56,14 @@ def _print(planned: Plan, costs: list[Cost], verbose: bool) -> None:
         click.echo(f"    {entry.steps}")
         if verbose:
             _print_costs([cost], indent="    ")
+    for line in explain_steps(batch.study.choices):
+        click.echo(line)
     _print_costs(costs)
     totals = planned.totals()
     click.echo(f"{count(totals['jobs'], 'job')}, {summarize(totals)}")
+    reserve = explain_reserve(batch)
+    if reserve is not None:
+        click.echo(reserve)
 
 
 def _print_costs(costs: list[Cost], indent: str = "") -> None:

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from flowblend_cli.recipe.schema import json_schema
+from flowblend_cli.recipe.document import json_schema
 
 
 @click.command()

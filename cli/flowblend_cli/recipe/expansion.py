@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from flowblend_cli.arguments import argument_table
@@ -14,17 +13,27 @@ from flowblend_cli.jobs import Batch, Job, OutputSpec, freeze
 from flowblend_cli.levels import find_solver
 from flowblend_cli.recipe.automatic import Settler
 from flowblend_cli.recipe.blend import blamed_for_stages
+from flowblend_cli.recipe.candidates import Candidate, name_jobs
 from flowblend_cli.recipe.checked import Recipe
-from flowblend_cli.recipe.layers import scene_settings
-from flowblend_cli.recipe.naming import default_template, fill, same_file_key
-from flowblend_cli.recipe.positions import KeyPath
+from flowblend_cli.recipe.drafts import add_drafts, find_selections, with_origins
+from flowblend_cli.recipe.hints import find_hints
+from flowblend_cli.recipe.layers import (
+    PromptSettings,
+    Setting,
+    is_picture,
+    prompt_settings,
+    scene_settings,
+)
+from flowblend_cli.recipe.naming import default_template
 from flowblend_cli.recipe.prompts import expand_prompt
-from flowblend_cli.recipe.rules import DEFAULT_SEEDS, repeats_of
-from flowblend_cli.recipe.schema import MAX_SEED, SceneFields
-from flowblend_cli.recipe.steps import DEFAULT_STEPS, MANY_STEPS
+from flowblend_cli.recipe.ranges import MAX_SEED
+from flowblend_cli.recipe.rows import SEED, Row
+from flowblend_cli.recipe.rules import repeats_of, written_seeds
+from flowblend_cli.recipe.schema import SceneFields
+from flowblend_cli.recipe.shapes import fit_to_picture, shape_problems
+from flowblend_cli.recipe.studies import make_study
 from flowblend_cli.recipe.validation import Fault
 from flowblend_cli.recipe.variants import Variant
-from flowblend_cli.text import count
 from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
 from flowblend_plugin.noise_levels import noise_levels
 from flowblend_plugin.stages import EXTRAPOLATED
@@ -32,19 +41,9 @@ from flowblend_plugin.stages import EXTRAPOLATED
 DEFAULT_FPS = 16
 _LAYERS = ("output", "defaults", "presets", "scene", "sweep")
 # These vary in a way that the default name shows by itself.
-_IN_DEFAULT_NAME = ("num_inference_steps",)
+_IN_DEFAULT_NAME = ("num_inference_steps", SEED)
 # Free text and tables make no file name: they are named by their place in the list.
 _NAMED_BY_INDEX = ("negative_prompt", "blend.stage")
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A job before it has its name, and where it comes from."""
-
-    job: Job
-    scene_index: int
-    fields: dict[str, Any]
-    template: str
 
 
 def expand(recipe: Recipe, *, settle: bool = True) -> Batch:
@@ -70,33 +69,39 @@ def expand(recipe: Recipe, *, settle: bool = True) -> Batch:
         if scene is not None
         for candidate in _of_scene(recipe, index, scene, settler, faults)
     ]
+    candidates = add_drafts(recipe, candidates, faults)
     recipe.source.fail(dict.fromkeys(faults))
     models = list(dict.fromkeys(candidate.job.model for candidate in candidates))
     rank = {model: place for place, model in enumerate(models)}
-    candidates.sort(key=lambda candidate: rank[candidate.job.model])
-    jobs = _named(recipe, candidates)
-    warnings = (*settler.warnings, *_warnings(jobs))
-    return Batch(recipe.name, recipe.output_dir, tuple(jobs), warnings, recipe.path.absolute())
+    candidates.sort(key=lambda candidate: (not candidate.is_draft, rank[candidate.job.model]))
+    jobs = with_origins(name_jobs(recipe, candidates), candidates)
+    selections = find_selections(recipe, candidates, jobs, faults)
+    recipe.source.fail(dict.fromkeys(faults))
+    reserve = {job.id for c, job in zip(candidates, jobs, strict=True) if c.is_reserve}
+    warnings = (*settler.warnings, *find_hints(recipe, candidates))
+    return Batch(
+        recipe.name,
+        recipe.output_dir,
+        tuple(job for job in jobs if job.id not in reserve),
+        warnings,
+        recipe.path.absolute(),
+        make_study(recipe, candidates, selections),
+        tuple(job for job in jobs if job.id in reserve),
+    )
 
 
 def _of_scene(
     recipe: Recipe, index: int, scene: SceneFields, settler: Settler, faults: list[Fault]
-) -> Iterator[_Candidate]:
+) -> Iterator[Candidate]:
     prompts = [(template, text) for template in scene.prompt for text in expand_prompt(template)]
-    seeds = _seeds(recipe, index, scene, faults)
     base = scene_settings(recipe.tables, recipe.presets, index, scene)
-    written = {key: setting.value for key, setting in base.items()}
     template = _template(recipe, varies_by_prompt=len(prompts) > 1)
     seen: set[Job] = set()
     for prompt_index, (prompt_template, prompt) in enumerate(prompts):
         for variant in recipe.variants:
-            pair_defaults = dict(variant.pair.defaults) if variant.pair else {}
-            settings = {
-                "num_inference_steps": DEFAULT_STEPS,
-                **pair_defaults,
-                **written,
-                **variant.row.settings(),
-            }
+            found = prompt_settings(recipe, index, scene, base, prompt, variant)
+            _check_steps(found, recipe, faults)
+            settings = _shaped(found.values, base, index, variant, recipe, faults)
             negative_prompt = settings.pop("negative_prompt", None)
             output = _output(recipe, variant, settings, faults)
             first = Job(
@@ -120,13 +125,52 @@ def _of_scene(
             _check_guidance(first, variant, faults)
             _check_first_step(first, variant, recipe, faults)
             fields = _fields(recipe, first, variant, prompt_index)
-            for seed in seeds:
+            for seed in _seeds(recipe, index, scene, variant.row, faults):
                 job = replace(first, seed=seed)
                 # The template decides no pixel: two that lead to one prompt are one job.
                 content = replace(job, prompt_template="")
                 if content not in seen:
                     seen.add(content)
-                    yield _Candidate(job, index, {**fields, "seed": seed}, template)
+                    yield Candidate(
+                        job,
+                        index,
+                        {**fields, "seed": seed},
+                        template,
+                        pipeline_class=variant.pipeline_class,
+                        suits=found.suits,
+                        steps=found.steps,
+                    )
+
+
+def _check_steps(found: PromptSettings, recipe: Recipe, faults: list[Fault]) -> None:
+    """No job has more steps than the recipe allows."""
+    steps = found.values["num_inference_steps"]
+    most = recipe.tables.recipe.max_steps if recipe.tables.recipe is not None else None
+    if most is not None and steps > most:
+        message = f"{steps} steps are more than max_steps = {most} in [recipe] allows"
+        faults.append(Fault(found.path, message, related=(*_LAYERS, "recipe")))
+
+
+def _shaped(
+    values: dict[str, Any],
+    base: Mapping[str, Setting],
+    index: int,
+    variant: Variant,
+    recipe: Recipe,
+    faults: list[Fault],
+) -> dict[str, Any]:
+    """The arguments with height and width, where their area is to have the picture's shape."""
+    if "pixel_area" not in values:
+        return values
+    image, swept = recipe.pictures.get(index), variant.row.settings()
+    written = {*base, *swept}
+    problems = [*shape_problems(written, variant.pipeline_class, has_image=image is not None)]
+    written_at = base["pixel_area"].path if "pixel_area" in base else None
+    path = variant.row.axis_path("pixel_area") or written_at or ("scene", index)
+    faults += [Fault(path, text, at="key", related=(*_LAYERS, "model")) for text in problems]
+    if image is None or problems:
+        return {key: value for key, value in values.items() if key != "pixel_area"}
+    return fit_to_picture(values, image, recipe.path.absolute().parent)
 
 
 def _settled(job: Job, variant: Variant, settler: Settler, faults: list[Fault]) -> Job:
@@ -188,13 +232,18 @@ def _check_first_step(job: Job, variant: Variant, recipe: Recipe, faults: list[F
         faults.append(Fault(variant.row.path("blend", key), message, related=_LAYERS))
 
 
-def _seeds(recipe: Recipe, index: int, scene: SceneFields, faults: list[Fault]) -> list[int]:
-    """The seeds of a scene: repeat r of seed s is s + r, each once."""
+def _seeds(
+    recipe: Recipe, index: int, scene: SceneFields, row: Row, faults: list[Fault]
+) -> list[int]:
+    """The seeds of a scene in one combination: repeat r of seed s is s + r, each once."""
+    is_swept = SEED in row.values
+    written = [row.values[SEED]] if is_swept else written_seeds(recipe.tables, scene)
     repeats = range(repeats_of(recipe.tables, scene))
-    seeds = dict.fromkeys(s + r for s in scene.seeds or DEFAULT_SEEDS for r in repeats)
+    seeds = dict.fromkeys(s + r for s in written for r in repeats)
     if max(seeds) > MAX_SEED:
         message = f"repeats lead to seed {max(seeds)}, above the highest one, {MAX_SEED}"
-        faults.append(Fault(("scene", index, "seeds"), message))
+        path = ("sweep", SEED, row.indices[SEED]) if is_swept else ("scene", index, "seeds")
+        faults.append(Fault(path, message))
     return list(seeds)
 
 
@@ -205,10 +254,10 @@ def _output(
     values = dict(variant.output)
     path = variant.row.path
     makes_clips = argument_table().takes(variant.pipeline_class, "num_frames")
-    is_picture = settings.get("num_frames") == 1 or not makes_clips
+    makes_picture = is_picture(settings, variant)
     if values["container"] is None:
-        values["container"] = "png" if is_picture else "mp4"
-    elif values["container"] == "png" and not is_picture:
+        values["container"] = "png" if makes_picture else "mp4"
+    elif values["container"] == "png" and not makes_picture:
         message = "'png' holds a single picture: set num_frames = 1, or container = \"mp4\""
         faults.append(Fault(path("output", "container"), message, related=_LAYERS))
     elif values["container"] == "mp4" and not makes_clips:
@@ -219,7 +268,7 @@ def _output(
     odd = [
         f"{side} {settings[side]}"
         for side in ("height", "width")
-        if not is_picture and settings.get(side, 0) * values["scale"] % 2
+        if not makes_picture and settings.get(side, 0) * values["scale"] % 2
     ]
     if odd:
         message = f"H.264 needs even sizes, and {' and '.join(odd)} is odd: set scale = 2"
@@ -254,67 +303,3 @@ def _fields(recipe: Recipe, job: Job, variant: Variant, prompt_index: int) -> di
         "prompt_index": prompt_index,
         "stages": job.stage_string,
     }
-
-
-def _named(recipe: Recipe, candidates: list[_Candidate]) -> list[Job]:
-    """Give every job its name; two jobs never share a file."""
-    jobs: list[Job] = []
-    faults: list[Fault] = []
-    taken: dict[str, _Candidate] = {}
-    for candidate in candidates:
-        where: KeyPath = ("scene", candidate.scene_index)
-        try:
-            job = replace(candidate.job, id=fill(candidate.template, candidate.fields))
-        except ValueError as error:
-            message = f"the file name of a job {error}"
-            faults.append(Fault(where, message, related=("recipe", "scene", "sweep")))
-            continue
-        other = taken.setdefault(same_file_key(job.id), candidate)
-        if other is not candidate:
-            message = _clash(recipe, job, candidate, other)
-            faults.append(Fault(where, message, related=("recipe", "scene", "sweep")))
-        jobs.append(job)
-        if len(faults) >= 20:
-            break
-    recipe.source.fail(dict.fromkeys(faults))
-    return jobs
-
-
-def _clash(recipe: Recipe, job: Job, one: _Candidate, other: _Candidate) -> str:
-    """Say which two jobs would share a file, and where each comes from."""
-    lines = [
-        recipe.source.position(Fault(("scene", candidate.scene_index), "")).line
-        for candidate in (other, one)
-    ]
-    shown = [
-        f"{_describe(candidate)} (line {line})"
-        for candidate, line in zip((other, one), lines, strict=True)
-    ]
-    return (
-        f"two jobs would share the file {job.filename!r}: {shown[0]} and {shown[1]}; add what "
-        "differs to filename in [recipe], or rename a scene"
-    )
-
-
-def _describe(candidate: _Candidate) -> str:
-    details = [f"{k} {v!r}" for k, v in candidate.fields.items() if k != "scene"]
-    return f"scene {candidate.job.scene!r} with {', '.join(details)}"
-
-
-def _warnings(jobs: list[Job]) -> Iterator[str]:
-    """What is legal, but probably not meant."""
-    many = [job for job in jobs if job.num_inference_steps > MANY_STEPS]
-    if many:
-        yield (
-            f"{count(len(many), 'job')} with more than {MANY_STEPS} steps: so many may distort "
-            "motion"
-        )
-    empty: dict[str, int] = {}
-    kinds = Counter((job.stages, job.num_inference_steps) for job in jobs)
-    samples = {(job.stages, job.num_inference_steps): job for job in jobs}
-    for kind, number in kinds.items():
-        if not samples[kind].schedule.needs_noise_levels:
-            for message in samples[kind].empty_stages():
-                empty[message] = empty.get(message, 0) + number
-    for message, number in empty.items():
-        yield f"{message} ({count(number, 'job')})"

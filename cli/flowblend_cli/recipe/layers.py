@@ -6,10 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flowblend_cli.arguments import argument_table
+from flowblend_cli.models import KnownPair
+from flowblend_cli.recipe.checked import Recipe
+from flowblend_cli.recipe.choosing import AUTO, Choice, choose_preset
 from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.presets import Preset
 from flowblend_cli.recipe.schema import SceneFields
+from flowblend_cli.recipe.steps import DEFAULT_STEPS, StepRange
 from flowblend_cli.recipe.validation import Tables
+from flowblend_cli.recipe.variants import Variant
+from flowblend_cli.study import StepChoice
+
+_STEPS = "num_inference_steps"
 
 
 @dataclass(frozen=True)
@@ -28,18 +37,144 @@ class Setting:
 
 
 def scene_settings(
-    tables: Tables, presets: Mapping[str, Preset], index: int, scene: SceneFields
+    tables: Tables,
+    presets: Mapping[str, Preset],
+    index: int,
+    scene: SceneFields,
+    choice: Choice | None = None,
 ) -> dict[str, Setting]:
-    """The arguments of a scene before any sweep: defaults, preset, scene; later wins."""
+    """The arguments of a scene before any sweep: defaults, preset, scene; later wins.
+
+    Args:
+        tables: The recipe's tables.
+        presets: The presets by name.
+        index: Index of the scene.
+        scene: The scene.
+        choice: What its ``preset = "auto"`` chose; None leaves such a preset out.
+    """
     merged: dict[str, Setting] = {}
     if tables.defaults is not None:
         for key, value in tables.defaults.settings().items():
             merged[key] = Setting(value, ("defaults", key), "[defaults]")
-    preset = presets.get(scene.preset or "")
+    preset = choice.preset if choice is not None else presets.get(scene.preset or "")
     if preset is not None:
         for key, value in preset.values().items():
             path = ("presets", preset.name, key) if key in preset.own else None
             merged[key] = Setting(value, path, f"preset {preset.name!r}")
+    if choice is not None:
+        chosen = Setting(choice.steps, ("scene", index, "preset"), choice.reason)
+        merged["num_inference_steps"] = chosen
     for key, value in scene.settings().items():
         merged[key] = Setting(value, ("scene", index, key), f"scene {scene.name!r}")
     return merged
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """The arguments of one prompt in one combination of the sweep.
+
+    Args:
+        values: The arguments.
+        steps: How many steps it has, and why.
+        path: The key that says how many.
+        suits: How many steps suit it, where a preset says so.
+    """
+
+    values: dict[str, Any]
+    steps: StepChoice
+    path: KeyPath
+    suits: StepRange | None
+
+
+def prompt_settings(
+    recipe: Recipe,
+    index: int,
+    scene: SceneFields,
+    base: Mapping[str, Setting],
+    prompt: str,
+    variant: Variant,
+) -> PromptSettings:
+    """Settle the arguments of a prompt: pair, defaults, preset, scene, sweep; later wins.
+
+    Args:
+        recipe: The recipe.
+        index: Index of the scene.
+        scene: The scene.
+        base: Its arguments from ``scene_settings``.
+        prompt: Its prompt with every alternative chosen.
+        variant: The combination.
+    """
+    pair, swept = variant.pair, variant.row.settings()
+    lowest = {_STEPS: DEFAULT_STEPS, **(pair.defaults if pair is not None else {})}
+    layers, choice = base, None
+    if scene.preset == AUTO:
+        values = lowest | {key: setting.value for key, setting in layers.items()} | swept
+        choice = choose_preset(
+            prompt,
+            recipe.presets,
+            "picture" if is_picture(values, variant) else "clip",
+            *_steps_below(recipe.tables, lowest[_STEPS], pair),
+        )
+        layers = scene_settings(recipe.tables, recipe.presets, index, scene, choice)
+    preset = choice.preset if choice is not None else recipe.presets.get(scene.preset or "")
+    values = lowest | {key: setting.value for key, setting in layers.items()} | swept
+    setting = layers.get(_STEPS)
+    path = setting.path if setting is not None else ("recipe", "max_steps")
+    return PromptSettings(
+        values,
+        StepChoice(
+            scene.name,
+            prompt,
+            None if _STEPS in swept else values[_STEPS],
+            _reason(recipe.tables, choice, setting, pair, scene, is_swept=_STEPS in swept),
+            preset.name if preset is not None else "",
+            choice.words if choice is not None else (),
+            choice is not None,
+        ),
+        variant.row.axis_path(_STEPS) or path or ("scene", index, "preset"),
+        choice.suits if choice is not None else preset.steps if preset is not None else None,
+    )
+
+
+def is_picture(values: Mapping[str, Any], variant: Variant) -> bool:
+    """Whether a job makes a single picture.
+
+    Args:
+        values: Its arguments.
+        variant: Its combination.
+    """
+    makes_clips = argument_table().takes(variant.pipeline_class, "num_frames")
+    return values.get("num_frames") == 1 or not makes_clips
+
+
+def _steps_below(tables: Tables, lowest: int, pair: KnownPair | None) -> tuple[int, str]:
+    """The steps where no preset says any, and who says so."""
+    written = tables.defaults.settings().get(_STEPS) if tables.defaults is not None else None
+    if written is not None:
+        return written, "[defaults]"
+    return lowest, _lowest_origin(pair)
+
+
+def _lowest_origin(pair: KnownPair | None) -> str:
+    has = pair is not None and _STEPS in pair.defaults
+    return f"the pair {pair.name}" if has and pair is not None else "flowblend's default"
+
+
+def _reason(
+    tables: Tables,
+    choice: Choice | None,
+    setting: Setting | None,
+    pair: KnownPair | None,
+    scene: SceneFields,
+    *,
+    is_swept: bool,
+) -> str:
+    """Who decided the steps, in words."""
+    wins = "[sweep]" if is_swept else None
+    if choice is not None and wins is None and _STEPS in scene.settings():
+        wins = "the scene"
+    if choice is not None:
+        return choice.reason + (f", but {wins} sets its own steps" if wins else "")
+    if wins is not None:
+        return f"from {wins}"
+    return f"from {setting.origin if setting is not None else _lowest_origin(pair)}"

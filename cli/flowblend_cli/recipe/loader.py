@@ -18,15 +18,12 @@ from flowblend_cli.recipe.naming import check_name
 from flowblend_cli.recipe.overrides import apply_overrides
 from flowblend_cli.recipe.pictures import scene_pictures
 from flowblend_cli.recipe.presets import merge_presets
+from flowblend_cli.recipe.rows import Row, axis_fields, sweep_rows
 from flowblend_cli.recipe.source import read_source
+from flowblend_cli.recipe.studies import check_study
+from flowblend_cli.recipe.sweeps import write_out_ranges
 from flowblend_cli.recipe.validation import Fault, Tables, validate
-from flowblend_cli.recipe.variants import (
-    Row,
-    Variant,
-    axis_fields,
-    make_variant,
-    sweep_rows,
-)
+from flowblend_cli.recipe.variants import Variant, make_variant
 from flowblend_cli.text import is_unsafe
 
 
@@ -66,11 +63,13 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     path = find_recipe(path)
     source = read_source(path)
     options = apply_overrides(source, overrides)
+    write_out_ranges(source)
     tables, faults = validate(source.document)
     presets = merge_presets(tables.presets)
     # A preset that is broken is known all the same: its scenes shouldn't be blamed as well.
     faults += rules.check_scenes(tables, presets, source)
     faults += rules.check_sweep(tables)
+    faults += check_study(tables)
     fields = axis_fields(tables)
     faults += rules.check_filename(tables, fields.values())
     too_many = list(rules.check_count(tables))

@@ -23,12 +23,20 @@ class Preset:
         settings: The arguments, step ranges as written.
         own: The keys among them that come from the recipe itself.
         keywords: Words of a prompt that hint at this kind of scene.
+        medium: ``"clip"`` or ``"picture"`` where it is for one of them only.
     """
 
     name: str
     settings: Mapping[str, Any]
     own: frozenset[str] = field(default_factory=frozenset)
     keywords: tuple[str, ...] = ()
+    medium: str | None = None
+
+    @property
+    def steps(self) -> StepRange | None:
+        """How many steps suit it, where it says so."""
+        value = self.settings.get("num_inference_steps")
+        return value if isinstance(value, StepRange) else None
 
     def values(self) -> dict[str, Any]:
         """The arguments with every step range at its start."""
@@ -58,12 +66,14 @@ def merge_presets(own: Mapping[str, PresetFields | None]) -> dict[str, Preset]:
         tables = [table for table in (shipped.get(name), own.get(name)) if table is not None]
         settings: dict[str, Any] = {}
         keywords: list[str] = []
+        medium = None
         for table in tables:
             settings |= _settings(table)
+            medium = table.medium or medium
             keywords = table.keywords if table.keywords is not None else keywords
         written = own.get(name)
         own_keys = frozenset(_settings(written)) if written is not None else frozenset()
-        merged[name] = Preset(name, settings, own_keys, tuple(keywords))
+        merged[name] = Preset(name, settings, own_keys, tuple(keywords), medium)
     return merged
 
 

@@ -11,16 +11,19 @@ from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import SamplingSpec
 from flowblend_cli.levels import find_solver
 from flowblend_cli.recipe import schema
+from flowblend_cli.recipe.choosing import AUTO
 from flowblend_cli.recipe.layers import scene_settings
 from flowblend_cli.recipe.naming import FIXED_FIELDS, same_file_key, template_fields
 from flowblend_cli.recipe.overrides import Override
 from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.presets import Preset
 from flowblend_cli.recipe.prompts import count_prompts
+from flowblend_cli.recipe.ranges import Exploration
+from flowblend_cli.recipe.rows import SEED, count_rows, sweep_axes
 from flowblend_cli.recipe.schema import SceneFields
 from flowblend_cli.recipe.source import RecipeSource
 from flowblend_cli.recipe.validation import Fault, Tables
-from flowblend_cli.recipe.variants import Variant, count_rows, sweep_axes
+from flowblend_cli.recipe.variants import Variant
 from flowblend_plugin.stages import StageSchedule
 
 MAX_JOBS = 100_000
@@ -32,6 +35,9 @@ def check_scenes(
 ) -> Iterator[Fault]:
     """Names are unique, presets exist, and every prompt's alternatives can be read."""
     first: dict[str, int] = {}
+    if AUTO in presets:
+        message = f"{AUTO!r} chooses among the presets: take another name"
+        yield Fault(("presets", AUTO), message, at="key")
     for index, scene in enumerate(tables.scenes):
         if scene is None:
             continue
@@ -44,8 +50,8 @@ def check_scenes(
                 "which its files would share: rename one",
             )
         first.setdefault(key, index)
-        if scene.preset is not None and scene.preset not in presets:
-            yield Fault(("scene", index, "preset"), _unknown_preset(scene.preset, presets))
+        if scene.preset not in (None, AUTO, *presets):
+            yield Fault(("scene", index, "preset"), _unknown_preset(str(scene.preset), presets))
         for number, prompt in enumerate(scene.prompt):
             problem = _prompt_problem(prompt)
             if problem:
@@ -55,7 +61,7 @@ def check_scenes(
 
 
 def _unknown_preset(name: str, presets: Mapping[str, Preset]) -> str:
-    close = difflib.get_close_matches(name, presets, n=1)
+    close = difflib.get_close_matches(name, [*presets, AUTO], n=1)
     hint = f"; did you mean {close[0]!r}?" if close else f"; presets are {', '.join(presets)}"
     return f"there is no preset {name!r}{hint}"
 
@@ -100,6 +106,15 @@ def repeats_of(tables: Tables, scene: SceneFields) -> int:
     return swept or scene.repeats or 1
 
 
+def written_seeds(tables: Tables, scene: SceneFields) -> Sequence[int]:
+    """The seeds of a scene without repeats; one stands for those of a sweep, which win."""
+    if tables.sweep is not None and tables.sweep.seed is not None:
+        return DEFAULT_SEEDS
+    if isinstance(scene.seeds, Exploration):
+        return scene.seeds.seeds
+    return scene.seeds or DEFAULT_SEEDS
+
+
 def check_count(tables: Tables) -> Iterator[Fault]:
     """The recipe makes at most ``MAX_JOBS`` jobs; counted, never built."""
     rows = count_rows(tables.sweep) if tables.sweep else 1
@@ -109,7 +124,7 @@ def check_count(tables: Tables) -> Iterator[Fault]:
         if scene is None or any(_prompt_problem(prompt) for prompt in scene.prompt):
             continue
         prompts = sum(count_prompts(prompt) for prompt in scene.prompt)
-        count = rows * prompts * len(scene.seeds or DEFAULT_SEEDS) * repeats_of(tables, scene)
+        count = rows * prompts * len(written_seeds(tables, scene)) * repeats_of(tables, scene)
         total += count
         if count > largest:
             largest, blamed = count, ("scene", index)
@@ -196,7 +211,9 @@ def _setting_paths(tables: Tables, presets: Mapping[str, Preset]) -> list[KeyPat
         if scene is not None:
             paths += [("scene", index, key) for key in scene.settings()]
     if tables.sweep is not None:
-        paths += [("sweep", axis) for axis in sweep_axes(tables.sweep) if "." not in axis]
+        paths += [
+            ("sweep", axis) for axis in sweep_axes(tables.sweep) if "." not in axis and axis != SEED
+        ]
     return paths
 
 
@@ -230,6 +247,8 @@ def _unread(
         return f"[sweep] sets {dotted} for every job"
     if table == "scene" and key == "repeats" and tables.sweep and tables.sweep.repeats:
         return "[sweep] sets repeats for every job"
+    if table == "scene" and key == "seeds" and SEED in axes:
+        return "[sweep] sets seed for every job"
     if table not in ("defaults", "presets", "scene") or key not in schema.SETTINGS:
         return None
     if key in axes:
@@ -242,6 +261,8 @@ def _unread(
     ]
     if not winners:
         return f"no scene uses preset {path[1]!r}" if table == "presets" else None
+    if any(scene is not None and scene.preset == AUTO for scene in tables.scenes):
+        return None  # what its words choose, and for which prompts, isn't known yet
     if any(w is None or w.path == path or w.value == value for w in winners):
         return None
     origins = " and ".join(dict.fromkeys(w.origin for w in winners if w))
@@ -251,5 +272,5 @@ def _unread(
 def _concerns(path: KeyPath, index: int, scene: SceneFields) -> bool:
     """Whether a scene could read a key at all."""
     if path[0] == "presets":
-        return scene.preset == path[1]
+        return scene.preset in (AUTO, path[1])
     return path[0] != "scene" or path[1] == index

@@ -5,7 +5,7 @@ What one table can't know of another is checked in ``recipe/rules.py``.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -13,12 +13,18 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    InstanceOf,
     WithJsonSchema,
     create_model,
 )
 
 from flowblend_cli.arguments import argument_table
 from flowblend_cli.recipe.naming import check_name, check_template
+from flowblend_cli.recipe.ranges import (
+    MAX_SEED,
+    SEEDS_SCHEMA,
+    Exploration,
+)
 from flowblend_cli.recipe.settings import (
     CACHE_SCHEMA,
     check_adapter_name,
@@ -26,17 +32,21 @@ from flowblend_cli.recipe.settings import (
     check_denoiser,
     check_letter,
     check_own_denoiser,
+    check_passes,
     parse_cache,
 )
 from flowblend_cli.recipe.steps import MAX_STEPS, StepRange
 from flowblend_plugin.stages import Cache
 
-MAX_SEED = 2**63 - 1
-
 Name = Annotated[str, AfterValidator(check_name)]
 Text = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Seeds = Annotated[
+    Annotated[list[Seed], Field(min_length=1)] | InstanceOf[Exploration],
+    BeforeValidator(Exploration.parse_or_keep),
+    WithJsonSchema(SEEDS_SCHEMA),
+]
 Repeats = Annotated[int, Field(ge=1)]
 Steps = Annotated[
     StepRange,
@@ -82,6 +92,10 @@ class RecipeTable(Table):
     """Folder of the final files, relative to the recipe's own folder."""
     filename: Annotated[str, AfterValidator(check_template)] | None = None
     """Name of the final files without extension, such as "{scene}-s{seed}"."""
+    passes: Annotated[list[Literal["draft", "final"]], AfterValidator(check_passes)] | None = None
+    """Drafts of every job, its finals, or both."""
+    max_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    """Most steps that a job may have."""
 
 
 class ModelTable(Table):
@@ -178,6 +192,8 @@ class SamplingTable(Table):
             "deis",
             "sa_solver",
             "lcm",
+            "dpmpp_2m_karras",
+            "euler_a",
         ]
         | None
     ) = None
@@ -186,6 +202,10 @@ class SamplingTable(Table):
     """Shift of the noise levels; without it, the scheduler's own."""
     solver_history: Literal["keep", "reset"] = "keep"
     """What a multi-step solver does with its memory where the denoiser changes."""
+    sigma_max: Annotated[float, Field(gt=0)] | None = None
+    """Noise level that sampling begins at, by EDM's convention; without it, pure noise."""
+    noise_seed: Seed | None = None
+    """Seed of the noise that "sde" adds; without it, the job's own seed."""
 
 
 class OutputTable(Table):
@@ -234,7 +254,8 @@ ARGUMENTS: dict[str, Any] = {
     name: _annotation(name, kinds) for name, kinds in argument_table().arguments.items()
 }
 # What the layers defaults -> preset -> scene -> sweep may set.
-SETTINGS: dict[str, Any] = {**ARGUMENTS, "negative_prompt": str}
+PIXEL_AREA = Annotated[int, Field(ge=256, le=16_384**2)]
+SETTINGS: dict[str, Any] = {**ARGUMENTS, "negative_prompt": str, "pixel_area": PIXEL_AREA}
 _OPTIONAL: dict[str, Any] = {name: (kind | None, None) for name, kind in SETTINGS.items()}
 
 
@@ -253,10 +274,12 @@ class SceneFields(_Settings):
     """What to show; a list, or {alternatives|like these}, renders each."""
     image: Text | None = None
     """Picture to begin with: a PNG or JPEG in the recipe's folder, or below it."""
-    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
-    """Seeds to render; 0 draws one. Without it, 42."""
+    seeds: Seeds | None = None
+    """Seeds to render, or "explore 8" of them; 0 draws one. Without it, 42."""
     preset: Text | None = None
-    """Name of a preset."""
+    """Name of a preset, or "auto": by the words of the prompt."""
+    lint: bool = True
+    """Whether words that ask for randomness are pointed out where none is added."""
     repeats: Repeats | None = None
     """Renders of each seed s: with the seeds s, s + 1, s + 2..."""
 
@@ -266,106 +289,31 @@ class PresetFields(_Settings):
 
     keywords: list[Text] | None = None
     """Words of a prompt that hint at this kind of scene."""
+    medium: Literal["clip", "picture"] | None = None
+    """What it is for, where it isn't for both."""
 
 
-class SweepFields(Table):
-    """Axes along which every scene is rendered: lists of values."""
-
-    mode: Literal["product", "zip"] = "product"
-    """Every combination of the axes, or their first values together, then their second..."""
-    repeats: Repeats | None = None
-    """As in a scene, and wins over it."""
+TableType = TypeVar("TableType", bound=Table)
 
 
-_NOT_SWEPT = ("model.denoisers", "model.adapters")
-SWEPT_TABLES: dict[str, type[Table]] = {
-    "model": ModelTable,
-    "blend": BlendTable,
-    "sampling": SamplingTable,
-    "output": OutputTable,
-}
+def extended(
+    name: str, base: type[TableType], fields: dict[str, Any], doc: str | None = None
+) -> type[TableType]:
+    """A table with further keys.
+
+    Args:
+        name: Name of the new table.
+        base: What it extends.
+        fields: The keys, each with its type and default.
+        doc: What it says of itself; without it, what ``base`` says.
+    """
+    return create_model(name, __base__=base, __doc__=doc or base.__doc__, **fields)
 
 
-def _axis(kind: Any) -> Any:
-    return Annotated[list[kind], Field(min_length=1)] | None
-
-
-def _sweep_fields() -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        name: (_axis(kind), None)
-        for name, kind in SETTINGS.items()
-        if name not in SweepFields.model_fields
-    }
-    for table, model in SWEPT_TABLES.items():
-        for key, info in model.model_fields.items():
-            alias = f"{table}.{key}"
-            if alias not in _NOT_SWEPT:
-                kind = Annotated[info.annotation, *info.metadata] if info.metadata else None
-                fields[f"{table}__{key}"] = (
-                    _axis(kind or info.annotation),
-                    Field(default=None, alias=alias),
-                )
-    return fields
-
-
-DefaultsTable = create_model(
-    "DefaultsTable", __base__=_Settings, __doc__="Pipeline arguments of every scene.", **_OPTIONAL
+DefaultsTable = extended(
+    "DefaultsTable", _Settings, _OPTIONAL, "Pipeline arguments of every scene."
 )
-SceneTable = cast(
-    "type[SceneFields]",
-    create_model("SceneTable", __base__=SceneFields, __doc__=SceneFields.__doc__, **_OPTIONAL),
+SceneTable = extended("SceneTable", SceneFields, _OPTIONAL)
+PresetTable = extended(
+    "PresetTable", PresetFields, {**_OPTIONAL, "num_inference_steps": (Steps | None, None)}
 )
-PresetTable = cast(
-    "type[PresetFields]",
-    create_model(
-        "PresetTable",
-        __base__=PresetFields,
-        __doc__=PresetFields.__doc__,
-        **{**_OPTIONAL, "num_inference_steps": (Steps | None, None)},
-    ),
-)
-SweepTable = cast(
-    "type[SweepFields]",
-    create_model(
-        "SweepTable", __base__=SweepFields, __doc__=SweepFields.__doc__, **_sweep_fields()
-    ),
-)
-
-
-class RecipeDocument(Table):
-    """A flowblend recipe."""
-
-    recipe: RecipeTable = RecipeTable()
-    model: ModelTable
-    blend: BlendTable = BlendTable()
-    sampling: SamplingTable = SamplingTable()
-    defaults: DefaultsTable = DefaultsTable()  # type: ignore[valid-type]
-    presets: dict[str, PresetTable] = {}  # type: ignore[valid-type]
-    scene: Annotated[list[SceneTable], Field(min_length=1)]  # type: ignore[valid-type]
-    sweep: SweepTable = SweepTable()  # type: ignore[valid-type]
-    output: OutputTable = OutputTable()
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of recipes, for editors and other checkers."""
-    schema = cast("dict[str, Any]", _without_null(RecipeDocument.model_json_schema(by_alias=True)))
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "title": "flowblend recipe",
-    }
-
-
-def _without_null(node: Any) -> Any:
-    """Drop the null that stands for a key left out: TOML has no null."""
-    if isinstance(node, list):
-        return [_without_null(item) for item in node]
-    if not isinstance(node, dict):
-        return node
-    node = {k: _without_null(v) for k, v in node.items() if not (k == "default" and v is None)}
-    options = node.get("anyOf")
-    if isinstance(options, list) and {"type": "null"} in options:
-        kept = [option for option in options if option != {"type": "null"}]
-        del node["anyOf"]
-        node = {**node, **kept[0]} if len(kept) == 1 else {**node, "anyOf": kept}
-    return node

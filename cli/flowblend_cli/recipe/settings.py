@@ -20,6 +20,7 @@ CACHE_SCHEMA: dict[str, Any] = {
         },
     ]
 }
+PASSES = (("draft",), ("final",), ("draft", "final"))
 _NUMBERS = (int, float)
 _SCALARS = (bool, *_NUMBERS, str)
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -128,3 +129,15 @@ def parse_cache(value: Any) -> Cache:
         if not all(isinstance(entry, _SCALARS) for entry in entries):
             raise ValueError(f"{name} must be a plain value or a list of them, got {option!r}")
     return Cache.of(kind, options)
+
+
+def check_passes(passes: list[str]) -> list[str]:
+    """The passes of a recipe in their order.
+
+    Raises:
+        ValueError: There is none, or they are out of order, or one stands twice.
+    """
+    if tuple(passes) not in PASSES:
+        legal = ", ".join(str(list(each)) for each in PASSES)
+        raise ValueError(f"must be one of {legal}, got {passes}")
+    return passes

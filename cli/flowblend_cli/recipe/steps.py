@@ -31,6 +31,12 @@ class StepRange:
         """What a render takes: the low end, or the ceiling where there is no low end."""
         return self.high if self.low is None else self.low
 
+    def __str__(self) -> str:
+        """As a recipe writes it, such as ``"50-60"``."""
+        if self.low is None:
+            return f"up to {self.high}"
+        return str(self.high) if self.low == self.high else f"{self.low}-{self.high}"
+
     @classmethod
     def parse(cls, value: Any) -> StepRange:
         """Read ``50``, ``"50-60"`` or ``"up to 50"``.

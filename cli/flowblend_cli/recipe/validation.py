@@ -23,8 +23,16 @@ from flowblend_cli.recipe.schema import (
     SamplingTable,
     SceneFields,
     StageTable,
-    SweepFields,
 )
+from flowblend_cli.recipe.study_schema import (
+    AdaptTable,
+    DraftTable,
+    MetricsTable,
+    ReviewTable,
+    ScoreFields,
+    ScoreTable,
+)
+from flowblend_cli.recipe.sweep_schema import SweepFields, SweepTable
 from flowblend_cli.text import shorten
 
 
@@ -56,6 +64,11 @@ class Tables:
     defaults: Any = None
     sweep: SweepFields | None = None
     output: OutputTable | None = None
+    metrics: MetricsTable | None = None
+    score: ScoreFields | None = None
+    adapt: AdaptTable | None = None
+    draft: DraftTable | None = None
+    review: ReviewTable | None = None
     presets: dict[str, PresetFields | None] = field(default_factory=dict)
     scenes: list[SceneFields | None] = field(default_factory=list)
 
@@ -66,8 +79,13 @@ _SINGLE: dict[str, type[BaseModel]] = {
     "blend": BlendTable,
     "sampling": SamplingTable,
     "defaults": schema.DefaultsTable,
-    "sweep": schema.SweepTable,
+    "sweep": SweepTable,
     "output": OutputTable,
+    "metrics": MetricsTable,
+    "score": ScoreTable,
+    "adapt": AdaptTable,
+    "draft": DraftTable,
+    "review": ReviewTable,
 }
 _TOP = (*_SINGLE, "presets", "scene")
 
@@ -79,6 +97,9 @@ _ELSEWHERE = {
     "sigmas": "num_inference_steps: free sigmas aren't supported",
     "output_type": "container of [output]",
 }
+# What other programs call the share of keys that sparse attention keeps.
+_SPARSE = ("attention_top_k", "attention_topk", "sla_topk", "sla_top_k")
+_NO_SPARSE = "no pipeline of diffusers 0.42.1 has sparse attention with a top-k: leave it out"
 _ARTICLES = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -106,6 +127,8 @@ def validate(document: dict[str, Any]) -> tuple[Tables, list[Fault]]:
         if name == "model" and name not in document:
             faults.append(Fault(("model",), 'is missing: add [model] with pipeline = "sprites"'))
             continue
+        if name == "adapt" and name not in document:
+            continue  # nothing is adapted where nobody asks for it
         setattr(tables, name, _check(model, document.get(name, {}), (name,), faults))
     presets = document.get("presets", {})
     if isinstance(presets, dict):
@@ -222,6 +245,8 @@ def _unknown(key: str, table: str, known: list[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.65)
     if table == "scene" and key == "seed":
         close = ["seeds"]
+    if key in _SPARSE:
+        return f"unknown key{where}; {_NO_SPARSE}"
     owners = _owners(key)
     if owners and table:
         return f"unknown key{where}; {key} belongs in {owners}"
@@ -229,7 +254,7 @@ def _unknown(key: str, table: str, known: list[str]) -> str:
         return f"unknown key{where}; did you mean {close[0]!r}?"
     if owners or key in _ELSEWHERE:
         return f"unknown key{where}; use {_ELSEWHERE.get(key, owners)}"
-    if len(known) <= 12:
+    if len(known) <= 12 or table == "score":
         return f"unknown key{where}; known keys are {', '.join(known)}"
     return f"unknown key{where}; no pipeline that flowblend knows takes it"
 
@@ -246,7 +271,7 @@ def _owners(key: str) -> str:
     return " or ".join(
         f"[{name}]"
         for name, model in tables.items()
-        if name not in ("defaults", "sweep") and key in model.model_fields
+        if name not in ("defaults", "sweep", "score") and key in model.model_fields
     )
 
 

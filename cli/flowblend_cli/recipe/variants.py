@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +10,7 @@ from typing import Any
 from flowblend_cli.batching import why_alone
 from flowblend_cli.errors import ModelNameError
 from flowblend_cli.jobs import AdapterSpec, ModelSpec, SamplingSpec
-from flowblend_cli.levels import own_solver
+from flowblend_cli.levels import noise_kind, own_solver
 from flowblend_cli.models import KnownPair, find_pair, resolve_model, resolve_small
 from flowblend_cli.recipe.automatic import Automatic
 from flowblend_cli.recipe.blend import (
@@ -25,40 +22,12 @@ from flowblend_cli.recipe.blend import (
     resolve_stages,
 )
 from flowblend_cli.recipe.positions import KeyPath
-from flowblend_cli.recipe.schema import SWEPT_TABLES, SweepFields
+from flowblend_cli.recipe.rows import Row, sweep_axes
+from flowblend_cli.recipe.sampling_rules import Sampler, check_one_evaluation, check_sampling
+from flowblend_cli.recipe.sweep_schema import SWEPT_TABLES
 from flowblend_cli.recipe.validation import Fault, Tables
 from flowblend_plugin.errors import StageError
-from flowblend_plugin.stages import EXTRAPOLATED, Stage
-
-NOT_STOCHASTIC = ("unipc", "heun", "deis")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One combination of a sweep: the value of each axis, and its index in the axis."""
-
-    values: dict[str, Any]
-    indices: dict[str, int]
-
-    def of(self, table: str) -> dict[str, Any]:
-        """The swept values of one table, by key."""
-        prefix = f"{table}."
-        return {
-            axis.removeprefix(prefix): value
-            for axis, value in self.values.items()
-            if axis.startswith(prefix)
-        }
-
-    def settings(self) -> dict[str, Any]:
-        """The swept values of [defaults]."""
-        return {axis: value for axis, value in self.values.items() if "." not in axis}
-
-    def path(self, table: str, key: str) -> KeyPath:
-        """Where a table's key has its value: in the sweep, or in the table itself."""
-        axis = f"{table}.{key}"
-        if axis in self.indices:
-            return ("sweep", axis, self.indices[axis])
-        return (table, key)
+from flowblend_plugin.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -90,44 +59,6 @@ class Variant:
     automatic: Automatic | None = None
 
 
-def sweep_axes(sweep: SweepFields) -> dict[str, list[Any]]:
-    """The axes of a sweep in the order of the recipe: dotted names, or keys of [defaults]."""
-    return {
-        info.alias or name: getattr(sweep, name)
-        for name, info in type(sweep).model_fields.items()
-        if name in sweep.model_fields_set and name not in ("mode", "repeats")
-    }
-
-
-def axis_fields(tables: Tables) -> dict[str, str]:
-    """The file name field of each axis of the sweep: the last part of its dotted name."""
-    axes = list(sweep_axes(tables.sweep)) if tables.sweep else []
-    last = {axis: axis.rpartition(".")[2] for axis in axes}
-    names = list(last.values())
-    return {
-        axis: name if names.count(name) == 1 else axis.replace(".", "_")
-        for axis, name in last.items()
-    }
-
-
-def count_rows(sweep: SweepFields) -> int:
-    """How many combinations a sweep has, without making them."""
-    lengths = [len(values) for values in sweep_axes(sweep).values()]
-    return max(lengths, default=1) if sweep.mode == "zip" else math.prod(lengths)
-
-
-def sweep_rows(sweep: SweepFields) -> Iterator[Row]:
-    """Every combination of a sweep, the first axis changing slowest."""
-    axes = {axis: list(enumerate(values)) for axis, values in sweep_axes(sweep).items()}
-    combine = zip if sweep.mode == "zip" and axes else itertools.product
-    for choice in combine(*axes.values()):
-        chosen = dict(zip(axes, choice, strict=True))
-        yield Row(
-            {axis: value for axis, (_, value) in chosen.items()},
-            {axis: index for axis, (index, _) in chosen.items()},
-        )
-
-
 def make_variant(tables: Tables, row: Row, recipe_dir: Path, faults: list[Fault]) -> Variant | None:
     """Tell what one combination means; None, with its faults appended, where it can't be.
 
@@ -143,10 +74,11 @@ def make_variant(tables: Tables, row: Row, recipe_dir: Path, faults: list[Fault]
     blend = _check_blend(tables, row, recipe_dir, faults, found)
     if found.spec is not None and blend is not None and is_sound:
         _check_small_is_named(found.spec, blend[0], row, faults)
-    own = _own_solver(found, recipe_dir)
-    sampling = _check_sampling(_merged(tables, "sampling", row), found.pair, own, row, faults)
+    sampler = _sampler(found, recipe_dir)
+    values = _merged(tables, "sampling", row)
+    sampling = check_sampling(values, sampler, row, _modes(tables), faults)
     if sampling is not None and blend is not None:
-        _check_one_evaluation(sampling.scheduler or own, blend[0], row, faults)
+        check_one_evaluation(sampling.scheduler or sampler.own, blend[0], row, faults)
     output = _merged(tables, "output", row)
     if found.spec is None or blend is None or sampling is None or output is None:
         return None
@@ -276,63 +208,17 @@ def _check_small_is_named(spec: ModelSpec, blend: Blend, row: Row, faults: list[
         )
 
 
-def _check_sampling(
-    values: dict[str, Any] | None,
-    pair: KnownPair | None,
-    own: str | None,
-    row: Row,
-    faults: list[Fault],
-) -> SamplingSpec | None:
-    if values is None:
-        return None
-    if pair is not None:
-        values |= {key: own for key, own in pair.sampling.items() if values[key] is None}
-        if pair.flow_shift is None:
-            return _check_own_scheduler(values, pair, row, faults)
-    solver = values["scheduler"] or own
-    if values["mode"] == "sde" and solver in NOT_STOCHASTIC:
-        whose = "" if values["scheduler"] else ", the pipeline's own scheduler,"
-        faults.append(
-            Fault(
-                row.path("sampling", "mode"),
-                f"'sde' isn't possible: {solver}{whose} has no stochastic form; set scheduler to "
-                "'flow_match_euler' or 'dpmpp_2m'",
-                related=("sampling", "model"),
-            )
-        )
-        return None
-    return SamplingSpec(**values)
+def _sampler(models: _Models, recipe_dir: Path) -> Sampler:
+    """What is known offline of how a pipeline samples."""
+    if models.spec is None:
+        return Sampler()
+    name, pair = models.spec.pipeline, models.pair
+    own = pair.scheduler if pair is not None else own_solver(name, recipe_dir)
+    return Sampler(name, pair, own, noise_kind(name, recipe_dir))
 
 
-def _check_one_evaluation(solver: str | None, blend: Blend, row: Row, faults: list[Fault]) -> None:
-    """Extrapolated steps need a solver that asks the denoiser once a step."""
-    if EXTRAPOLATED in blend.roles and solver == "heun":
-        message = (
-            "'heun' asks the denoiser twice a step, which extrapolated steps can't answer: set "
-            f"another scheduler, or leave them out of stages {blend.letters!r}"
-        )
-        path = row.path("sampling", "scheduler")
-        faults.append(Fault(path, message, related=("sampling", "blend", "model")))
-
-
-def _own_solver(models: _Models, recipe_dir: Path) -> str | None:
-    """The solver that a pipeline brings, where it can be told offline."""
-    if models.pair is not None:
-        return models.pair.scheduler
-    return own_solver(models.spec.pipeline, recipe_dir) if models.spec is not None else None
-
-
-def _check_own_scheduler(
-    values: dict[str, Any], pair: KnownPair, row: Row, faults: list[Fault]
-) -> SamplingSpec | None:
-    """The sampling of a pair whose noise levels only its own scheduler knows."""
-    changed = [key for key in ("scheduler", "flow_shift") if values[key] is not None]
-    if values["mode"] != "ode":
-        changed.append("mode")
-    for key in changed:
-        message = (
-            f"{pair.name} keeps its own scheduler ({pair.scheduler}), whose noise levels follow no "
-            f"fixed shift: leave {key} out"
-        )
-        faults.append(Fault(row.path("sampling", key), message, related=("sampling", "model")))
-    return None if changed else SamplingSpec(**values)
+def _modes(tables: Tables) -> frozenset[str]:
+    """The modes of all combinations."""
+    swept = sweep_axes(tables.sweep).get("sampling.mode") if tables.sweep is not None else None
+    written = [tables.sampling.mode] if tables.sampling is not None else []
+    return frozenset(swept or written)

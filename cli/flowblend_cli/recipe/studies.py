@@ -1,0 +1,165 @@
+"""What a recipe asks to be measured and compared, as a ``Study``, and what its tables must be."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from flowblend_cli.jobs import freeze
+from flowblend_cli.recipe.candidates import Candidate
+from flowblend_cli.recipe.checked import Recipe
+from flowblend_cli.recipe.ranges import Exploration
+from flowblend_cli.recipe.rows import SEED, sweep_axes
+from flowblend_cli.recipe.study_schema import OF_REFERENCE, OF_RUNS, DraftTable
+from flowblend_cli.recipe.validation import Fault, Tables
+from flowblend_cli.study import (
+    AdaptSpec,
+    MeasureSpec,
+    ReviewSpec,
+    Selection,
+    StepChoice,
+    Study,
+)
+
+
+def make_study(
+    recipe: Recipe,
+    candidates: Sequence[Candidate],
+    selections: tuple[Selection, ...],
+) -> Study:
+    """Everything of a recipe that decides no pixel.
+
+    Args:
+        recipe: The recipe.
+        candidates: Its jobs.
+        selections: Drafts of which only some become finals.
+    """
+    tables = recipe.tables
+    assert tables.sweep is not None
+    assert tables.review is not None
+    return Study(
+        axes=tuple(sweep_axes(tables.sweep)),
+        time_repeats=tables.sweep.time_repeats,
+        measure=_measure(tables),
+        adapt=_adapt(tables),
+        review=ReviewSpec(tuple(tables.review.criteria)),
+        selections=selections,
+        step_ranges=_step_ranges(candidates),
+        choices=_choices(candidates),
+    )
+
+
+def _choices(candidates: Iterable[Candidate]) -> tuple[StepChoice, ...]:
+    """One a prompt of a scene, in the order of the recipe."""
+    found: dict[tuple[int, str], StepChoice] = {}
+    for candidate in sorted(candidates, key=lambda each: each.scene_index):
+        if candidate.steps is not None:
+            found.setdefault((candidate.scene_index, candidate.job.prompt), candidate.steps)
+    return tuple(found.values())
+
+
+def _step_ranges(candidates: Iterable[Candidate]) -> tuple[tuple[str, int, int], ...]:
+    """What suits each scene; where its prompts chose several presets, what suits any of them."""
+    found: dict[str, tuple[int, int]] = {}
+    for candidate in candidates:
+        if candidate.suits is not None:
+            low, high = candidate.suits.low or 1, candidate.suits.high
+            lowest, highest = found.get(candidate.job.scene, (low, high))
+            found[candidate.job.scene] = (min(low, lowest), max(high, highest))
+    return tuple((scene, low, high) for scene, (low, high) in found.items())
+
+
+def _measure(tables: Tables) -> MeasureSpec:
+    assert tables.metrics is not None
+    assert tables.score is not None
+    names = tables.metrics.names
+    return MeasureSpec(
+        tuple(names) if names is not None else None,
+        tuple((key, freeze(value)) for key, value in references(tables).items()),
+        tuple(tables.score.weights().items()),
+    )
+
+
+def _adapt(tables: Tables) -> AdaptSpec | None:
+    table = tables.adapt
+    if table is None or table.rounds == 0:
+        return None
+    return AdaptSpec(**{key: getattr(table, key) for key in type(table).model_fields})
+
+
+def references(tables: Tables) -> dict[str, Any]:
+    """The axes of a reference, dotted, with the value of each."""
+    assert tables.metrics is not None
+    found: dict[str, Any] = {}
+    for key, value in tables.metrics.reference.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{inner}": entry for inner, entry in value.items()}
+        else:
+            found[key.removeprefix("defaults.")] = value
+    return found
+
+
+def check_study(tables: Tables) -> Iterator[Fault]:
+    """References are of the sweep, what is weighted is measured, and drafts are drafts."""
+    if tables.metrics is not None and tables.sweep is not None:
+        yield from _check_reference(tables, sweep_axes(tables.sweep))
+    yield from _check_score(tables)
+    if tables.draft is not None:
+        yield from _check_draft(tables.draft)
+    if tables.sweep is not None and SEED in sweep_axes(tables.sweep):
+        for index, scene in enumerate(tables.scenes):
+            if scene is not None and isinstance(scene.seeds, Exploration):
+                message = "explores seeds, and [sweep] sets seed for every job: keep one of them"
+                yield Fault(("scene", index, "seeds"), message, related=("sweep",))
+
+
+def _check_score(tables: Tables) -> Iterator[Fault]:
+    weights = tables.score.weights() if tables.score is not None else {}
+    names = tables.metrics.names if tables.metrics is not None else None
+    for key in weights:
+        if names is not None and key not in names and key not in OF_RUNS:
+            message = "is weighted and not measured: add it to names in [metrics]"
+            yield Fault(("score", key), message, at="key", related=("metrics",))
+    if weights and not any(weights.values()):
+        yield Fault(("score",), "gives no metric a weight above 0: leave the table out")
+
+
+def _check_reference(tables: Tables, axes: Mapping[str, list[Any]]) -> Iterator[Fault]:
+    where = ("metrics", "reference")
+    found = references(tables)
+    for axis, value in found.items():
+        if axis == SEED:
+            message = "can't be seed: a reference is of the same scene, prompt and seed"
+            yield Fault(where, message)
+        elif axis not in axes:
+            close = difflib.get_close_matches(axis, axes, n=1)
+            known = f"axes are {', '.join(axes)}" if axes else "it has none"
+            hint = f"did you mean {close[0]!r}?" if close else known
+            yield Fault(where, f"{axis!r} is no axis of [sweep]; {hint}", related=("sweep",))
+        elif value not in axes[axis]:
+            values = ", ".join(str(each) for each in axes[axis][:10])
+            message = f"{axis} = {value!r} is none of the sweep's values: {values}"
+            yield Fault(where, message, related=("sweep",))
+    assert tables.metrics is not None
+    for index, name in enumerate(tables.metrics.names or ()):
+        if name in OF_REFERENCE and not found:
+            message = (
+                f"{name!r} compares with a reference: say which jobs are it, such as "
+                "reference = { num_inference_steps = 100 }"
+            )
+            yield Fault(("metrics", "names", index), message, related=("metrics",))
+
+
+def _check_draft(draft: DraftTable) -> Iterator[Fault]:
+    if draft.reject_after is None:
+        if draft.reject_keep is not None:
+            message = "needs reject_after: the steps after which drafts are looked at"
+            yield Fault(("draft", "reject_keep"), message, at="key", related=("draft",))
+        return
+    if draft.reject_after >= draft.steps:
+        message = f"must be below the {draft.steps} steps of a draft, got {draft.reject_after}"
+        yield Fault(("draft", "reject_after"), message, related=("draft",))
+    if draft.reject_keep is not None and draft.reject_keep < draft.keep:
+        message = f"must be at least keep ({draft.keep}), got {draft.reject_keep}"
+        yield Fault(("draft", "reject_keep"), message, related=("draft",))

@@ -1,0 +1,40 @@
+"""Numbers about finished frames, each one defined, with its unit and which way is better.
+
+Pure functions of uint8 RGB frames, (T, H, W, 3), as they were before encoding. They need the extra
+``metrics`` (opencv and scikit-image), and torch only where a metric needs a network's weights.
+"""
+
+from __future__ import annotations
+
+from flowblend_plugin.quality.catalogue import METRICS, QUALITY_VERSION, Metric
+from flowblend_plugin.quality.colour import chart_difference
+from flowblend_plugin.quality.measuring import is_available, measure, missing
+from flowblend_plugin.quality.motion import tracks, trajectory_spread
+from flowblend_plugin.quality.scoring import (
+    DEFAULT_WEIGHTS,
+    JITTER,
+    MOTION_FLOOR,
+    WEAK_MOTION,
+    motion_floor,
+    score,
+)
+from flowblend_plugin.quality.similarity import bit_equal
+
+__all__ = [
+    "DEFAULT_WEIGHTS",
+    "JITTER",
+    "METRICS",
+    "MOTION_FLOOR",
+    "QUALITY_VERSION",
+    "WEAK_MOTION",
+    "Metric",
+    "bit_equal",
+    "chart_difference",
+    "is_available",
+    "measure",
+    "missing",
+    "motion_floor",
+    "score",
+    "tracks",
+    "trajectory_spread",
+]
