@@ -102,7 +102,7 @@ def joined_grid(legs: Sequence[Leg], shift: float = 1.0, start: float | None = N
     begins = start
     for leg in legs:
         first = _own_start(leg.solver) if begins is None else _time(begins, shift)
-        found = [_shifted(u, shift) for u in _times(leg, first, shift)]
+        found = [shifted(u, shift) for u in _times(leg, first, shift)]
         if begins is not None:
             found[0] = begins
         elif leg.solver == "unipc":
@@ -110,7 +110,7 @@ def joined_grid(legs: Sequence[Leg], shift: float = 1.0, start: float | None = N
         sigmas += found
         timesteps += [_timestep(leg.solver, sigma) for sigma in found]
         begins = leg.until
-    single = [_single(sigma) for sigma in sigmas]
+    single = [single(sigma) for sigma in sigmas]
     for before, after in itertools.pairwise([*single, 0.0]):
         if not before > after:
             told = ", ".join(str(leg.until) for leg in legs if leg.until is not None)
@@ -134,13 +134,14 @@ def _times(leg: Leg, first: float, shift: float) -> list[float]:
         last = _time(leg.until, shift)
     elif leg.solver in _EXACT:
         # These end at their last level before 0, and step from there.
-        last, n = _shifted(_LEAST, shift), n - 1
+        last, n = shifted(_LEAST, shift), n - 1
     else:
         last = _LEAST if leg.solver == "unipc" else 0.0
     return [first + (last - first) * i / n if i else first for i in range(leg.steps)]
 
 
-def _shifted(time: float, shift: float) -> float:
+def shifted(time: float, shift: float) -> float:
+    """The noise level of an unshifted time."""
     return shift * time / (1 + (shift - 1) * time)
 
 
@@ -150,11 +151,11 @@ def _time(sigma: float, shift: float) -> float:
 
 def _timestep(solver: str, sigma: float) -> float:
     if solver in _EXACT:
-        return _single(_single(sigma) * NUM_TRAIN_TIMESTEPS)
+        return single(single(sigma) * NUM_TRAIN_TIMESTEPS)
     return float(int(sigma * NUM_TRAIN_TIMESTEPS))
 
 
-def _single(number: float) -> float:
+def single(number: float) -> float:
     """Round to single precision, as tensors hold numbers."""
     rounded: float = struct.unpack("f", struct.pack("f", number))[0]
     return rounded

@@ -57,6 +57,7 @@ class StageMixin:
     timesteps: torch.Tensor
     _stages: StageSchedule | None = None
     _seed: Seed | None = None
+    own_noise: bool = False  # whether the seed counts where a pipeline hands over a generator
     _listener: weakref.ref[StageListener] | None = None
     _companion_of: weakref.ref[StageListener] | None = None
     _stage_indices: tuple[int, ...] = ()
@@ -215,7 +216,8 @@ class StageMixin:
         args: tuple[Any, ...], kwargs: dict[str, Any],
     ) -> Any:  # fmt: skip
         solver = self._solver(timestep)
-        if _takes_generator(type(solver)) and not args and kwargs.get("generator") is None:
+        is_ours = self.own_noise or kwargs.get("generator") is None
+        if _takes_generator(type(solver)) and not args and is_ours:
             generators = self._generators_for(sample)
             if generators is not None:
                 kwargs["generator"] = generators

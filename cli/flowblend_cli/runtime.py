@@ -265,6 +265,7 @@ class Runtime:
                 on_step=on_step,
             ) as switch,
         ):
+            self._pipe.scheduler.own_noise = job.sampling.noise_seed is not None
             yield switch
 
     def _sample(self, job: Job, seed: int, on_step: Callable[[int, str], None]) -> Sampled:
