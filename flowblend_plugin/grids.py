@@ -110,12 +110,12 @@ def joined_grid(legs: Sequence[Leg], shift: float = 1.0, start: float | None = N
         sigmas += found
         timesteps += [_timestep(leg.solver, sigma) for sigma in found]
         begins = leg.until
-    single = [single(sigma) for sigma in sigmas]
-    for before, after in itertools.pairwise([*single, 0.0]):
+    held = [single(sigma) for sigma in sigmas]
+    for before, after in itertools.pairwise([*held, 0.0]):
         if not before > after:
             told = ", ".join(str(leg.until) for leg in legs if leg.until is not None)
             raise StageError(
-                f"noise levels must descend from {single[0]:.4g} to 0, and the steps around "
+                f"noise levels must descend from {held[0]:.4g} to 0, and the steps around "
                 f"{before:.4g} don't: move until_sigma ({told or 'none'}) away from there, or "
                 "give the stage fewer steps"
             )
