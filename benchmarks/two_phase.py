@@ -108,7 +108,7 @@ def main() -> None:
     sprites = Sprites()
     publish(
         "solvers.md", "two phases", report(measure(sprites, options), options), write=options.write
-    )  # noqa: E501
+    )
 
 
 if __name__ == "__main__":
