@@ -31,12 +31,12 @@ from shared import (
     table,
 )
 
-from flowblend_plugin.sampling import NAMES, STOCHASTIC, make_scheduler
+from flowblend_plugin.sampling import FLOW_NAMES, STOCHASTIC, make_scheduler
 
 ALWAYS_STOCHASTIC = ("dpmpp_2m_sde", "lcm")
-DETERMINISTIC = [name for name in NAMES if name not in ALWAYS_STOCHASTIC]
+DETERMINISTIC = [name for name in FLOW_NAMES if name not in ALWAYS_STOCHASTIC]
 # dpmpp_2m in mode sde is dpmpp_2m_sde.
-NOISY = [name for name in STOCHASTIC if name != "dpmpp_2m"]
+NOISY = [name for name in FLOW_NAMES if name in STOCHASTIC and name != "dpmpp_2m"]
 NOISES = (1, 2, 3)
 Rows = dict[tuple[str, str], list[tuple[float, float, float]]]
 

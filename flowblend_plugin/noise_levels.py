@@ -6,16 +6,11 @@ round, so that levels are equal to the last bit; a test compares them.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 
 from flowblend_plugin.errors import StageError
-
-NUM_TRAIN_TIMESTEPS = 1000
-
-
-def _shifted(sigma: float, shift: float) -> float:
-    return shift * sigma / (1 + (shift - 1) * sigma)
+from flowblend_plugin.grids import NUM_TRAIN_TIMESTEPS, Leg, joined_grid, shifted, single
+from flowblend_plugin.stages import SOLVERS
 
 
 def _linspace(start: float, stop: float, count: int) -> list[float]:
@@ -26,23 +21,17 @@ def _linspace(start: float, stop: float, count: int) -> list[float]:
     return [*(start + i * step for i in range(count - 1)), stop]
 
 
-def _single(number: float) -> float:
-    """Round to single precision, as tensors hold numbers."""
-    rounded: float = struct.unpack("f", struct.pack("f", number))[0]
-    return rounded
-
-
-def _shifted_single(sigma: float, shift: float) -> float:
-    lower = _single(1 + _single(_single(shift - 1) * _single(sigma)))
-    return _single(_single(_single(shift) * _single(sigma)) / lower)
+def __shifted_single(sigma: float, shift: float) -> float:
+    lower = single(1 + single(single(shift - 1) * single(sigma)))
+    return single(single(single(shift) * single(sigma)) / lower)
 
 
 def _euler(n: int, shift: float) -> list[float]:
     # diffusers shifts twice: once the ends of the range, once every sigma in it.
-    first = _shifted_single(1, shift) * NUM_TRAIN_TIMESTEPS
-    last = _shifted_single(1 / NUM_TRAIN_TIMESTEPS, shift) * NUM_TRAIN_TIMESTEPS
-    sigmas = [_shifted(t / NUM_TRAIN_TIMESTEPS, shift) for t in _linspace(first, last, n)]
-    timesteps = [_single(_single(sigma) * NUM_TRAIN_TIMESTEPS) for sigma in sigmas]
+    first = __shifted_single(1, shift) * NUM_TRAIN_TIMESTEPS
+    last = __shifted_single(1 / NUM_TRAIN_TIMESTEPS, shift) * NUM_TRAIN_TIMESTEPS
+    sigmas = [shifted(t / NUM_TRAIN_TIMESTEPS, shift) for t in _linspace(first, last, n)]
+    timesteps = [single(single(sigma) * NUM_TRAIN_TIMESTEPS) for sigma in sigmas]
     return [timestep / NUM_TRAIN_TIMESTEPS for timestep in timesteps]
 
 
@@ -52,14 +41,14 @@ def _cut(sigma: float) -> float:
 
 
 def _unipc(n: int, shift: float) -> list[float]:
-    first, *rest = (_shifted(s, shift) for s in _linspace(1.0, 1 / NUM_TRAIN_TIMESTEPS, n + 1)[:-1])
+    first, *rest = (shifted(s, shift) for s in _linspace(1.0, 1 / NUM_TRAIN_TIMESTEPS, n + 1)[:-1])
     # UniPC keeps its first sigma just below 1.
     return [_cut(first - 1e-6), *map(_cut, rest)]
 
 
 def _dpmpp(n: int, shift: float) -> list[float]:
     alphas = _linspace(1.0, 1 / NUM_TRAIN_TIMESTEPS, n + 1)
-    return [_cut(_shifted(1 - alpha, shift)) for alpha in reversed(alphas[1:])]
+    return [_cut(shifted(1 - alpha, shift)) for alpha in reversed(alphas[1:])]
 
 
 _RULES: dict[str, Callable[[int, float], list[float]]] = {
@@ -75,7 +64,10 @@ _RULES: dict[str, Callable[[int, float], list[float]]] = {
 
 
 def noise_levels(
-    scheduler: str, num_inference_steps: int, flow_shift: float = 1.0
+    scheduler: str,
+    num_inference_steps: int,
+    flow_shift: float = 1.0,
+    start: float | None = None,
 ) -> tuple[float, ...]:
     """Work out ``timesteps / num_train_timesteps`` of every whole step.
 
@@ -83,6 +75,7 @@ def noise_levels(
         scheduler: A name of ``flowblend_plugin.sampling``, such as ``"unipc"``.
         num_inference_steps: Number of steps, at least 1.
         flow_shift: Shift of the noise levels; above 1 spends more steps on high noise.
+        start: Noise level of the first step, see ``grids.start_level``; None for the scheduler's.
 
     Returns:
         One level per step, from about 1 down towards 0.
@@ -90,8 +83,10 @@ def noise_levels(
     Raises:
         StageError: The scheduler's levels aren't known.
     """
+    if start is not None and scheduler in SOLVERS:
+        return joined_grid([Leg(scheduler, num_inference_steps)], flow_shift, start).levels
     rule = _RULES.get(scheduler)
-    if rule is None:
+    if rule is None or start is not None:
         raise StageError(
             f"the noise levels of scheduler {scheduler!r} aren't known here: use one of "
             f"{', '.join(sorted(_RULES))}, or give boundaries as fractions of the steps"

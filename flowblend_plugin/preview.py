@@ -262,7 +262,7 @@ def _solve(latents: torch.Tensor, pixels: torch.Tensor, t: int, s: int) -> torch
     rows = _voxels(latents.double())
     # What denoisers make varies in directions in which encoded clips hardly do.
     ridge = _RIDGE * len(rows) * torch.eye(rows.shape[1], dtype=rows.dtype)
-    found = torch.linalg.solve(rows.T @ rows + ridge, rows.T @ wanted)
+    found: torch.Tensor = torch.linalg.solve(rows.T @ rows + ridge, rows.T @ wanted)
     return found.reshape(-1, t, s, s, 3)
 
 

@@ -12,8 +12,10 @@ def reset_history(scheduler: Any) -> None:
     are another denoiser's. Solvers without memory are left as they are.
 
     Args:
-        scheduler: A diffusers scheduler in mid-trajectory.
+        scheduler: A diffusers scheduler in mid-trajectory; with it, the solvers of its stages.
     """
+    for solver in getattr(scheduler, "stage_solvers", ()):
+        reset_history(solver)
     if hasattr(scheduler, "lower_order_nums"):
         scheduler.lower_order_nums = 0
     for name in ("model_outputs", "timestep_list"):

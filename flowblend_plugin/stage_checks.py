@@ -17,6 +17,7 @@ def check_stages(stages: tuple[Stage, ...]) -> None:
     """
     if not stages:
         raise StageError("a schedule needs at least one stage, got none")
+    _check_steps(stages)
     *inner, last = stages
     if last.until is not None or last.until_sigma is not None:
         raise StageError("the last stage ends with the trajectory: leave its until out")
@@ -33,7 +34,6 @@ def check_stages(stages: tuple[Stage, ...]) -> None:
         )
     _check_edges("boundaries", fractions, "ascending", sorted(fractions))
     _check_edges("boundary_sigmas", sigmas, "descending", sorted(sigmas, reverse=True))
-    _check_steps(stages)
     _check_extrapolated(stages)
 
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from flowblend_plugin.errors import SwitchError
+from flowblend_plugin.phases import Phases, advance, join_grids
 from flowblend_plugin.stages import StageSchedule
 
 logger = logging.getLogger(__name__)
@@ -56,11 +57,14 @@ class StageMixin:
     timesteps: torch.Tensor
     _stages: StageSchedule | None = None
     _seed: Seed | None = None
+    own_noise: bool = False  # whether the seed counts where a pipeline hands over a generator
     _listener: weakref.ref[StageListener] | None = None
     _companion_of: weakref.ref[StageListener] | None = None
     _stage_indices: tuple[int, ...] = ()
     _generators: list[torch.Generator] | None = None
     _watcher: Watcher | None = None
+    _start_level: float | None = None
+    _phases: Phases | None = None
     _calls: int = 0
     _first: int = 0
 
@@ -73,6 +77,12 @@ class StageMixin:
     def stepped(self) -> bool:
         """Whether this scheduler itself steps the present trajectory, and not copies of it."""
         return self._calls > 0
+
+    @property
+    def stage_solvers(self) -> tuple[Any, ...]:
+        """The further solvers of stages that name one."""
+        solvers = self._phases.solvers if self._phases is not None else []
+        return tuple(solver for solver in dict.fromkeys(solvers) if solver is not None)
 
     def attach_listener(self, listener: StageListener) -> None:
         """Announce stages to ``listener``, which is held weakly.
@@ -190,6 +200,34 @@ class StageMixin:
         elif done % self.order == 0:
             listener.step_finished(done // self.order - 1)
 
+    def _solver(self, timestep: Any) -> Any:
+        """The scheduler that does the step: this one, or that of the present stage."""
+        if self._phases is None:
+            return self
+        if self._companion_of is not None:
+            raise SwitchError(
+                "this pipeline steps private copies of its scheduler, which stages with steps of "
+                "their own can't follow: leave steps out, and give boundaries"
+            )
+        return self._phases.solver(self, timestep)
+
+    def _step(
+        self, step: Callable[..., Any], output: Any, timestep: Any, sample: Any,
+        args: tuple[Any, ...], kwargs: dict[str, Any],
+    ) -> Any:  # fmt: skip
+        solver = self._solver(timestep)
+        is_ours = self.own_noise or kwargs.get("generator") is None
+        if _takes_generator(type(solver)) and not args and is_ours:
+            generators = self._generators_for(sample)
+            if generators is not None:
+                kwargs["generator"] = generators
+        taken = self._model_output(output, sample)
+        result = advance(self, solver, step, (taken, timestep, sample, *args), kwargs)
+        if self._watcher is not None and getattr(self, "step_index", None) is not None:
+            self._watcher(taken, sample, self.step_index - 1)  # type: ignore[attr-defined]
+        self._finish_step()
+        return result
+
     def _generators_for(self, sample: torch.Tensor) -> list[torch.Generator] | None:
         """One generator per sample, begun anew in every trajectory."""
         if self._seed is None:
@@ -281,6 +319,11 @@ def _stream(seed: int) -> int:
 
 
 @functools.cache
+def _takes_generator(kind: Any) -> bool:
+    return "generator" in inspect.signature(kind.step).parameters
+
+
+@functools.cache
 def with_stages(base: type) -> type:
     """Make the subclass of a scheduler class that announces stages.
 
@@ -294,11 +337,13 @@ def with_stages(base: type) -> type:
     """
     if issubclass(base, StageMixin):
         return base
-    takes_generator = "generator" in inspect.signature(base.step).parameters  # type: ignore[attr-defined]
+    grid = inspect.signature(base.set_timesteps)  # type: ignore[attr-defined]
 
     @functools.wraps(base.set_timesteps)  # type: ignore[attr-defined]
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = base.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
+        given = grid.bind(self, *args, **kwargs)
+        self._phases = join_grids(self, self._stages, self._start_level, given)
         self._start_trajectory()
         return result
 
@@ -306,16 +351,8 @@ def with_stages(base: type) -> type:
     def step(
         self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        if takes_generator and not args and kwargs.get("generator") is None:
-            generators = self._generators_for(sample)
-            if generators is not None:
-                kwargs["generator"] = generators
-        output = self._model_output(model_output, sample)
-        result = base.step(self, output, timestep, sample, *args, **kwargs)  # type: ignore[attr-defined]
-        if self._watcher is not None and getattr(self, "step_index", None) is not None:
-            self._watcher(output, sample, self.step_index - 1)
-        self._finish_step()
-        return result
+        stock = base.step  # type: ignore[attr-defined]
+        return self._step(stock, model_output, timestep, sample, args, kwargs)
 
     members: dict[str, Any] = {
         "set_timesteps": set_timesteps,

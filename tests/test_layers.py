@@ -34,7 +34,12 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.stage_checks",
     },
     "flowblend_plugin.support": set(),
-    "flowblend_plugin.noise_levels": {"flowblend_plugin.errors", "flowblend_plugin.stages"},
+    "flowblend_plugin.grids": {"flowblend_plugin.errors", "flowblend_plugin.stages"},
+    "flowblend_plugin.noise_levels": {
+        "flowblend_plugin.errors",
+        "flowblend_plugin.grids",
+        "flowblend_plugin.stages",
+    },
     "flowblend_plugin.pairing": {"flowblend_plugin.errors"},
     "flowblend_plugin.calibration": {"flowblend_plugin.errors"},
     "flowblend_plugin.boundaries": {
@@ -89,6 +94,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.errors",
         "flowblend_cli.jobs",
         "flowblend_cli.models",
+        "flowblend_plugin.grids",
     },
     "flowblend_cli.recipe": {
         "flowblend_cli.advice",
@@ -108,6 +114,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.boundaries",
         "flowblend_plugin.calibration",
         "flowblend_plugin.errors",
+        "flowblend_plugin.grids",
         "flowblend_plugin.noise_levels",
         "flowblend_plugin.quality.catalogue",
         "flowblend_plugin.stages",

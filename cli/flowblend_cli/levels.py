@@ -7,13 +7,14 @@ one whose value is checked, or a reason to refuse.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from flowblend_cli.errors import ModelNameError, UsageError
 from flowblend_cli.jobs import SamplingSpec
 from flowblend_cli.models import find_pair, read_json, resolve_model
+from flowblend_plugin.grids import start_level
 
 # Pipelines that ask their scheduler for a number of steps and nothing else. Others hand it noise
 # levels of their own, or a shift that depends on the picture's size.
@@ -38,10 +39,12 @@ class Solver:
     Args:
         name: Solver as recipes name it.
         flow_shift: Shift of the noise levels.
+        start: Noise level of the first step; None for the solver's own.
     """
 
     name: str
     flow_shift: float
+    start: float | None = None
 
 
 @dataclass(frozen=True)
@@ -167,8 +170,13 @@ def find_solver(pipeline: str, sampling: SamplingSpec, recipe_dir: Path) -> Solv
         UsageError: It can't be told exactly without loading the pipeline; says why, and what to
             do instead.
     """
-    if sampling.sigma_max is not None:
-        raise _unknown(pipeline, f"sigma_max = {sampling.sigma_max:g} moves them", _FRACTIONS)
+    solver = _find_solver(pipeline, sampling, recipe_dir)
+    if sampling.sigma_max is None:
+        return solver
+    return replace(solver, start=start_level(sampling.sigma_max))
+
+
+def _find_solver(pipeline: str, sampling: SamplingSpec, recipe_dir: Path) -> Solver:
     if sampling.scheduler in CLASSIC_SOLVERS:
         reason = f"{sampling.scheduler} isn't a solver of flow matching"
         raise _unknown(pipeline, reason, _FRACTIONS)

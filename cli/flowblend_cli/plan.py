@@ -127,7 +127,8 @@ def job_noise_levels(job: Job, recipe_dir: Path) -> tuple[float, ...] | None:
     if not job.schedule.needs_noise_levels:
         return None
     solver = find_solver(job.model.pipeline, job.sampling, recipe_dir)
-    return noise_levels(solver.name, job.num_inference_steps, solver.flow_shift)
+    steps = job.num_inference_steps
+    return noise_levels(solver.name, steps, solver.flow_shift, solver.start)
 
 
 def plan_job(job: Job, recipe_dir: Path) -> str:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from flowblend_plugin.preview import PROJECTION_NAME, EarlyLook, LatentProjectio
 from flowblend_plugin.probing import Probe, calibrate
 from flowblend_plugin.sampling import make_scheduler
 from flowblend_plugin.stages import letters
+from flowblend_plugin.start import begin_at
 
 # What the library warns of, the plan has said already.
 logging.getLogger("flowblend_plugin").addHandler(logging.NullHandler())
@@ -237,8 +238,10 @@ class Runtime:
         self._pipe.scheduler = make_scheduler(
             self._own_scheduler, sampling.scheduler, sampling.flow_shift, sampling.mode
         )
+        sigma_max = sampling.sigma_max
         try:
-            yield
+            with nullcontext() if sigma_max is None else begin_at(self._pipe, sigma_max):
+                yield
         finally:
             self._pipe.scheduler = self._own_scheduler
 
@@ -261,6 +264,7 @@ class Runtime:
                 on_step=on_step,
             ) as switch,
         ):
+            self._pipe.scheduler.own_noise = job.sampling.noise_seed is not None
             yield switch
 
     def _sample(self, job: Job, seed: int, on_step: Callable[[int, str], None]) -> Sampled:

@@ -7,10 +7,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from flowblend_plugin import StageError
 from flowblend_plugin.noise_levels import noise_levels
-from flowblend_plugin.sampling import NAMES, make_scheduler
+from flowblend_plugin.sampling import FLOW_NAMES, make_scheduler
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FLOW_NAMES)
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 5.0, 7.0, 12.0])
 def test_levels_are_those_of_diffusers_to_the_last_bit(name: str, shift: float) -> None:
     scheduler: Any = make_scheduler(FlowMatchEulerDiscreteScheduler(shift=shift), name)

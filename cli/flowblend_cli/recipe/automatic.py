@@ -130,7 +130,8 @@ class Settler:
                 "stages = 'auto' isn't possible with heun, which asks the denoiser twice a step: "
                 "choose another scheduler"
             )
-        levels = noise_levels(solver.name, job.num_inference_steps, solver.flow_shift)
+        steps = job.num_inference_steps
+        levels = noise_levels(solver.name, steps, solver.flow_shift, solver.start)
         chosen = choose(
             calibration.at(levels), automatic.budget, automatic.criterion, automatic.max_stages
         )

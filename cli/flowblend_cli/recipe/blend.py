@@ -98,6 +98,8 @@ def _stage(table: StageTable) -> Stage:
         tuple(_adapter(adapter) for adapter in table.adapters),
         table.cache,
         table.attention_backend,
+        table.steps,
+        table.scheduler,
     )
 
 

@@ -36,7 +36,7 @@ from flowblend_cli.recipe.validation import Fault
 from flowblend_cli.recipe.variants import Variant
 from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
 from flowblend_plugin.noise_levels import noise_levels
-from flowblend_plugin.stages import EXTRAPOLATED
+from flowblend_plugin.stages import EXTRAPOLATED, StageSchedule
 
 DEFAULT_FPS = 16
 _LAYERS = ("output", "defaults", "presets", "scene", "sweep")
@@ -100,7 +100,7 @@ def _of_scene(
     for prompt_index, (prompt_template, prompt) in enumerate(prompts):
         for variant in recipe.variants:
             found = prompt_settings(recipe, index, scene, base, prompt, variant)
-            _check_steps(found, recipe, faults)
+            _check_steps(found, variant, recipe, faults)
             settings = _shaped(found.values, base, index, variant, recipe, faults)
             negative_prompt = settings.pop("negative_prompt", None)
             output = _output(recipe, variant, settings, faults)
@@ -142,13 +142,23 @@ def _of_scene(
                     )
 
 
-def _check_steps(found: PromptSettings, recipe: Recipe, faults: list[Fault]) -> None:
-    """No job has more steps than the recipe allows."""
+def _check_steps(
+    found: PromptSettings, variant: Variant, recipe: Recipe, faults: list[Fault]
+) -> None:
+    """No job has more steps than the recipe allows, or others than its stages have."""
     steps = found.values["num_inference_steps"]
     most = recipe.tables.recipe.max_steps if recipe.tables.recipe is not None else None
     if most is not None and steps > most:
         message = f"{steps} steps are more than max_steps = {most} in [recipe] allows"
         faults.append(Fault(found.path, message, related=(*_LAYERS, "recipe")))
+    own = StageSchedule(variant.stages).num_inference_steps
+    if own is not None and steps != own:
+        parts = " + ".join(str(stage.steps) for stage in variant.stages)
+        message = (
+            f"{steps} steps are {found.steps.reason}, and the stages have {parts} = {own} of their "
+            "own: leave num_inference_steps out here, or steps out of the stages"
+        )
+        faults.append(Fault(found.path, message, related=(*_LAYERS, "blend")))
 
 
 def _shaped(
@@ -221,7 +231,7 @@ def _check_first_step(job: Job, variant: Variant, recipe: Recipe, faults: list[F
     if schedule.needs_noise_levels:
         folder = recipe.path.absolute().parent
         solver = find_solver(job.model.pipeline, job.sampling, folder)
-        levels = noise_levels(solver.name, steps, solver.flow_shift)
+        levels = noise_levels(solver.name, steps, solver.flow_shift, solver.start)
     try:
         schedule.stage_indices(steps, levels)
     except StageError as error:

@@ -17,6 +17,7 @@ from flowblend_cli.recipe.steps import DEFAULT_STEPS, StepRange
 from flowblend_cli.recipe.validation import Tables
 from flowblend_cli.recipe.variants import Variant
 from flowblend_cli.study import StepChoice
+from flowblend_plugin.stages import StageSchedule
 
 _STEPS = "num_inference_steps"
 
@@ -106,6 +107,9 @@ def prompt_settings(
     """
     pair, swept = variant.pair, variant.row.settings()
     lowest = {_STEPS: DEFAULT_STEPS, **(pair.defaults if pair is not None else {})}
+    own = StageSchedule(variant.stages).num_inference_steps
+    if own is not None:
+        lowest[_STEPS] = own
     layers, choice = base, None
     if scene.preset == AUTO:
         values = lowest | {key: setting.value for key, setting in layers.items()} | swept

@@ -24,7 +24,9 @@ from flowblend_cli.recipe.schema import SceneFields
 from flowblend_cli.recipe.source import RecipeSource
 from flowblend_cli.recipe.validation import Fault, Tables
 from flowblend_cli.recipe.variants import Variant
-from flowblend_plugin.stages import StageSchedule
+from flowblend_plugin.errors import StageError
+from flowblend_plugin.grids import joined_grid, legs_of
+from flowblend_plugin.stages import SOLVERS, StageSchedule
 
 MAX_JOBS = 100_000
 DEFAULT_SEEDS = (42,)
@@ -164,6 +166,7 @@ def check_noise_levels(
     tables: Tables, variants: Iterable[Variant], recipe_dir: Path
 ) -> Iterator[Fault]:
     """Where stages end at noise levels, those of the steps can be told without the pipeline."""
+    yield from _check_grids(variants, recipe_dir)
     known: dict[tuple[str, SamplingSpec], str | None] = {}
     for variant in variants:
         if not StageSchedule(variant.stages).needs_noise_levels:
@@ -179,6 +182,37 @@ def check_noise_levels(
         if problem is not None:
             path = _sigma_path(tables, variant)
             yield Fault(path, problem, at="key", related=("model", "sampling", "blend"))
+
+
+def _check_grids(variants: Iterable[Variant], recipe_dir: Path) -> Iterator[Fault]:
+    """Stages with steps of their own have levels that descend, on solvers with a known grid."""
+    for variant in variants:
+        has_steps = StageSchedule(variant.stages).num_inference_steps is not None
+        if not has_steps and variant.sampling.sigma_max is None:
+            continue
+        path = (*variant.row.path("blend", "stage"), 0, "steps")
+        if not has_steps:
+            path = variant.row.path("sampling", "sigma_max")
+        related = ("model", "sampling", "blend")
+        try:
+            solver = find_solver(variant.model.pipeline, variant.sampling, recipe_dir)
+        except UsageError as error:
+            if has_steps:
+                reason = str(error).rpartition(": ")[0]
+                message = f"{reason}: leave steps out, and give boundaries"
+                yield Fault(path, message, at="key", related=related)
+            continue
+        if solver.name not in SOLVERS:
+            message = (
+                f"isn't possible with scheduler {solver.name!r}: choose one of {', '.join(SOLVERS)}"
+            )
+            yield Fault(path, message, at="key", related=related)
+        elif has_steps:
+            try:
+                legs = legs_of(variant.stages, solver.name)
+                joined_grid(legs, solver.flow_shift, solver.start)
+            except StageError as error:
+                yield Fault(path, str(error), at="key", related=related)
 
 
 def check_adapters_used(tables: Tables, variants: Sequence[Variant]) -> Iterator[Fault]:

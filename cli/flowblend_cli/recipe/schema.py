@@ -152,6 +152,13 @@ class StageTable(Table):
     """Kind of cache in this stage, or a table of kind and options."""
     attention_backend: Annotated[str, AfterValidator(check_backend)] | None = None
     """One of diffusers' attention backends in this stage."""
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    """Steps that the stage spends on noise levels of its own; all stages have them, or none."""
+    scheduler: (
+        Literal["flow_match_euler", "unipc", "dpmpp_2m", "dpmpp_2m_sde", "deis", "sa_solver", "lcm"]
+        | None
+    ) = None
+    """Solver of a stage with steps; without it, that of the pipeline or of [sampling]."""
 
 
 class BlendTable(Table):
