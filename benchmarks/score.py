@@ -21,7 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from shared import ROOT, Sprites, machine, parse, publish, table
+from shared import ROOT, Sprites, interval, machine, parse, publish, table
 
 from flowblend_plugin import StageSchedule, quality
 
@@ -192,13 +192,32 @@ def share(wins: int, count: int) -> str:
     return f"{wins} of {count} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
+def by_steps(found: Comparisons, steps: Sequence[int]) -> str:
+    """The table of mean scores, over all prompts."""
+    rows = []
+    for place, name in ((2, "LLL"), (3, "SSS")):
+        cells = []
+        for n in steps:
+            pairs = found.pairs[f"LLL above SSS, {n} steps"]
+            mean, half = interval([score_of(pair[place], pair[1]) for pair in pairs])
+            cells.append(f"{mean:.3f} ± {half:.3f}")
+        rows.append([name, *cells])
+    return table(["stages", *(f"{n} steps" for n in steps)], rows)
+
+
 def ranking(found: Comparisons, half: int) -> str:
     """The table of the score: prompts that chose the weights apart from those that judge them."""
     rows = []
     for name in found.pairs:
         first = found.right(name, score_of, lambda index: index < half)
         second = found.right(name, score_of, lambda index: index >= half)
-        rows.append([name, share(*second) if second[1] else "-", f"{first[0]} of {first[1]}"])
+        rows.append(
+            [
+                name,
+                share(*second) if second[1] else "-",
+                f"{first[0]} of {first[1]}" if first[1] else "-",
+            ]
+        )
     head = ["comparison", "right, prompts that judge [95 %]", "right, prompts that chose"]
     return table(head, rows)
 
@@ -290,6 +309,8 @@ def report(options: argparse.Namespace) -> str:
                 f"clips. Intervals are Wilson's. Measured {machine()}."
             ),
             ranking(found, half),
+            "Mean score of all prompts with its 95 % interval:",
+            by_steps(found, options.steps),
             (
                 "How often each metric alone ranks as it should, lower being better where it is, "
                 "and higher for those that have no better end; over the prompts that judge:"
