@@ -1,5 +1,5 @@
 # Needs make and Python 3.11 or newer; everything else is installed into .venv.
-#   make quickstart    renders the first clips, a contact sheet and a comparison, into out/
+#   make quickstart    renders the first clips, a contact sheet, a comparison and a report, into out/
 # On Linux without a GPU this spares gigabytes of CUDA:
 #   make quickstart PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
@@ -11,7 +11,7 @@ INSTALL = $(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt
 .PHONY: quickstart test quality wheel bench bench-quick clean
 
 quickstart: $(VENV)/.runtime
-	$(BIN)/flowblend render quickstart --gallery
+	$(BIN)/flowblend render quickstart --gallery --report
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -217,7 +217,7 @@ class StageMixin:
     ) -> Any:  # fmt: skip
         solver = self._solver(timestep)
         is_ours = self.own_noise or kwargs.get("generator") is None
-        if _takes_generator(type(solver)) and not args and is_ours:
+        if _takes_generator(solver.__class__) and not args and is_ours:
             generators = self._generators_for(sample)
             if generators is not None:
                 kwargs["generator"] = generators

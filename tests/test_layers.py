@@ -211,6 +211,13 @@ ALLOWED: dict[str, set[str]] = {
         "matplotlib",
         *PIXELS,
     },
+    "flowblend_cli.report.writing": {
+        "flowblend_cli.artifacts",
+        "flowblend_cli.errors",
+        "flowblend_cli.report",
+        "flowblend_cli.review.unblinding",
+        "flowblend_cli.text",
+    },
     "flowblend_cli.review": {
         "flowblend_cli.artifacts",
         "flowblend_cli.errors",

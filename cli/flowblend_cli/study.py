@@ -113,6 +113,7 @@ class Study:
         review: What people are asked.
         selections: Drafts of which only some become finals.
         choices: How many steps each prompt has, and why.
+        report: Whether a render ends with a report of the folder.
     """
 
     axes: tuple[str, ...] = ()
@@ -123,3 +124,4 @@ class Study:
     review: ReviewSpec = field(default_factory=ReviewSpec)
     selections: tuple[Selection, ...] = ()
     choices: tuple[StepChoice, ...] = ()
+    report: bool = False

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Show the plan and render nothing.")
 @click.option("--gallery", "with_gallery", is_flag=True,
               help="Add a contact sheet, and compare.mp4 of LLL, LSL and SSS.")  # fmt: skip
+@click.option("--report/--no-report", "with_report", default=None,
+              help="Write report.html at the end; unset, as the recipe says.")  # fmt: skip
 @click.option("--reviews", multiple=True, metavar="FILE...", type=click.Path(path_type=Path),
               help="Render again, adapted, what raters gave less than 5 of 10.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
@@ -36,6 +38,7 @@ def render(
     as_json: bool,
     dry_run: bool,
     with_gallery: bool,
+    with_report: bool | None,
     reviews: tuple[Path, ...],
     quiet: bool,
     verbose: int,
@@ -61,10 +64,10 @@ def render(
     """
     verbosity = -1 if quiet else verbose
     if Path(recipe).suffix in (".mp4", ".png") and Path(recipe).is_file():
-        if out is not None or overrides or dry_run or with_gallery or reviews:
+        if out is not None or overrides or dry_run or with_gallery or with_report or reviews:
             raise UsageError(
                 "a finished FILE is rendered again exactly as it was, beside itself: leave --out, "
-                "--set, --dry-run, --gallery and --reviews out, or give its recipe"
+                "--set, --dry-run, --gallery, --report and --reviews out, or give its recipe"
             )
         return _again(Path(recipe), as_json, verbosity)
 
@@ -77,14 +80,31 @@ def render(
 
         show_plan(batch, as_json=as_json)
         return 0
+    reports = batch.study.report if with_report is None else with_report
+    if reports:
+        from flowblend_cli.report.writing import require_extra
+
+        require_extra()
     reporter = make_reporter(json=as_json, verbosity=verbosity, total_jobs=len(batch.jobs))
     for warning in batch.warnings:
         reporter.message(warning)
     complaints = _complaints(batch, reviews)
     code = engine.run(batch, reporter, overrides=overrides, complaints=complaints)
     if with_gallery and code == 0:
-        return _show_gallery(batch, as_json, verbosity)
+        code = _show_gallery(batch, as_json, verbosity)
+    if reports and code == 0:
+        _write_report(batch, as_json, verbosity)
     return code
+
+
+def _write_report(batch: Batch, as_json: bool, verbosity: int) -> None:
+    from flowblend_cli.report.writing import draw_up, sentences, write
+
+    drawn = draw_up(batch.output_dir)
+    write(drawn, batch.output_dir)
+    if verbosity >= 0:
+        for line in sentences(drawn, batch.output_dir):
+            click.echo(line, err=as_json)
 
 
 def _complaints(batch: Batch, reviews: tuple[Path, ...]) -> dict[str, str]:

@@ -8,17 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flowblend_cli.artifacts.publish import publish
 from flowblend_cli.errors import UsageError
 from flowblend_cli.text import printable
 
 if TYPE_CHECKING:
     from flowblend_cli.report.findings import Report
-    from flowblend_cli.report.words import Verdict
-    from flowblend_cli.review.unblinding import Reviews
-
-PAGE, NUMBERS = "report.html", "report.json"
-_LOOKED_AT = 64 * 1024
 
 
 class TakesManyFiles(click.Command):
@@ -61,28 +55,24 @@ def report(folder: Path, promote: Path | None, reviews: tuple[Path, ...], as_jso
 
     Exit codes: 0 done, 2 nothing to report, or bad usage, 4 disk.
     """
-    from flowblend_cli.report.document import to_document, to_text
-    from flowblend_cli.report.findings import conclude
-    from flowblend_cli.report.gather import gather
-    from flowblend_cli.report.page import to_html
+    from flowblend_cli.report.writing import draw_up, sentences, write
 
-    found = conclude(gather(folder))
-    said = _read_reviews(folder, reviews)
-    document = to_document(found, said)
-    text = to_text(document)
-    recipe = _promoted(found, promote) if promote is not None else None
-    page = to_html(found, folder, said)
-    for name, content in ((PAGE, page), (NUMBERS, text)):
-        _require_ours(folder / name)
-        publish(folder / name, content.encode())
+    drawn = draw_up(folder, reviews)
+    recipe = _promoted(drawn.found, promote) if promote is not None else None
+    write(drawn, folder)
     if recipe is not None and promote is not None:
         from flowblend_cli.commands._new_file import write_new
 
         write_new(promote, recipe)
     if as_json:
-        click.echo(json.dumps(document, allow_nan=False))
+        click.echo(json.dumps(drawn.document, allow_nan=False))
         return
-    _say(found, said, folder, promote)
+    for line in sentences(drawn, folder):
+        click.echo(line)
+    for warning in drawn.found.folder.warnings:
+        click.echo(f"warning: {printable(warning)}", err=True)
+    if promote is not None:
+        click.echo(f"wrote {printable(promote)}")
 
 
 def _promoted(found: Report, out: Path) -> str:
@@ -91,50 +81,3 @@ def _promoted(found: Report, out: Path) -> str:
     if out.exists():
         raise UsageError(f"{out} exists already and isn't overwritten: name another file")
     return promoted(found, out)
-
-
-def _require_ours(path: Path) -> None:
-    """Raise where somebody else's file has a report's name.
-
-    Raises:
-        UsageError: It isn't a report.
-    """
-    if not path.exists() and not path.is_symlink():
-        return
-    if path.is_file() and not path.is_symlink():
-        with path.open("rb") as file:
-            head = file.read(_LOOKED_AT)
-        if b"flowblend report" in head or b'"flowblend":' in head:
-            return
-    raise UsageError(f"{path} is no report of flowblend's and is left alone: move it away")
-
-
-def _read_reviews(folder: Path, paths: tuple[Path, ...]) -> Reviews | None:
-    if not paths:
-        return None
-    from flowblend_cli.review.unblinding import read_reviews
-
-    return read_reviews(folder, paths)
-
-
-def _say(found: Report, said: Reviews | None, folder: Path, promote: Path | None) -> None:
-    for part in found.parts:
-        if len(found.parts) > 1:
-            click.echo(f"{printable(part.section.name)}:")
-        for verdict in part.verdicts:
-            _say_one(verdict)
-    if said is not None:
-        from flowblend_cli.report import opinions
-
-        for verdict in opinions.verdicts(said):
-            _say_one(verdict)
-    for warning in found.folder.warnings:
-        click.echo(f"warning: {printable(warning)}", err=True)
-    click.echo(f"wrote {printable(folder / PAGE)} and {NUMBERS}")
-    if promote is not None:
-        click.echo(f"wrote {printable(promote)}")
-
-
-def _say_one(verdict: Verdict) -> None:
-    mark = {"note": "note: ", "warning": "warning: "}.get(verdict.tone, "")
-    click.echo(mark + printable(verdict.text))

@@ -96,6 +96,8 @@ class RecipeTable(Table):
     """Drafts of every job, its finals, or both."""
     max_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
     """Most steps that a job may have."""
+    report: bool = False
+    """Whether a render ends with a report of the folder."""
 
 
 class ModelTable(Table):

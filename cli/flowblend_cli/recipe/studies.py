@@ -38,6 +38,7 @@ def make_study(
     tables = recipe.tables
     assert tables.sweep is not None
     assert tables.review is not None
+    assert tables.recipe is not None
     return Study(
         axes=tuple(sweep_axes(tables.sweep)),
         time_repeats=tables.sweep.time_repeats,
@@ -47,6 +48,7 @@ def make_study(
         selections=selections,
         step_ranges=_step_ranges(candidates),
         choices=_choices(candidates),
+        report=tables.recipe.report,
     )
 
 

@@ -1,0 +1,110 @@
+"""A folder's report as two files: the page to look at, and its numbers."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowblend_cli.artifacts.publish import publish
+from flowblend_cli.errors import UsageError
+from flowblend_cli.report import opinions
+from flowblend_cli.report.document import to_document, to_text
+from flowblend_cli.report.findings import Report, conclude
+from flowblend_cli.report.gather import gather
+from flowblend_cli.report.page import to_html
+from flowblend_cli.report.words import Verdict
+from flowblend_cli.review.unblinding import Reviews, read_reviews
+from flowblend_cli.text import printable
+
+PAGE, NUMBERS = "report.html", "report.json"
+_LOOKED_AT = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A report before it is written.
+
+    Args:
+        found: What the folder says.
+        said: What raters said, if they were asked.
+        document: Its numbers.
+        page: The page, as HTML.
+    """
+
+    found: Report
+    said: Reviews | None
+    document: dict[str, Any]
+    page: str
+
+
+def require_extra() -> None:
+    """Raise unless a page can be made here: before a render, rather than after it.
+
+    Raises:
+        UsageError: The extra ``report`` isn't installed.
+    """
+    if importlib.util.find_spec("jinja2") is None:
+        raise UsageError(
+            "a report needs jinja2, which isn't installed: pip install 'flowblend[report]', or "
+            "render with --no-report"
+        )
+
+
+def draw_up(folder: Path, reviews: Sequence[Path] = ()) -> Drawn:
+    """Look at the finished files in a folder, and conclude.
+
+    Args:
+        folder: The folder.
+        reviews: Files that raters saved.
+
+    Raises:
+        UsageError: There is nothing to report, or the extra ``report`` isn't installed.
+        RatingsError: A rater's file can't be used.
+    """
+    found = conclude(gather(folder))
+    said = read_reviews(folder, reviews) if reviews else None
+    return Drawn(found, said, to_document(found, said), to_html(found, folder, said))
+
+
+def write(drawn: Drawn, folder: Path) -> None:
+    """Publish ``report.html`` and ``report.json``.
+
+    Raises:
+        UsageError: A file of somebody else's has one of these names.
+        OutputError: They can't be written.
+    """
+    contents = {PAGE: drawn.page, NUMBERS: to_text(drawn.document)}
+    for name in contents:
+        _require_ours(folder / name)
+    for name, content in contents.items():
+        publish(folder / name, content.encode())
+
+
+def sentences(drawn: Drawn, folder: Path) -> Iterator[str]:
+    """The verdict, and where the page is, as lines for a terminal."""
+    for part in drawn.found.parts:
+        if len(drawn.found.parts) > 1:
+            yield f"{printable(part.section.name)}:"
+        yield from map(_sentence, part.verdicts)
+    if drawn.said is not None:
+        yield from map(_sentence, opinions.verdicts(drawn.said))
+    yield f"wrote {printable(folder / PAGE)} and {NUMBERS}"
+
+
+def _sentence(verdict: Verdict) -> str:
+    mark = {"note": "note: ", "warning": "warning: "}.get(verdict.tone, "")
+    return mark + printable(verdict.text)
+
+
+def _require_ours(path: Path) -> None:
+    if not path.exists() and not path.is_symlink():
+        return
+    if path.is_file() and not path.is_symlink():
+        with path.open("rb") as file:
+            head = file.read(_LOOKED_AT)
+        if b"flowblend report" in head or b'"flowblend":' in head:
+            return
+    raise UsageError(f"{path} is no report of flowblend's and is left alone: move it away")
