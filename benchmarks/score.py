@@ -299,7 +299,7 @@ def report(options: argparse.Namespace) -> str:
     for index, (spec, frames) in enumerate(drawn(options.drawn)):
         values = quality.measure(frames)
         real.append((spec, values))
-        # Drawn clips chose nothing: they all judge.
+        # Counted beside the prompts that judge; clips like them were looked at while choosing.
         compare_damaged(found, "drawn", half + index, spec, frames, values)
     return "\n\n".join(
         [
