@@ -42,7 +42,7 @@ class Limits:
 
     Args:
         weak_motion: ``flow_mean`` below which motion is too weak; 0 where stillness is asked for.
-        jitter: ``flow_std`` above which motion jitters.
+        jitter: ``unsteadiness`` above which motion jitters.
         steps: Fewest and most steps that suit the scene; None where nothing is said.
     """
 
@@ -53,11 +53,11 @@ class Limits:
 
 def flaw_of(metrics: Mapping[str, float], limits: Limits) -> str:
     """What is wrong with a clip's motion, in words that begin with its name; empty if nothing."""
-    mean, spread = metrics.get("flow_mean"), metrics.get("flow_std")
+    mean, unsteadiness = metrics.get("flow_mean"), metrics.get("unsteadiness")
     if mean is not None and mean < limits.weak_motion:
         return f"weak motion: flow_mean {mean:.3g} is below {limits.weak_motion:.3g}"
-    if spread is not None and spread > limits.jitter:
-        return f"jitter: flow_std {spread:.3g} is above {limits.jitter:.3g}"
+    if unsteadiness is not None and unsteadiness > limits.jitter:
+        return f"jitter: unsteadiness {unsteadiness:.3g} is above {limits.jitter:.3g}"
     return ""
 
 

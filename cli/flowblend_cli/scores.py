@@ -11,7 +11,7 @@ from flowblend_plugin import quality
 from flowblend_plugin.errors import MeasureError
 
 # What deciding about motion goes by.
-_MOTION = ("flow_mean", "flow_std")
+_MOTION = ("flow_mean", "unsteadiness")
 # What a score's floor goes by.
 _FLOOR = "change"
 _OF_CLIPS = ("frames", "reference", "weights")

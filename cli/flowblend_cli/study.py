@@ -31,7 +31,7 @@ class AdaptSpec:
         rounds: Most further renders of one job.
         weak_motion: ``flow_mean`` of ``flowblend_plugin.quality`` below which motion is too weak,
             in thousandths of the frame's diagonal a frame; None for the calibrated threshold.
-        jitter: ``flow_std`` above which motion jitters, likewise.
+        jitter: ``unsteadiness`` above which motion jitters, likewise.
         guidance_step: What is added to the guidance scale before steps are touched; 0 leaves
             guidance alone.
         max_guidance: Highest guidance scale that is tried.

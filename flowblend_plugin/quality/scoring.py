@@ -12,8 +12,8 @@ from flowblend_plugin.quality.catalogue import METRICS
 WEAK_MOTION = 3.5
 """``flow_mean`` below which motion counts as weak: it parts what stands still on sprites."""
 
-JITTER = 4.5
-"""``flow_std`` above which motion jitters: it parts clips of sprites that jump from their own."""
+JITTER = 1.5
+"""``unsteadiness`` above which motion jitters: it parts clips of sprites from the same that jump."""
 
 MOTION_FLOOR = 0.02
 """``change`` below which a clip counts as frozen, and its score falls to 0."""
@@ -30,7 +30,7 @@ DEFAULT_WEIGHTS: Mapping[str, float] = {
 HALF: Mapping[str, float] = {
     "change": 0.1,
     "flow_mean": WEAK_MOTION,
-    "flow_std": JITTER,
+    "flow_std": 4.5,
     "unsteadiness": 1.0,
     "flicker": 1.0,
     "sharpness": 50.0,

@@ -28,9 +28,9 @@ from flowblend_cli.study import AdaptSpec, MeasureSpec, Selection, Study
 
 LIMITS = Limits(weak_motion=1.0, jitter=3.0)
 STILL, JUMPY, FINE = (
-    {"flow_mean": 0.5, "flow_std": 1.0},
-    {"flow_mean": 5.0, "flow_std": 4.0},
-    {"flow_mean": 5.0, "flow_std": 1.0},
+    {"flow_mean": 0.5, "unsteadiness": 1.0},
+    {"flow_mean": 5.0, "unsteadiness": 4.0},
+    {"flow_mean": 5.0, "unsteadiness": 1.0},
 )
 
 

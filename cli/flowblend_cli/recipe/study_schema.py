@@ -84,7 +84,7 @@ class AdaptTable(Table):
     weak_motion: Annotated[float, Field(ge=0)] | None = None
     """Value of flow_mean below which motion is too weak; calibrated."""
     jitter: Annotated[float, Field(ge=0)] | None = None
-    """Value of flow_std above which motion jitters; calibrated."""
+    """Value of unsteadiness above which motion jitters; calibrated."""
     guidance_step: Annotated[float, Field(ge=0)] = 1.0
     """What is added to the guidance before steps are touched; 0 leaves guidance alone."""
     max_guidance: Annotated[float, Field(ge=1)] = 8.0

@@ -56,7 +56,7 @@ class Adapted:
         guidance: Its guidance scale, where it has one.
         score: Its score.
         flow_mean: Its mean motion.
-        flow_std: How unevenly it moves.
+        unsteadiness: How unevenly it moves.
         accepted: Whether it is the one to keep.
     """
 
@@ -68,7 +68,7 @@ class Adapted:
     guidance: float | None
     score: float | None
     flow_mean: float | None
-    flow_std: float | None
+    unsteadiness: float | None
     accepted: bool
 
 
@@ -139,6 +139,6 @@ def _adapted(clip: Clip, of: str) -> Adapted:
         float(guidance) if isinstance(guidance, (int, float)) else None,
         clip.score,
         clip.metrics.get("flow_mean"),
-        clip.metrics.get("flow_std"),
+        clip.metrics.get("unsteadiness"),
         clip.accepted is True,
     )

@@ -170,6 +170,6 @@ def adapted(one: Adapted) -> dict[str, Any]:
         "guidance": "" if one.guidance is None else f"{one.guidance:g}",
         "score": "" if one.score is None else words.points(one.score),
         "motion": words.number(one.flow_mean) if one.flow_mean is not None else "",
-        "jitter": words.number(one.flow_std) if one.flow_std is not None else "",
+        "jitter": words.number(one.unsteadiness) if one.unsteadiness is not None else "",
         "accepted": one.accepted,
     }
