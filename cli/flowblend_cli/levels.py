@@ -177,6 +177,9 @@ def find_solver(pipeline: str, sampling: SamplingSpec, recipe_dir: Path) -> Solv
 
 
 def _find_solver(pipeline: str, sampling: SamplingSpec, recipe_dir: Path) -> Solver:
+    if sampling.scheduler in CLASSIC_SOLVERS:
+        reason = f"{sampling.scheduler} isn't a solver of flow matching"
+        raise _unknown(pipeline, reason, _FRACTIONS)
     pair = find_pair(pipeline)
     if pair is not None:
         if pair.flow_shift is None or pair.pipeline_class not in PLAIN_PIPELINES:
