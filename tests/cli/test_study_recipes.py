@@ -213,7 +213,7 @@ def test_sigma_max_is_part_of_the_sampling_and_can_be_swept(batch_of: Load, mini
 
 @pytest.mark.parametrize(
     ("sampling", "says"),
-    [("sigma_max = 200", "sigma_max = 200 moves them"),
+    [("sigma_max = 200", "it is no known pair and no folder"),
      ('scheduler = "euler_a"\nflow_shift = 3', "euler_a isn't a solver of flow matching")],
 )  # fmt: skip
 def test_stages_that_end_at_noise_levels_need_levels_that_are_known(
