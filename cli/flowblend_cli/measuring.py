@@ -169,7 +169,7 @@ class Measurer:
                 break
             try:
                 answer = self._exchange(request, frames)
-            except (OSError, ValueError) as problem:
+            except Exception as problem:  # noqa: BLE001 - whoever waits for it must get an answer
                 error = f"the measuring process can't be used ({problem})"
                 self._end_process()
                 continue
@@ -188,6 +188,8 @@ class Measurer:
         """Write a request, read its answer; None if the process ended instead."""
         if self._process is None:
             self._process = _start()
+            if self._is_closing:  # and looked for a process before this one was there
+                return None
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
