@@ -203,6 +203,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.report",
         "flowblend_cli.references",
         "flowblend_cli.scores",
+        "flowblend_cli.selecting",
         "flowblend_cli.study",
         "flowblend_cli.text",
         "flowblend_plugin.errors",

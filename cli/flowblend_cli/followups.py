@@ -87,7 +87,7 @@ def next_round(
         return None
     settings: dict[str, Any] = dict(last.job.arguments)
     change = ""
-    if number == 1:
+    if number == 1 and _heeds_guidance(last.job):
         change = _raise_guidance(settings, spec)
     if not change:
         change = _change_steps(settings, last.job, flaw.startswith("jitter"), limits)
@@ -100,6 +100,11 @@ def next_round(
         arguments=tuple(sorted(settings.items())),
         origin=Origin("adapted", first.id, f"{flaw}; {change}", number),
     )
+
+
+def _heeds_guidance(job: Job) -> bool:
+    """Whether some stage runs with the job's guidance, instead of one of its own."""
+    return any(s.guidance_scale is None and not s.is_extrapolated for s in job.stages)
 
 
 def _raise_guidance(settings: dict[str, Any], spec: AdaptSpec) -> str:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowblend_cli.adapting import Families
 from flowblend_cli.followups import (
     Limits,
     Measured,
@@ -87,6 +88,24 @@ def test_guidance_stops_at_its_highest_and_isnt_switched_on(job: Job) -> None:
     assert settings(rounds(job, STILL, replace(at_most, max_guidance=5.0))) == [(5.0, 70)]
     unguided = with_settings(job, guidance_scale=1.0)
     assert settings(rounds(unguided, STILL, AdaptSpec(rounds=1))) == [(1.0, 70)]
+
+
+def test_guidance_that_no_stage_looks_at_isnt_raised(job: Job) -> None:
+    own = replace(job, stages=tuple(replace(s, guidance_scale=3.0) for s in job.stages))
+    assert settings(rounds(own, STILL, AdaptSpec(rounds=1))) == [(5.0, 70)]
+    some = replace(job, stages=(replace(job.stages[0], guidance_scale=3.0), *job.stages[1:]))
+    assert settings(rounds(some, STILL, AdaptSpec(rounds=1))) == [(6.0, 50)]
+
+
+def test_no_round_has_more_steps_than_the_recipe_allows(
+    batch_of: Callable[..., Batch], minimal: str
+) -> None:
+    more = "\n[adapt]\nguidance_step = 0.0\n"
+    text = minimal.replace("[recipe]", "[recipe]\nmax_steps = 55", 1) + more
+    batch = batch_of(text, "defaults.num_inference_steps=50")
+    further = Families(batch.study, {}).add(Measured(batch.jobs[0], STILL, 0.5))
+    assert further is not None
+    assert further.num_inference_steps == 55
 
 
 def test_a_clip_without_a_flaw_stays_unless_people_complain(job: Job) -> None:
