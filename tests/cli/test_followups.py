@@ -196,6 +196,31 @@ def test_a_reference_differs_in_its_axes_alone_and_comes_first(
     assert sorted(job.id for job in ordered) == sorted(job.id for job in batch.jobs)
 
 
+def test_a_reference_has_the_same_stages_in_the_long_form_too(
+    batch_of: Callable[..., Batch], minimal: str
+) -> None:
+    start, end = minimal.index("[blend]"), minimal.index("[defaults]")
+    text = (
+        minimal[:start]
+        + minimal[end:]
+        + """
+[sweep]
+num_inference_steps = [10, 20]
+"blend.stage" = [
+    [{denoiser = "large", until = 0.5}, {denoiser = "small"}],
+    [{denoiser = "large", until = 0.5, guidance_scale = 3.0}, {denoiser = "small"}],
+]
+
+[metrics]
+reference = { num_inference_steps = 20 }
+"""
+    )
+    batch = batch_of(text)
+    found = references(batch)
+    assert len(found) == 2
+    assert all(found[j.id].stages == j.stages for j in batch.jobs if j.id in found)
+
+
 def test_a_drawn_seed_has_no_reference(batch_of: Callable[..., Batch], minimal: str) -> None:
     assert not references(batch_of(minimal.replace("seeds = [1]", "seeds = [0]") + SWEEP))
 
