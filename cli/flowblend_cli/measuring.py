@@ -80,10 +80,10 @@ class Measurement:
 
     Args:
         job: Id of the job.
-        metrics: Values by name; empty after an error.
+        metrics: Values by name; after an error, those that could be measured all the same.
         tracks: Paths of points, see ``JobRecord``.
         on_file: Whether decoded files took part.
-        error: Why there is nothing, in words; empty if there is.
+        error: Why there is nothing, or not all, in words; empty if all is there.
     """
 
     job: str
@@ -179,9 +179,9 @@ class Measurer:
                 continue
             if "error" in answer:
                 return Measurement(request.job, error=answer["error"])
-            return Measurement(
-                request.job, answer["metrics"], tuple(answer["tracks"]), answer["on_file"]
-            )
+            tracks, on_file = tuple(answer["tracks"]), answer["on_file"]
+            missing = answer["missing"]
+            return Measurement(request.job, answer["metrics"], tracks, on_file, missing)
         return Measurement(request.job, error=error)
 
     def _exchange(self, request: Request, frames: Frames | None) -> dict[str, Any] | None:

@@ -64,6 +64,7 @@ def measure(request: dict[str, Any], frames: Any, references: References) -> dic
         references: What was kept so far.
     """
     from flowblend_plugin import quality
+    from flowblend_plugin.errors import MeasureError
 
     on_file = frames is None
     if on_file:
@@ -79,11 +80,19 @@ def measure(request: dict[str, Any], frames: Any, references: References) -> dic
     names = request["names"]
     if names is not None:
         names = [name for name in names if _suits(quality.METRICS[name], frames, reference)]
-    metrics = quality.measure(frames, names, reference=reference)
+    missing = ""
+    try:
+        metrics = quality.measure(frames, names, reference=reference)
+    except MeasureError as error:
+        light = [name for name in names or () if quality.METRICS[name].needs != "weights"]
+        if not names or len(light) == len(names):
+            raise
+        # A network that isn't there costs the metrics of networks, and no other.
+        metrics, missing = quality.measure(frames, light, reference=reference), str(error)
     tracks = []
     if request["tracks"] and _suits(quality.METRICS["flow_mean"], frames, None):
         tracks = quality.tracks(frames).round(5).tolist()
-    return {"metrics": metrics, "tracks": tracks, "on_file": on_file}
+    return {"metrics": metrics, "tracks": tracks, "on_file": on_file, "missing": missing}
 
 
 def _suits(metric: Any, frames: Any, reference: Any) -> bool:

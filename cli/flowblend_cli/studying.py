@@ -263,14 +263,15 @@ class Studying:
             return
         record = self._records[job.id]
         if found.error:
-            self._reporter.message(f"{job.id} isn't measured: {found.error}", error=True)
-        else:
+            what = "wholly measured" if found.metrics else "measured"
+            self._reporter.message(f"{job.id} isn't {what}: {found.error}", error=True)
+        if found.metrics or not found.error:
             record = replace(
                 record,
                 metrics=found.metrics,
                 tracks=found.tracks,
                 measured_on="file" if found.on_file else "frames",
-                asked=self._asked[job.id],
+                asked="" if found.error else self._asked[job.id],
             )
             self.keep(record)
             metrics = dict(found.metrics)

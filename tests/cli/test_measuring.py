@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from flowblend_cli import measuring
+from flowblend_cli import measuring, measuring_worker
 from flowblend_cli.artifacts.image import publish_image
 from flowblend_cli.artifacts.pixels import Frames
 from flowblend_cli.artifacts.reading import read_native_frames
@@ -22,6 +23,7 @@ from flowblend_cli.artifacts.video import publish_video
 from flowblend_cli.errors import OutputError
 from flowblend_cli.measuring import FinishedFile, Measurement, Measurer, Request
 from flowblend_plugin import quality
+from flowblend_plugin.quality import learned
 
 pytest.importorskip("cv2")
 pytest.importorskip("skimage")
@@ -125,6 +127,19 @@ def test_a_process_that_starts_while_measuring_ends_is_ended_too(
     threading.Timer(0.2, may_go.set).start()
     measurer.close()
     assert made[0].poll() is not None
+
+
+def test_a_network_that_isnt_there_costs_its_own_metric_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(learned.DEFAULT_MODELS, "dino_similarity", "nobody/nothing")  # type: ignore[arg-type]
+    references = measuring_worker.References()
+    references.keep("reference", clip(), on_file=False)
+    kept = FinishedFile("reference", "/nowhere", 1)
+    request = Request("a", ("sharpness", "psnr", "dino_similarity"), reference=kept)
+    answer = measuring_worker.measure(asdict(request), clip(3), references)
+    assert set(answer["metrics"]) == {"sharpness", "psnr"}
+    assert "dino_similarity needs a network" in answer["missing"]
 
 
 def test_a_picture_comes_back_exactly(tmp_path: Path) -> None:
