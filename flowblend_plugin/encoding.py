@@ -9,6 +9,8 @@ import torch
 import transformers
 
 _EMBEDDINGS_KEPT = 64
+# Of these, what is written is the whole value; of a picture it is where it lies in memory.
+_PLAIN = (str, bool, int, float, type(None), torch.device, torch.dtype)
 
 
 def keep_text_model(pipe: Any) -> None:
@@ -26,7 +28,7 @@ def remember_embeddings(pipe: Any) -> None:
     known: OrderedDict[str, Any] = OrderedDict()
 
     def encode_once(*args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(value, torch.Tensor) for value in (*args, *kwargs.values())):
+        if not all(_is_plain(value) for value in (*args, *kwargs.values())):
             return encode(*args, **kwargs)
         key = repr((args, sorted(kwargs.items())))
         if key not in known:
@@ -37,3 +39,9 @@ def remember_embeddings(pipe: Any) -> None:
         return known[key]
 
     pipe.encode_prompt = encode_once
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)

@@ -21,15 +21,15 @@ def _linspace(start: float, stop: float, count: int) -> list[float]:
     return [*(start + i * step for i in range(count - 1)), stop]
 
 
-def __shifted_single(sigma: float, shift: float) -> float:
+def _shifted_single(sigma: float, shift: float) -> float:
     lower = single(1 + single(single(shift - 1) * single(sigma)))
     return single(single(single(shift) * single(sigma)) / lower)
 
 
 def _euler(n: int, shift: float) -> list[float]:
     # diffusers shifts twice: once the ends of the range, once every sigma in it.
-    first = __shifted_single(1, shift) * NUM_TRAIN_TIMESTEPS
-    last = __shifted_single(1 / NUM_TRAIN_TIMESTEPS, shift) * NUM_TRAIN_TIMESTEPS
+    first = _shifted_single(1, shift) * NUM_TRAIN_TIMESTEPS
+    last = _shifted_single(1 / NUM_TRAIN_TIMESTEPS, shift) * NUM_TRAIN_TIMESTEPS
     sigmas = [shifted(t / NUM_TRAIN_TIMESTEPS, shift) for t in _linspace(first, last, n)]
     timesteps = [single(single(sigma) * NUM_TRAIN_TIMESTEPS) for sigma in sigmas]
     return [timestep / NUM_TRAIN_TIMESTEPS for timestep in timesteps]

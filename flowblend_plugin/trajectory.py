@@ -216,8 +216,9 @@ class StageMixin:
         args: tuple[Any, ...], kwargs: dict[str, Any],
     ) -> Any:  # fmt: skip
         solver = self._solver(timestep)
+        kind: Any = type(solver)
         is_ours = self.own_noise or kwargs.get("generator") is None
-        if _takes_generator(solver.__class__) and not args and is_ours:
+        if _takes_generator(kind) and not args and is_ours:
             generators = self._generators_for(sample)
             if generators is not None:
                 kwargs["generator"] = generators

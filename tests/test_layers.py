@@ -203,6 +203,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.report",
         "flowblend_cli.references",
         "flowblend_cli.scores",
+        "flowblend_cli.selecting",
         "flowblend_cli.study",
         "flowblend_cli.text",
         "flowblend_plugin.errors",
@@ -289,6 +290,7 @@ ALLOWED: dict[str, set[str]] = {
     # Beside the renders: measuring in a process of its own, and pure decisions about what follows.
     "flowblend_cli.measuring_worker": {
         "flowblend_cli.artifacts",
+        "flowblend_plugin.errors",
         "flowblend_plugin.quality",
         "numpy",
     },

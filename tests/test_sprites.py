@@ -37,7 +37,7 @@ def test_it_is_small_and_stored_in_half_precision() -> None:
     files = [path for path in SPRITES.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= MAX_BYTES
     weights = [path for path in files if path.suffix == ".safetensors"]
-    assert len(weights) == 6  # four models, two adapters
+    assert len(weights) == 7  # four models, two adapters, a preview's projection
     for path in weights:
         with safe_open(path, "pt") as file:
             kinds = {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flowblend_cli.followups import Limits, Measured, accepted, next_round
+from flowblend_cli.followups import MOST_STEPS, Limits, Measured, accepted, next_round
 from flowblend_cli.jobs import Job
 from flowblend_cli.study import AdaptSpec, Study
 from flowblend_plugin import quality
@@ -21,6 +21,7 @@ class Families:
     def __init__(self, study: Study, complaints: Mapping[str, str]) -> None:
         self._spec = study.adapt
         self._ranges = {scene: (low, high) for scene, low, high in study.step_ranges}
+        self._max_steps = MOST_STEPS if study.max_steps is None else study.max_steps
         self._complaints = complaints
         self._families: dict[str, list[Measured]] = {}
 
@@ -54,7 +55,8 @@ class Families:
         if not quality.motion_floor(job.prompt):  # it asks for stillness
             weak = 0.0
         jitter = quality.JITTER if spec.jitter is None else spec.jitter
-        return Limits(weak, jitter, self._ranges.get(job.scene))
+        lowest, highest = self._ranges.get(job.scene, (1, MOST_STEPS))
+        return Limits(weak, jitter, (lowest, min(highest, self._max_steps)))
 
 
 def root_of(job: Job) -> str:

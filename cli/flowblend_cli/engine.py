@@ -106,7 +106,8 @@ class BatchRun:
                     self._study.close()
                 elapsed = round(time.monotonic() - began, 3)
                 self._reporter.event(Summary(self._rendered, self._skipped, self._failed, elapsed))
-        return self._exit_code or (SOME_FAILED if self._failed else 0)
+        is_short = self._failed or self._study.has_gaps
+        return self._exit_code or (SOME_FAILED if is_short else 0)
 
     @contextmanager
     def _errors_told(self, stop: StopSignals) -> Iterator[None]:
@@ -174,9 +175,8 @@ class BatchRun:
             self._time(record, job, seed, max(0.0, publishing_s), stop)
         self._skipped += 1
         self._reporter.event(JobSkipped(job.id, job.scene, seed, str(pending.path)))
-        self._study.finished(
-            job, self._study.record_of(job, record.pixels_sha256), None, stop.check
-        )
+        known = self._study.record_of(job, record.pixels_sha256)
+        self._study.finished(replace(job, seed=seed), known, None, stop.check)
 
     def _look(self, selection: Selection, drafts: Sequence[Job], stop: StopSignals) -> set[str]:
         """Look where the first steps of all drafts lead; ids of those that aren't worth more."""
@@ -187,6 +187,8 @@ class BatchRun:
             if draft.id in known:
                 continue
             stop.check()
+            self._renderer.load(draft.model)
+            began = time.monotonic()
             try:
                 frames = self._renderer.preview(draft, steps, stop.check)
             except _ENDS_THE_BATCH:
@@ -195,7 +197,7 @@ class BatchRun:
                 told = f"{draft.id} can't be looked at after {steps} steps and goes on: {error}"
                 self._reporter.message(told, error=True)
                 continue
-            self._study.look(draft, frames, stop.check)
+            self._study.look(draft, frames, time.monotonic() - began, stop.check)
         while self._study.is_waiting:
             self._queue += self._study.wait(stop.check)
         return self._study.drop(selection, keys)
@@ -229,7 +231,8 @@ class BatchRun:
             record = self._time(record, job, seed, publishing_s, stop)
         finally:  # also where the disk or a signal ends the batch: the file is there
             self._reporter.event(self._done(pending, render))
-        self._study.finished(job, record, render.sampled.frames, stop.check)
+        # With the seed that was drawn, so that what follows has the same noise.
+        self._study.finished(replace(job, seed=seed), record, render.sampled.frames, stop.check)
 
     def _time(
         self, record: JobRecord, job: Job, seed: int, publishing_s: float, stop: StopSignals

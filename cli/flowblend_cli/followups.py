@@ -80,17 +80,19 @@ def next_round(
         The job; None where nothing is wrong, nothing would change, or the rounds are used up.
     """
     last, number = family[-1], len(family)
-    flaw = flaw_of(last.metrics, limits)
-    if not flaw and number == 1:
-        flaw = complaint
+    measured = flaw_of(last.metrics, limits)
+    told = complaint if number == 1 else ""
+    flaw = "; ".join(filter(None, (told, measured)))
     if not flaw or number > spec.rounds:
         return None
     settings: dict[str, Any] = dict(last.job.arguments)
     change = ""
-    if number == 1:
+    if number == 1 and _heeds_guidance(last.job):
         change = _raise_guidance(settings, spec)
     if not change:
-        change = _change_steps(settings, last.job, flaw.startswith("jitter"), limits)
+        change = _change_steps(settings, last.job, measured.startswith("jitter"), limits)
+    if not change and told:  # fewer steps aren't to be had, and people want another clip
+        change = _change_steps(settings, last.job, False, limits)
     if not change:
         return None
     first = family[0].job
@@ -100,6 +102,11 @@ def next_round(
         arguments=tuple(sorted(settings.items())),
         origin=Origin("adapted", first.id, f"{flaw}; {change}", number),
     )
+
+
+def _heeds_guidance(job: Job) -> bool:
+    """Whether some stage runs with the job's guidance, instead of one of its own."""
+    return any(s.guidance_scale is None and not s.is_extrapolated for s in job.stages)
 
 
 def _raise_guidance(settings: dict[str, Any], spec: AdaptSpec) -> str:

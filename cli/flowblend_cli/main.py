@@ -31,7 +31,7 @@ COMMANDS = {
     "plan": "Show each job and who runs which step, without loading a model.",
     "probe": "Measure a pair of denoisers, to choose stage boundaries by.",
     "check": "Find every problem in recipes, without rendering.",
-    "report": "Compare a folder of finished clips: which settings win, and how surely.",
+    "report": "Say which settings of finished clips win, and how surely.",
     "review": "Write a page on which people score clips blind.",
     "info": "Show how a finished file was rendered.",
     "recipes": "List the bundled recipes, or copy one.",

@@ -80,10 +80,10 @@ class Measurement:
 
     Args:
         job: Id of the job.
-        metrics: Values by name; empty after an error.
+        metrics: Values by name; after an error, those that could be measured all the same.
         tracks: Paths of points, see ``JobRecord``.
         on_file: Whether decoded files took part.
-        error: Why there is nothing, in words; empty if there is.
+        error: Why there is nothing, or not all, in words; empty if all is there.
     """
 
     job: str
@@ -169,7 +169,7 @@ class Measurer:
                 break
             try:
                 answer = self._exchange(request, frames)
-            except (OSError, ValueError) as problem:
+            except Exception as problem:  # noqa: BLE001 - whoever waits for it must get an answer
                 error = f"the measuring process can't be used ({problem})"
                 self._end_process()
                 continue
@@ -179,15 +179,17 @@ class Measurer:
                 continue
             if "error" in answer:
                 return Measurement(request.job, error=answer["error"])
-            return Measurement(
-                request.job, answer["metrics"], tuple(answer["tracks"]), answer["on_file"]
-            )
+            tracks, on_file = tuple(answer["tracks"]), answer["on_file"]
+            missing = answer["missing"]
+            return Measurement(request.job, answer["metrics"], tracks, on_file, missing)
         return Measurement(request.job, error=error)
 
     def _exchange(self, request: Request, frames: Frames | None) -> dict[str, Any] | None:
         """Write a request, read its answer; None if the process ended instead."""
         if self._process is None:
             self._process = _start()
+            if self._is_closing:  # and looked for a process before this one was there
+                return None
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None

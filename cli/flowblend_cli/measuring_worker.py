@@ -25,20 +25,26 @@ class References:
     """Frames that others are compared with: the latest ones, up to a bound on their bytes."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[Any, bool]] = OrderedDict()
 
-    def keep(self, name: str, frames: Any) -> None:
-        """Remember a job's frames; the oldest ones go where there are too many."""
-        self._kept[name] = frames
-        while sum(kept.nbytes for kept in self._kept.values()) > KEPT_BYTES:
+    def keep(self, name: str, frames: Any, on_file: bool) -> None:
+        """Remember a job's frames; the oldest ones go where there are too many.
+
+        Args:
+            name: The job.
+            frames: Its frames.
+            on_file: Whether they were decoded from its file.
+        """
+        self._kept[name] = (frames, on_file)
+        while sum(kept.nbytes for kept, _ in self._kept.values()) > KEPT_BYTES:
             self._kept.popitem(last=False)
 
     def find(self, wanted: dict[str, Any]) -> tuple[Any, bool]:
-        """The frames of a reference, and whether they had to be decoded from its file."""
+        """The frames of a reference, and whether they were decoded from its file."""
         if wanted["job"] in self._kept:
-            return self._kept[wanted["job"]], False
+            return self._kept[wanted["job"]]
         frames = decode(wanted)
-        self.keep(wanted["job"], frames)
+        self.keep(wanted["job"], frames, on_file=True)
         return frames, True
 
 
@@ -58,12 +64,13 @@ def measure(request: dict[str, Any], frames: Any, references: References) -> dic
         references: What was kept so far.
     """
     from flowblend_plugin import quality
+    from flowblend_plugin.errors import MeasureError
 
     on_file = frames is None
     if on_file:
         frames = decode(request["file"])
     if request["is_reference"]:
-        references.keep(request["job"], frames)
+        references.keep(request["job"], frames, on_file)
     reference = None
     if request["reference"] is not None:
         reference, decoded = references.find(request["reference"])
@@ -73,11 +80,19 @@ def measure(request: dict[str, Any], frames: Any, references: References) -> dic
     names = request["names"]
     if names is not None:
         names = [name for name in names if _suits(quality.METRICS[name], frames, reference)]
-    metrics = quality.measure(frames, names, reference=reference)
+    missing = ""
+    try:
+        metrics = quality.measure(frames, names, reference=reference)
+    except MeasureError as error:
+        light = [name for name in names or () if quality.METRICS[name].needs != "weights"]
+        if not names or len(light) == len(names):
+            raise
+        # A network that isn't there costs the metrics of networks, and no other.
+        metrics, missing = quality.measure(frames, light, reference=reference), str(error)
     tracks = []
     if request["tracks"] and _suits(quality.METRICS["flow_mean"], frames, None):
         tracks = quality.tracks(frames).round(5).tolist()
-    return {"metrics": metrics, "tracks": tracks, "on_file": on_file}
+    return {"metrics": metrics, "tracks": tracks, "on_file": on_file, "missing": missing}
 
 
 def _suits(metric: Any, frames: Any, reference: Any) -> bool:

@@ -83,7 +83,7 @@ def write_record(output_dir: Path, record: JobRecord) -> None:
 
 
 def read_record(output_dir: Path, job_id: str) -> JobRecord | None:
-    """A job's record, or None where there is none that can be read."""
+    """A job's record, or None where there is none that can be read, whoever edited it."""
     document = read_json(record_path(output_dir, job_id))
     if document is None or document.pop("v", None) != RECORD_VERSION:
         return None
@@ -93,9 +93,32 @@ def read_record(output_dir: Path, job_id: str) -> JobRecord | None:
         if key in JobRecord.__match_args__
     }
     try:
-        return JobRecord(**known)
+        record = JobRecord(**known)
     except TypeError:
         return None
+    return record if _is_sound(record) else None
+
+
+def _is_sound(record: JobRecord) -> bool:
+    """Whether a record's values have the types that they should."""
+    numbers = (record.elapsed_s, record.step_s)
+    whole = (record.peak_rss_bytes, record.peak_vram_bytes)
+    return (
+        all(isinstance(some, tuple) and all(map(is_number, some)) for some in numbers)
+        and isinstance(record.pixels, tuple)
+        and all(isinstance(digest, str) for digest in record.pixels)
+        and all(value is None or is_number(value) for value in whole)
+        and isinstance(record.metrics, dict)
+        and all(is_number(value) for value in record.metrics.values())
+        and record.measured_on in ("frames", "file")
+        and record.accepted in (None, True, False)
+        and isinstance(record.tracks, tuple)
+    )
+
+
+def is_number(value: object) -> bool:
+    """Whether a value out of a JSON file is a number that can be worked with."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -9,6 +9,10 @@ from flowblend_cli.jobs import Batch, Job, freeze
 
 # A repeat of the noise isn't another variant: its reference may have none of its own.
 _MAY_DIFFER = "sampling.noise_seed"
+_OF_STAGES = tuple(
+    f"blend.{key}"
+    for key in ("stage", "budget", "calibration", "criterion", "max_stages", "threshold")
+)
 
 
 def axis_value(job: Job, axis: str) -> Any:
@@ -62,7 +66,12 @@ def references(batch: Batch) -> dict[str, Job]:
 
 def _place(job: Job, axes: Iterable[str]) -> tuple[Any, ...]:
     kind = job.origin.kind if job.origin is not None else ""
-    return (job.scene, job.prompt, job.seed, kind, *(axis_value(job, axis) for axis in axes))
+    values = (
+        # How stages came about isn't in a job; what came out of it is.
+        (job.stages, job.adaptive, job.adapters) if axis in _OF_STAGES else axis_value(job, axis)
+        for axis in axes
+    )
+    return (job.scene, job.prompt, job.seed, kind, *values)
 
 
 def references_first(jobs: Sequence[Job], chosen: Mapping[str, Job]) -> list[Job]:

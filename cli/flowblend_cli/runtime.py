@@ -97,8 +97,7 @@ class Runtime:
         self._pipe = self._load(large, lambda: _load_pipeline(large, self._placement.dtype))
         self._pipe.set_progress_bar_config(disable=True)
         self._own_scheduler = self._pipe.scheduler
-        shown_by = local_folder(large) / PROJECTION_NAME
-        self._projection = LatentProjection.load(shown_by) if shown_by.is_file() else None
+        self._shown_by = local_folder(large) / PROJECTION_NAME
         self._further = dict(self._load_further(model))
         self._placement.place(large.name, self._pipe, denoiser_name(self._pipe))
         keep_text_model(self._pipe)
@@ -153,6 +152,8 @@ class Runtime:
             SamplingError: See ``sample``.
             FlowBlendError: See ``sample``; or the pipeline can't be looked into early.
         """
+        shown_by = self._shown_by
+        projection = LatentProjection.load(shown_by) if shown_by.is_file() else None
         with self._memory_told(f"{job.id} was looked at"):
             look = EarlyLook(self._pipe, after_steps, on_step)
             with self._switched(job, seed, look.on_step) as switch, look.watching():
@@ -162,10 +163,10 @@ class Runtime:
                     return look.after_step(pipe, index, timestep, kwargs)
 
                 arguments = self._arguments(job, seed, after_step)
-                if self._projection is None:
+                if projection is None:
                     return _to_uint8(self._pipe(**arguments), job)
                 self._pipe(**(arguments | {"output_type": "latent"}))
-                return self._projection.project(look.latents)
+                return projection.project(look.latents)
 
     def calibrate(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,19 @@ from flowblend_cli.records import looks_path, read_json, write_json
 from flowblend_cli.study import Selection
 
 _VERSION = 1
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at a draft's first steps told.
+
+    Args:
+        score: Score of what they lead to; None where nothing could be told.
+        elapsed_s: Seconds that it took, without loading models and measuring.
+    """
+
+    score: float | None = None
+    elapsed_s: float = 0.0
 
 
 class Drafts:
@@ -95,7 +109,7 @@ def dropped(
 
 def read_looks(
     output_dir: Path, selection: Selection, asked: str, keys: Mapping[str, str]
-) -> dict[str, float | None]:
+) -> dict[str, Look]:
     """What earlier runs saw of a selection's drafts, so that the same ones are dropped again.
 
     Args:
@@ -104,18 +118,37 @@ def read_looks(
         asked: What was asked to be measured; what another question led to isn't told.
         keys: Job key of each draft; what another job of its name led to isn't told either.
     """
-    document = read_json(looks_path(output_dir, selection.drafts[0])) or {}
-    same = (document.get("v"), document.get("asked"), document.get("after_steps"))
-    looks: Any = document.get("looks")
-    if same != (_VERSION, asked, selection.reject_after) or not isinstance(looks, dict):
+    document = _looks_of(output_dir, selection)
+    if document.get("asked") != asked:
         return {}
     return {
-        draft: look["score"]
+        draft: Look(look["score"], look["elapsed_s"])
+        for draft, look in document["looks"].items()
+        if look.get("job_key") == keys.get(draft)
+    }
+
+
+def looks_s(output_dir: Path, selection: Selection) -> dict[str, float]:
+    """Seconds of each look that was taken at a selection's drafts, by their ids."""
+    looks = _looks_of(output_dir, selection).get("looks", {})
+    return {draft: look["elapsed_s"] for draft, look in looks.items() if look["elapsed_s"]}
+
+
+def _looks_of(output_dir: Path, selection: Selection) -> dict[str, Any]:
+    """What is kept of a selection's looks; empty where there are none after as many steps."""
+    document = read_json(looks_path(output_dir, selection.drafts[0])) or {}
+    looks: Any = document.get("looks")
+    same = (document.get("v"), document.get("after_steps")) == (_VERSION, selection.reject_after)
+    if selection.reject_after is None or not same or not isinstance(looks, dict):
+        return {}
+    known = {
+        draft: look
         for draft, look in looks.items()
         if isinstance(look, dict)
-        and look.get("job_key") == keys.get(draft)
         and isinstance(look.get("score"), (float, type(None)))
+        and isinstance(look.get("elapsed_s"), float)
     }
+    return {**document, "looks": known}
 
 
 def write_looks(
@@ -123,14 +156,14 @@ def write_looks(
     selection: Selection,
     asked: str,
     keys: Mapping[str, str],
-    scores: Mapping[str, float | None],
+    looks: Mapping[str, Look],
 ) -> None:
     """Keep what was seen of a selection's drafts.
 
     Raises:
         OutputError: It can't be written.
     """
-    looks = {draft: {"job_key": keys[draft], "score": scores.get(draft)} for draft in keys}
+    told = {draft: looks.get(draft, Look()) for draft in keys}
     write_json(
         looks_path(output_dir, selection.drafts[0]),
         {
@@ -138,6 +171,6 @@ def write_looks(
             "scene": selection.scene,
             "asked": asked,
             "after_steps": selection.reject_after,
-            "looks": looks,
+            "looks": {d: {"job_key": keys[d], **asdict(look)} for d, look in told.items()},
         },
     )

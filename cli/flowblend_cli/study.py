@@ -110,6 +110,7 @@ class Study:
         measure: What is measured.
         adapt: When a clip is rendered once more; None never.
         step_ranges: Of each scene with a preset, fewest and most steps that suit it.
+        max_steps: Most steps that any job may have; None where nothing is said.
         review: What people are asked.
         selections: Drafts of which only some become finals.
         choices: How many steps each prompt has, and why.
@@ -121,6 +122,7 @@ class Study:
     measure: MeasureSpec = field(default_factory=MeasureSpec)
     adapt: AdaptSpec | None = None
     step_ranges: tuple[tuple[str, int, int], ...] = ()
+    max_steps: int | None = None
     review: ReviewSpec = field(default_factory=ReviewSpec)
     selections: tuple[Selection, ...] = ()
     choices: tuple[StepChoice, ...] = ()

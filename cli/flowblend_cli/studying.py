@@ -18,7 +18,7 @@ from flowblend_cli.progress import Reporter
 from flowblend_cli.records import JobRecord, read_record, recipe_path, write_json, write_record
 from flowblend_cli.references import references, references_first
 from flowblend_cli.scores import metrics_of, score_of
-from flowblend_cli.selecting import Drafts, dropped, read_looks, write_looks
+from flowblend_cli.selecting import Drafts, Look, dropped, read_looks, write_looks
 from flowblend_cli.study import MeasureSpec, Selection, Study
 from flowblend_cli.text import count
 from flowblend_plugin import quality
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 RECIPE_VERSION = 1
 _LONG_WAIT_S = 1.0
 _POLL_S = 0.1
-_LOOK = "look at "
+_LOOK = "look at/"  # no job has such a name
 _NO_STUDY = Study(measure=MeasureSpec(names=()))
 
 
@@ -65,9 +65,11 @@ class Studying:
         self._jobs: dict[str, Job] = {}
         self._records: dict[str, JobRecord] = {}
         self._asked: dict[str, str] = {}
-        self._looks: dict[str, float | None] = {}
+        self._looks: dict[str, Look] = {}
         self._ids = {job.id for job in (*batch.jobs, *batch.reserve)}
         self._new: list[Job] = []
+        self._is_over = False
+        self.has_gaps = False  # whether drafts lead to no final, since none of them has a score
 
     @property
     def time_repeats(self) -> int:
@@ -198,11 +200,12 @@ class Studying:
         return new
 
     def close(self) -> None:
-        """Stop measuring, and keep what is measured already.
+        """Stop measuring, and keep what is measured already; nothing more follows from it.
 
         Raises:
             OutputError: A record can't be written.
         """
+        self._is_over = True
         try:
             self.new_jobs()
         finally:
@@ -220,8 +223,9 @@ class Studying:
         self._looks |= known
         return set(known)
 
-    def look(self, job: Job, frames: Frames, check: Callable[[], None]) -> None:
-        """Have a draft's preview measured."""
+    def look(self, job: Job, frames: Frames, elapsed_s: float, check: Callable[[], None]) -> None:
+        """Have a draft's preview, which took so many seconds, measured."""
+        self._looks[job.id] = Look(None, round(elapsed_s, 3))
         self._jobs[_LOOK + job.id] = job
         self._measurer.submit(Request(_LOOK + job.id, self._names), frames, check)
 
@@ -241,10 +245,11 @@ class Studying:
         drafts = self._drafts.jobs_of(selection)
         asked = self._question(None)
         write_looks(self._batch.output_dir, selection, asked, keys, self._looks)
-        reasons = dropped(selection, drafts, self._looks)
+        scores = {draft.id: self._looks.get(draft.id, Look()).score for draft in drafts}
+        reasons = dropped(selection, drafts, scores)
         for draft in drafts:
             if draft.id in reasons:
-                score = self._looks[draft.id] or 0.0
+                score = scores[draft.id] or 0.0
                 reason = reasons[draft.id]
                 self._reporter.event(JobDropped(draft.id, draft.scene, draft.seed, reason, score))
                 self._settle_draft(draft, None)
@@ -254,18 +259,19 @@ class Studying:
         job = self._jobs[found.job]
         score = score_of(job.prompt, found.metrics, self._weights)
         if found.job.startswith(_LOOK):
-            self._looks[job.id] = score
+            self._looks[job.id] = replace(self._looks[job.id], score=score)
             return
         record = self._records[job.id]
         if found.error:
-            self._reporter.message(f"{job.id} isn't measured: {found.error}", error=True)
-        else:
+            what = "wholly measured" if found.metrics else "measured"
+            self._reporter.message(f"{job.id} isn't {what}: {found.error}", error=True)
+        if found.metrics or not found.error:
             record = replace(
                 record,
                 metrics=found.metrics,
                 tracks=found.tracks,
                 measured_on="file" if found.on_file else "frames",
-                asked=self._asked[job.id],
+                asked="" if found.error else self._asked[job.id],
             )
             self.keep(record)
             metrics = dict(found.metrics)
@@ -296,8 +302,14 @@ class Studying:
     def _settle_draft(self, job: Job, score: float | None) -> None:
         for finals, told in self._drafts.settle(job.id, score):
             self._queue(finals, told)
+            if not finals:
+                self.has_gaps = True
+                told = f"scene {job.scene}: none of its drafts has a score, so none is finished"
+                self._reporter.message(told, error=True)
 
     def _queue(self, jobs: Sequence[Job], told: str) -> None:
+        if self._is_over or not jobs:
+            return
         self._ids |= {job.id for job in jobs}
         self._reporter.message(told)
         self._reporter.grow(len(jobs))

@@ -13,7 +13,7 @@ WEAK_MOTION = 3.5
 """``flow_mean`` below which motion counts as weak: it parts what stands still on sprites."""
 
 JITTER = 1.5
-"""``unsteadiness`` above which motion jitters: it parts clips of sprites from those that jump."""
+"""``unsteadiness`` above which motion jitters: it parts clips of sprites from ones that jump."""
 
 MOTION_FLOOR = 0.02
 """``change`` below which a clip counts as frozen, and its score falls to 0."""

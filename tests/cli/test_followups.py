@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowblend_cli.adapting import Families
 from flowblend_cli.followups import (
     Limits,
     Measured,
@@ -87,6 +88,24 @@ def test_guidance_stops_at_its_highest_and_isnt_switched_on(job: Job) -> None:
     assert settings(rounds(job, STILL, replace(at_most, max_guidance=5.0))) == [(5.0, 70)]
     unguided = with_settings(job, guidance_scale=1.0)
     assert settings(rounds(unguided, STILL, AdaptSpec(rounds=1))) == [(1.0, 70)]
+
+
+def test_guidance_that_no_stage_looks_at_isnt_raised(job: Job) -> None:
+    own = replace(job, stages=tuple(replace(s, guidance_scale=3.0) for s in job.stages))
+    assert settings(rounds(own, STILL, AdaptSpec(rounds=1))) == [(5.0, 70)]
+    some = replace(job, stages=(replace(job.stages[0], guidance_scale=3.0), *job.stages[1:]))
+    assert settings(rounds(some, STILL, AdaptSpec(rounds=1))) == [(6.0, 50)]
+
+
+def test_no_round_has_more_steps_than_the_recipe_allows(
+    batch_of: Callable[..., Batch], minimal: str
+) -> None:
+    more = "\n[adapt]\nguidance_step = 0.0\n"
+    text = minimal.replace("[recipe]", "[recipe]\nmax_steps = 55", 1) + more
+    batch = batch_of(text, "defaults.num_inference_steps=50")
+    further = Families(batch.study, {}).add(Measured(batch.jobs[0], STILL, 0.5))
+    assert further is not None
+    assert further.num_inference_steps == 55
 
 
 def test_a_clip_without_a_flaw_stays_unless_people_complain(job: Job) -> None:
@@ -175,6 +194,31 @@ def test_a_reference_differs_in_its_axes_alone_and_comes_first(
     ordered = references_first(batch.jobs, found)
     assert [job.num_inference_steps for job in ordered[:4]] == [30] * 4
     assert sorted(job.id for job in ordered) == sorted(job.id for job in batch.jobs)
+
+
+def test_a_reference_has_the_same_stages_in_the_long_form_too(
+    batch_of: Callable[..., Batch], minimal: str
+) -> None:
+    start, end = minimal.index("[blend]"), minimal.index("[defaults]")
+    text = (
+        minimal[:start]
+        + minimal[end:]
+        + """
+[sweep]
+num_inference_steps = [10, 20]
+"blend.stage" = [
+    [{denoiser = "large", until = 0.5}, {denoiser = "small"}],
+    [{denoiser = "large", until = 0.5, guidance_scale = 3.0}, {denoiser = "small"}],
+]
+
+[metrics]
+reference = { num_inference_steps = 20 }
+"""
+    )
+    batch = batch_of(text)
+    found = references(batch)
+    assert len(found) == 2
+    assert all(found[j.id].stages == j.stages for j in batch.jobs if j.id in found)
 
 
 def test_a_drawn_seed_has_no_reference(batch_of: Callable[..., Batch], minimal: str) -> None:

@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from flowblend_cli import measuring
+from flowblend_cli import measuring, measuring_worker
 from flowblend_cli.artifacts.image import publish_image
 from flowblend_cli.artifacts.pixels import Frames
 from flowblend_cli.artifacts.reading import read_native_frames
@@ -21,6 +23,7 @@ from flowblend_cli.artifacts.video import publish_video
 from flowblend_cli.errors import OutputError
 from flowblend_cli.measuring import FinishedFile, Measurement, Measurer, Request
 from flowblend_plugin import quality
+from flowblend_plugin.quality import learned
 
 pytest.importorskip("cv2")
 pytest.importorskip("skimage")
@@ -83,6 +86,60 @@ def test_files_are_decoded_to_native_size(measurer: Measurer, tmp_path: Path) ->
     compared = ask(measurer, Request("b", ("psnr",), reference=reference), frames)
     assert compared.on_file
     assert compared.metrics["psnr"] > 35
+
+
+def test_a_kept_reference_that_was_decoded_is_told_of(measurer: Measurer, tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    publish_video(clip(), path, fps=8, document=DOCUMENT, scale=1, crf=10)
+    file = FinishedFile("a", str(path), 1)
+    ask(measurer, Request("a", ("psnr",), is_reference=True, file=file), None)
+    assert ask(measurer, Request("b", ("psnr",), reference=file), clip()).on_file
+
+
+def test_whatever_goes_wrong_there_is_an_answer(
+    measurer: Measurer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(measuring, "_start", fail)
+    assert "new thread" in ask(measurer, Request("a", ("sharpness",)), clip()).error
+
+
+def test_a_process_that_starts_while_measuring_ends_is_ended_too(
+    measurer: Measurer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, may_go = threading.Event(), threading.Event()
+    made: list[subprocess.Popen[bytes]] = []
+
+    def slow() -> subprocess.Popen[bytes]:
+        started.set()
+        may_go.wait(10)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        made.append(
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], **pipes)
+        )
+        return made[0]
+
+    monkeypatch.setattr(measuring, "_start", slow)
+    measurer.submit(Request("a", ("sharpness",)), clip(), lambda: None)
+    started.wait(10)
+    threading.Timer(0.2, may_go.set).start()
+    measurer.close()
+    assert made[0].poll() is not None
+
+
+def test_a_network_that_isnt_there_costs_its_own_metric_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(learned.DEFAULT_MODELS, "dino_similarity", "nobody/nothing")  # type: ignore[arg-type]
+    references = measuring_worker.References()
+    references.keep("reference", clip(), on_file=False)
+    kept = FinishedFile("reference", "/nowhere", 1)
+    request = Request("a", ("sharpness", "psnr", "dino_similarity"), reference=kept)
+    answer = measuring_worker.measure(asdict(request), clip(3), references)
+    assert set(answer["metrics"]) == {"sharpness", "psnr"}
+    assert "dino_similarity needs a network" in answer["missing"]
 
 
 def test_a_picture_comes_back_exactly(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def psnr(one: Any, other: Any) -> float:
 
 
 def decoded(runtime: Runtime, job: Job, after: int, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(runtime, "_projection", None)
+    monkeypatch.setattr(runtime, "_shown_by", Path("/nowhere"))
     return runtime.preview(job, 1, after, lambda *_: None)
 
 

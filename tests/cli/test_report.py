@@ -26,6 +26,7 @@ from flowblend_cli.report.findings import conclude
 from flowblend_cli.report.gather import gather
 from flowblend_cli.report.page import MOST_POSTERS
 from flowblend_cli.report.promote import promoted
+from flowblend_cli.selecting import Look, write_looks
 from flowblend_cli.study import MeasureSpec, Selection, Study
 from flowblend_plugin.stages import Cache, Stage
 
@@ -405,15 +406,19 @@ def test_explored_seeds_are_counted_with_the_drafts_that_were_given_up(tmp_path:
     final = a_job("f1", seed=1, origin=Origin("final", "d1"))
     for job, seconds in ((drafts[0], 1.0), (drafts[1], 1.0), (final, 5.0)):
         write_clip(tmp_path, job, metrics=values_for(0.5), elapsed_s=(seconds,))
-    write_record(tmp_path, JobRecord("d3", "study", "0" * 64, elapsed_s=(0.4,)))
     selection = Selection("square", ("d1", "d2", "d3"), ("f1", "f2", "f3"), 1, 3, 2)
+    keys = {"d1": "a", "d2": "b", "d3": "c"}
+    looks = {
+        draft: Look(0.5, seconds) for draft, seconds in zip(keys, (0.3, 0.3, 0.4), strict=True)
+    }
+    write_looks(tmp_path, selection, "", keys, looks)
     keep_recipe(tmp_path, [*drafts, final], Study(selections=(selection,)))
 
     document = numbers_of(tmp_path)
 
     (drafted,) = document["studies"][0]["drafts"]
     assert (drafted["drafts"], drafted["abandoned"], drafted["finals"]) == (3, 1, 1)
-    assert drafted["draft_s"] == pytest.approx(2.4)
+    assert drafted["draft_s"] == pytest.approx(3.0)
     assert drafted["full_s"] == pytest.approx(15)
     assert not [w for w in document["warnings"] if "not rendered" in w]
 

@@ -19,6 +19,9 @@ from click.testing import CliRunner, Result
 from flowblend_cli.artifacts.reading import read_native_frames
 from flowblend_cli.main import main
 from flowblend_cli.records import looks_path, read_json, read_record, recipe_path, record_path
+from flowblend_cli.report.document import to_document
+from flowblend_cli.report.findings import conclude
+from flowblend_cli.report.gather import gather
 from flowblend_cli.review.folder import write_review
 from flowblend_plugin import quality
 
@@ -345,6 +348,49 @@ def test_killed_while_measuring_the_next_run_heals(recipe: WriteRecipe) -> None:
     assert not list(out.rglob("*.tmp"))
 
 
+def test_a_name_like_that_of_a_look_is_measured_like_any_other(recipe: WriteRecipe) -> None:
+    path = recipe(seeds="[1]")
+    text = path.read_text("utf-8").replace('name = "circle"', 'name = "look at circle"')
+    path.write_text(text, "utf-8")
+    assert jobs(render(path), "job_measured") == ["look at circle-s1-n2"]
+
+
+def test_a_drawn_seed_keeps_its_noise_when_the_clip_is_rendered_again(recipe: WriteRecipe) -> None:
+    path = recipe("\n[adapt]\nrounds = 1\nweak_motion = 1000.0\n", seeds="[0]")
+    first = render(path)
+    seeds = [event["seed"] for event in events(first, "job_done")]
+    assert len(seeds) == 2
+    assert seeds[0] == seeds[1]
+    assert jobs(render(path), "job_skipped") == jobs(first, "job_done")
+
+
+def test_drafts_that_cant_be_measured_lead_to_no_final_and_the_run_says_so(
+    recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe("\n[draft]\nsteps = 1\n", seeds='"explore 2"')
+    monkeypatch.setattr("flowblend_cli.measuring.MODULE", "flowblend_cli.no_such_module")
+    failed = render(path)
+    assert failed.exit_code == 1
+    assert "none of its drafts has a score" in failed.stderr
+    monkeypatch.undo()
+    healed = render(path)
+    assert healed.exit_code == 0
+    assert len(jobs(healed, "job_done")) == 1
+
+
+@pytest.mark.parametrize("damage", [{"elapsed_s": None}, {"metrics": [1]}, {"step_s": "fast"}])
+def test_a_record_with_other_types_counts_as_none(
+    recipe: WriteRecipe, damage: dict[str, Any]
+) -> None:
+    path = recipe("\n[sweep]\ntime_repeats = 1\n", seeds="[1]")
+    render(path)
+    file = record_path(path.parent / "out", "circle-s1-n2")
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **damage}), "utf-8")
+    result = render(path)
+    assert result.exit_code == 0
+    assert jobs(result, "job_measured") == ["circle-s1-n2"]
+
+
 def test_looks_are_kept_so_that_the_same_drafts_are_dropped_again(recipe: WriteRecipe) -> None:
     more = "\n[draft]\nsteps = 3\nkeep = 1\nreject_after = 1\nreject_keep = 2\n"
     path = recipe(more, seeds='"explore 3"', num_inference_steps="4")
@@ -359,10 +405,15 @@ def test_looks_are_kept_so_that_the_same_drafts_are_dropped_again(recipe: WriteR
     assert kept is not None
     assert sorted(kept["looks"]) == drafts
     assert kept["looks"][lost["job"]]["score"] == lost["score"]
+    assert all(look["elapsed_s"] > 0 for look in kept["looks"].values())
     second = render(path)
     assert jobs(second, "job_dropped") == [lost["job"]]
     assert sorted(jobs(second, "job_skipped")) == sorted(jobs(first, "job_done"))
     assert jobs(second, "job_started") == []
+    assert read_json(looks_path(path.parent / "out", drafts[0])) == kept
+
+    told = to_document(conclude(gather(path.parent / "out")))["studies"][0]["drafts"][0]
+    assert (told["drafts"], told["abandoned"]) == (3, 1)
 
 
 def test_what_raters_disliked_is_rendered_again_and_the_original_isnt_kept(
@@ -387,7 +438,8 @@ def test_what_raters_disliked_is_rendered_again_and_the_original_isnt_kept(
     result = render(path, "--reviews", str(ratings))
     assert result.exit_code == 0, result.stderr
     assert jobs(result, "job_done") == ["circle-s1-n1-adapt1"]
-    assert "sharpness 3.0 of 10 by 1 rater; num_inference_steps 1 -> 21" in result.stderr
+    assert "sharpness 3.0 of 10 by 1 rater" in result.stderr
+    assert "num_inference_steps 1 -> 21" in result.stderr
     accepted = {name: read_record(out, name) for name in ("circle-s1-n1", "circle-s1-n1-adapt1")}
     assert [one.accepted for one in accepted.values() if one is not None] == [False, True]
     assert render(path, "--reviews", str(tmp_path / "nobody.json")).exit_code == 2

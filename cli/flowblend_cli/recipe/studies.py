@@ -50,6 +50,7 @@ def make_study(
         review=ReviewSpec(tuple(tables.review.criteria)),
         selections=selections,
         step_ranges=_step_ranges(candidates),
+        max_steps=tables.recipe.max_steps,
         choices=_choices(candidates),
         report=tables.recipe.report,
     )

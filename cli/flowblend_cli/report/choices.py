@@ -83,13 +83,14 @@ def drafts(section: Section) -> tuple[Drafts, ...]:
         if not looked_at or not seconds:
             continue
         number = len(looked_at) + len(abandoned)
+        looks_s = sum(abandoned) + section.looks_s.get(scene, 0.0)
         told.append(
             Drafts(
                 scene,
                 number,
                 len(abandoned),
                 len(finals),
-                sum(clip.seconds or 0.0 for clip in looked_at) + sum(abandoned),
+                sum(clip.seconds or 0.0 for clip in looked_at) + looks_s,
                 sum(seconds),
                 statistics.median(seconds) * number,
                 _is_best_kept(looked_at, finals),

@@ -163,7 +163,8 @@ class Section:
         clips: The clips, in the recipe's order.
         recipe: The recipe, where it was kept.
         spreads: How far renders of one variant are apart.
-        abandoned_s: Seconds of drafts that left no file, by scene.
+        abandoned_s: Seconds of early looks at drafts that left no file, by scene.
+        looks_s: Seconds of those at the other drafts, likewise.
     """
 
     name: str
@@ -171,6 +172,7 @@ class Section:
     recipe: KeptRecipe | None = None
     spreads: tuple[Spread, ...] = ()
     abandoned_s: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    looks_s: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def study(self) -> Study:

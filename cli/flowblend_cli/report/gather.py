@@ -11,10 +11,11 @@ from typing import Any
 from flowblend_cli.artifacts.finished import FileState, inspect_final
 from flowblend_cli.errors import DocumentError, OutputError, UsageError
 from flowblend_cli.jobs import Job, freeze
-from flowblend_cli.records import JobRecord, read_json, read_record, recipe_path
+from flowblend_cli.records import JobRecord, is_number, read_json, read_record, recipe_path
 from flowblend_cli.report import measures
 from flowblend_cli.report.clips import Clip, Folder, KeptRecipe, Section
 from flowblend_cli.report.variants import group
+from flowblend_cli.selecting import looks_s
 from flowblend_cli.study import AdaptSpec, MeasureSpec, ReviewSpec, Selection, Study
 from flowblend_cli.text import count
 
@@ -144,7 +145,7 @@ def _clip(path: Path, document: Mapping[str, Any]) -> Clip:
         name=path.name,
         seed=seed if isinstance(seed, int) else job.seed,
         pixels_sha256=digest,
-        elapsed_s=(sampling_s,) if _is_number(sampling_s) else (),
+        elapsed_s=(sampling_s,) if is_number(sampling_s) else (),
         pixels=(digest,),
         denoisers=_text(resolved.get("denoisers")),
         device=_text(resolved.get("device")),
@@ -157,7 +158,7 @@ def _clip(path: Path, document: Mapping[str, Any]) -> Clip:
 
 def _with_record(clip: Clip, record: JobRecord) -> Clip:
     """Add what was measured, if it was measured of these very pixels."""
-    if record.pixels_sha256 != clip.pixels_sha256 or not _is_sound(record):
+    if record.pixels_sha256 != clip.pixels_sha256:
         return clip
     return replace(
         clip,
@@ -170,23 +171,6 @@ def _with_record(clip: Clip, record: JobRecord) -> Clip:
         measured_on=record.measured_on if record.metrics else "",
         tracks=record.tracks,
         accepted=record.accepted,
-    )
-
-
-def _is_sound(record: JobRecord) -> bool:
-    """Whether a record's values have the types that they should: anybody may have edited it."""
-    numbers = (record.elapsed_s, record.step_s)
-    whole = (record.peak_rss_bytes, record.peak_vram_bytes)
-    return (
-        all(isinstance(some, tuple) and all(map(_is_number, some)) for some in numbers)
-        and isinstance(record.pixels, tuple)
-        and all(isinstance(digest, str) for digest in record.pixels)
-        and all(value is None or _is_number(value) for value in whole)
-        and isinstance(record.metrics, dict)
-        and all(_is_number(value) for value in record.metrics.values())
-        and record.measured_on in ("frames", "file")
-        and record.accepted in (None, True, False)
-        and isinstance(record.tracks, tuple)
     )
 
 
@@ -205,7 +189,7 @@ def _section(folder: Path, name: str, clips: list[Clip]) -> tuple[Section, list[
         )
     measured = measures.complete(folder, clips, recipe.study if recipe else Study())
     spreads = measures.spreads(folder, measured.clips)
-    section = Section(name, measured.clips, recipe, spreads, _abandoned(folder, recipe, clips))
+    section = Section(name, measured.clips, recipe, spreads, *_looks_s(folder, recipe, clips))
     return section, [*warnings, *(f"{name}: {warning}" for warning in measured.warnings)]
 
 
@@ -227,19 +211,21 @@ def _differences(name: str, recipe: KeptRecipe, clips: Iterable[Clip]) -> Iterat
         )
 
 
-def _abandoned(
+def _looks_s(
     folder: Path, recipe: KeptRecipe | None, clips: Iterable[Clip]
-) -> dict[str, tuple[float, ...]]:
-    """Seconds of drafts that were looked at and given up, which left a record and no file."""
+) -> tuple[dict[str, tuple[float, ...]], dict[str, float]]:
+    """Seconds of early looks, by scene: at each draft that left no file, and at all others."""
+    abandoned: dict[str, tuple[float, ...]] = {}
+    others: dict[str, float] = {}
     if recipe is None:
-        return {}
+        return abandoned, others
     present = {clip.id for clip in clips}
-    spent: dict[str, tuple[float, ...]] = {}
-    for selection in recipe.study.selections:
-        absent = (read_record(folder, job) for job in selection.drafts if job not in present)
-        seconds = tuple(sum(r.elapsed_s) for r in absent if r and r.elapsed_s and _is_sound(r))
-        spent[selection.scene] = spent.get(selection.scene, ()) + seconds
-    return spent
+    for selection in {one.drafts: one for one in recipe.study.selections}.values():
+        scene, looks = selection.scene, looks_s(folder, selection)
+        left = tuple(seconds for draft, seconds in looks.items() if draft not in present)
+        abandoned[scene] = abandoned.get(scene, ()) + left
+        others[scene] = others.get(scene, 0.0) + sum(looks.values()) - sum(left)
+    return abandoned, others
 
 
 def _kept(folder: Path, name: str) -> KeptRecipe | None:
@@ -295,7 +281,3 @@ def _text(value: object) -> str:
 
 def _texts(value: object) -> tuple[str, ...]:
     return tuple(v for v in value if isinstance(v, str)) if isinstance(value, list) else ()
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300

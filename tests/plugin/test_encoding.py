@@ -1,0 +1,29 @@
+"""Prompts are encoded once, and what can't be told apart by its text is encoded again."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from flowblend_plugin.encoding import remember_embeddings
+
+
+def test_prompts_are_encoded_once_and_pictures_every_time() -> None:
+    calls: list[Any] = []
+
+    def encode_prompt(prompt: Any, image: Any = None) -> int:
+        calls.append((prompt, image))
+        return len(calls)
+
+    pipe = SimpleNamespace(encode_prompt=encode_prompt)
+    remember_embeddings(pipe)
+    assert pipe.encode_prompt(["a", "b"]) == pipe.encode_prompt(["a", "b"]) == 1
+    assert pipe.encode_prompt("a") == 2
+    # Their texts are equal: numpy leaves out the middle of large arrays.
+    one, other = np.zeros(5000), np.zeros(5000)
+    other[2500] = 1.0
+    assert repr(one) == repr(other)
+    assert pipe.encode_prompt("a", image=one) != pipe.encode_prompt("a", image=other)
+    assert pipe.encode_prompt("a", image=[one]) != pipe.encode_prompt("a", image=[other])
