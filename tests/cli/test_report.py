@@ -423,6 +423,22 @@ def test_explored_seeds_are_counted_with_the_drafts_that_were_given_up(tmp_path:
     assert not [w for w in document["warnings"] if "not rendered" in w]
 
 
+def test_finals_stand_in_the_order_of_their_scenes(tmp_path: Path) -> None:
+    jobs = []
+    for scene in ("walking", "growing"):
+        draft = a_job(f"{scene}-d", steps=10, scene=scene, origin=Origin("draft"))
+        final = a_job(f"{scene}-f", scene=scene, origin=Origin("final", draft.id))
+        for job in (draft, final):
+            write_clip(tmp_path, job, metrics=values_for(0.5))
+        jobs.append((draft, final))
+    chosen = tuple(Selection(d.scene, (d.id,), (f.id,), 1) for d, f in jobs)
+    keep_recipe(tmp_path, [draft for draft, _ in jobs], Study(selections=chosen))
+
+    listed = [job["job"] for job in numbers_of(tmp_path)["jobs"]]
+
+    assert listed == ["walking-d", "growing-d", "walking-f", "growing-f"]
+
+
 def test_a_page_of_many_jobs_stays_small(tmp_path: Path) -> None:
     source = tmp_path / "one"
     write_clip(source, a_job("one"))
