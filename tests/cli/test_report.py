@@ -547,6 +547,19 @@ def test_a_promoted_recipe_leaves_winners_out_that_it_cant_say(tmp_path: Path) -
     assert "[output], and theirs differ: star-s42-n50-sde-k3.mp4." in text
 
 
+def test_seconds_can_be_weighted_in_the_score(tmp_path: Path) -> None:
+    for steps in (30, 50):
+        job = a_job(steps=steps)
+        write_clip(tmp_path, job, metrics=values_for(0.5), elapsed_s=(float(steps),))
+    study = Study(measure=MeasureSpec(weights=(("elapsed_s", 1.0),)))
+    keep_recipe(tmp_path, [a_job(steps=30), a_job(steps=50)], study)
+
+    scores = {j["num_inference_steps"]: j["score"] for j in numbers_of(tmp_path)["jobs"]}
+
+    assert scores[30] == pytest.approx(60 / 90)
+    assert scores[50] == pytest.approx(60 / 110)
+
+
 def test_promoting_overwrites_nothing(study: Path, tmp_path: Path) -> None:
     out = tmp_path / "mine.toml"
     out.write_text("mine")
