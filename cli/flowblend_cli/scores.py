@@ -41,6 +41,7 @@ def metrics_of(study: Study) -> tuple[str, ...]:
     chosen = {name for name, metric in quality.METRICS.items() if metric.is_default}
     if wants.names is not None:
         chosen = set(wants.names)
+    chosen |= set(dict(wants.weights))
     if study.selections:
         chosen |= {*(dict(wants.weights) or quality.DEFAULT_WEIGHTS), _FLOOR}
     chosen |= set(_MOTION if study.adapt is not None else ())

@@ -23,6 +23,7 @@ from flowblend_cli.followups import (
 )
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.references import axis_value, references, references_first
+from flowblend_cli.scores import metrics_of
 from flowblend_cli.selecting import dropped
 from flowblend_cli.steptimes import slow_steps
 from flowblend_cli.study import AdaptSpec, MeasureSpec, Selection, Study
@@ -270,3 +271,10 @@ def test_a_step_is_slow_by_the_median_of_its_own_denoiser() -> None:
 def test_tiny_or_few_steps_are_never_slow() -> None:
     assert slow_steps([0.01, 0.01, 0.01, 0.06, 0.01], ["large"] * 5) == ""
     assert slow_steps([1.0, 1.0, 9.0], ["large"] * 3) == ""
+
+
+def test_what_is_weighted_is_measured() -> None:
+    study = Study(measure=MeasureSpec(weights=(("lpips", 1.0),)))
+
+    assert "lpips" in metrics_of(study)
+    assert "lpips" not in metrics_of(Study())

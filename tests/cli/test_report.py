@@ -123,6 +123,16 @@ def test_the_verdict_is_printed_with_the_pages_path(study: Path) -> None:
     assert str(study / "report.html") in result.stdout
 
 
+def test_steps_are_printed_as_a_table_of_what_they_cost_and_buy(study: Path) -> None:
+    lines = report(study).output.splitlines()
+
+    head = next(number for number, line in enumerate(lines) if line.startswith("  steps"))
+    rows = [line.split() for line in lines[head : head + 4]]
+    assert rows[0] == ["steps", "seconds", "share", "score"]
+    assert [row[0] for row in rows[1:]] == ["30", "50", "100"]
+    assert rows[2][1:6] == ["*", "5.0", "s", "100", "%"]
+
+
 def test_json_prints_the_document_and_nothing_else(study: Path) -> None:
     assert json.loads(report(study, "--json").stdout) == document_of(study)
 
@@ -413,6 +423,22 @@ def test_explored_seeds_are_counted_with_the_drafts_that_were_given_up(tmp_path:
     assert not [w for w in document["warnings"] if "not rendered" in w]
 
 
+def test_finals_stand_in_the_order_of_their_scenes(tmp_path: Path) -> None:
+    jobs = []
+    for scene in ("walking", "growing"):
+        draft = a_job(f"{scene}-d", steps=10, scene=scene, origin=Origin("draft"))
+        final = a_job(f"{scene}-f", scene=scene, origin=Origin("final", draft.id))
+        for job in (draft, final):
+            write_clip(tmp_path, job, metrics=values_for(0.5))
+        jobs.append((draft, final))
+    chosen = tuple(Selection(d.scene, (d.id,), (f.id,), 1) for d, f in jobs)
+    keep_recipe(tmp_path, [draft for draft, _ in jobs], Study(selections=chosen))
+
+    listed = [job["job"] for job in numbers_of(tmp_path)["jobs"]]
+
+    assert listed == ["walking-d", "growing-d", "walking-f", "growing-f"]
+
+
 def test_a_page_of_many_jobs_stays_small(tmp_path: Path) -> None:
     source = tmp_path / "one"
     write_clip(source, a_job("one"))
@@ -504,6 +530,34 @@ def test_a_promoted_recipe_keeps_what_stages_set_and_odd_words(tmp_path: Path) -
     assert (job.prompt, job.negative_prompt, job.seed) == (prompt, '"; x = 1', 2)
     assert job.stages == stages
     assert (job.sampling.mode, job.sampling.flow_shift) == ("sde", 3.0)
+
+
+def test_a_promoted_recipe_leaves_winners_out_that_it_cant_say(tmp_path: Path) -> None:
+    for scene, best in (("square", 2), ("star", 3)):
+        for noise in (1, 2, 3):
+            job = a_job(scene=scene, sampling={"mode": "sde", "noise_seed": noise})
+            write_clip(
+                tmp_path, job, frames=frames_of(noise), metrics=values_for(0.9 - abs(noise - best))
+            )
+
+    (job,) = load_promoted(tmp_path, tmp_path / "next.toml").jobs
+
+    assert (job.scene, job.sampling.noise_seed) == ("square", 2)
+    text = (tmp_path / "next.toml").read_text("utf-8")
+    assert "[output], and theirs differ: star-s42-n50-sde-k3.mp4." in text
+
+
+def test_seconds_can_be_weighted_in_the_score(tmp_path: Path) -> None:
+    for steps in (30, 50):
+        job = a_job(steps=steps)
+        write_clip(tmp_path, job, metrics=values_for(0.5), elapsed_s=(float(steps),))
+    study = Study(measure=MeasureSpec(weights=(("elapsed_s", 1.0),)))
+    keep_recipe(tmp_path, [a_job(steps=30), a_job(steps=50)], study)
+
+    scores = {j["num_inference_steps"]: j["score"] for j in numbers_of(tmp_path)["jobs"]}
+
+    assert scores[30] == pytest.approx(60 / 90)
+    assert scores[50] == pytest.approx(60 / 110)
 
 
 def test_promoting_overwrites_nothing(study: Path, tmp_path: Path) -> None:

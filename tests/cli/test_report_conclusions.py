@@ -15,6 +15,7 @@ from flowblend_cli.report import choices, sameness, words
 from flowblend_cli.report.clips import Clip, MetricInfo, Section, Spread
 from flowblend_cli.report.conclusions import MOST_LOST, TOLERANCE, Comparison, compare
 from flowblend_cli.report.findings import conclude
+from flowblend_cli.report.tables import printed
 from flowblend_cli.report.variants import find_axes, find_variants
 from flowblend_cli.study import Study
 
@@ -87,6 +88,28 @@ def test_a_fall_after_the_peak_is_told_where_it_is_and_not_where_it_isnt() -> No
         steps_study(rises)
     )
     assert "More steps paid up to 100" in told(steps_study(rises))
+
+
+def test_steps_that_chance_could_have_put_apart_arent_said_to_pay() -> None:
+    wide = told(steps_study({2: [0.48, 0.50, 0.50], 4: [0.66, 0.54, 0.53]}))
+    sure = told(steps_study({30: [0.6, 0.61, 0.6], 50: [0.8, 0.81, 0.8], 80: [0.7, 0.7, 0.71]}))
+    single = told(steps_study({2: [0.4], 4: [0.6]}))
+
+    assert "4 steps score best, by means that chance could have put apart: 0.577" in wide
+    assert "paid" not in wide
+    assert "More steps paid up to 50, and no further: score 0.803" in sure
+    assert "4 steps score best: 0.600, against 0.400 at 2." in single
+
+
+def test_a_winner_is_named_with_its_noise() -> None:
+    noises = [
+        a_clip(a_job(seed=42, sampling={"mode": "sde", "noise_seed": noise}), noise / 10)
+        for noise in (1, 2, 3)
+    ]
+
+    said = told(compare(section_of(noises), INFOS))
+
+    assert "Winner of square: seed 42, noise 3, the best of 3 repeats" in said
 
 
 def test_one_render_of_each_setting_is_said_to_know_no_spread() -> None:
@@ -180,7 +203,14 @@ def test_pictures_get_a_decision_table_with_measured_seconds() -> None:
     found = compare(section_of(clips), INFOS)
 
     assert [row.use for row in found.rows] == ["explore", "produce", "final"]
-    assert "Explore at 20 steps (2.0 s), produce at 40 steps (4.0 s) and final" in told(found)
+    assert "Explore at 20 steps (2.0 s); produce at 40 steps (4.0 s); final" in told(found)
+    assert "score is its sharpness alone" in told(found)
+    assert [" ".join(line.split()) for line in printed(found)] == [
+        "steps seconds share score for",
+        "20 2.0 s 33 % 0.500 ± 0.000 explore",
+        "40 4.0 s 67 % 0.700 ± 0.000 produce",
+        "60 * 6.0 s 100 % 0.720 ± 0.000 final",
+    ]
 
 
 def test_closeness_to_a_reference_is_told_where_it_was_measured() -> None:

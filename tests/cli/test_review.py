@@ -386,6 +386,7 @@ ITEM = {"item": "a", "criterion": "b"}
             ({"v": 1, "review": "r", "rater": "a", "scores": [{**ITEM, "score": score}]}, told)
             for score, told in [
                 (11, "b of item a is 11, not a number from 0 to 10"),
+                (10**400, "not a number from 0 to 10"),
                 (-0.5, "is -0.5, not"),
                 (True, "is True, not"),
                 ("9", "is '9', not"),

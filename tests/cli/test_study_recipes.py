@@ -293,6 +293,19 @@ def test_the_tables_of_a_study_become_plain_data(batch_of: Load, minimal: str) -
     assert study.review.criteria == ("naturalness", "sharpness")
 
 
+def test_the_highest_value_of_an_axis_is_the_reference_whatever_the_axis_is_set_to(
+    batch_of: Load, minimal: str
+) -> None:
+    text = minimal + (
+        '[metrics]\nreference = { num_inference_steps = "highest" }\n'
+        "[sweep]\nnum_inference_steps = [4, 20, 8]\n"
+    )
+
+    assert batch_of(text).study.measure.reference == (("num_inference_steps", 20),)
+    few = batch_of(text, "sweep.num_inference_steps=[2, 4]")
+    assert few.study.measure.reference == (("num_inference_steps", 4),)
+
+
 def test_an_empty_list_of_names_measures_nothing(batch_of: Load, minimal: str) -> None:
     assert batch_of(minimal + "[metrics]\nnames = []\n").study.measure.names == ()
 
@@ -317,7 +330,9 @@ def test_every_metric_can_be_weighted(batch_of: Load, minimal: str, name: str) -
         ('[metrics]\nnames = ["psnr"]', "19:10: metrics.names[0]: 'psnr' compares with a referen"),
         ("[metrics]\nreference = { fps = 8 }", "19:13: metrics.reference: 'fps' is no axis of ["),
         ("[metrics]\nreference = { num_inference_steps = 5 }\n[sweep]\nnum_inference_steps = [4]",
-         "19:13: metrics.reference: num_inference_steps = 5 is none of the sweep's values: 4"),
+         "19:13: metrics.reference: num_inference_steps = 5 is none of the sweep's values: 4; t"),
+        ('[metrics]\nreference = { "blend.stages" = "highest" }\n[sweep]\n"blend.stages" = ["L"]',
+         "19:13: metrics.reference: blend.stages = 'highest' is none of the sweep's values: L; ta"),
         ("[metrics]\nreference = { seed = 4 }\n[sweep]\nseed = [4]",
          "19:13: metrics.reference: can't be seed"),
         ("[score]\nflickr = 1", "19:1: score.flickr: unknown key in [score]; did you mean 'flick"),

@@ -22,6 +22,9 @@ from flowblend_cli.study import (
     Study,
 )
 
+HIGHEST = "highest"
+NO_REFERENCE = "reference = {} compares with none"
+
 
 def make_study(
     recipe: Recipe,
@@ -92,15 +95,22 @@ def _adapt(tables: Tables) -> AdaptSpec | None:
 
 
 def references(tables: Tables) -> dict[str, Any]:
-    """The axes of a reference, dotted, with the value of each."""
+    """The axes of a reference, dotted, with the value of each; ``"highest"`` is an axis's own."""
     assert tables.metrics is not None
+    axes = sweep_axes(tables.sweep) if tables.sweep is not None else {}
     found: dict[str, Any] = {}
     for key, value in tables.metrics.reference.items():
         if isinstance(value, Mapping):
             found |= {f"{key}.{inner}": entry for inner, entry in value.items()}
         else:
             found[key.removeprefix("defaults.")] = value
-    return found
+    return {axis: _highest(value, axes.get(axis, ())) for axis, value in found.items()}
+
+
+def _highest(value: Any, values: Sequence[Any]) -> Any:
+    """The highest of an axis's numbers where a reference asks for it, else the value as it is."""
+    is_numeric = bool(values) and all(type(each) in (int, float) for each in values)
+    return max(values) if value == HIGHEST and is_numeric else value
 
 
 def check_study(tables: Tables) -> Iterator[Fault]:
@@ -138,11 +148,14 @@ def _check_reference(tables: Tables, axes: Mapping[str, list[Any]]) -> Iterator[
         elif axis not in axes:
             close = difflib.get_close_matches(axis, axes, n=1)
             known = f"axes are {', '.join(axes)}" if axes else "it has none"
-            hint = f"did you mean {close[0]!r}?" if close else known
+            hint = f"did you mean {close[0]!r}?" if close else f"{known}; {NO_REFERENCE}"
             yield Fault(where, f"{axis!r} is no axis of [sweep]; {hint}", related=("sweep",))
         elif value not in axes[axis]:
             values = ", ".join(str(each) for each in axes[axis][:10])
-            message = f"{axis} = {value!r} is none of the sweep's values: {values}"
+            message = (
+                f"{axis} = {value!r} is none of the sweep's values: {values}; take one of them"
+                f"{_or_highest(axes[axis])}, and {NO_REFERENCE}"
+            )
             yield Fault(where, message, related=("sweep",))
     assert tables.metrics is not None
     for index, name in enumerate(tables.metrics.names or ()):
@@ -152,6 +165,10 @@ def _check_reference(tables: Tables, axes: Mapping[str, list[Any]]) -> Iterator[
                 "reference = { num_inference_steps = 100 }"
             )
             yield Fault(("metrics", "names", index), message, related=("metrics",))
+
+
+def _or_highest(values: Sequence[Any]) -> str:
+    return f", or {HIGHEST!r}" if _highest(HIGHEST, values) != HIGHEST else ""
 
 
 def _check_draft(draft: DraftTable) -> Iterator[Fault]:

@@ -73,7 +73,7 @@ class MetricsTable(Table):
     ) = None
     """Metrics to measure; without it, the default ones that suit, and [] measures nothing."""
     reference: dict[str, Any] = Field(default_factory=dict)
-    """Axes of the sweep, each with the value that makes a job the others' reference."""
+    """Axes of the sweep, each with the value, or "highest", that makes a job the reference."""
 
 
 class AdaptTable(Table):

@@ -87,6 +87,17 @@ class Clip:
         return statistics.median(self.elapsed_s) if self.elapsed_s else None
 
     @property
+    def costs(self) -> dict[str, float]:
+        """What the clock and the memory said, under the names that metrics have."""
+        found = {
+            "elapsed_s": self.seconds,
+            "step_s": statistics.median(self.step_s) if self.step_s else None,
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "peak_vram_bytes": self.peak_vram_bytes,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
     def kind(self) -> str:
         """``"draft"``, ``"final"`` or ``"adapted"``; empty for a job that the recipe lists."""
         return self.job.origin.kind if self.job.origin else ""

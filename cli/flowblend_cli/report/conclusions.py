@@ -81,6 +81,7 @@ class Winner:
         score: Its score.
         of: Out of how many repeats it was chosen.
         ties: Ids of other clips with the very same score.
+        noise_seed: Seed of the noise that was added at each step, where the recipe names one.
     """
 
     job: str
@@ -90,6 +91,7 @@ class Winner:
     score: float
     of: int
     ties: tuple[str, ...] = ()
+    noise_seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Comparison:
         standard: Label of the variant that seconds are shares of; empty without one.
         is_pictures: Whether these are single pictures.
         is_balanced: Whether every variant has the same scenes, prompts and seeds.
+        is_by_sharpness: Whether the score is sharpness alone: of pictures, without own weights.
     """
 
     axes: tuple[str, ...]
@@ -113,6 +116,7 @@ class Comparison:
     standard: str = ""
     is_pictures: bool = False
     is_balanced: bool = True
+    is_by_sharpness: bool = False
 
     @property
     def best(self) -> Row | None:
@@ -154,14 +158,16 @@ def compare(section: Section, infos: Mapping[str, MetricInfo]) -> Comparison:
         replace(row, share=_share(variant, variants, standard), use=_use(row, rows, clips))
         for row, variant in zip(rows, variants, strict=True)
     ]
+    is_pictures = all(clip.is_picture for clip in clips)
     return Comparison(
         axes,
         tuple(rows),
         _winners(rows, variants, section.clips),
         fixed_settings(clips, axes),
         standard.label if standard and len(variants) > 1 else "",
-        all(clip.is_picture for clip in clips),
+        is_pictures,
         len({tuple(sorted(map(pair_of, variant.clips))) for variant in variants}) <= 1,
+        is_pictures and not section.study.measure.weights,
     )
 
 
@@ -275,7 +281,16 @@ def _winners(
         assert kept.score is not None
         label = "" if single else variants[chosen].label
         winners.append(
-            Winner(kept.id, kept.job.scene, label, kept.seed, kept.score, len(some), ties)
+            Winner(
+                kept.id,
+                kept.job.scene,
+                label,
+                kept.seed,
+                kept.score,
+                len(some),
+                ties,
+                kept.job.sampling.noise_seed,
+            )
         )
     return tuple(winners)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -97,16 +96,12 @@ def _metric(value: float, info: MetricInfo | None) -> dict[str, Any]:
 
 def _run_metrics(clip: Clip, row: Row | None) -> dict[str, float]:
     """What the clock and the memory said, under the names that metrics have."""
-    found: dict[str, float | None] = {
-        "elapsed_s": clip.seconds,
-        "step_s": statistics.median(clip.step_s) if clip.step_s else None,
-        "peak_rss_bytes": clip.peak_rss_bytes,
-        "peak_vram_bytes": clip.peak_vram_bytes,
-        "bit_equal": float(len(set(clip.pixels)) == 1) if len(clip.pixels) > 1 else None,
-    }
+    found = clip.costs
+    if len(clip.pixels) > 1:
+        found["bit_equal"] = float(len(set(clip.pixels)) == 1)
     if row is not None and row.share and row.seconds and clip.seconds is not None:
         found["elapsed_share"] = 100 * clip.seconds * row.share / row.seconds.median
-    return {name: value for name, value in found.items() if value is not None}
+    return found
 
 
 def _study(part: Part) -> dict[str, Any]:

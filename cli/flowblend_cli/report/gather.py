@@ -178,7 +178,8 @@ def _section(folder: Path, name: str, clips: list[Clip]) -> tuple[Section, list[
     recipe = _kept(folder, name)
     warnings = [f"{name}: {warning}" for warning in recipe.warnings] if recipe else []
     if recipe:
-        order = {job: place for place, job in enumerate(recipe.jobs)}
+        finals = (job for one in recipe.study.selections for job in one.finals)
+        order = {job: place for place, job in enumerate((*recipe.jobs, *finals))}
         last = len(order)
         clips.sort(key=lambda clip: order.get(clip.id, last))
         warnings += _differences(name, recipe, clips)

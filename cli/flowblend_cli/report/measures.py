@@ -71,7 +71,7 @@ def complete(folder: Path, clips: Sequence[Clip], study: Study) -> Measured:
             warnings.append(f"{count(len(lacking), 'file')} not measured: {quality.missing()}")
     weights = dict(study.measure.weights)
     scored = [
-        replace(clip, score=score_of(clip.job.prompt, clip.metrics, weights))
+        replace(clip, score=score_of(clip.job.prompt, {**clip.metrics, **clip.costs}, weights))
         for clip in found.values()
     ]
     if any(clip.measured_on == "file" for clip in scored):

@@ -167,6 +167,7 @@ def _draw(
             _line(axes, steps, [points[place] for place in places], colour, name)
         drawn = human and _human(axes, [row.steps or 0 for row in comparison.rows])
         axes.set_xlabel("steps")
+        axes.locator_params(axis="x", integer=True)
         axes.grid(visible=False, axis="x")
         if len(lines) > 1 or drawn:
             axes.legend(fontsize=10, labelcolor=_QUIET)

@@ -47,11 +47,25 @@ def promoted(report: Report, out: Path) -> str:
             "own, and promote one of them"
         )
     (part,) = parts
-    winners = [clip for clip in part.section.clips if clip.id in part.winners]
-    return "\n".join([*_head(part, report, winners), *_body(winners, part, out)]) + "\n"
+    clips = [clip for clip in part.section.clips if clip.id in part.winners]
+    first = next(clip for clip in clips if clip.id == part.comparison.winners[0].job)
+    winners = [clip for clip in clips if _once(clip) == _once(first)]
+    rest = [clip for clip in clips if clip not in winners]
+    return "\n".join([*_head(part, report, winners, rest), *_body(winners, part, out)]) + "\n"
 
 
-def _head(part: Part, report: Report, winners: list[Clip]) -> Iterator[str]:
+def _once(clip: Clip) -> list[str]:
+    """What a recipe can say only once, for all of its scenes."""
+    job = clip.job
+    return [
+        *_model(job, Path(clip.source)),
+        *_blend(clip),
+        *_table("sampling", _set(asdict(job.sampling))),
+        *_table("output", _output(job)),
+    ]
+
+
+def _head(part: Part, report: Report, winners: list[Clip], rest: list[Clip]) -> Iterator[str]:
     first = part.comparison.winners[0]
     chosen = first.label or "its seed"
     files = ", ".join(clip.name for clip in winners)
@@ -60,6 +74,10 @@ def _head(part: Part, report: Report, winners: list[Clip]) -> Iterator[str]:
     yield f"# ({printable(files)})."
     yield "# Seed, steps and all else are fixed here. Vary the prompt: what changes in the clips is"
     yield '# then the prompt\'s doing. A list of prompts renders each: prompt = ["...", "..."].'
+    if rest:
+        files = ", ".join(clip.name for clip in rest)
+        yield "# Winners that aren't here, since a recipe has one [model], [blend], [sampling] and"
+        yield f"# [output], and theirs differ: {printable(files)}."
     yield ""
 
 
@@ -68,12 +86,9 @@ def _body(winners: list[Clip], part: Part, out: Path) -> Iterator[str]:
     first = winners[0]
     name = f"{part.section.name}-promoted"
     yield from _table("recipe", {"name": name, "output_dir": f"out/{name}"})
-    yield from _model(first.job, Path(first.source))
-    yield from _blend(first)
-    yield from _table("sampling", _set(asdict(first.job.sampling)))
+    yield from _once(first)
     shared = _shared([dict(job.arguments) for job in jobs])
     yield from _table("defaults", shared)
-    yield from _table("output", _output(first.job))
     for clips in group(winners, lambda clip: clip.job.scene).values():
         yield from _scene(clips, shared, out)
 

@@ -38,6 +38,25 @@ def table(comparison: Comparison) -> list[dict[str, Any]]:
     ]
 
 
+def printed(comparison: Comparison) -> list[str]:
+    """Steps, seconds, scores and uses in aligned columns, for a terminal; empty without a curve."""
+    rows = [
+        {
+            "steps": f"{row.steps}{' *' if row.is_winner else ''}",
+            "seconds": words.seconds(row.seconds.median) if row.seconds else "",
+            "share": words.share(row.share) if row.share else "",
+            "score": words.with_interval(row.score) if row.score else "",
+            "psnr": f"{row.metrics['psnr'].mean:.1f} dB" if "psnr" in row.metrics else "",
+            "for": row.use,
+        }
+        for row in comparison.curve()
+    ]
+    heads = [head for head in (rows[0] if rows else ()) if any(row[head] for row in rows)]
+    width = {head: max(len(head), *(len(row[head]) for row in rows)) for head in heads}
+    lines = [{head: head for head in heads}, *rows]
+    return ["  " + "  ".join(f"{line[h]:<{width[h]}}" for h in heads).rstrip() for line in lines]
+
+
 def _number(row: Row) -> str:
     """How many clips a row is of, and how many of them differ."""
     if row.score is None or row.score.n == len(row.jobs):
@@ -140,7 +159,7 @@ def spread(one: Spread) -> dict[str, Any]:
     return {
         "mode": one.mode.upper(),
         "scene": printable(one.scene),
-        "renders": f"{len(one.jobs)} {'added noises' if one.across == 'noise' else 'seeds'}",
+        "renders": f"{len(one.jobs)} {'noise seeds' if one.across == 'noise' else 'seeds'}",
         "paths": "" if one.trajectory_spread is None else words.number(one.trajectory_spread),
         "psnr": "" if one.psnr_mean is None else f"{one.psnr_mean:.1f} dB",
         "equal": f"{one.equal_pairs} of {one.pairs}",

@@ -97,6 +97,12 @@ def compared(comparison: Comparison) -> Iterator[Verdict]:
         )
     if comparison.is_pictures and len(comparison.curve()) > 1:
         yield from _uses(comparison)
+    if comparison.is_by_sharpness and comparison.best is not None:
+        yield Verdict(
+            "note",
+            "A picture's default score is its sharpness alone, which noise raises too: flowblend "
+            "review lets people judge, and [score] weights what you trust.",
+        )
 
 
 def _no_scores(comparison: Comparison) -> str:
@@ -120,26 +126,33 @@ def _about_steps(comparison: Comparison) -> Iterator[Verdict]:
             f"More steps stop paying at {winner.steps}{where}: score {with_interval(winner.score)} "
             f"against {with_interval(best.score)} at {best.steps}{cost}.",
         )
-    elif best is curve[-1]:
-        former = curve[-2]
-        against = ""
-        if former.score is not None:
-            against = f", against {with_interval(former.score)} at {former.steps}"
+    elif best is curve[0]:
         yield Verdict(
             "answer",
-            f"More steps paid up to {best.steps}{where}, the most that were tried: score "
-            f"{with_interval(best.score)}{against}.",
+            f"{best.steps} steps score best{where}, the fewest that were tried: "
+            f"{with_interval(best.score)}. More don't pay.",
         )
     else:
-        few = "the fewest that were tried" if best is curve[0] else "and fewer steps score less"
-        yield Verdict(
-            "answer",
-            f"{best.steps} steps score best{where}, {few}: {with_interval(best.score)}. More "
-            "don't pay.",
-        )
+        yield _paid(best, curve[curve.index(best) - 1], where, is_most=best is curve[-1])
     yield from _fall(comparison)
     yield from _certainty(curve)
     yield from _similarity(curve)
+
+
+def _paid(best: Row, former: Row, where: str, *, is_most: bool) -> Verdict:
+    """That steps paid up to the best number, and whether chance could have done it too."""
+    assert best.score is not None
+    score, apart = with_interval(best.score), former.to_best
+    if former.score is not None:
+        score += f", against {with_interval(former.score)} at {former.steps}"
+    text = f"{best.steps} steps score best{where}: {score}."
+    if apart is None or (apart.low is not None and not apart.is_within(0.0)):
+        how = "the most that were tried" if is_most else "and no further"
+        text = f"More steps paid up to {best.steps}{where}, {how}: score {score}."
+    elif apart.low is not None:
+        chance = f"by means that chance could have put apart: {score}"
+        text = f"{best.steps} steps score best{where}, {chance}, difference {_interval(apart)}."
+    return Verdict("answer", text)
 
 
 def _other_labels(row: Row) -> list[str]:
@@ -234,12 +247,13 @@ def _about_winners(winners: Sequence[Winner], *, is_sweep: bool) -> Iterator[Ver
     for one in winners[:_NAMED]:
         choice = f"the best of {count(one.of, 'repeat')}" if one.of > 1 else "the only render"
         within = f" at {one.label}" if is_sweep else ""
+        noise = "" if one.noise_seed is None else f", noise {one.noise_seed}"
+        seed = f"seed {one.seed}{noise}"
         verb = "scores" if len(one.ties) == 1 else "score"
         tie = f"; {_list(one.ties)} {verb} the same" if one.ties else ""
         yield Verdict(
             "answer",
-            f"Winner of {one.scene}: seed {one.seed}, {choice}{within}, score {points(one.score)}"
-            f"{tie}.",
+            f"Winner of {one.scene}: {seed}, {choice}{within}, score {points(one.score)}{tie}.",
         )
     if len(winners) > _NAMED:
         yield Verdict("answer", f"And {count(len(winners) - _NAMED, 'winner')} more, marked below.")
@@ -252,7 +266,7 @@ def _uses(comparison: Comparison) -> Iterator[Verdict]:
         if row.use and row.seconds
     ]
     if told:
-        yield Verdict("answer", f"{_capital(_list(told))}: medians on this machine.")
+        yield Verdict("answer", f"{_capital('; '.join(told))}: medians on this machine.")
 
 
 def same(told: Sequence[Determinism]) -> Iterator[Verdict]:
@@ -282,7 +296,7 @@ def spread(spreads: Sequence[Spread], infos: dict[str, MetricInfo]) -> Iterator[
         paths = [one.trajectory_spread for one in some if one.trajectory_spread is not None]
         psnrs = [one.psnr_mean for one in some if one.psnr_mean is not None]
         renders = max(len(one.jobs) for one in some)
-        between = "seeds" if some[0].across == "seeds" else "added noises"
+        between = "seeds" if some[0].across == "seeds" else "noise seeds"
         said = []
         if paths:
             means[mode] = statistics.fmean(paths)
@@ -365,16 +379,13 @@ def slow_steps(clips: Sequence[Clip]) -> Iterator[Verdict]:
 
 def nothing_compared(section: Section) -> Verdict:
     """What is said of clips that can't be compared."""
+    subjects = len({clip.subject for clip in section.clips})
     noun = "picture" if all(clip.is_picture for clip in section.clips) else "clip"
     return Verdict(
         "answer",
-        f"{count(len(section.clips), noun)} of {count(_subjects(section), 'scene')}, one of each: "
+        f"{count(len(section.clips), noun)} of {count(subjects, 'scene')}, one of each: "
         "nothing to compare yet. A [sweep], or several seeds, gives a report something to choose.",
     )
-
-
-def _subjects(section: Section) -> int:
-    return len({clip.subject for clip in section.clips})
 
 
 def _list(words: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from flowblend_cli.artifacts.publish import publish
 from flowblend_cli.errors import UsageError
-from flowblend_cli.report import opinions
+from flowblend_cli.report import opinions, tables
 from flowblend_cli.report.document import to_document, to_text
 from flowblend_cli.report.findings import Report, conclude
 from flowblend_cli.report.gather import gather
@@ -89,6 +89,7 @@ def sentences(drawn: Drawn, folder: Path) -> Iterator[str]:
         if len(drawn.found.parts) > 1:
             yield f"{printable(part.section.name)}:"
         yield from map(_sentence, part.verdicts)
+        yield from tables.printed(part.comparison)
     if drawn.said is not None:
         yield from map(_sentence, opinions.verdicts(drawn.said))
     yield f"wrote {printable(folder / PAGE)} and {NUMBERS}"
