@@ -317,9 +317,16 @@ def test_no_rounds_adapt_nothing(batch_of: Load, minimal: str) -> None:
 
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_can_be_weighted(batch_of: Load, minimal: str, name: str) -> None:
-    study = batch_of(minimal + f"[score]\n{name} = 0.5\n").study
+    against = '[metrics]\nreference = { num_inference_steps = "highest" }\n'
+    text = f"{minimal}{against}[sweep]\nnum_inference_steps = [4, 8]\n[score]\n{name} = 0.5\n"
 
-    assert study.measure.weights == ((name, 0.5),)
+    assert batch_of(text).study.measure.weights == ((name, 0.5),)
+
+
+def test_a_weight_of_likeness_needs_a_reference(problems_of: Problems, minimal: str) -> None:
+    (problem,) = problems_of(minimal + "[score]\npsnr = 1\n")
+
+    assert "score.psnr: compares with a reference, and [metrics] names none" in problem
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,11 @@ def _check_score(tables: Tables) -> Iterator[Fault]:
         if names is not None and key not in names and key not in OF_RUNS:
             message = "is weighted and not measured: add it to names in [metrics]"
             yield Fault(("score", key), message, at="key", related=("metrics",))
+    if tables.metrics is not None and not tables.metrics.reference:
+        for key in OF_REFERENCE:
+            if key in weights:
+                message = "compares with a reference, and [metrics] names none: set reference there"
+                yield Fault(("score", key), message, at="key", related=("metrics",))
     if weights and not any(weights.values()):
         yield Fault(("score",), "gives no metric a weight above 0: leave the table out")
 

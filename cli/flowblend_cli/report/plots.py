@@ -26,6 +26,7 @@ HUMAN_SOURCE = "I2VGen-XL step study: 1 picture, 1 prompt, best of 3 renders, 5 
 _SIZE = (4.4, 3.0)  # inches of 72 units: small, so that letters stay readable on a phone
 _MOST_ROWS = 12
 _MOST_METRICS = 6
+_FIRST = ("psnr", "ssim", "delta_e")  # who names a reference wants to see these
 # Colours of no drawing: each is replaced by a class, and the page says what it looks like.
 _INK, _QUIET, _LINE = "#010101", "#020202", "#030303"
 _SERIES = ("#0a0000", "#0b0000", "#0c0000", "#0d0000")
@@ -144,7 +145,8 @@ def _metric_of(name: str) -> Callable[[Clip], float | None]:
 
 def _metrics(comparison: Comparison, infos: Mapping[str, MetricInfo]) -> list[str]:
     known = {name for row in comparison.rows for name in row.metrics}
-    return [name for name in infos if name in known][:_MOST_METRICS]
+    shown = sorted((name for name in infos if name in known), key=lambda name: name not in _FIRST)
+    return shown[:_MOST_METRICS]
 
 
 def _draw(
