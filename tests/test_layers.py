@@ -178,6 +178,7 @@ ALLOWED: dict[str, set[str]] = {
             "flowblend_cli.report",
             "flowblend_cli.study",
             "flowblend_cli.text",
+            "flowblend_plugin.stages",
         }
         for room in (
             "clips",

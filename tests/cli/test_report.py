@@ -532,6 +532,25 @@ def test_a_promoted_recipe_keeps_what_stages_set_and_odd_words(tmp_path: Path) -
     assert (job.sampling.mode, job.sampling.flow_shift) == ("sde", 3.0)
 
 
+def test_variants_of_whole_stages_are_told_in_words_and_promoted(tmp_path: Path) -> None:
+    plain = (Stage("large", steps=40),)
+    phases = (
+        Stage("large", steps=25, until_sigma=0.65),
+        Stage("large", steps=15, scheduler="unipc"),
+    )
+    for name, stages, score in (("plain", plain, 0.4), ("phases", phases, 0.6)):
+        for seed in (1, 2):
+            job = a_job(f"{name}{seed}", steps=40, seed=seed, stages=stages, stage_string="L")
+            write_clip(tmp_path, job, metrics=values_for(score))
+
+    report(tmp_path)
+    (job,) = load_promoted(tmp_path, tmp_path / "next.toml").jobs
+
+    labels = {row["label"] for row in document_of(tmp_path)["studies"][0]["variants"]}
+    assert labels == {"40 steps large", "25 steps large to level 0.65 + 15 steps large (unipc)"}
+    assert job.stages == phases
+
+
 def test_a_promoted_recipe_leaves_winners_out_that_it_cant_say(tmp_path: Path) -> None:
     for scene, best in (("square", 2), ("star", 3)):
         for noise in (1, 2, 3):

@@ -51,7 +51,9 @@ def printed(comparison: Comparison) -> list[str]:
         }
         for row in comparison.curve()
     ]
-    heads = [head for head in (rows[0] if rows else ()) if any(row[head] for row in rows)]
+    if not rows:
+        return []
+    heads = [head for head in rows[0] if any(row[head] for row in rows)]
     width = {head: max(len(head), *(len(row[head]) for row in rows)) for head in heads}
     lines = [{head: head for head in heads}, *rows]
     return ["  " + "  ".join(f"{line[h]:<{width[h]}}" for h in heads).rstrip() for line in lines]

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from flowblend_cli.jobs import Job, freeze
 from flowblend_cli.report.clips import Clip
+from flowblend_plugin.stages import Stage
 
 STEPS = "num_inference_steps"
 MODE = "sampling.mode"
@@ -55,14 +56,25 @@ def settings(job: Job) -> dict[str, Hashable]:
     found["blend.stages"] = job.stage_string
     ends = [stage.until_sigma if stage.until is None else stage.until for stage in job.stages]
     found["blend.boundaries"] = tuple(end for end in ends if end is not None)
-    found["blend.stage"] = job.stages
+    found["blend.stage"] = " + ".join(map(_stage, job.stages))
     found["blend.threshold"] = job.adaptive
-    found["image"] = job.image
-    found["model.adapters"] = job.adapters
+    found["image"] = job.image.path if job.image is not None else None
+    found["model.adapters"] = tuple(f"{a.name} {a.role} {a.source}" for a in job.adapters)
     for table in ("model", "sampling", "output"):
         values = asdict(getattr(job, table))
         found |= {f"{table}.{key}": freeze(value) for key, value in values.items()}
     return {key: freeze(value) for key, value in found.items() if key not in _NO_VARIANT}
+
+
+def _stage(stage: Stage) -> str:
+    """A stage in words: ``"25 steps large to level 0.65"``, ``"small to 80 % (guidance 1)"``."""
+    words = [f"{stage.steps} steps" if stage.steps else "", stage.denoiser]
+    if stage.until_sigma is not None:
+        words.append(f"to level {stage.until_sigma:g}")
+    elif stage.until is not None:
+        words.append(f"to {stage.until:.0%}".replace("%", " %"))
+    settings = stage.describe_settings()
+    return " ".join(filter(None, (*words, f"({settings})" if settings else "")))
 
 
 def group(items: Iterable[_T], key: Callable[[_T], Hashable]) -> dict[Any, list[_T]]:
@@ -137,7 +149,9 @@ def say(axis: str, value: Any) -> str:
         return str(value).upper()
     if axis == "blend.stages":
         return shown(value)
-    name = {"guidance_scale": "guidance", "negative_prompt": "without"}.get(axis)
+    name = {"guidance_scale": "guidance", "negative_prompt": "without", "blend.stage": ""}.get(axis)
+    if name == "":
+        return shown(value)
     return f"{name or axis.rpartition('.')[2]} {shown(value)}"
 
 
