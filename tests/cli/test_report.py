@@ -542,6 +542,7 @@ def test_variants_of_whole_stages_are_told_in_words_and_promoted(tmp_path: Path)
         for seed in (1, 2):
             job = a_job(f"{name}{seed}", steps=40, seed=seed, stages=stages, stage_string="L")
             write_clip(tmp_path, job, metrics=values_for(score))
+    keep_recipe(tmp_path, [], Study(axes=("blend.stage",)))
 
     report(tmp_path)
     (job,) = load_promoted(tmp_path, tmp_path / "next.toml").jobs
