@@ -109,6 +109,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.jobs",
         "flowblend_cli.levels",
         "flowblend_cli.models",
+        "flowblend_cli.references",
         "flowblend_cli.study",
         "flowblend_cli.text",
         "flowblend_plugin.boundaries",

@@ -9,7 +9,8 @@ from flowblend_cli.jobs import Batch, Job, freeze
 
 # A repeat of the noise isn't another variant: its reference may have none of its own.
 _MAY_DIFFER = "sampling.noise_seed"
-_OF_STAGES = tuple(
+# Axes that leave nothing in a job but the stages that came of them.
+OF_STAGES = tuple(
     f"blend.{key}"
     for key in ("stage", "budget", "calibration", "criterion", "max_stages", "threshold")
 )
@@ -68,7 +69,7 @@ def _place(job: Job, axes: Iterable[str]) -> tuple[Any, ...]:
     kind = job.origin.kind if job.origin is not None else ""
     values = (
         # How stages came about isn't in a job; what came out of it is.
-        (job.stages, job.adaptive, job.adapters) if axis in _OF_STAGES else axis_value(job, axis)
+        (job.stages, job.adaptive, job.adapters) if axis in OF_STAGES else axis_value(job, axis)
         for axis in axes
     )
     return (job.scene, job.prompt, job.seed, kind, *values)

@@ -323,6 +323,17 @@ def test_every_metric_can_be_weighted(batch_of: Load, minimal: str, name: str) -
     assert batch_of(text).study.measure.weights == ((name, 0.5),)
 
 
+def test_a_reference_isnt_found_by_what_jobs_dont_say(problems_of: Problems, minimal: str) -> None:
+    swept = (
+        '[metrics]\nreference = { "blend.budget" = 1.0 }\n[sweep]\n"blend.budget" = [0.5, 1.0]\n'
+    )
+    text = minimal.replace('stages = "LSL"\nboundaries = [0.4, 0.8]', 'stages = "auto"')
+
+    (problem,) = problems_of(text + swept)
+
+    assert "metrics.reference: can't be blend.budget: a job doesn't say it" in problem
+
+
 def test_a_weight_of_likeness_needs_a_reference(problems_of: Problems, minimal: str) -> None:
     (problem,) = problems_of(minimal + "[score]\npsnr = 1\n")
 

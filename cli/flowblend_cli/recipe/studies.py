@@ -13,6 +13,7 @@ from flowblend_cli.recipe.ranges import Exploration
 from flowblend_cli.recipe.rows import SEED, sweep_axes
 from flowblend_cli.recipe.study_schema import OF_REFERENCE, OF_RUNS, DraftTable
 from flowblend_cli.recipe.validation import Fault, Tables
+from flowblend_cli.references import OF_STAGES
 from flowblend_cli.study import (
     AdaptSpec,
     MeasureSpec,
@@ -150,6 +151,9 @@ def _check_reference(tables: Tables, axes: Mapping[str, list[Any]]) -> Iterator[
         if axis == SEED:
             message = "can't be seed: a reference is of the same scene, prompt and seed"
             yield Fault(where, message)
+        elif axis in OF_STAGES:
+            message = f"can't be {axis}: a job doesn't say it; {NO_REFERENCE}"
+            yield Fault(where, message, related=("sweep",))
         elif axis not in axes:
             close = difflib.get_close_matches(axis, axes, n=1)
             known = f"axes are {', '.join(axes)}" if axes else "it has none"
