@@ -17,6 +17,21 @@ from flowblend_plugin.errors import StageError
 from flowblend_plugin.stages import Stage
 
 NUM_TRAIN_TIMESTEPS = 1000
+# Pipelines that ask their scheduler for a number of steps and nothing else, and whose first latents
+# are noise, with at most a condition beside it. Others hand it noise levels of their own, or a
+# shift that depends on the picture's size.
+PLAIN_PIPELINES = frozenset(
+    {
+        "Kandinsky5T2IPipeline",
+        "Kandinsky5T2VPipeline",
+        "SkyReelsV2ImageToVideoPipeline",
+        "SkyReelsV2Pipeline",
+        "StableDiffusion3Pipeline",
+        "WanImageToVideoPipeline",
+        "WanPipeline",
+        "WanVACEPipeline",
+    }
+)
 _LEAST = 1 / NUM_TRAIN_TIMESTEPS
 # Solvers that keep their timesteps as they are; the others cut them to whole numbers.
 _EXACT = ("flow_match_euler", "lcm")

@@ -9,23 +9,9 @@ from typing import Any
 import torch
 
 from flowblend_plugin.errors import SchedulerConfigError
-from flowblend_plugin.grids import start_level
+from flowblend_plugin.grids import PLAIN_PIPELINES, start_level
 from flowblend_plugin.phases import check_grids
 from flowblend_plugin.scheduler import wrap_scheduler
-
-# Pipelines whose prepare_latents gives noise, and beside it at most a condition of its own.
-PIPELINES = frozenset(
-    {
-        "Kandinsky5T2IPipeline",
-        "Kandinsky5T2VPipeline",
-        "SkyReelsV2ImageToVideoPipeline",
-        "SkyReelsV2Pipeline",
-        "StableDiffusion3Pipeline",
-        "WanImageToVideoPipeline",
-        "WanPipeline",
-        "WanVACEPipeline",
-    }
-)
 
 
 @contextmanager
@@ -48,10 +34,10 @@ def begin_at(pipe: Any, sigma_max: float) -> Iterator[None]:
         See ``flowblend_plugin.grids.start_level``.
     """
     level = start_level(sigma_max)
-    if type(pipe).__name__ not in PIPELINES:
+    if type(pipe).__name__ not in PLAIN_PIPELINES:
         raise SchedulerConfigError(
             f"sigma_max isn't possible with {type(pipe).__name__}, whose first latents may hold "
-            f"more than noise: leave it out, or use one of {', '.join(sorted(PIPELINES))}"
+            f"more than noise: leave it out, or use one of {', '.join(sorted(PLAIN_PIPELINES))}"
         )
     check_grids(pipe.scheduler)
     own, prepare = pipe.scheduler, pipe.prepare_latents

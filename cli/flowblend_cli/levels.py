@@ -14,22 +14,7 @@ from typing import Any, Literal
 from flowblend_cli.errors import ModelNameError, UsageError
 from flowblend_cli.jobs import SamplingSpec
 from flowblend_cli.models import find_pair, read_json, resolve_model
-from flowblend_plugin.grids import start_level
-
-# Pipelines that ask their scheduler for a number of steps and nothing else. Others hand it noise
-# levels of their own, or a shift that depends on the picture's size.
-PLAIN_PIPELINES = frozenset(
-    {
-        "Kandinsky5T2IPipeline",
-        "Kandinsky5T2VPipeline",
-        "SkyReelsV2ImageToVideoPipeline",
-        "SkyReelsV2Pipeline",
-        "StableDiffusion3Pipeline",
-        "WanImageToVideoPipeline",
-        "WanPipeline",
-        "WanVACEPipeline",
-    }
-)
+from flowblend_plugin.grids import PLAIN_PIPELINES, start_level
 
 
 @dataclass(frozen=True)

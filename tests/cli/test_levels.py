@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from flowblend_cli.bundled import bundled_dir
 from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import SamplingSpec
-from flowblend_cli.levels import PLAIN_PIPELINES, RULES, find_solver
+from flowblend_cli.levels import RULES, find_solver
 from flowblend_cli.main import main
 from flowblend_cli.plan import plan_batch
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_plugin.errors import SchedulerConfigError
+from flowblend_plugin.grids import PLAIN_PIPELINES
 from flowblend_plugin.noise_levels import noise_levels
 from flowblend_plugin.sampling import _LOST, _NAME_OF, STOCHASTIC, make_scheduler
 

@@ -16,7 +16,7 @@ from tiny import FLOW, ltx_pipe, run_wan, wan_denoiser, wan_pipe
 from flowblend_plugin import DenoiserSwitch, SchedulerConfigError, Stage, StageError, StageSchedule
 from flowblend_plugin.sampling import make_scheduler
 from flowblend_plugin.stages import SOLVERS
-from flowblend_plugin.start import PIPELINES, begin_at
+from flowblend_plugin.start import begin_at
 
 EULER = FlowMatchEulerDiscreteScheduler(shift=3.0)
 
@@ -87,9 +87,3 @@ def test_where_it_isnt_known_to_hold_it_is_refused() -> None:
     karras = wan_pipe(UniPCMultistepScheduler(**FLOW, use_karras_sigmas=True))
     with pytest.raises(SchedulerConfigError, match="use_karras_sigmas"), begin_at(karras, 200.0):
         pass
-
-
-def test_recipes_know_the_levels_of_the_same_pipelines() -> None:
-    from flowblend_cli.levels import PLAIN_PIPELINES
-
-    assert PIPELINES == PLAIN_PIPELINES
