@@ -423,6 +423,29 @@ def test_explored_seeds_are_counted_with_the_drafts_that_were_given_up(tmp_path:
     assert not [w for w in document["warnings"] if "not rendered" in w]
 
 
+def test_a_seed_that_drafts_chose_wins_beside_scenes_without_drafts(tmp_path: Path) -> None:
+    drafts = [a_job(f"d{s}", steps=5, seed=s, origin=Origin("draft")) for s in (1, 2)]
+    final = a_job("f2", seed=2, origin=Origin("final", "d2"))
+    other = a_job("alone", scene="alone", prompt="a blue star")
+    for job in (*drafts, final, other):
+        write_clip(tmp_path, job, metrics=values_for(0.5 + job.seed / 100))
+    chosen = Selection("square", ("d1", "d2"), ("f1", "f2"), 1)
+    keep_recipe(tmp_path, [], Study(selections=(chosen,)))
+
+    report(tmp_path)
+
+    assert [job["job"] for job in document_of(tmp_path)["jobs"] if job["winner"]] == ["f2"]
+
+
+def test_a_slow_step_is_no_headline(tmp_path: Path) -> None:
+    write_clip(tmp_path, a_job("one"), metrics=values_for(0.5), step_s=(0.1,) * 9 + (9.0,))
+
+    report(tmp_path)
+
+    tones = [one["tone"] for one in document_of(tmp_path)["studies"][0]["verdicts"]]
+    assert tones == ["answer", "warning"]
+
+
 def test_finals_stand_in_the_order_of_their_scenes(tmp_path: Path) -> None:
     jobs = []
     for scene in ("walking", "growing"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flowblend_cli.errors import UsageError
+from flowblend_cli.records import read_json
 from flowblend_cli.text import printable
 
 if TYPE_CHECKING:
@@ -55,9 +56,11 @@ def report(folder: Path, promote: Path | None, reviews: tuple[Path, ...], as_jso
 
     Exit codes: 0 done, 2 nothing to report, or bad usage, 4 disk.
     """
-    from flowblend_cli.report.writing import draw_up, sentences, write
+    from flowblend_cli.report.writing import NUMBERS, draw_up, sentences, write
 
     drawn = draw_up(folder, reviews)
+    if not reviews and "reviews" in (read_json(folder / NUMBERS) or {}):
+        click.echo("note: the last report had reviews: name them again with --reviews", err=True)
     recipe = _promoted(drawn.found, promote) if promote is not None else None
     write(drawn, folder)
     if recipe is not None and promote is not None:

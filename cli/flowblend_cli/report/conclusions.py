@@ -139,14 +139,14 @@ class Comparison:
 
 
 def compare(section: Section, infos: Mapping[str, MetricInfo]) -> Comparison:
-    """Put the clips that a recipe lists side by side: drafts, finals and adapted ones aside.
+    """Put the clips that a recipe lists side by side: adapted ones aside, and drafts of others.
 
     Args:
         section: The clips of one recipe.
         infos: The metrics that there are, in the order in which they are shown.
     """
-    clips = [clip for clip in section.clips if not clip.kind] or [
-        clip for clip in section.clips if clip.kind == "final"
+    clips = [clip for clip in section.clips if clip.kind in ("", "final")] or [
+        clip for clip in section.clips if clip.kind == "draft"
     ]
     if not clips:
         return Comparison((), (), (), ())
@@ -162,7 +162,7 @@ def compare(section: Section, infos: Mapping[str, MetricInfo]) -> Comparison:
     return Comparison(
         axes,
         tuple(rows),
-        _winners(rows, variants, section.clips),
+        _winners(rows, variants, section),
         fixed_settings(clips, axes),
         standard.label if standard and len(variants) > 1 else "",
         is_pictures,
@@ -263,21 +263,22 @@ def _use(row: Row, rows: Sequence[Row], clips: Sequence[Clip]) -> str:
 
 
 def _winners(
-    rows: Sequence[Row], variants: Sequence[Variant], clips: Sequence[Clip]
+    rows: Sequence[Row], variants: Sequence[Variant], section: Section
 ) -> tuple[Winner, ...]:
     """The best repeat of the winning variant, of every scene and prompt with a choice."""
     single = len(variants) == 1
     chosen = next((i for i, row in enumerate(rows) if row.is_winner), 0 if single else None)
     if chosen is None:
         return ()
+    explored = {name for each in section.study.selections for name in each.finals}
     winners = []
     for some in group(_distinct(variants[chosen].clips), lambda clip: clip.subject).values():
         scored = [clip for clip in some if clip.score is not None]
-        if not scored or (single and len(some) < 2):
+        if not scored or (single and len(some) < 2 and some[0].id not in explored):
             continue
         best = max(scored, key=lambda clip: clip.score or 0.0)
         ties = tuple(clip.id for clip in scored if clip is not best and clip.score == best.score)
-        kept = _accepted_instead(best, clips)
+        kept = _accepted_instead(best, section.clips)
         assert kept.score is not None
         label = "" if single else variants[chosen].label
         winners.append(

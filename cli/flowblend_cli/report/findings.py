@@ -72,8 +72,6 @@ def _part(section: Section, folder: Folder) -> Part:
         *compared,
         *(() if modes_first else about_modes),
         *words.adapted(adapted),
-        *words.slow_steps(section.clips),
-    ]
-    if not verdicts:
-        verdicts = [words.nothing_compared(section)]
+    ] or [words.nothing_compared(section)]
+    verdicts += words.slow_steps(section.clips)
     return Part(section, comparison, determinism, drafts, adapted, tuple(verdicts))

@@ -20,7 +20,7 @@ from flowblend_cli.study import AdaptSpec, MeasureSpec, ReviewSpec, Selection, S
 from flowblend_cli.text import count
 
 _MEDIA = (".mp4", ".png")
-_LOOKED_AT = {*_MEDIA, ".mov", ".mkv", ".webm", ".gif", ".webp", ".jpg", ".jpeg", ".avi"}
+_LOOKED_AT = {*_MEDIA, ".mov", ".mkv", ".webm", ".gif", ".jpg", ".jpeg", ".avi"}
 _AGAIN = ".again"
 _NAMED = 5
 

@@ -15,6 +15,7 @@ from flowblend_cli.errors import UsageError
 from flowblend_cli.report.clips import Clip, MetricInfo
 from flowblend_cli.report.conclusions import Comparison, Row, pair_of
 from flowblend_cli.report.findings import Part
+from flowblend_cli.report.tables import shown_metrics
 from flowblend_cli.report.variants import STEPS
 from flowblend_cli.text import shorten
 
@@ -26,7 +27,6 @@ HUMAN_SOURCE = "I2VGen-XL step study: 1 picture, 1 prompt, best of 3 renders, 5 
 _SIZE = (4.4, 3.0)  # inches of 72 units: small, so that letters stay readable on a phone
 _MOST_ROWS = 12
 _MOST_METRICS = 6
-_FIRST = ("psnr", "ssim", "delta_e")  # who names a reference wants to see these
 # Colours of no drawing: each is replaced by a class, and the page says what it looks like.
 _INK, _QUIET, _LINE = "#010101", "#020202", "#030303"
 _SERIES = ("#0a0000", "#0b0000", "#0c0000", "#0d0000")
@@ -131,7 +131,7 @@ def _drawings(part: Part, infos: Mapping[str, MetricInfo], prefix: str) -> Itera
         plot("Score ↑", "0 to 1", lambda clip: clip.score),
         plot("Seconds ↓", "median of a clip's renders", lambda clip: clip.seconds),
     ]
-    for name in _metrics(comparison, infos):
+    for name in shown_metrics(comparison, infos)[:_MOST_METRICS]:
         info = infos.get(name)
         better = {"higher": " ↑", "lower": " ↓"}.get(info.better if info else "", "")
         title = name.replace("_", " ").capitalize() + better
@@ -141,12 +141,6 @@ def _drawings(part: Part, infos: Mapping[str, MetricInfo], prefix: str) -> Itera
 
 def _metric_of(name: str) -> Callable[[Clip], float | None]:
     return lambda clip: clip.metrics.get(name)
-
-
-def _metrics(comparison: Comparison, infos: Mapping[str, MetricInfo]) -> list[str]:
-    known = {name for row in comparison.rows for name in row.metrics}
-    shown = sorted((name for name in infos if name in known), key=lambda name: name not in _FIRST)
-    return shown[:_MOST_METRICS]
 
 
 def _draw(

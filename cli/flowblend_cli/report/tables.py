@@ -15,6 +15,7 @@ from flowblend_cli.report.variants import STEPS
 from flowblend_cli.text import printable
 
 _MOST_METRICS = 8
+_LIKENESS = ("psnr", "ssim", "delta_e")
 
 
 def table(comparison: Comparison) -> list[dict[str, Any]]:
@@ -98,10 +99,15 @@ def _apart(row: Row) -> str:
     return f"{words.signed(row.to_best.mean)}{half}{how}"
 
 
+def shown_metrics(comparison: Comparison, infos: Mapping[str, MetricInfo]) -> list[str]:
+    """Names of what was measured, likeness to the reference first."""
+    known = {name for row in comparison.rows for name in row.metrics}
+    return sorted((name for name in infos if name in known), key=lambda name: name not in _LIKENESS)
+
+
 def metrics_table(comparison: Comparison, infos: Mapping[str, MetricInfo]) -> dict[str, Any] | None:
     """Each variant's metrics, mean and half the interval."""
-    known = {name for row in comparison.rows for name in row.metrics}
-    names = [name for name in infos if name in known][:_MOST_METRICS]
+    names = shown_metrics(comparison, infos)[:_MOST_METRICS]
     if not names or len(comparison.rows) < 2:
         return None
     arrows = {"higher": "↑", "lower": "↓"}

@@ -245,7 +245,7 @@ def _about_variants(comparison: Comparison) -> Iterator[Verdict]:
 
 def _about_winners(winners: Sequence[Winner], *, is_sweep: bool) -> Iterator[Verdict]:
     for one in winners[:_NAMED]:
-        choice = f"the best of {count(one.of, 'repeat')}" if one.of > 1 else "the only render"
+        choice = f"the best of {count(one.of, 'repeat')}" if one.of > 1 else "the only one finished"
         within = f" at {one.label}" if is_sweep else ""
         noise = "" if one.noise_seed is None else f", noise {one.noise_seed}"
         seed = f"seed {one.seed}{noise}"
