@@ -60,6 +60,9 @@ name = "test"
 [model]
 pipeline = "sprites"
 
+[metrics]
+names = []
+
 [defaults]
 num_inference_steps = 3
 max_sequence_length = 64

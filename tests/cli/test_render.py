@@ -39,6 +39,9 @@ pipeline = "sprites"
 stages = "LSL"
 boundaries = [0.4, 0.8]
 
+[metrics]
+names = []
+
 [defaults]
 num_inference_steps = 3
 guidance_scale = 5.0
