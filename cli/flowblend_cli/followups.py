@@ -43,12 +43,12 @@ class Limits:
     Args:
         weak_motion: ``flow_mean`` below which motion is too weak; 0 where stillness is asked for.
         jitter: ``unsteadiness`` above which motion jitters.
-        steps: Fewest and most steps that suit the scene; None where nothing is said.
+        steps: Fewest and most steps that suit the scene.
     """
 
     weak_motion: float
     jitter: float
-    steps: tuple[int, int] | None = None
+    steps: tuple[int, int] = (1, MOST_STEPS)
 
 
 def flaw_of(metrics: Mapping[str, float], limits: Limits) -> str:
@@ -126,7 +126,7 @@ def _change_steps(settings: dict[str, Any], job: Job, is_jitter: bool, limits: L
     if any(getattr(stage, "steps", None) is not None for stage in job.stages):
         return ""
     before = job.num_inference_steps
-    lowest, highest = limits.steps or (1, MOST_STEPS)
+    lowest, highest = limits.steps
     if is_jitter:
         after = min(before, max(FEWEST_STEPS, lowest, before - FEWER_STEPS))
     else:

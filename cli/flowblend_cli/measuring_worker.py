@@ -96,11 +96,8 @@ def measure(request: dict[str, Any], frames: Any, references: References) -> dic
 
 
 def _suits(metric: Any, frames: Any, reference: Any) -> bool:
-    return (
-        (metric.needs == "frames" or reference is not None)
-        and len(frames) >= metric.min_frames
-        and min(frames.shape[1:3]) >= metric.min_size
-    )
+    has_all = metric.needs == "frames" or reference is not None
+    return has_all and metric.is_large_enough(frames.shape)
 
 
 def read_frames(source: BinaryIO) -> Any:

@@ -42,6 +42,10 @@ class Metric:
     min_frames: int = 1
     min_size: int = 1
 
+    def is_large_enough(self, shape: tuple[int, ...]) -> bool:
+        """Whether a clip of this shape, (T, H, W, 3), has the frames and pixels that it needs."""
+        return shape[0] >= self.min_frames and min(shape[1:3]) >= self.min_size
+
 
 DIAGONAL = "1/1000 of the diagonal"
 _DIS = "DIS optical flow: Kroeger et al. 2016, arXiv:1603.03590, OpenCV's medium preset"

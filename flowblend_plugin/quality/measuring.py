@@ -92,8 +92,7 @@ def _suits(metric: Metric, frames: Frames, has_reference: bool) -> bool:
     return (
         metric.is_default
         and (metric.needs == "frames" or (metric.needs == "reference" and has_reference))
-        and len(frames) >= metric.min_frames
-        and min(frames.shape[1:3]) >= metric.min_size
+        and metric.is_large_enough(frames.shape)
     )
 
 
