@@ -278,6 +278,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "flowblend_cli.peaks": set(),
     "flowblend_cli.steptimes": set(),
+    "flowblend_cli.options": set(),
     "flowblend_cli.rendering": {
         "flowblend_cli.artifacts",
         "flowblend_cli.events",
@@ -347,6 +348,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.jobs",
         "flowblend_cli.keys",
         "flowblend_cli.models",
+        "flowblend_cli.options",
         "flowblend_cli.progress",
         "flowblend_cli.records",
         "flowblend_cli.rendering",

@@ -16,6 +16,7 @@ from flowblend_cli.errors import DeviceLostError, LockedError, ModelMissingError
 from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Summary
 from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
 from flowblend_cli.keys import Identity, job_key, model_identity
+from flowblend_cli.options import RunOptions
 from flowblend_cli.progress import Reporter
 from flowblend_cli.records import JobRecord
 from flowblend_cli.rendering import Render, Renderer
@@ -52,6 +53,7 @@ class BatchRun:
     Args:
         batch: The jobs.
         reporter: Who is told what happens.
+        options: What the run may do, and when it stops.
         anew: Render our own finished files again, too.
         warm_up: A job that is sampled and thrown away before the first one, so that what happens
             once (memory, kernels, the prompt's embedding) isn't in anybody's seconds.
@@ -65,12 +67,14 @@ class BatchRun:
         batch: Batch,
         reporter: Reporter,
         *,
+        options: RunOptions | None = None,
         anew: bool = False,
         warm_up: Job | None = None,
         overrides: Sequence[str] | None = None,
         complaints: Mapping[str, str] | None = None,
     ) -> None:
         self._batch = batch
+        self._options = options or RunOptions()
         self._anew = anew
         self._reporter = reporter
         self._recipe_dir = batch.source.parent

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flowblend_cli.commands._run_options import run_options
 from flowblend_cli.commands.report import TakesManyFiles
 from flowblend_cli.errors import UsageError
 from flowblend_cli.progress import make_reporter
@@ -14,6 +15,7 @@ from flowblend_cli.text import count
 
 if TYPE_CHECKING:
     from flowblend_cli.jobs import Batch
+    from flowblend_cli.options import RunOptions
 
 
 @click.command(cls=TakesManyFiles)
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
               help="Write report.html at the end; unset, as the recipe says.")  # fmt: skip
 @click.option("--reviews", multiple=True, metavar="FILE...", type=click.Path(path_type=Path),
               help="Render again, adapted, what raters gave less than 5 of 10.")  # fmt: skip
+@run_options
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 @click.option("-v", "--verbose", count=True, help="Say more.")
 def render(
@@ -40,6 +43,7 @@ def render(
     with_gallery: bool,
     with_report: bool | None,
     reviews: tuple[Path, ...],
+    options: RunOptions,
     quiet: bool,
     verbose: int,
 ) -> int:
@@ -89,7 +93,7 @@ def render(
     for warning in batch.warnings:
         reporter.message(warning)
     complaints = _complaints(batch, reviews)
-    code = engine.run(batch, reporter, overrides=overrides, complaints=complaints)
+    code = engine.run(batch, reporter, options=options, overrides=overrides, complaints=complaints)
     if with_gallery and code == 0:
         code = _show_gallery(batch, as_json, verbosity)
     if reports and code == 0:

@@ -1,0 +1,65 @@
+"""The options of ``render`` that say how a batch is carried out."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from flowblend_cli.options import RunOptions
+
+_PART = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
+    """A length of time: ``6h``, ``90m``, ``1h30m``, ``45s``, or plain seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read it as seconds."""
+        text = str(value).strip().lower()
+        parts = _PART.findall(text)
+        if parts and "".join(number + unit for number, unit in parts) == text:
+            seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+        elif re.fullmatch(r"\d+(\.\d+)?", text):
+            seconds = float(text)
+        else:
+            self.fail(f"{value!r} is no length of time: write 6h, 90m, 1h30m or seconds", param)
+        if not seconds:
+            self.fail("a run needs more than no time at all", param)
+        return seconds
+
+
+_OPTIONS = (
+    click.option("--fail-fast/--keep-going", help="End with the first job that fails, or go on "
+                 "without it, which is the default."),
+    click.option("--max-jobs", type=click.IntRange(min=1), metavar="N",
+                 help="Stop cleanly once N jobs were rendered."),
+    click.option("--max-time", "max_time_s", type=Duration(), metavar="TIME",
+                 help="Stop cleanly before TIME is up, such as 6h or 90m."),
+    click.option("--checkpoint-every", type=click.IntRange(min=0), default=0, metavar="N",
+                 help="Store a job's state after every N steps, and go on from there."),
+    click.option("--verify", is_flag=True, help="Hash every byte of every finished file."),
+    click.option("--allow-download", is_flag=True, help="Fetch models that aren't here."),
+)  # fmt: skip
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command these options; it gets them as one ``options``, see ``RunOptions``."""
+
+    @functools.wraps(command)
+    def gathered(**given: Any) -> Any:
+        names = RunOptions.__dataclass_fields__
+        chosen = {name: given.pop(name) for name in names if name in given}
+        return command(options=RunOptions(**chosen), **given)
+
+    for option in reversed(_OPTIONS):
+        gathered = option(gathered)
+    return gathered

@@ -1,0 +1,28 @@
+"""How a batch is carried out, as far as it decides no pixel: what the command's options say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run may do, and when it is to stop.
+
+    Args:
+        fail_fast: End the batch with the first job that fails, instead of going on without it.
+        max_jobs: Stop cleanly once so many jobs were rendered; None for all of them.
+        max_time_s: Stop cleanly before so many seconds have passed; None for no limit.
+        checkpoint_every: Store a job's state after every so many steps; 0 never does.
+        verify: Hash the bytes of every finished file, of large ones too.
+        allow_download: Fetch models that the recipe names and this machine lacks.
+        isolated: Render in a process of its own, whose death costs one try of one job.
+    """
+
+    fail_fast: bool = False
+    max_jobs: int | None = None
+    max_time_s: float | None = None
+    checkpoint_every: int = 0
+    verify: bool = False
+    allow_download: bool = False
+    isolated: bool = False
