@@ -279,6 +279,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.peaks": set(),
     "flowblend_cli.steptimes": set(),
     "flowblend_cli.options": set(),
+    "flowblend_cli.leftovers": {"flowblend_cli.artifacts", "flowblend_cli.records"},
     "flowblend_cli.rendering": {
         "flowblend_cli.artifacts",
         "flowblend_cli.events",
@@ -387,6 +388,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.events",
         "flowblend_cli.jobs",
         "flowblend_cli.keys",
+        "flowblend_cli.leftovers",
         "flowblend_cli.locking",
         "flowblend_cli.looking",
         "flowblend_cli.options",

@@ -15,6 +15,7 @@ from flowblend_cli.errors import ENDS_THE_BATCH
 from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Summary
 from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
 from flowblend_cli.keys import Identity, job_key, model_identity
+from flowblend_cli.leftovers import sweep
 from flowblend_cli.locking import output_lock
 from flowblend_cli.looking import look_at
 from flowblend_cli.options import RunOptions
@@ -86,6 +87,7 @@ class BatchRun:
         """
         began = time.monotonic()
         with output_lock(self._batch.output_dir), self._reporter, self._stop:
+            sweep(self._batch.output_dir, map(self._batch.path_of, self._batch.jobs))
             try:
                 with self._errors_told():
                     for job in (*self._batch.jobs, *self._batch.reserve):

@@ -1,4 +1,4 @@
-"""What a folder of finished files looks like after a fault: judged without the code under test's word.
+"""What a folder of finished files looks like after a fault.
 
 Every visible final must decode to its last frame and hold its own checksum, whatever happened; what
 was published once must never be written again, which its inode shows.
