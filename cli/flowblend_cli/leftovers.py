@@ -17,8 +17,8 @@ _NOT_OURS = "reviews"
 def sweep(output_dir: Path, finals: Iterable[Path]) -> None:
     """Remove the temporary files of runs that are no more; the folder's lock is held.
 
-    Only plain files are removed: beside the final names of this batch, and in the folder of records.
-    Any other name could be somebody's own.
+    Only plain files are removed: beside the final names of this batch, and in the folder of
+    records. Any other name could be somebody's own.
 
     Args:
         output_dir: The output folder.
