@@ -16,6 +16,7 @@ from flowblend_cli.recipe.schema import (
     SamplingTable,
     SceneTable,
     Table,
+    Text,
 )
 from flowblend_cli.recipe.study_schema import (
     AdaptTable,
@@ -30,6 +31,8 @@ from flowblend_cli.recipe.sweep_schema import SweepTable
 class RecipeDocument(Table):
     """A flowblend recipe."""
 
+    include: list[Text] = Field(default_factory=list)
+    """Files in the recipe's folder that this one is merged over."""
     recipe: RecipeTable = RecipeTable()
     model: ModelTable
     blend: BlendTable = BlendTable()

@@ -8,12 +8,13 @@ from __future__ import annotations
 import bisect
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import tomli
 
-KeyPath = tuple[str | int, ...]
+from flowblend_cli.recipe.limits import MAX_DEPTH
 
-MAX_DEPTH = 32
+KeyPath = tuple[str | int, ...]
 
 # Possessive, so that an unclosed string fails in one pass.
 _ML_BASIC = r'"""[^\\"]*+(?:(?:\\.|""?(?!"))[^\\"]*+)*+"{3,5}'
@@ -82,6 +83,19 @@ def check_nesting(text: str) -> Position | None:
         if depth > MAX_DEPTH or dots > MAX_DEPTH:
             return _Lines(text).position(match.start())
     return None
+
+
+def too_deep(document: dict[str, Any]) -> KeyPath | None:
+    """Find what nests deeper than ``MAX_DEPTH`` by brackets and dotted keys together."""
+    level: list[tuple[KeyPath, Any]] = [((), document)]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            ((*path, key), item)
+            for path, value in level
+            for key, item in (value.items() if isinstance(value, dict) else enumerate(value))
+            if isinstance(item, (dict, list))
+        ]
+    return level[0][0] if level else None
 
 
 def scan(text: str) -> Positions:

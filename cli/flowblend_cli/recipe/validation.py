@@ -87,7 +87,7 @@ _SINGLE: dict[str, type[BaseModel]] = {
     "draft": DraftTable,
     "review": ReviewTable,
 }
-_TOP = (*_SINGLE, "presets", "scene")
+_TOP = (*_SINGLE, "presets", "scene", "include")
 
 _ELSEWHERE = {
     "seed": "seeds of a [[scene]]",
@@ -96,6 +96,7 @@ _ELSEWHERE = {
     "timesteps": "num_inference_steps: free timesteps aren't supported",
     "sigmas": "num_inference_steps: free sigmas aren't supported",
     "output_type": "container of [output]",
+    "include": 'include = ["base.toml"] before the first table',
 }
 # What other programs call the share of keys that sparse attention keeps.
 _SPARSE = ("attention_top_k", "attention_topk", "sla_topk", "sla_top_k")
