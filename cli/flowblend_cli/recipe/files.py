@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tomli
 
 from flowblend_cli.errors import Problem, RecipeError
-from flowblend_cli.recipe.limits import MAX_DEPTH, MAX_RECIPE_BYTES, MIB
+from flowblend_cli.recipe.limits import MAX_DEPTH, MAX_RECIPE_BYTES, MAX_VALUES, MIB
 from flowblend_cli.recipe.positions import (
     START,
     KeyPath,
@@ -18,8 +18,8 @@ from flowblend_cli.recipe.positions import (
     Positions,
     check_nesting,
     format_path,
+    measure,
     scan,
-    too_deep,
 )
 
 
@@ -85,7 +85,10 @@ def read_file(path: Path, shown: Path, limit: int = MAX_RECIPE_BYTES) -> RecipeF
         raise _error(shown, position, f"not valid TOML: {error.msg}") from error
     except (RecursionError, ValueError) as error:
         raise _error(shown, START, f"not valid TOML: {error}") from error
-    deep_path = too_deep(document)
+    values, deep_path = measure(document)
+    if values > MAX_VALUES:
+        message = f"has {values:,} keys and entries of lists, more than the limit of {MAX_VALUES:,}"
+        raise _error(shown, START, message)
     if deep_path is not None:
         raise _error(shown, scan(text).value(deep_path), _TOO_DEEP)
     renamed: dict[KeyPath, KeyPath] = {}

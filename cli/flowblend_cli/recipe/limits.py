@@ -16,5 +16,7 @@ MAX_INCLUDE_DEPTH = 8
 MAX_JOBS = 100_000
 # Characters of one prompt, its alternatives counted as written.
 MAX_PROMPT = 10_000
-# Problems that are told; the rest is counted.
+# Keys, and entries of lists, of one file.
+MAX_VALUES = 300_000
+# Problems that are told.
 MAX_PROBLEMS = 100

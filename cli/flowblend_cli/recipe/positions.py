@@ -85,17 +85,22 @@ def check_nesting(text: str) -> Position | None:
     return None
 
 
-def too_deep(document: dict[str, Any]) -> KeyPath | None:
-    """Find what nests deeper than ``MAX_DEPTH`` by brackets and dotted keys together."""
+def measure(document: dict[str, Any]) -> tuple[int, KeyPath | None]:
+    """Count the keys and entries of a document, and find what nests deeper than ``MAX_DEPTH``.
+
+    Brackets and dotted keys count together here, which ``check_nesting`` looks at one by one.
+    """
+    values = 0
     level: list[tuple[KeyPath, Any]] = [((), document)]
     for _ in range(MAX_DEPTH + 1):
+        values += sum(len(value) for _, value in level)
         level = [
             ((*path, key), item)
             for path, value in level
             for key, item in (value.items() if isinstance(value, dict) else enumerate(value))
             if isinstance(item, (dict, list))
         ]
-    return level[0][0] if level else None
+    return values, level[0][0] if level else None
 
 
 def scan(text: str) -> Positions:

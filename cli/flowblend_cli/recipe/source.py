@@ -12,7 +12,6 @@ from flowblend_cli.recipe.includes import Origin, merge_files, read_included
 from flowblend_cli.recipe.limits import MAX_PROBLEMS
 from flowblend_cli.recipe.positions import START, KeyPath, Position, format_path
 from flowblend_cli.recipe.validation import Fault
-from flowblend_cli.text import count
 
 
 class RecipeSource:
@@ -87,9 +86,8 @@ class RecipeSource:
         """
         faults = list(faults)
         problems = [self.problem(fault) for fault in faults[:MAX_PROBLEMS]]
-        further = len(faults) - len(problems)
-        if further:
-            message = f"and {count(further, 'further problem')}, which aren't listed"
+        if len(faults) > MAX_PROBLEMS:
+            message = f"has more than {MAX_PROBLEMS} problems, of which these are some"
             problems.append(Problem(str(self.path), None, None, "", message))
         if problems:
             raise RecipeError(problems)

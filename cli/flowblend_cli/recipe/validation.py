@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from flowblend_cli.recipe import schema
+from flowblend_cli.recipe.limits import MAX_PROBLEMS
 from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.schema import (
     AdapterTable,
@@ -143,9 +145,9 @@ def validate(document: dict[str, Any]) -> tuple[Tables, list[Fault]]:
 
 
 def _unknown_tables(document: dict[str, Any]) -> Iterator[Fault]:
-    for key in document:
-        if key not in _TOP:
-            yield Fault((key,), _unknown(key, "", list(_TOP)), at="key")
+    unknown = (key for key in document if key not in _TOP)
+    for key in itertools.islice(unknown, MAX_PROBLEMS + 1):
+        yield Fault((key,), _unknown(key, "", list(_TOP)), at="key")
 
 
 def _scenes(value: Any, faults: list[Fault]) -> Iterator[SceneFields | None]:
@@ -194,7 +196,7 @@ def _faults(
     merged: dict[KeyPath, list[ErrorDetails]] = {}
     for error in errors:
         merged.setdefault(prefix + _real_path(error, value), []).append(error)
-    for path, group in merged.items():
+    for path, group in itertools.islice(merged.items(), MAX_PROBLEMS + 1):
         # The branch of a union that went deeper is the one that was meant.
         if any(len(other) > len(path) and other[: len(path)] == path for other in merged):
             continue
