@@ -13,8 +13,12 @@ from typing import Any
 import tomli
 
 from flowblend_cli.recipe.limits import MAX_DEPTH
+from flowblend_cli.text import shorten
 
 KeyPath = tuple[str | int, ...]
+
+# Characters of a key that a message shows.
+MAX_SHOWN = 200
 
 # Possessive, so that an unclosed string fails in one pass.
 _ML_BASIC = r'"""[^\\"]*+(?:(?:\\.|""?(?!"))[^\\"]*+)*+"{3,5}'
@@ -254,6 +258,7 @@ def format_path(path: KeyPath) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
+            part = shorten(part, MAX_SHOWN)
             name = part if _BARE_KEY.fullmatch(part) else f'"{part}"'
             text += f".{name}" if text else name
     return text

@@ -257,7 +257,7 @@ def _unknown(key: str, table: str, known: list[str]) -> str:
         return f"unknown key{where}; did you mean {close[0]!r}?"
     if owners or key in _ELSEWHERE:
         return f"unknown key{where}; use {_ELSEWHERE.get(key, owners)}"
-    if len(known) <= 12 or table == "score":
+    if len(known) <= 12 or table in ("", "score"):
         return f"unknown key{where}; known keys are {', '.join(known)}"
     return f"unknown key{where}; no pipeline that flowblend knows takes it"
 
@@ -297,6 +297,8 @@ def _explain(error: ErrorDetails) -> str:
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     if kind == "value_error":
         return str(context["error"])
+    if kind == "string_too_long":
+        return f"has {len(value):,} characters, more than the limit of {context['max_length']:,}"
     if kind in ("string_too_short", "too_short"):
         return "must not be empty"
     if kind == "string_pattern_mismatch" and error["loc"][-1] == "device":
