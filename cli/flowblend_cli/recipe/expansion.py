@@ -87,6 +87,7 @@ def expand(recipe: Recipe, *, settle: bool = True) -> Batch:
         recipe.path.absolute(),
         make_study(recipe, candidates, selections),
         tuple(job for job in jobs if job.id in reserve),
+        recipe.source.text,
     )
 
 

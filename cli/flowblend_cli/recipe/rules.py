@@ -13,6 +13,7 @@ from flowblend_cli.levels import find_solver
 from flowblend_cli.recipe import schema
 from flowblend_cli.recipe.choosing import AUTO
 from flowblend_cli.recipe.layers import scene_settings
+from flowblend_cli.recipe.limits import MAX_JOBS, MAX_PROMPT
 from flowblend_cli.recipe.naming import FIXED_FIELDS, same_file_key, template_fields
 from flowblend_cli.recipe.overrides import Override
 from flowblend_cli.recipe.positions import KeyPath
@@ -28,7 +29,6 @@ from flowblend_plugin.errors import StageError
 from flowblend_plugin.grids import joined_grid, legs_of
 from flowblend_plugin.stages import SOLVERS, StageSchedule
 
-MAX_JOBS = 100_000
 DEFAULT_SEEDS = (42,)
 
 
@@ -45,10 +45,11 @@ def check_scenes(
             continue
         key = same_file_key(scene.name)
         if key in first:
-            line = source.position(Fault(("scene", first[key], "name"), "")).line
+            path: KeyPath = ("scene", index, "name")
+            place = source.place(("scene", first[key], "name"), seen_from=path)
             yield Fault(
-                ("scene", index, "name"),
-                f"{scene.name!r} is the name of scene[{first[key]}] in line {line} already, "
+                path,
+                f"{scene.name!r} is the name of scene[{first[key]}] in {place} already, "
                 "which its files would share: rename one",
             )
         first.setdefault(key, index)
@@ -58,7 +59,7 @@ def check_scenes(
             problem = _prompt_problem(prompt)
             if problem:
                 is_list = isinstance(source.document["scene"][index]["prompt"], list)
-                path: KeyPath = ("scene", index, "prompt", *((number,) if is_list else ()))
+                path = ("scene", index, "prompt", *((number,) if is_list else ()))
                 yield Fault(path, problem)
 
 
@@ -71,6 +72,8 @@ def _unknown_preset(name: str, presets: Mapping[str, Preset]) -> str:
 def _prompt_problem(prompt: str) -> str | None:
     if not prompt.strip():
         return "must not be blank"
+    if len(prompt) > MAX_PROMPT:
+        return f"has {len(prompt):,} characters, more than the limit of {MAX_PROMPT:,}"
     try:
         count_prompts(prompt)
     except ValueError as error:

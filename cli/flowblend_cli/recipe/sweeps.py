@@ -5,7 +5,6 @@ from __future__ import annotations
 import typing
 from typing import Any
 
-from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.ranges import Ranges, parse_range
 from flowblend_cli.recipe.source import RecipeSource
 from flowblend_cli.recipe.sweep_schema import SweepTable
@@ -28,7 +27,7 @@ def write_out_ranges(source: RecipeSource) -> None:
     if not isinstance(sweep, dict):
         return
     for axis in NUMERIC_AXES & set(sweep):
-        path: KeyPath = source.renamed.get(("sweep", axis), ("sweep", axis))
+        file, path = source.origin(("sweep", axis))
         written = sweep[axis]
         entries = written if isinstance(written, list) else [written]
         if not any(isinstance(entry, str) for entry in entries):
@@ -37,7 +36,7 @@ def write_out_ranges(source: RecipeSource) -> None:
         for index, entry in enumerate(entries):
             place = (*path, index) if isinstance(written, list) else path
             for value in _values(entry):
-                source.renamed["sweep", axis, len(values)] = place
+                source.origins["sweep", axis, len(values)] = (file, place)
                 values.append(value)
         is_sound = isinstance(written, list) or values != [written]
         sweep[axis] = values if is_sound else written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from flowblend_cli.recipe import schema
+from flowblend_cli.recipe.limits import MAX_PROBLEMS
 from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.schema import (
     AdapterTable,
@@ -87,7 +89,7 @@ _SINGLE: dict[str, type[BaseModel]] = {
     "draft": DraftTable,
     "review": ReviewTable,
 }
-_TOP = (*_SINGLE, "presets", "scene")
+_TOP = (*_SINGLE, "presets", "scene", "include")
 
 _ELSEWHERE = {
     "seed": "seeds of a [[scene]]",
@@ -96,6 +98,7 @@ _ELSEWHERE = {
     "timesteps": "num_inference_steps: free timesteps aren't supported",
     "sigmas": "num_inference_steps: free sigmas aren't supported",
     "output_type": "container of [output]",
+    "include": 'include = ["base.toml"] before the first table',
 }
 # What other programs call the share of keys that sparse attention keeps.
 _SPARSE = ("attention_top_k", "attention_topk", "sla_topk", "sla_top_k")
@@ -142,9 +145,9 @@ def validate(document: dict[str, Any]) -> tuple[Tables, list[Fault]]:
 
 
 def _unknown_tables(document: dict[str, Any]) -> Iterator[Fault]:
-    for key in document:
-        if key not in _TOP:
-            yield Fault((key,), _unknown(key, "", list(_TOP)), at="key")
+    unknown = (key for key in document if key not in _TOP)
+    for key in itertools.islice(unknown, MAX_PROBLEMS + 1):
+        yield Fault((key,), _unknown(key, "", list(_TOP)), at="key")
 
 
 def _scenes(value: Any, faults: list[Fault]) -> Iterator[SceneFields | None]:
@@ -193,7 +196,7 @@ def _faults(
     merged: dict[KeyPath, list[ErrorDetails]] = {}
     for error in errors:
         merged.setdefault(prefix + _real_path(error, value), []).append(error)
-    for path, group in merged.items():
+    for path, group in itertools.islice(merged.items(), MAX_PROBLEMS + 1):
         # The branch of a union that went deeper is the one that was meant.
         if any(len(other) > len(path) and other[: len(path)] == path for other in merged):
             continue
@@ -254,7 +257,7 @@ def _unknown(key: str, table: str, known: list[str]) -> str:
         return f"unknown key{where}; did you mean {close[0]!r}?"
     if owners or key in _ELSEWHERE:
         return f"unknown key{where}; use {_ELSEWHERE.get(key, owners)}"
-    if len(known) <= 12 or table == "score":
+    if len(known) <= 12 or table in ("", "score"):
         return f"unknown key{where}; known keys are {', '.join(known)}"
     return f"unknown key{where}; no pipeline that flowblend knows takes it"
 
@@ -294,6 +297,8 @@ def _explain(error: ErrorDetails) -> str:
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     if kind == "value_error":
         return str(context["error"])
+    if kind == "string_too_long":
+        return f"has {len(value):,} characters, more than the limit of {context['max_length']:,}"
     if kind in ("string_too_short", "too_short"):
         return "must not be empty"
     if kind == "string_pattern_mismatch" and error["loc"][-1] == "device":
