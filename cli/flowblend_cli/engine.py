@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from flowblend_cli.artifacts.finished import FileState, Finished, inspect_final
-from flowblend_cli.errors import ENDS_THE_BATCH
+from flowblend_cli.errors import ENDS_THE_BATCH, RemoteError
 from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Summary
 from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
 from flowblend_cli.keys import Identity, job_key, model_identity
@@ -21,7 +21,7 @@ from flowblend_cli.options import RunOptions
 from flowblend_cli.progress import Reporter
 from flowblend_cli.publishing import Pending, Publication, Publisher
 from flowblend_cli.records import JobRecord
-from flowblend_cli.remote import RemoteError, WorkerRenderer
+from flowblend_cli.remote import WorkerRenderer
 from flowblend_cli.rendering import Render, Renderer, Renders
 from flowblend_cli.stopping import StopRequested, StopSignals
 from flowblend_cli.study import Selection

@@ -31,7 +31,7 @@ from flowblend_cli.images import load_image
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.keys import local_folder
 from flowblend_cli.models import ModelSource, resolve_model, resolve_small
-from flowblend_cli.placement import Placement, is_out_of_memory, reason
+from flowblend_cli.placement import Placement, is_device_lost, is_out_of_memory, reason
 from flowblend_plugin import DenoiserSwitch, FlowBlendError
 from flowblend_plugin.adaptive import SelfDifference
 from flowblend_plugin.caching import CacheReport
@@ -225,7 +225,11 @@ class Runtime:
         try:
             yield
         except Exception as error:
-            if isinstance(error, FlowBlendError) or not is_out_of_memory(error):
+            if isinstance(error, FlowBlendError):
+                raise
+            if not is_out_of_memory(error):
+                if is_device_lost(error):
+                    raise self._placement.device_failed(doing, error) from error
                 raise
             told = self._placement.no_memory(doing, self.device, error)
             raise SamplingError(
