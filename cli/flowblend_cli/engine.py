@@ -138,15 +138,18 @@ class BatchRun:
             self._queue += self._study.new_jobs()
             if self._queue:
                 stop.check()
-                model = self._renderer.model
-                loaded = (one for one in self._queue if model is not None and one.model == model)
-                job = next(loaded, self._queue[0])
-                self._queue.remove(job)
-                self._do(job, stop)
+                self._do(self._next(), stop)
             elif self._study.is_waiting:
                 self._queue += self._study.wait(stop.check)
             else:
                 return
+
+    def _next(self) -> Job:
+        """Take the next job out of the queue."""
+        place, model = 0, self._renderer.model
+        if model is not None:
+            place = next((n for n, one in enumerate(self._queue) if one.model == model), 0)
+        return self._queue.pop(place)
 
     def _do(self, job: Job, stop: StopSignals) -> None:
         """Render a job, or find that it needs no render."""
