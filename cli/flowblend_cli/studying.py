@@ -57,6 +57,7 @@ class Studying:
         self._study = _NO_STUDY if overrides is None else batch.study
         self._weights = dict(self._study.measure.weights)
         self._families = Families(self._study, complaints)
+        self._has_followups = bool(self._study.selections or self._study.adapt or complaints)
         self._drafts = Drafts(batch, self._study.selections)
         self._references = references(batch) if overrides is not None else {}
         self._compared = {job.id for job in self._references.values()}
@@ -280,6 +281,8 @@ class Studying:
 
     def _settle(self, job: Job, record: JobRecord) -> None:
         """Follow up a job of which all is known that will be known."""
+        if not self._has_followups:
+            return
         score = score_of(job.prompt, record.metrics, self._weights)
         self._settle_draft(job, score)
         further = self._families.add(Measured(job, record.metrics, score))
