@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -16,13 +16,15 @@ from flowblend_cli.errors import DeviceLostError, LockedError, ModelMissingError
 from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Summary
 from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
 from flowblend_cli.keys import Identity, job_key, model_identity
+from flowblend_cli.limits import LimitReached, Limits
 from flowblend_cli.options import RunOptions
-from flowblend_cli.progress import Reporter
+from flowblend_cli.progress import Reporter, Reporters
 from flowblend_cli.records import JobRecord
 from flowblend_cli.rendering import Render, Renderer
 from flowblend_cli.stopping import StopRequested, StopSignals
 from flowblend_cli.study import Selection
 from flowblend_cli.studying import Studying
+from flowblend_cli.tally import StatusSignal
 from flowblend_plugin.errors import FlowBlendError
 
 LOCK_NAME = ".flowblend.lock"
@@ -76,7 +78,9 @@ class BatchRun:
         self._batch = batch
         self._options = options or RunOptions()
         self._anew = anew
-        self._reporter = reporter
+        known = (*batch.jobs, *batch.reserve)
+        self._limits = Limits(self._options, known, batch.output_dir, len(batch.jobs))
+        self._reporter = reporter = Reporters([self._limits, reporter])
         self._recipe_dir = batch.source.parent
         self._renderer = Renderer(self._recipe_dir, reporter, warm_up)
         self._study = Studying(batch, reporter, overrides, complaints or {})
@@ -84,6 +88,11 @@ class BatchRun:
         self._queue: list[Job] = []
         self._rendered = self._skipped = self._failed = 0
         self._exit_code = 0
+
+    @property
+    def remaining(self) -> int:
+        """How many jobs this run has neither done nor seen fail."""
+        return self._limits.remaining
 
     def run(self) -> int:
         """Render what isn't finished yet, measure it, and render what that leads to.
@@ -96,8 +105,8 @@ class BatchRun:
             LockedError: Another run holds the output folder.
         """
         began = time.monotonic()
-        stopping = StopSignals(self._reporter.message)
-        with output_lock(self._batch.output_dir), self._reporter, stopping as stop:
+        stopping, asked = self._signals()
+        with output_lock(self._batch.output_dir), self._reporter, asked, stopping as stop:
             try:
                 with self._errors_told(stop):
                     for job in (*self._batch.jobs, *self._batch.reserve):
@@ -109,15 +118,28 @@ class BatchRun:
                 with self._errors_told(stop):
                     self._study.close()
                 elapsed = round(time.monotonic() - began, 3)
-                self._reporter.event(Summary(self._rendered, self._skipped, self._failed, elapsed))
+                if told := self._limits.told():
+                    self._reporter.message(told)
+                counts = (self._rendered, self._skipped, self._failed)
+                self._reporter.event(Summary(*counts, elapsed, self.remaining))
         is_short = self._failed or self._study.has_gaps
         return self._exit_code or (SOME_FAILED if is_short else 0)
+
+    def _signals(self) -> tuple[StopSignals, StatusSignal]:
+        """Who minds the signals that stop the run, its limits too, and the one that asks."""
+
+        def answer() -> None:  # also under -q
+            self._reporter.message(self._limits.line(self._limits.left_s()), error=True)
+
+        return StopSignals(self._reporter.message, self._limits.check), StatusSignal(answer)
 
     @contextmanager
     def _errors_told(self, stop: StopSignals) -> Iterator[None]:
         """Turn what ends the batch into its exit code."""
         try:
             yield
+        except LimitReached:
+            return
         except StopRequested:
             self._exit_code = stop.exit_code or SOME_FAILED
         except (*_ENDS_THE_BATCH, FlowBlendError) as error:
@@ -129,11 +151,12 @@ class BatchRun:
         while True:
             self._queue += self._study.new_jobs()
             if self._queue:
-                stop.check()
+                stop.check_signals()
                 loaded = [job for job in self._queue if job.model == self._renderer.model]
                 job = (loaded or self._queue)[0]
                 self._queue.remove(job)
-                self._do(job, stop)
+                with suppress(LimitReached):
+                    self._do(job, stop)
             elif self._study.is_waiting:
                 self._queue += self._study.wait(stop.check)
             else:
@@ -141,7 +164,7 @@ class BatchRun:
 
     def _do(self, job: Job, stop: StopSignals) -> None:
         """Render a job, or find that it needs no render."""
-        look = self._study.to_look_at(job)
+        look = None if self._limits.reached else self._study.to_look_at(job)
         if look is not None:
             dropped = self._look(*look, stop)
             self._queue = [one for one in self._queue if one.id not in dropped]
@@ -151,6 +174,11 @@ class BatchRun:
         identity = self._identity(job)
         pending = Pending(job, path, job_key(job, identity), identity)
         found = inspect_final(path)
+        document = found.document or {}
+        is_same = found.state is FileState.INTACT and document.get("job_key") == pending.key
+        is_done = is_same and not self._anew
+        if not is_done and not self._limits.lets(job):
+            return  # it remains
         owner = _other_owner(found, job)
         if owner:
             self._fail(
@@ -161,9 +189,7 @@ class BatchRun:
             return
         if found.state is FileState.DAMAGED:
             self._reporter.message(f"{path.name} is damaged and is rendered again", error=True)
-        document = found.document or {}
-        is_same = found.state is FileState.INTACT and document.get("job_key") == pending.key
-        if is_same and not self._anew:
+        if is_done:
             self._skip(pending, document, stop)
         else:
             self._render(pending, stop)
@@ -173,7 +199,8 @@ class BatchRun:
         job = pending.job
         seed = recorded(document, "seed", job.seed)
         record = self._study.record_of(job, str(document.get("pixels_sha256")))
-        if self._study.time_repeats > max(1, len(record.elapsed_s)):
+        is_short = self._study.time_repeats > max(1, len(record.elapsed_s))
+        if is_short and not self._limits.reached:
             sampling_s = recorded(document, "sampling_s", 0.0)
             publishing_s = record.elapsed_s[0] - sampling_s if record.elapsed_s else 0.0
             self._time(record, job, seed, max(0.0, publishing_s), stop)
