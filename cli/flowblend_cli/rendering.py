@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowblend_cli import __version__
 from flowblend_cli.events import JobStarted, ModelLoaded
 from flowblend_cli.jobs import Job, ModelSpec
+from flowblend_cli.memory_ladder import MemoryLadder
 from flowblend_cli.peaks import forget_peak_rss, peak_rss_bytes
 from flowblend_cli.plan import plan_job
 from flowblend_cli.progress import Reporter
@@ -43,6 +44,19 @@ class Render:
     peak_rss_bytes: int
 
 
+@dataclass
+class _Try:
+    """How far one try of a job is."""
+
+    began: float = 0.0
+    steps: int = 0
+    times: StepTimes = field(default_factory=StepTimes)
+
+    def begin(self) -> None:
+        """Begin anew."""
+        self.began, self.steps, self.times = time.monotonic(), 0, StepTimes()
+
+
 class Renderer:
     """The models of a batch, loaded when the first job needs them.
 
@@ -57,14 +71,23 @@ class Renderer:
         self._reporter = reporter
         self._warm_up = warm_up
         self._runtime: Runtime | None = None
+        self._model: ModelSpec | None = None
+        self._ladder = MemoryLadder(self._place, reporter.message)
 
     @property
     def model(self) -> ModelSpec | None:
-        """The models that are in memory."""
-        return None if self._runtime is None else self._runtime.model
+        """The models that are in memory, as their jobs name them."""
+        return None if self._runtime is None else self._model
 
     def load(self, model: ModelSpec) -> Runtime:
-        """Have these models in memory, and no others."""
+        """Have these models in memory, and no others; the memory ladder may offload them more."""
+        if self._runtime is None or self._model != model:
+            self._place(model)
+            self._model = model
+        assert self._runtime is not None
+        return self._runtime
+
+    def _place(self, model: ModelSpec) -> Runtime:
         if self._runtime is None or self._runtime.model != model:
             from flowblend_cli.runtime import Runtime  # torch: only where something is to be done
 
@@ -94,18 +117,26 @@ class Renderer:
         steps = job.num_inference_steps
         self._reporter.event(JobStarted(job.id, job.scene, seed, steps, planned, job.prompt))
         forget_peak_rss()
-        began = time.monotonic()
-        self._reporter.step(0, len(planned), _role(planned, 0))
-        times = StepTimes()
+        tried = _Try()
 
         def on_step(index: int, role: str) -> None:
-            times.note(role)
+            tried.times.note(role)
+            tried.steps = index + 1
             check()
             if index + 1 < len(planned):
                 self._reporter.step(index + 1, len(planned), _role(planned, index + 1))
 
-        sampled = runtime.sample(job, seed, on_step)
-        elapsed = time.monotonic() - began
+        def sample(runtime: Runtime) -> Sampled:
+            tried.begin()
+            self._reporter.step(0, len(planned), _role(planned, 0))
+            return runtime.sample(job, seed, on_step)
+
+        def in_vae() -> bool:
+            return tried.steps >= len(planned) or (job.image is not None and not tried.steps)
+
+        sampled, rungs = self._ladder.climb(job, sample, in_vae)
+        sampled = replace(sampled, memory=rungs)
+        elapsed, times = time.monotonic() - tried.began, tried.times
         check()
         slow = slow_steps(times.seconds, times.roles)
         if slow:
@@ -160,6 +191,8 @@ class Renderer:
             "versions": versions(),
             "pixels_sha256": render.pixels_sha256,
         }
+        if sampled.memory:
+            document["resolved"]["memory"] = list(sampled.memory)
         if sampled.caches:
             document["resolved"]["caches"] = [asdict(report) for report in sampled.caches]
             self._report_caches(job, sampled)

@@ -21,9 +21,7 @@ class StopSignals:
         also: Checked beside the signals; may raise ``StopRequested``, too.
     """
 
-    def __init__(
-        self, tell: Callable[[str], None], also: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, tell: Callable[[str], None], also: Callable[[], None] | None = None) -> None:
         self._tell = tell
         self._also = also
         self._former: dict[int, Any] = {}

@@ -96,10 +96,8 @@ class Tally(Silent):
         Args:
             left_s: Seconds that the remaining jobs will take; None where that isn't known.
         """
-        parts = [
-            f"{self.rendered} done, {self.skipped} already there, {self.failed} failed, "
-            f"{self.remaining} remaining"
-        ]
+        done = f"{self.rendered} done, {self.skipped} already there, {self.failed} failed"
+        parts = [f"{done}, {self.remaining} remaining"]
         job = self._present
         if job is not None:
             parts.append(f"{job.job} at step {self._step + 1} of {job.num_inference_steps}")
