@@ -113,7 +113,7 @@ class MemoryLadder:
     def _placed(self, model: ModelSpec, rung: Rung) -> tuple[Runtime, Rung]:
         """The models as a rung has them, or as the next one does that they can be placed on."""
         from flowblend_cli.placement import is_out_of_memory, stronger_than
-        from flowblend_cli.runtime import SamplingError
+        from flowblend_cli.soundness import SamplingError
 
         while True:
             try:

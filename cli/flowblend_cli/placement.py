@@ -6,6 +6,7 @@ import errno
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -165,7 +166,7 @@ def _offload(pipe: Any, way: str, device: torch.device, denoiser: str) -> None:
 
 def stronger_than(offload: str) -> str:
     """The way of offloading after this one, which keeps less on the device; empty for none."""
-    return dict(zip(OFFLOADS, OFFLOADS[1:], strict=False)).get(offload, "")
+    return dict(pairwise(OFFLOADS)).get(offload, "")
 
 
 def free_memory() -> None:

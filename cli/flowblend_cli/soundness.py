@@ -54,7 +54,7 @@ class Soundness:
         self._switch = switch
         if not has_callback:  # the switch brought this scheduler, and takes it away
             pipe.scheduler.watch(lambda _, sample, __: self._check(sample))
-        vae = getattr(pipe, "vae", None)
+        vae: Any = getattr(pipe, "vae", None)
         decode = getattr(vae, "decode", None)
         if decode is None:
             yield
