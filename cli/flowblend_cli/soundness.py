@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -55,26 +55,21 @@ class Soundness:
         if not has_callback:  # the switch brought this scheduler, and takes it away
             pipe.scheduler.watch(lambda _, sample, __: self._check(sample))
         vae: Any = getattr(pipe, "vae", None)
-        decode = getattr(vae, "decode", None)
-        if decode is None:
-            yield
-            return
+        decode, decoder = getattr(vae, "decode", None), getattr(vae, "decoder", None)
 
         def checked(latents: Any, *args: Any, **kwargs: Any) -> Any:
             self._check(latents)
             decoded = decode(latents, *args, **kwargs)
-            if not decoded[0].isfinite().all():
-                raise SamplingError(
-                    "the VAE's pixels are no numbers (NaN or infinity), although the latents are, "
-                    f'after {self._where}: try dtype = "float32"'
-                )
+            self._check_pixels(None, None, decoded[0])
             return decoded
 
-        vae.decode = checked
-        try:
+        with ExitStack() as undo:
+            if decode is not None:
+                vae.decode = checked
+                undo.callback(delattr, vae, "decode")
+            if hasattr(decoder, "register_forward_hook"):  # after it, many VAEs clip to -1 to 1
+                undo.callback(decoder.register_forward_hook(self._check_pixels).remove)
             yield
-        finally:
-            del vae.decode
 
     def after_step(
         self, pipe: Any, step_index: int, timestep: Any, kwargs: dict[str, Any]
@@ -89,6 +84,13 @@ class Soundness:
         if not latents.isfinite().all():
             raise SamplingError(
                 f"the latents are no numbers any more (NaN or infinity) after {self._where}: {_TRY}"
+            )
+
+    def _check_pixels(self, _: object, __: object, pixels: Any) -> None:
+        if hasattr(pixels, "isfinite") and not pixels.isfinite().all():
+            raise SamplingError(
+                "the VAE's pixels are no numbers (NaN or infinity), although the latents are, "
+                f'after {self._where}: try dtype = "float32"'
             )
 
     @property
