@@ -13,7 +13,7 @@ from flowblend_cli.jobs import Job
 from flowblend_cli.options import RunOptions
 from flowblend_cli.records import read_record
 from flowblend_cli.stopping import StopRequested
-from flowblend_cli.tally import Tally
+from flowblend_cli.tally import Tally, clock
 from flowblend_cli.text import count
 
 # By which an estimate may be wrong.
@@ -144,6 +144,13 @@ class Limits(Tally):
             return None
         spent = sum(self._now() - began for began in self.under_way.values())
         return max(0.0, sum(known) * self.remaining / len(known) - spent)
+
+    def line(self) -> str:
+        """Say how far the run is, and how long the rest will take."""
+        left = self.left_s()
+        return f"{super().line()}, " + (
+            "time left unknown" if left is None else f"about {clock(left)} left"
+        )
 
     def told(self) -> str:
         """What a run that a limit has stopped says at its end; empty where nothing remains."""

@@ -60,14 +60,12 @@ class Sampled:
         denoisers: Who ran each step, one letter a step.
         peak_vram_bytes: Most accelerator memory during the job; None on a CPU.
         caches: What the stages' caches saved.
-        memory: What was done since memory ran out, see ``memory_ladder.Rung``.
     """
 
     frames: Frames
     denoisers: str
     peak_vram_bytes: int | None
     caches: tuple[CacheReport, ...] = ()
-    memory: tuple[str, ...] = ()
 
 
 class Runtime:

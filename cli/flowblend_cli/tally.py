@@ -90,20 +90,14 @@ class Tally(Silent):
             self.under_way.pop(self._present.job, None)
         self._present = None
 
-    def line(self, left_s: float | None = None) -> str:
-        """Say how far the run is, in one line.
-
-        Args:
-            left_s: Seconds that the remaining jobs will take; None where that isn't known.
-        """
+    def line(self) -> str:
+        """Say how far the run is, in one line."""
         done = f"{self.rendered} done, {self.skipped} already there, {self.failed} failed"
-        parts = [f"{done}, {self.remaining} remaining"]
+        parts = [f"status: {done}, {self.remaining} remaining"]
         job = self._present
         if job is not None:
             parts.append(f"{job.job} at step {self._step + 1} of {job.num_inference_steps}")
-        left = "time left unknown" if left_s is None else f"about {_clock(left_s)} left"
-        parts.append(f"{_clock(self.elapsed_s)} elapsed, {left}")
-        return "status: " + "; ".join(parts)
+        return "; ".join([*parts, f"{clock(self.elapsed_s)} elapsed"])
 
 
 class StatusSignal:
@@ -157,5 +151,6 @@ def _nothing(*_: Any) -> None:
     """A handler, without which the signal would end the process."""
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Write a duration as ``h:mm:ss``."""
     return str(timedelta(seconds=round(seconds)))

@@ -160,7 +160,7 @@ def test_this_runs_seconds_count_more_and_other_kinds_tell_in_proportion() -> No
 def test_the_status_line_says_what_is_done_and_what_is_left(tmp_path: Path) -> None:
     clock = Clock()
     run = limits(tmp_path, clock)
-    assert run.line(run.left_s()) == (
+    assert run.line() == (
         "status: 0 done, 0 already there, 0 failed, 6 remaining; 0:00:00 elapsed, time left unknown"
     )
     render(run, JOBS[0], clock, 600)
@@ -169,7 +169,7 @@ def test_the_status_line_says_what_is_done_and_what_is_left(tmp_path: Path) -> N
     run.event(started(JOBS[2]))
     run.step(3, 10, "large")
     clock.now += 60
-    assert run.line(run.left_s()) == (
+    assert run.line() == (
         "status: 1 done, 0 already there, 0 failed, 5 remaining; j2 at step 4 of 10; "
         "0:11:00 elapsed, about 0:49:00 left"
     )

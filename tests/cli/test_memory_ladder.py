@@ -110,19 +110,17 @@ def render(renderer: Renderer, job: Job) -> Render:
 def test_memory_that_runs_out_once_costs_no_bit_and_no_other_seed(device: Device, job: Job) -> None:
     told = Told()
     renderer = Renderer(Path.cwd(), told, None)
-    expected = render(renderer, job).sampled
+    expected = render(renderer, job)
     device.failures = {"denoiser": 1}
     once = render(renderer, job)
 
-    assert np.array_equal(once.sampled.frames, expected.frames)
-    assert (expected.memory, once.sampled.memory, once.seed) == ((), ("freed",), 7)
+    assert np.array_equal(once.frames, expected.frames)
+    assert (expected.memory, once.memory, once.seed) == ((), ("freed",), 7)
     assert len(once.step_s) == 2, "only the steps of the try that worked"
     assert [text for text in told.messages if "out of memory" in text] == [
         f"{job.id}: out of memory, tried again with the same seed: freed"
     ]
-    assert render(renderer, job).sampled.memory == (), (
-        "what was freed for one is no matter to others"
-    )
+    assert render(renderer, job).memory == (), "what was freed for one is no matter to others"
 
 
 def test_a_vae_without_memory_is_tiled_for_that_size_and_larger_ones_only(
@@ -130,32 +128,32 @@ def test_a_vae_without_memory_is_tiled_for_that_size_and_larger_ones_only(
 ) -> None:
     renderer = Renderer(Path.cwd(), Told(), None)
     device.failures = {"vae": 2}
-    assert render(renderer, job).sampled.memory == ("freed", "tiled")
+    assert render(renderer, job).memory == ("freed", "tiled")
     larger = replace(job, arguments=tuple(sorted({**dict(job.arguments), "width": 64}.items())))
     smaller = replace(job, arguments=tuple(sorted({**dict(job.arguments), "width": 16}.items())))
-    assert render(renderer, larger).sampled.memory == ("tiled",)
-    assert render(renderer, smaller).sampled.memory == ()
+    assert render(renderer, larger).memory == ("tiled",)
+    assert render(renderer, smaller).memory == ()
     assert device.tiles == [False, False, True, True, False]
 
 
 def test_a_denoiser_without_memory_is_offloaded_ever_more_and_keeps_its_bits(
     device: Device, job: Job
 ) -> None:
-    plain = render(Renderer(Path.cwd(), Told(), None), job).sampled.frames
+    plain = render(Renderer(Path.cwd(), Told(), None), job).frames
     device.loaded.clear()
     renderer = Renderer(Path.cwd(), Told(), None)
     device.failures, device.fits = {"denoiser": 99}, "sequential"
-    last = render(renderer, on_device(job)).sampled
+    last = render(renderer, on_device(job))
 
     assert last.memory == ("freed", "offload=sequential")
     assert np.array_equal(last.frames, plain)
     assert tuple(device.loaded) == WAYS
     assert not any(device.tiles), "tiles would help no denoiser"
-    again = render(renderer, on_device(job)).sampled
+    again = render(renderer, on_device(job))
     assert again.memory == ("offload=sequential",)
     assert tuple(device.loaded) == WAYS, "nothing is loaded again"
     device.failures = {}
-    assert render(renderer, on_device(job, width=16)).sampled.memory == ()
+    assert render(renderer, on_device(job, width=16)).memory == ()
     assert device.loaded[-1] == "none"
 
 
@@ -193,7 +191,7 @@ def test_the_finished_file_records_what_was_done(device: Device, job: Job, tmp_p
 
 def test_another_failure_climbs_nothing(device: Device, job: Job) -> None:
     renderer = Renderer(Path.cwd(), Told(), None)
-    renderer.load(job.model)
+    renderer.load(job.model, lambda: None)
     wrong = replace(job, arguments=tuple(sorted((*job.arguments, ("nonsense", 1)))))
     with pytest.raises(SamplingError, match="takes no nonsense"):
         render(renderer, wrong)
