@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -15,11 +15,12 @@ from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Summary
 from flowblend_cli.finding import Finder
 from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
 from flowblend_cli.keys import Identity, job_key, model_identity
+from flowblend_cli.limits import LimitReached, Limits
 from flowblend_cli.locking import output_lock
 from flowblend_cli.looking import look_at
 from flowblend_cli.manifest import Entry, Manifest
 from flowblend_cli.options import RunOptions
-from flowblend_cli.progress import Reporter
+from flowblend_cli.progress import Reporter, Reporters
 from flowblend_cli.publishing import Pending, Publication, Publisher
 from flowblend_cli.records import JobRecord
 from flowblend_cli.remote import WorkerRenderer
@@ -27,6 +28,7 @@ from flowblend_cli.rendering import Render, Renderer, Renders
 from flowblend_cli.stopping import StopRequested, StopSignals
 from flowblend_cli.study import Selection
 from flowblend_cli.studying import Studying
+from flowblend_cli.tally import StatusSignal
 from flowblend_plugin.errors import FlowBlendError
 
 SOME_FAILED = 1
@@ -63,9 +65,11 @@ class BatchRun:
         self._batch = batch
         self._options = options or RunOptions()
         self._anew = anew
-        self._reporter = reporter
+        known = (*batch.jobs, *batch.reserve)
+        self._limits = Limits(self._options, known, batch.output_dir, len(batch.jobs))
+        self._reporter = reporter = Reporters([self._limits, reporter])
         self._recipe_dir = batch.source.parent
-        self._stop = StopSignals(reporter.message)
+        self._stop = StopSignals(reporter.message, self._limits.check)
         renderer = WorkerRenderer if self._options.isolated else Renderer
         self._renderer: Renders = renderer(self._recipe_dir, reporter, warm_up)
         self._publisher = Publisher(self._recipe_dir)
@@ -76,6 +80,11 @@ class BatchRun:
         self._queue: list[Job] = []
         self._rendered = self._skipped = self._failed = 0
         self._exit_code = 0
+
+    @property
+    def remaining(self) -> int:
+        """How many jobs this run has neither done nor seen fail."""
+        return self._limits.remaining
 
     def run(self) -> int:
         """Render what isn't finished yet, measure it, and render what that leads to.
@@ -88,7 +97,8 @@ class BatchRun:
             LockedError: Another run holds the output folder.
         """
         began = time.monotonic()
-        with output_lock(self._batch.output_dir), self._reporter, self._stop:
+        asked = StatusSignal(lambda: self._complain(self._limits.line()))
+        with output_lock(self._batch.output_dir), self._reporter, asked, self._stop:
             try:
                 with self._errors_told():
                     for job in (*self._batch.jobs, *self._batch.reserve):
@@ -106,7 +116,10 @@ class BatchRun:
                 self._close()
                 self._finder.close()
                 elapsed = round(time.monotonic() - began, 3)
-                self._reporter.event(Summary(self._rendered, self._skipped, self._failed, elapsed))
+                if told := self._limits.told():
+                    self._reporter.message(told)
+                counts = (self._rendered, self._skipped, self._failed)
+                self._reporter.event(Summary(*counts, elapsed, self.remaining))
         is_short = self._failed or self._study.has_gaps
         return self._exit_code or (SOME_FAILED if is_short else 0)
 
@@ -124,6 +137,8 @@ class BatchRun:
         """Turn what ends the batch into its exit code; the first one counts."""
         try:
             yield
+        except LimitReached:
+            return
         except StopRequested as request:
             if request.__cause__ is None:
                 self._exit_code = self._exit_code or self._stop.exit_code or SOME_FAILED
@@ -159,10 +174,12 @@ class BatchRun:
         while True:
             self._queue += self._study.new_jobs()
             if self._queue:
-                self._check()
-                self._do(self._next())
+                self._stop.check_signals()
+                self._settle()
+                with suppress(LimitReached):
+                    self._do(self._next())
             elif self._publisher.outstanding:
-                self._stop.check()
+                self._stop.check_signals()
                 self._settle(_POLL_S)
             elif self._study.is_waiting:
                 self._queue += self._study.wait(self._check)
@@ -178,7 +195,7 @@ class BatchRun:
 
     def _do(self, job: Job) -> None:
         """Render a job, or find that it needs no render."""
-        look = self._study.to_look_at(job)
+        look = None if self._limits.reached else self._study.to_look_at(job)
         if look is not None:
             dropped = self._look(*look)
             self._queue = [one for one in self._queue if one.id not in dropped]
@@ -188,12 +205,15 @@ class BatchRun:
         identity = self._identity(job)
         pending = Pending(job, path, job_key(job, identity), identity)
         found = self._finder.find(job, path, pending.key)
+        is_done = found.done is not None and not self._anew
+        if not is_done and not self._limits.lets(job):
+            return  # it remains
         if found.obstacle:
             self._fail(job, found.obstacle)
             return
         if found.is_damaged:
             self._complain(f"{path.name} is damaged and is rendered again")
-        if found.done is not None and not self._anew:
+        if found.done is not None and is_done:
             self._skip(pending, found.done)
         else:
             self._render(pending)
@@ -202,7 +222,8 @@ class BatchRun:
         """Leave a finished file as it is; what isn't known of it yet is timed and measured."""
         job, seed = pending.job, done.seed
         record = self._study.record_of(job, done.pixels_sha256)
-        if self._study.time_repeats > max(1, len(record.elapsed_s)):
+        is_short = self._study.time_repeats > max(1, len(record.elapsed_s))
+        if is_short and not self._limits.reached:
             publishing_s = record.elapsed_s[0] - done.sampling_s if record.elapsed_s else 0.0
             self._time(record, job, seed, max(0.0, publishing_s))
         self._skipped += 1
