@@ -7,7 +7,8 @@ machine, can be handed one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ class ModelSpec:
 
     def to_document(self) -> dict[str, Any]:
         """The models as plain JSON values; ``from_document`` reads them back equal."""
-        return asdict(self) | {"denoisers": dict(self.denoisers)}
+        return _fields(self) | {"denoisers": dict(self.denoisers)}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> ModelSpec:
@@ -196,7 +197,7 @@ class Job:
     @property
     def schedule(self) -> StageSchedule:
         """The stages as the library's schedule."""
-        return StageSchedule(self.stages)
+        return schedule_of(self.stages)
 
     def empty_stages(self, noise_levels: tuple[float, ...] | None = None) -> tuple[str, ...]:
         """Say which stages get no step: legal at few steps, but worth knowing.
@@ -213,7 +214,7 @@ class Job:
 
     def argument(self, name: str, default: Any = None) -> Any:
         """The value of one pipeline argument, or ``default`` if the job doesn't set it."""
-        return dict(self.arguments).get(name, default)
+        return next((value for key, value in self.arguments if key == name), default)
 
     def pipeline_arguments(self) -> dict[str, Any]:
         """The further arguments as the pipeline wants them, lists as lists."""
@@ -221,11 +222,14 @@ class Job:
 
     def to_document(self) -> dict[str, Any]:
         """The job as plain JSON values; ``from_document`` reads it back equal."""
-        document = asdict(self)
+        document = _fields(self)
         document["stages"] = [stage.to_document() for stage in self.stages]
         document["arguments"] = self.pipeline_arguments()
         document["model"] = self.model.to_document()
-        document["adapters"] = [asdict(adapter) for adapter in self.adapters]
+        document["adapters"] = [_fields(adapter) for adapter in self.adapters]
+        for name in ("sampling", "output", "image", "origin"):
+            part = document[name]
+            document[name] = None if part is None else _fields(part)
         for place, key, unset in _LEFT_OUT:
             table = document[place] if place else document
             if table[key] == unset:
@@ -264,6 +268,21 @@ class Job:
                 f"the recorded job can't be read ({error}): it is damaged, or was written by "
                 "another version of flowblend"
             ) from error
+
+
+@lru_cache(maxsize=1024)
+def schedule_of(stages: tuple[Stage, ...]) -> StageSchedule:
+    """The schedule of some stages, checked once however many jobs have them.
+
+    Raises:
+        StageError: They make none together.
+    """
+    return StageSchedule(stages)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """A dataclass's fields by name; ``asdict`` copies all that is in them, which takes long."""
+    return {name: getattr(value, name) for name in value.__match_args__}
 
 
 # Left out of a document where nothing is set: files from before they existed stay finished.

@@ -156,6 +156,8 @@ class Publisher:
             "sampling_s": round(render.elapsed_s, 3),
             "source": str(self._recipe_dir),
         }
+        if render.memory:
+            resolved["memory"] = list(render.memory)
         if render.caches:
             resolved["caches"] = list(render.caches)
         return {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flowblend_cli.events import JobStarted, ModelLoaded
 from flowblend_cli.jobs import Job, ModelSpec
+from flowblend_cli.memory_ladder import MemoryLadder
 from flowblend_cli.peaks import forget_peak_rss, peak_rss_bytes
 from flowblend_cli.plan import plan_job
 from flowblend_cli.progress import Reporter
@@ -37,6 +38,7 @@ class Render:
         pixels_sha256: Hash of its frames.
         peak_rss_bytes: Most main memory meanwhile.
         peak_vram_bytes: Most accelerator memory meanwhile; None on a CPU.
+        memory: What was done since memory ran out, see ``memory_ladder.Rung.names``.
     """
 
     frames: Frames
@@ -50,16 +52,17 @@ class Render:
     pixels_sha256: str
     peak_rss_bytes: int
     peak_vram_bytes: int | None
+    memory: tuple[str, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
         """All but the frames."""
-        names = (field.name for field in fields(self) if field.name != "frames")
+        names = (one.name for one in fields(self) if one.name != "frames")
         return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any], frames: Frames) -> Render:
         """Put what ``to_document`` gave and the frames together again."""
-        lists = {name: tuple(document[name]) for name in ("step_s", "caches")}
+        lists = {name: tuple(document[name]) for name in ("step_s", "caches", "memory")}
         return cls(frames=frames, **{**document, **lists})
 
 
@@ -106,6 +109,19 @@ class Renders(Protocol):
         ...
 
 
+@dataclass
+class _Try:
+    """How far one try of a job is."""
+
+    began: float = 0.0
+    steps: int = 0
+    times: StepTimes = field(default_factory=StepTimes)
+
+    def begin(self) -> None:
+        """Begin anew."""
+        self.began, self.steps, self.times = time.monotonic(), 0, StepTimes()
+
+
 class Renderer:
     """The models of a batch in this process, loaded when the first job needs them.
 
@@ -120,11 +136,13 @@ class Renderer:
         self._reporter = reporter
         self._warm_up = warm_up
         self._runtime: Runtime | None = None
+        self._model: ModelSpec | None = None
+        self._ladder = MemoryLadder(self._place, reporter.message)
 
     @property
     def model(self) -> ModelSpec | None:
-        """The models that are in memory."""
-        return None if self._runtime is None else self._runtime.model
+        """The models that are in memory, as their jobs name them."""
+        return None if self._runtime is None else self._model
 
     def load(self, model: ModelSpec, check: Callable[[], None]) -> None:
         """See ``Renders``; loading isn't interrupted."""
@@ -132,31 +150,39 @@ class Renderer:
 
     def render(self, job: Job, seed: int, check: Callable[[], None]) -> Render:
         """See ``Renders``."""
-        runtime = self._load(job.model)
+        self._load(job.model)  # nobody but the ladder holds it: it may be placed anew
         if self._warm_up is not None:
-            runtime.sample(self._warm_up, seed, lambda *_: check())
+            self._load(job.model).sample(self._warm_up, seed, lambda *_: check())
             self._warm_up = None
         planned = plan_job(job, self._recipe_dir)
         steps = job.num_inference_steps
         self._reporter.event(JobStarted(job.id, job.scene, seed, steps, planned, job.prompt))
         forget_peak_rss()
-        began = time.monotonic()
-        self._reporter.step(0, len(planned), _role(planned, 0))
-        times = StepTimes()
+        tried = _Try()
 
         def on_step(index: int, role: str) -> None:
-            times.note(role)
+            tried.times.note(role)
+            tried.steps = index + 1
             check()
             if index + 1 < len(planned):
                 self._reporter.step(index + 1, len(planned), _role(planned, index + 1))
 
-        sampled = runtime.sample(job, seed, on_step)
-        elapsed = time.monotonic() - began
+        def sample(runtime: Runtime) -> Sampled:
+            tried.begin()
+            self._reporter.step(0, len(planned), _role(planned, 0))
+            return runtime.sample(job, seed, on_step)
+
+        def in_vae() -> bool:
+            return tried.steps >= len(planned) or (job.image is not None and not tried.steps)
+
+        sampled, rungs = self._ladder.climb(job, sample, in_vae)
+        elapsed, times = time.monotonic() - tried.began, tried.times
         slow = slow_steps(times.seconds, times.roles)
         if slow:
             self._reporter.message(f"{job.id}: {slow}")
         self._report_caches(job, sampled)
-        return _render_of(runtime, sampled, seed, elapsed, tuple(times.seconds))
+        render = _render_of(self._load(job.model), sampled, seed, elapsed, tuple(times.seconds))
+        return replace(render, memory=rungs)
 
     def preview(self, job: Job, after_steps: int, check: Callable[[], None]) -> Frames:
         """See ``Renders``."""
@@ -172,6 +198,14 @@ class Renderer:
         self._runtime = None
 
     def _load(self, model: ModelSpec) -> Runtime:
+        """Have these models in memory, and no others; the memory ladder may offload them more."""
+        if self._runtime is None or self._model != model:
+            self._place(model)
+            self._model = model
+        assert self._runtime is not None
+        return self._runtime
+
+    def _place(self, model: ModelSpec) -> Runtime:
         if self._runtime is None or self._runtime.model != model:
             from flowblend_cli.runtime import Runtime  # torch: only where something is to be done
 

@@ -13,9 +13,10 @@ from flowblend_cli.events import JobDropped, JobMeasured
 from flowblend_cli.followups import Measured
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.measuring import FinishedFile, Measurement, Measurer, Request
+from flowblend_cli.ordering import ordered
 from flowblend_cli.progress import Reporter
 from flowblend_cli.records import JobRecord, read_record, recipe_path, write_json, write_record
-from flowblend_cli.references import references, references_first
+from flowblend_cli.references import references
 from flowblend_cli.scores import metrics_of, score_of
 from flowblend_cli.selecting import Drafts, Look, dropped, read_looks, write_looks
 from flowblend_cli.study import MeasureSpec, Selection, Study
@@ -56,6 +57,7 @@ class Studying:
         self._study = _NO_STUDY if overrides is None else batch.study
         self._weights = dict(self._study.measure.weights)
         self._families = Families(self._study, complaints)
+        self._has_followups = bool(self._study.selections or self._study.adapt or complaints)
         self._drafts = Drafts(batch, self._study.selections)
         self._references = references(batch) if overrides is not None else {}
         self._compared = {job.id for job in self._references.values()}
@@ -92,7 +94,7 @@ class Studying:
         """
         self._names = metrics_of(self._study)
         if self._overrides is None:
-            return list(self._batch.jobs)
+            return ordered(self._batch.jobs)
         if not self._names and self._study.measure.names is None:
             self._reporter.message(f"nothing is measured: {quality.missing()}")
         batch = self._batch
@@ -109,7 +111,7 @@ class Studying:
                 "jobs": [job.id for job in batch.jobs],
             },
         )
-        return references_first(batch.jobs, self._references)
+        return ordered(batch.jobs, self._compared)
 
     def record_of(self, job: Job, pixels: str) -> JobRecord:
         """What is known of a job's finished file; an empty record where nothing is."""
@@ -279,6 +281,8 @@ class Studying:
 
     def _settle(self, job: Job, record: JobRecord) -> None:
         """Follow up a job of which all is known that will be known."""
+        if not self._has_followups:
+            return
         score = score_of(job.prompt, record.metrics, self._weights)
         self._settle_draft(job, score)
         further = self._families.add(Measured(job, record.metrics, score))

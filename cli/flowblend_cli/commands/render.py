@@ -93,10 +93,14 @@ def render(
     for warning in batch.warnings:
         reporter.message(warning)
     complaints = _complaints(batch, reviews)
-    code = engine.run(batch, reporter, options=options, overrides=overrides, complaints=complaints)
-    if with_gallery and code == 0:
+    run = engine.BatchRun(
+        batch, reporter, options=options, overrides=overrides, complaints=complaints
+    )
+    code = run.run()
+    is_complete = code == 0 and not run.remaining
+    if with_gallery and is_complete:
         code = _show_gallery(batch, as_json, verbosity, options)
-    if reports and code == 0:
+    if reports and is_complete and code == 0:
         _write_report(batch, as_json, verbosity)
     return code
 

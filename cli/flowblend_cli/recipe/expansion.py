@@ -9,7 +9,7 @@ from typing import Any
 from flowblend_cli.arguments import argument_table
 from flowblend_cli.errors import UsageError
 from flowblend_cli.forwards import PIPELINES
-from flowblend_cli.jobs import Batch, Job, OutputSpec, freeze
+from flowblend_cli.jobs import Batch, Job, OutputSpec, freeze, schedule_of
 from flowblend_cli.levels import find_solver
 from flowblend_cli.recipe.automatic import Settler
 from flowblend_cli.recipe.blend import blamed_for_stages
@@ -36,7 +36,7 @@ from flowblend_cli.recipe.validation import Fault
 from flowblend_cli.recipe.variants import Variant
 from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
 from flowblend_plugin.noise_levels import noise_levels
-from flowblend_plugin.stages import EXTRAPOLATED, StageSchedule
+from flowblend_plugin.stages import EXTRAPOLATED
 
 DEFAULT_FPS = 16
 _LAYERS = ("output", "defaults", "presets", "scene", "sweep")
@@ -97,7 +97,7 @@ def _of_scene(
     prompts = [(template, text) for template in scene.prompt for text in expand_prompt(template)]
     base = scene_settings(recipe.tables, recipe.presets, index, scene)
     template = _template(recipe, varies_by_prompt=len(prompts) > 1)
-    seen: set[Job] = set()
+    seen: dict[Job, set[int]] = {}
     for prompt_index, (prompt_template, prompt) in enumerate(prompts):
         for variant in recipe.variants:
             found = prompt_settings(recipe, index, scene, base, prompt, variant)
@@ -126,14 +126,13 @@ def _of_scene(
             _check_guidance(first, variant, faults)
             _check_first_step(first, variant, recipe, faults)
             fields = _fields(recipe, first, variant, prompt_index)
+            # The template decides no pixel: two that lead to one prompt are one job.
+            alike = seen.setdefault(replace(first, prompt_template=""), set())
             for seed in _seeds(recipe, index, scene, variant.row, faults):
-                job = replace(first, seed=seed)
-                # The template decides no pixel: two that lead to one prompt are one job.
-                content = replace(job, prompt_template="")
-                if content not in seen:
-                    seen.add(content)
+                if seed not in alike:
+                    alike.add(seed)
                     yield Candidate(
-                        job,
+                        replace(first, seed=seed),
                         index,
                         {**fields, "seed": seed},
                         template,
@@ -152,7 +151,7 @@ def _check_steps(
     if most is not None and steps > most:
         message = f"{steps} steps are more than max_steps = {most} in [recipe] allows"
         faults.append(Fault(found.path, message, related=(*_LAYERS, "recipe")))
-    own = StageSchedule(variant.stages).num_inference_steps
+    own = schedule_of(variant.stages).num_inference_steps
     if own is not None and steps != own:
         parts = " + ".join(str(stage.steps) for stage in variant.stages)
         message = (
