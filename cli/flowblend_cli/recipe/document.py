@@ -24,7 +24,7 @@ from flowblend_cli.recipe.study_schema import (
     ReviewTable,
     ScoreTable,
 )
-from flowblend_cli.recipe.sweep_schema import SweepTable
+from flowblend_cli.recipe.sweep_schema import MatrixTable, SweepTable
 
 
 class RecipeDocument(Table):
@@ -38,6 +38,7 @@ class RecipeDocument(Table):
     presets: dict[str, PresetTable] = Field(default_factory=dict)  # type: ignore[valid-type]
     scene: Annotated[list[SceneTable], Field(min_length=1)]  # type: ignore[valid-type]
     sweep: SweepTable = SweepTable()  # type: ignore[valid-type]
+    matrix: MatrixTable = MatrixTable()  # type: ignore[valid-type]
     output: OutputTable = OutputTable()
     metrics: MetricsTable = MetricsTable()
     score: ScoreTable = ScoreTable()  # type: ignore[valid-type]

@@ -11,7 +11,7 @@ import tomli
 
 from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.recipe.positions import KeyPath, unquote
-from flowblend_cli.recipe.source import RecipeSource, sweep_name
+from flowblend_cli.recipe.source import SWEEPS, RecipeSource, sweep_name
 
 _KEY_PART = re.compile(r"""\s*([A-Za-z0-9_-]+|"(?:\\.|[^"\\])*"|'[^']*')((?:\[\d+\])*)\s*""")
 # What starts like this was meant as TOML, unless it is a template such as {scene}-s{seed}.
@@ -108,8 +108,8 @@ def _parse_key(key: str) -> KeyPath:
 
 def _resolve(document: dict[str, Any], path: KeyPath) -> KeyPath:
     """Turn a scene's name into its index, and join what a sweep writes as one key."""
-    if path[0] == "sweep" and len(path) > 1:
-        return ("sweep", sweep_name(".".join(str(part) for part in path[1:])))
+    if path[0] in SWEEPS and len(path) > 1:
+        return (path[0], sweep_name(".".join(str(part) for part in path[1:])))
     if path[0] != "scene" or len(path) < 2 or isinstance(path[1], int):
         return path
     scenes = document.get("scene")

@@ -23,6 +23,7 @@ from flowblend_cli.recipe.positions import (
 from flowblend_cli.recipe.validation import Fault
 
 MAX_RECIPE_BYTES = 4 * 1024 * 1024
+SWEEPS = ("sweep", "matrix")
 
 
 class RecipeSource:
@@ -100,7 +101,7 @@ def read_source(path: Path) -> RecipeSource:
         path: The file.
 
     Returns:
-        Its source, with the [sweep] table's nested keys joined to dotted ones.
+        Its source, with the nested keys of [sweep] and [matrix] joined to dotted ones.
 
     Raises:
         RecipeError: The file can't be read, is too large, no UTF-8, no TOML, or nested too deep.
@@ -119,7 +120,8 @@ def read_source(path: Path) -> RecipeSource:
     except (RecursionError, ValueError) as error:
         raise _error(path, START, f"not valid TOML: {error}") from error
     source = RecipeSource(path, text, document)
-    _join_sweep_keys(source)
+    for table in SWEEPS:
+        _join_sweep_keys(source, table)
     return source
 
 
@@ -152,23 +154,23 @@ def _decode(path: Path, data: bytes) -> str:
     return text.replace("\r\n", "\n")
 
 
-def _join_sweep_keys(source: RecipeSource) -> None:
+def _join_sweep_keys(source: RecipeSource, table: str) -> None:
     """Write ``[sweep] blend.stages`` and ``[sweep.blend] stages`` as ``"blend.stages"``."""
-    sweep = source.document.get("sweep")
+    sweep = source.document.get(table)
     if not isinstance(sweep, dict):
         return
     joined: dict[str, Any] = {}
     for key, value in sweep.items():
         entries = value.items() if isinstance(value, dict) else [(None, value)]
         for inner, item in entries:
-            path = ("sweep", key) if inner is None else ("sweep", key, inner)
+            path = (table, key) if inner is None else (table, key, inner)
             name = sweep_name(key if inner is None else f"{key}.{inner}")
             if name in joined:
                 fault = Fault(path, f"sweeps {name} twice: keep one of them", at="key")
                 raise RecipeError([source.problem(fault)])
             joined[name] = item
-            source.renamed["sweep", name] = path
-    source.document["sweep"] = joined
+            source.renamed[table, name] = path
+    source.document[table] = joined
 
 
 def sweep_name(key: str) -> str:

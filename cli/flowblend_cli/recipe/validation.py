@@ -32,7 +32,7 @@ from flowblend_cli.recipe.study_schema import (
     ScoreFields,
     ScoreTable,
 )
-from flowblend_cli.recipe.sweep_schema import SweepFields, SweepTable
+from flowblend_cli.recipe.sweep_schema import MatrixFields, MatrixTable, SweepFields, SweepTable
 from flowblend_cli.text import shorten
 
 
@@ -63,6 +63,7 @@ class Tables:
     sampling: SamplingTable | None = None
     defaults: Any = None
     sweep: SweepFields | None = None
+    matrix: MatrixFields | None = None
     output: OutputTable | None = None
     metrics: MetricsTable | None = None
     score: ScoreFields | None = None
@@ -80,6 +81,7 @@ _SINGLE: dict[str, type[BaseModel]] = {
     "sampling": SamplingTable,
     "defaults": schema.DefaultsTable,
     "sweep": SweepTable,
+    "matrix": MatrixTable,
     "output": OutputTable,
     "metrics": MetricsTable,
     "score": ScoreTable,
@@ -171,7 +173,7 @@ def _check(model: type[BaseModel], value: Any, path: KeyPath, faults: list[Fault
 
 def _salvage(model: type[BaseModel], value: Any, path: KeyPath, broken: set[str]) -> Any:
     """A table without its broken keys; None where others depend on them, and would be blamed."""
-    if path[0] in ("blend", "sampling", "sweep") or broken & {
+    if path[0] in ("blend", "sampling", "sweep", "matrix") or broken & {
         "pipeline",
         "small",
         "denoisers",
@@ -207,7 +209,7 @@ def _faults(
             wanted = " or ".join(dict.fromkeys(_wanted(error) for error in group))
             yield Fault(path, f"must be {wanted}, got {_show(group[0]['input'])}")
         else:
-            yield Fault(path, _explain(group[0]))
+            yield Fault(path, explain(group[0]))
 
 
 def _real_path(error: ErrorDetails, value: Any) -> KeyPath:
@@ -226,7 +228,7 @@ def _real_path(error: ErrorDetails, value: Any) -> KeyPath:
 
 def _table_around(path: KeyPath, model: type[BaseModel]) -> tuple[str, list[str]]:
     """Name and keys of the table that holds an unknown key."""
-    if path[:2] in (("blend", "stage"), ("sweep", "blend.stage")):
+    if path[:2] in (("blend", "stage"), *((each, "blend.stage") for each in ("sweep", "matrix"))):
         if "adapters" in path:
             return "adapters", list(AdapterTable.model_fields)
         return "stage", list(StageTable.model_fields)
@@ -271,7 +273,7 @@ def _owners(key: str) -> str:
     return " or ".join(
         f"[{name}]"
         for name, model in tables.items()
-        if name not in ("defaults", "sweep", "score") and key in model.model_fields
+        if name not in ("defaults", "sweep", "matrix", "score") and key in model.model_fields
     )
 
 
@@ -290,7 +292,8 @@ def _wanted(error: ErrorDetails) -> str:
     return str(error["msg"])
 
 
-def _explain(error: ErrorDetails) -> str:
+def explain(error: ErrorDetails) -> str:
+    """Say what is wrong with a value: what was found, and what was expected."""
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     if kind == "value_error":
         return str(context["error"])
