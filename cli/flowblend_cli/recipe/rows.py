@@ -12,8 +12,6 @@ from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.sweep_schema import AxisFields
 from flowblend_cli.recipe.validation import Tables
 
-# Keys of [sweep] that are no axes.
-NO_AXES = ("mode", "repeats", "time_repeats")
 # An axis that is neither a pipeline argument nor a key of a table.
 SEED = "seed"
 
@@ -60,14 +58,7 @@ class Row:
 
 def sweep_axes(table: AxisFields | None) -> dict[str, list[Any]]:
     """The axes of a table in the order of the recipe: dotted names, or keys of [defaults]."""
-    if table is None:
-        return {}
-    axes = {
-        info.alias or name: getattr(table, name)
-        for name, info in type(table).model_fields.items()
-        if name in table.model_fields_set and name not in NO_AXES
-    }
-    return dict(sorted(axes.items(), key=lambda axis: table.place(axis[0])))
+    return table.axes if table is not None else {}
 
 
 def all_axes(tables: Tables) -> dict[str, list[Any]]:

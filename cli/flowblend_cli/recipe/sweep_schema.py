@@ -26,6 +26,8 @@ from flowblend_cli.recipe.schema import (
     extended,
 )
 
+# Keys of [sweep] and [matrix] that are no axes.
+NO_AXES = ("mode", "repeats", "time_repeats")
 RANGES = (BeforeValidator(refuse_text), Ranges())
 
 
@@ -41,6 +43,7 @@ class AxisFields(Table):
     """Seeds to render instead of the scenes' own."""
 
     _written: tuple[str, ...] = PrivateAttr(())
+    _axes: dict[str, list[Any]] | None = PrivateAttr(None)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -48,6 +51,18 @@ class AxisFields(Table):
         made = handler(value)
         made._written = tuple(value) if isinstance(value, dict) else ()
         return made
+
+    @property
+    def axes(self) -> dict[str, list[Any]]:
+        """The settings that vary, in the order of the recipe: dotted names, or bare ones."""
+        if self._axes is None:
+            found = {
+                info.alias or name: getattr(self, name)
+                for name, info in type(self).model_fields.items()
+                if name in self.model_fields_set and name not in NO_AXES
+            }
+            self._axes = dict(sorted(found.items(), key=lambda axis: self.place(axis[0])))
+        return self._axes
 
     def place(self, axis: str) -> int:
         """Which of the recipe's keys an axis is, counted from 0."""

@@ -6,6 +6,7 @@ import bisect
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,7 +58,7 @@ class Expanded:
 
     Args:
         parts: Texts and variables.
-        choices: What was chosen, from left to right.
+        choices: What was chosen, from left to right; what stands inside of a choice is its part.
     """
 
     parts: tuple[str | Variable, ...]
@@ -170,25 +171,26 @@ class _Maker:
             if isinstance(part, Choice):
                 number = bisect.bisect_right(part.ends, place)
                 first = part.ends[number - 1] if number else 0
-                with_choices = len(self._parts)
-                self._walk(part.options[number], place - first)
-                self._note(with_choices)
+                with self._choosing():
+                    self._walk(part.options[number], place - first)
             else:
                 self._add(part)
 
     def _draw(self, template: Template, pick: Pick) -> None:
         for part in template.parts:
             if isinstance(part, Choice):
-                with_choices = len(self._parts)
-                self._draw(part.options[pick(part)], pick)
-                self._note(with_choices)
+                with self._choosing():
+                    self._draw(part.options[pick(part)], pick)
             else:
                 self._add(part)
 
-    def _note(self, start: int) -> None:
-        """Keep what was chosen, that inside of it as a part of it."""
-        self._choices.append("".join(p for p in self._parts[start:] if isinstance(p, str)))
+    @contextmanager
+    def _choosing(self) -> Iterator[None]:
+        """Keep what is chosen inside; a choice inside of a choice is a part of it."""
         self._spend(1)
+        start, before = len(self._parts), len(self._choices)
+        yield
+        self._choices[before:] = ["".join(p for p in self._parts[start:] if isinstance(p, str))]
 
     def _add(self, part: str | Variable) -> None:
         self._parts.append(part)
