@@ -11,11 +11,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from flowblend_cli.artifacts.finished import FileState, Finished, inspect_final
+from flowblend_cli.artifacts.finished import inspect_final
 from flowblend_cli.errors import DeviceLostError, LockedError, ModelMissingError, OutputError
 from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Summary
+from flowblend_cli.finding import Finder, recorded
 from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
 from flowblend_cli.keys import Identity, job_key, model_identity
+from flowblend_cli.manifest import Entry, Manifest
 from flowblend_cli.options import RunOptions
 from flowblend_cli.progress import Reporter
 from flowblend_cli.records import JobRecord
@@ -80,6 +82,8 @@ class BatchRun:
         self._recipe_dir = batch.source.parent
         self._renderer = Renderer(self._recipe_dir, reporter, warm_up)
         self._study = Studying(batch, reporter, overrides, complaints or {})
+        self._is_kept = overrides is not None
+        self._finder = Finder(None)
         self._identities: dict[tuple[ModelSpec, tuple[AdapterSpec, ...]], Identity] = {}
         self._queue: list[Job] = []
         self._rendered = self._skipped = self._failed = 0
@@ -103,11 +107,15 @@ class BatchRun:
                     for job in (*self._batch.jobs, *self._batch.reserve):
                         self._identity(job)  # every model is there, before any of them works
                     self._queue = self._study.begin()
+                    if self._is_kept:
+                        manifest = Manifest(self._batch.output_dir, self._complain)
+                        self._finder = Finder(manifest, verify=self._options.verify)
                     self._work(stop)
                     stop.check()
             finally:
                 with self._errors_told(stop):
                     self._study.close()
+                self._finder.close()
                 elapsed = round(time.monotonic() - began, 3)
                 self._reporter.event(Summary(self._rendered, self._skipped, self._failed, elapsed))
         is_short = self._failed or self._study.has_gaps
@@ -130,8 +138,9 @@ class BatchRun:
             self._queue += self._study.new_jobs()
             if self._queue:
                 stop.check()
-                loaded = [job for job in self._queue if job.model == self._renderer.model]
-                job = (loaded or self._queue)[0]
+                model = self._renderer.model
+                loaded = (one for one in self._queue if model is not None and one.model == model)
+                job = next(loaded, self._queue[0])
                 self._queue.remove(job)
                 self._do(job, stop)
             elif self._study.is_waiting:
@@ -150,32 +159,23 @@ class BatchRun:
         path = self._batch.path_of(job)
         identity = self._identity(job)
         pending = Pending(job, path, job_key(job, identity), identity)
-        found = inspect_final(path)
-        owner = _other_owner(found, job)
-        if owner:
-            self._fail(
-                job,
-                f"{path} belongs to {owner} and is left alone: move it away, or change "
-                "recipe.output_dir or recipe.filename",
-            )
+        found = self._finder.find(job, path, pending.key)
+        if found.obstacle:
+            self._fail(job, found.obstacle)
             return
-        if found.state is FileState.DAMAGED:
-            self._reporter.message(f"{path.name} is damaged and is rendered again", error=True)
-        document = found.document or {}
-        is_same = found.state is FileState.INTACT and document.get("job_key") == pending.key
-        if is_same and not self._anew:
-            self._skip(pending, document, stop)
+        if found.is_damaged:
+            self._complain(f"{path.name} is damaged and is rendered again")
+        if found.done is not None and not self._anew:
+            self._skip(pending, found.done, stop)
         else:
             self._render(pending, stop)
 
-    def _skip(self, pending: Pending, document: dict[str, Any], stop: StopSignals) -> None:
+    def _skip(self, pending: Pending, done: Entry, stop: StopSignals) -> None:
         """Leave a finished file as it is; what isn't known of it yet is timed and measured."""
-        job = pending.job
-        seed = recorded(document, "seed", job.seed)
-        record = self._study.record_of(job, str(document.get("pixels_sha256")))
+        job, seed = pending.job, done.seed
+        record = self._study.record_of(job, done.pixels_sha256)
         if self._study.time_repeats > max(1, len(record.elapsed_s)):
-            sampling_s = recorded(document, "sampling_s", 0.0)
-            publishing_s = record.elapsed_s[0] - sampling_s if record.elapsed_s else 0.0
+            publishing_s = record.elapsed_s[0] - done.sampling_s if record.elapsed_s else 0.0
             self._time(record, job, seed, max(0.0, publishing_s), stop)
         self._skipped += 1
         self._reporter.event(JobSkipped(job.id, job.scene, seed, str(pending.path)))
@@ -228,6 +228,14 @@ class BatchRun:
             self._fail(job, f"{type(error).__name__}: {error}", seed)
             return
         publishing_s = time.monotonic() - began
+        self._finder.published(
+            job,
+            pending.path,
+            pending.key,
+            pixels=render.pixels_sha256,
+            seed=seed,
+            sampling_s=round(render.elapsed_s, 3),
+        )
         record = _record_of(job, render, publishing_s)
         self._rendered += 1
         try:
@@ -284,22 +292,15 @@ class BatchRun:
             pixels_sha256=render.pixels_sha256,
         )
 
+    def _complain(self, text: str) -> None:
+        self._reporter.message(text, error=True)
+
     def _fail(self, job: Job, error: str, seed: int | None = None) -> None:
         self._failed += 1
         self._reporter.event(
             JobFailed(job.id, job.scene, job.seed if seed is None else seed, error)
         )
         self._study.failed(job)
-
-
-def _other_owner(found: Finished, job: Job) -> str:
-    """Whose file it is, if it isn't this recipe's; empty if it is, or if there is none."""
-    if found.state is FileState.MISSING:
-        return ""
-    known = found.recipe is not None or found.state is FileState.INTACT
-    if known and found.recipe != job.recipe:
-        return f"recipe {found.recipe!r}"
-    return "someone else" if found.state is FileState.FOREIGN else ""
 
 
 def _record_of(job: Job, render: Render, publishing_s: float) -> JobRecord:
@@ -353,13 +354,6 @@ def output_lock(folder: Path) -> Iterator[None]:
 def run(batch: Batch, reporter: Reporter, **options: Any) -> int:
     """Render a batch; see ``BatchRun``, whose options these are."""
     return BatchRun(batch, reporter, **options).run()
-
-
-def recorded(document: dict[str, Any], name: str, default: Any) -> Any:
-    """One resolved value of a file's document, of the default's type, or the default."""
-    resolved = document.get("resolved")
-    value = resolved.get(name, default) if isinstance(resolved, dict) else default
-    return value if isinstance(value, type(default)) else default
 
 
 def render_again(document: dict[str, Any], path: Path, reporter: Reporter) -> int:

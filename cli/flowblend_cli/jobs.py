@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -186,7 +187,7 @@ class Job:
     @property
     def schedule(self) -> StageSchedule:
         """The stages as the library's schedule."""
-        return StageSchedule(self.stages)
+        return schedule_of(self.stages)
 
     def empty_stages(self, noise_levels: tuple[float, ...] | None = None) -> tuple[str, ...]:
         """Say which stages get no step: legal at few steps, but worth knowing.
@@ -203,7 +204,7 @@ class Job:
 
     def argument(self, name: str, default: Any = None) -> Any:
         """The value of one pipeline argument, or ``default`` if the job doesn't set it."""
-        return dict(self.arguments).get(name, default)
+        return next((value for key, value in self.arguments if key == name), default)
 
     def pipeline_arguments(self) -> dict[str, Any]:
         """The further arguments as the pipeline wants them, lists as lists."""
@@ -254,6 +255,16 @@ class Job:
                 f"the recorded job can't be read ({error}): it is damaged, or was written by "
                 "another version of flowblend"
             ) from error
+
+
+@lru_cache(maxsize=1024)
+def schedule_of(stages: tuple[Stage, ...]) -> StageSchedule:
+    """The schedule of some stages, checked once however many jobs have them.
+
+    Raises:
+        StageError: They make none together.
+    """
+    return StageSchedule(stages)
 
 
 def _model(document: Mapping[str, Any]) -> ModelSpec:

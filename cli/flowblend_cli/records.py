@@ -127,6 +127,16 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     Raises:
         OutputError: It can't be written, or a link sits where a folder of ours should be.
     """
+    make_folders(path)
+    publish(path, (json.dumps(document, allow_nan=False) + "\n").encode())
+
+
+def make_folders(path: Path) -> None:
+    """Make the folders of ours that a file is to lie in.
+
+    Raises:
+        OutputError: They can't be made, or a link sits where one of them should be.
+    """
     for folder in reversed([parent for parent in path.parents if FOLDER in parent.parts]):
         try:
             folder.mkdir(exist_ok=True)
@@ -140,7 +150,6 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
                 f"{folder}: is a symbolic link, and nothing is written through one: remove it, "
                 "then run the same command again"
             )
-    publish(path, (json.dumps(document, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

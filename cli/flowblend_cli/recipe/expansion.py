@@ -9,7 +9,7 @@ from typing import Any
 from flowblend_cli.arguments import argument_table
 from flowblend_cli.errors import UsageError
 from flowblend_cli.forwards import PIPELINES
-from flowblend_cli.jobs import Batch, ImageSpec, Job, OutputSpec, freeze
+from flowblend_cli.jobs import Batch, ImageSpec, Job, OutputSpec, freeze, schedule_of
 from flowblend_cli.levels import find_solver
 from flowblend_cli.recipe.automatic import Settler
 from flowblend_cli.recipe.blend import blamed_for_stages
@@ -41,7 +41,7 @@ from flowblend_cli.recipe.validation import Fault
 from flowblend_cli.recipe.variants import Variant
 from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
 from flowblend_plugin.noise_levels import noise_levels
-from flowblend_plugin.stages import EXTRAPOLATED, StageSchedule
+from flowblend_plugin.stages import EXTRAPOLATED
 
 DEFAULT_FPS = 16
 _LAYERS = ("output", "defaults", "presets", "scene", "sweep", "matrix")
@@ -115,7 +115,7 @@ class _Scene:
 def _of_scene(scene: _Scene, faults: list[Fault]) -> Iterator[Candidate]:
     recipe, prompts = scene.recipe, scene.recipe.prompts.scenes[scene.index]
     binder = scene.fields.binder
-    seen: set[Job] = set()
+    seen: dict[Job, set[int]] = {}
     for prompt_index, (written, prompt) in enumerate(prompts.expand(faults)):
         found: list[Fault] = []
         variables = prompt.variables | prompts.negative_variables
@@ -126,15 +126,13 @@ def _of_scene(scene: _Scene, faults: list[Fault]) -> Iterator[Candidate]:
                 made = _of_prompt(scene, written, prompt, variant, values, found)
                 fields = {**made.fields, "prompt_index": prompt_index}
                 template = scene.fields.template(fields, has_several=prompts.has_several)
+                # The template decides no pixel: two that lead to one prompt are one job.
+                alike = seen.setdefault(replace(made.job, prompt_template=""), set())
                 for seed in seeds:
-                    job = replace(made.job, seed=seed)
-                    # The template decides no pixel: two that lead to one prompt are one job.
-                    content = replace(job, prompt_template="")
-                    if content not in seen:
-                        seen.add(content)
-                        yield replace(
-                            made, job=job, fields={**fields, "seed": seed}, template=template
-                        )
+                    if seed not in alike:
+                        alike.add(seed)
+                        job, fields = replace(made.job, seed=seed), {**fields, "seed": seed}
+                        yield replace(made, job=job, fields=fields, template=template)
         has_flags = written.line is not None and written.line.has_flags
         faults += [_of_line(fault, written) for fault in found] if has_flags else found
 
@@ -205,7 +203,7 @@ def _check_steps(
     if most is not None and steps > most:
         message = f"{steps} steps are more than max_steps = {most} in [recipe] allows"
         faults.append(Fault(found.path, message, related=(*_LAYERS, "recipe")))
-    own = StageSchedule(variant.stages).num_inference_steps
+    own = schedule_of(variant.stages).num_inference_steps
     if own is not None and steps != own:
         parts = " + ".join(str(stage.steps) for stage in variant.stages)
         message = (

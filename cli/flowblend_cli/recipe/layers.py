@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowblend_cli.arguments import argument_table
+from flowblend_cli.jobs import schedule_of
 from flowblend_cli.models import KnownPair
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.choosing import AUTO, Choice, choose_preset
@@ -18,7 +19,6 @@ from flowblend_cli.recipe.steps import DEFAULT_STEPS, StepRange
 from flowblend_cli.recipe.validation import Tables
 from flowblend_cli.recipe.variants import Variant
 from flowblend_cli.study import StepChoice
-from flowblend_plugin.stages import StageSchedule
 
 _STEPS = "num_inference_steps"
 
@@ -125,7 +125,7 @@ def prompt_settings(
     """
     pair, swept = variant.pair, variant.row.settings()
     lowest = {_STEPS: DEFAULT_STEPS, **(pair.defaults if pair is not None else {})}
-    own = StageSchedule(variant.stages).num_inference_steps
+    own = schedule_of(variant.stages).num_inference_steps
     if own is not None:
         lowest[_STEPS] = own
     layers, choice = base, None

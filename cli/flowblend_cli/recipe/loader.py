@@ -134,9 +134,18 @@ def _variants(
     tables: Tables, rows: Iterable[Row], recipe_dir: Path, faults: list[Fault]
 ) -> list[Variant]:
     found: list[Fault] = []
-    variants = [make_variant(tables, row, recipe_dir, found) for row in rows]
+    variants = []
+    known: dict[tuple[tuple[str, int], ...], Variant | None] = {}
+    for row in rows:
+        # A key of [defaults] changes nothing that a variant says.
+        place = tuple((axis, index) for axis, index in row.indices.items() if "." in axis)
+        if place not in known:
+            known[place] = make_variant(tables, row, recipe_dir, found)
+        variant = known[place]
+        if variant is not None:
+            variants.append(replace(variant, row=row))
     faults.extend(dict.fromkeys(found))
-    return [variant for variant in variants if variant is not None]
+    return variants
 
 
 def _name(tables: Tables, path: Path, faults: list[Fault]) -> str:

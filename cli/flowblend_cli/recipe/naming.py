@@ -11,6 +11,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from flowblend_cli.text import is_unsafe
@@ -46,10 +47,11 @@ def check_name(name: str) -> str:
     size = len(name.encode("utf-8", "surrogatepass"))
     if size > MAX_NAME_BYTES:
         raise ValueError(f"must be at most {MAX_NAME_BYTES} bytes as a file name, got {size}")
-    bad = sorted({character for character in name if character in _FORBIDDEN})
+    bad = sorted(_FORBIDDEN.intersection(name))
     if bad:
         raise ValueError(f"must not hold {' '.join(bad)}, got {name!r}")
-    if any(is_unsafe(character) for character in name):
+    is_plain = name.isascii() and name.isprintable()
+    if not is_plain and any(is_unsafe(character) for character in name):
         raise ValueError(f"must not hold control characters, got {name!r}")
     if ".." in name or name.startswith((".", "~")) or name != name.strip(" ") or name[-1] == ".":
         raise ValueError(
@@ -103,11 +105,17 @@ def fill(template: str, fields: Mapping[str, Any]) -> str:
         ValueError: The name would be unsafe.
     """
     parts = []
-    for literal, field, _, _ in string.Formatter().parse(template):
+    for literal, field in _parts(template):
         parts.append(literal)
         if field is not None:
             parts.append(fields[field] if field == "scene" else safe_value(fields[field]))
     return check_name("".join(parts))
+
+
+@lru_cache(maxsize=64)
+def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
+    """A template's literal texts, each with the field that follows it."""
+    return tuple((literal, field) for literal, field, _, _ in string.Formatter().parse(template))
 
 
 def safe_value(value: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flowblend_cli.arguments import argument_table
 from flowblend_cli.errors import UsageError
-from flowblend_cli.jobs import SamplingSpec
+from flowblend_cli.jobs import SamplingSpec, schedule_of
 from flowblend_cli.levels import find_solver
 from flowblend_cli.recipe import schema
 from flowblend_cli.recipe.choosing import AUTO
@@ -28,7 +28,7 @@ from flowblend_cli.recipe.validation import Fault, Tables
 from flowblend_cli.recipe.variants import Variant
 from flowblend_plugin.errors import StageError
 from flowblend_plugin.grids import joined_grid, legs_of
-from flowblend_plugin.stages import SOLVERS, StageSchedule
+from flowblend_plugin.stages import SOLVERS
 
 MAX_JOBS = 100_000
 DEFAULT_SEEDS = (42,)
@@ -170,7 +170,7 @@ def check_noise_levels(
     yield from _check_grids(variants, recipe_dir)
     known: dict[tuple[str, SamplingSpec], str | None] = {}
     for variant in variants:
-        if not StageSchedule(variant.stages).needs_noise_levels:
+        if not schedule_of(variant.stages).needs_noise_levels:
             continue
         pipeline, sampling = variant.model.pipeline, variant.sampling
         if (pipeline, sampling) not in known:
@@ -188,7 +188,7 @@ def check_noise_levels(
 def _check_grids(variants: Iterable[Variant], recipe_dir: Path) -> Iterator[Fault]:
     """Stages with steps of their own have levels that descend, on solvers with a known grid."""
     for variant in variants:
-        has_steps = StageSchedule(variant.stages).num_inference_steps is not None
+        has_steps = schedule_of(variant.stages).num_inference_steps is not None
         if not has_steps and variant.sampling.sigma_max is None:
             continue
         path = (*variant.row.path("blend", "stage"), 0, "steps")

@@ -280,7 +280,8 @@ _OPTIONAL: dict[str, Any] = {name: (kind | None, None) for name, kind in SETTING
 class _Settings(Table):
     def settings(self) -> dict[str, Any]:
         """The arguments that the table sets, and only those."""
-        return self.model_dump(include=set(SETTINGS), exclude_unset=True)
+        written = self.model_fields_set
+        return {key: getattr(self, key) for key in SETTINGS if key in written}
 
 
 class SceneFields(_Settings):
