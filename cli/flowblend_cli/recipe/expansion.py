@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flowblend_cli.arguments import argument_table
@@ -110,29 +110,58 @@ class _Scene:
     base: Mapping[str, Setting]
     settler: Settler
     fields: Fields
+    _seeds: dict[int, list[int]] = field(default_factory=dict)
+
+    def seeds(
+        self, number: int, line: PromptLine | None, row: Row, faults: list[Fault]
+    ) -> list[int]:
+        """The seeds of a prompt in one combination: repeat r of seed s is s + r, each once."""
+        own = line.seed if line is not None else None
+        if own is None and number in self._seeds:
+            return self._seeds[number]
+        swept = row.axis_path(SEED)
+        written = [own] if own is not None else written_seeds(self.recipe.tables, self.scene)
+        if swept is not None:
+            written = [row.values[SEED]]
+        repeats = range(repeats_of(self.recipe.tables, self.scene))
+        seeds = dict.fromkeys(s + r for s in written for r in repeats)
+        if max(seeds) > MAX_SEED:
+            message = f"repeats lead to seed {max(seeds)}, above the highest one, {MAX_SEED}"
+            path = ("scene", self.index, "seeds" if own is None else "prompts_file")
+            faults.append(Fault(swept or path, message))
+        elif own is None:
+            self._seeds[number] = list(seeds)
+        return list(seeds)
 
 
 def _of_scene(scene: _Scene, faults: list[Fault]) -> Iterator[Candidate]:
     recipe, prompts = scene.recipe, scene.recipe.prompts.scenes[scene.index]
-    binder = scene.fields.binder
     seen: dict[Job, set[int]] = {}
     for prompt_index, (written, prompt) in enumerate(prompts.expand(faults)):
         found: list[Fault] = []
         variables = prompt.variables | prompts.negative_variables
-        for settled in recipe.variants:
+        for number, settled in enumerate(recipe.variants):
             variant = shifted(recipe, settled, scene.index, written.line, found)
-            seeds = _seeds(scene, written.line, variant.row, found)
-            for values in binder.bind(variant.row, variables):
-                made = _of_prompt(scene, written, prompt, variant, values, found)
-                fields = {**made.fields, "prompt_index": prompt_index}
-                template = scene.fields.template(fields, has_several=prompts.has_several)
+            seeds = scene.seeds(number, written.line, variant.row, found)
+            for values in scene.fields.binder.bind(variant.row, variables):
+                job, settings, used = _of_prompt(scene, written, prompt, variant, values, found)
+                fields = scene.fields.of(job, written, variant, prompt.choices, used)
+                fields["prompt_index"] = prompt_index
+                template = scene.fields.template(used, has_several=prompts.has_several)
                 # The template decides no pixel: two that lead to one prompt are one job.
-                alike = seen.setdefault(replace(made.job, prompt_template=""), set())
+                alike = seen.setdefault(replace(job, prompt_template=""), set())
                 for seed in seeds:
                     if seed not in alike:
                         alike.add(seed)
-                        job, fields = replace(made.job, seed=seed), {**fields, "seed": seed}
-                        yield replace(made, job=job, fields=fields, template=template)
+                        yield Candidate(
+                            replace(job, seed=seed),
+                            scene.index,
+                            {**fields, "seed": seed},
+                            template,
+                            pipeline_class=variant.pipeline_class,
+                            suits=settings.suits,
+                            steps=settings.steps,
+                        )
         has_flags = written.line is not None and written.line.has_flags
         faults += [_of_line(fault, written) for fault in found] if has_flags else found
 
@@ -149,8 +178,8 @@ def _of_prompt(
     variant: Variant,
     values: Binding,
     faults: list[Fault],
-) -> Candidate:
-    """The job of one prompt in one combination, without its seed and its place."""
+) -> tuple[Job, PromptSettings, Binding]:
+    """The job of one prompt without its seed, who settled it, and the variables that it has."""
     recipe, index, line, binder = scene.recipe, scene.index, written.line, scene.fields.binder
     text = prompt.fill(values)
     base = {**scene.base, **line_settings(index, line)} if line is not None else scene.base
@@ -182,16 +211,7 @@ def _of_prompt(
     job = _settled(job, variant, scene.settler, faults)
     _check_guidance(job, variant, faults)
     _check_first_step(job, variant, recipe, faults)
-    own = {name: value for name, value in values.items() if name in used}
-    return Candidate(
-        job,
-        index,
-        scene.fields.of(job, written, variant, prompt.choices, own),
-        "",
-        pipeline_class=variant.pipeline_class,
-        suits=found.suits,
-        steps=found.steps,
-    )
+    return job, found, {name: value for name, value in values.items() if name in used}
 
 
 def _check_steps(
@@ -292,22 +312,6 @@ def _check_first_step(job: Job, variant: Variant, recipe: Recipe, faults: list[F
         key = blamed_for_stages(blend, tuple(variant.row.of("blend")), str(error))
         message = f"scene {job.scene!r}: {error}"
         faults.append(Fault(variant.row.path("blend", key), message, related=_LAYERS))
-
-
-def _seeds(scene: _Scene, line: PromptLine | None, row: Row, faults: list[Fault]) -> list[int]:
-    """The seeds of a prompt in one combination: repeat r of seed s is s + r, each once."""
-    swept = row.axis_path(SEED)
-    own = line.seed if line is not None else None
-    written = [own] if own is not None else written_seeds(scene.recipe.tables, scene.scene)
-    if swept is not None:
-        written = [row.values[SEED]]
-    repeats = range(repeats_of(scene.recipe.tables, scene.scene))
-    seeds = dict.fromkeys(s + r for s in written for r in repeats)
-    if max(seeds) > MAX_SEED:
-        message = f"repeats lead to seed {max(seeds)}, above the highest one, {MAX_SEED}"
-        path = ("scene", scene.index, "seeds" if own is None else "prompts_file")
-        faults.append(Fault(swept or path, message))
-    return list(seeds)
 
 
 def _output(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from flowblend_cli.jobs import Job
@@ -42,17 +42,16 @@ class Fields:
             and len({repr(variant.row.values[axis]) for variant in recipe.variants}) > 1
         ]
 
-    def template(self, fields: Mapping[str, Any], *, has_several: bool) -> str:
+    def template(self, used: Collection[str], *, has_several: bool) -> str:
         """The name template of a job: the recipe's own, or the default with what varies.
 
         Args:
-            fields: The job's fields.
+            used: The variables that it has.
             has_several: Whether its scene may have several prompts.
         """
         if self._written is not None:
             return self._written
-        variables = [name for name in self.binder.names if fields.get(name)]
-        template = default_template([*self._varying, *variables])
+        template = default_template([*self._varying, *used])
         return template + ("-{prompt_words}-{prompt_id}" if has_several else "")
 
     def of(

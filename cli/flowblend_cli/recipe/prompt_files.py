@@ -61,11 +61,14 @@ class PromptLine:
     @property
     def has_flags(self) -> bool:
         """Whether it sets anything."""
-        return bool(self.identity or self.seed is not None)
+        own = (self.seed, self.flow_shift, self.image)
+        return bool(self.settings) or any(value is not None for value in own)
 
     @property
     def identity(self) -> str:
         """What its flags set, but for the seed, as text; empty where they set nothing."""
+        if not self.has_flags:
+            return ""
         values = {**self.settings, FLOW_SHIFT: self.flow_shift, IMAGE: self.image}
         return " ".join(f"{k}={v!r}" for k, v in sorted(values.items()) if v is not None)
 
