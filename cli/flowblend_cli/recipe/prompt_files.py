@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -78,13 +78,20 @@ class PromptLine:
         return f"{self.file}:{self.line}: "
 
 
-def read_prompts(name: str, recipe_dir: Path, problems: list[str]) -> list[PromptLine]:
+class LineProblem(NamedTuple):
+    """Something that is wrong with a file of prompts: its line, from 1 or None, and what."""
+
+    line: int | None
+    message: str
+
+
+def read_prompts(name: str, recipe_dir: Path, problems: list[LineProblem]) -> list[PromptLine]:
     """Read a file of prompts.
 
     Args:
         name: As the recipe writes it: a path below ``recipe_dir``.
         recipe_dir: The recipe's folder.
-        problems: Where everything that is wrong goes, with file and line.
+        problems: Where everything that is wrong goes.
 
     Returns:
         The prompts that are sound; blank lines and ``#`` comments are none.
@@ -92,10 +99,10 @@ def read_prompts(name: str, recipe_dir: Path, problems: list[str]) -> list[Promp
     try:
         lines = entries(read_lines(name, recipe_dir))
     except ValueError as error:
-        problems.append(str(error))
+        problems.append(LineProblem(None, str(error)))
         return []
     if not lines:
-        problems.append(f"{name} has no prompt: write one a line")
+        problems.append(LineProblem(None, f"{name} has no prompt: write one a line"))
     found = []
     for number, line in lines:
         if "--" not in line:
@@ -104,7 +111,7 @@ def read_prompts(name: str, recipe_dir: Path, problems: list[str]) -> list[Promp
         try:
             found.append(_parse(name, number, line))
         except ValueError as error:
-            problems += [f"{name}:{number}: {text}" for text in error.args]
+            problems += [LineProblem(number, message) for message in error.args]
     return found
 
 

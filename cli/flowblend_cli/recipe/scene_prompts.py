@@ -12,7 +12,7 @@ from flowblend_cli.recipe.choosing import AUTO
 from flowblend_cli.recipe.matrix import Binder, variable_names
 from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.presets import Preset
-from flowblend_cli.recipe.prompt_files import FLAG_OF, PromptLine, read_prompts
+from flowblend_cli.recipe.prompt_files import FLAG_OF, LineProblem, PromptLine, read_prompts
 from flowblend_cli.recipe.ranges import Exploration
 from flowblend_cli.recipe.rows import all_axes
 from flowblend_cli.recipe.samples import draw_sample
@@ -219,23 +219,38 @@ def _written(
         path = ("scene", index, "prompts_file")
         faults.append(Fault(path, "stands beside prompt: keep one of them", at="key"))
     elif scene.prompts_file is not None:
-        path, problems = ("scene", index, "prompts_file"), list[str]()
-        for line in read_prompts(scene.prompts_file, recipe_dir, problems):
-            if line.seed is not None and isinstance(scene.seeds, Exploration):
-                problems.append(f"{line.where}--d sets a seed, and the scene explores: remove it")
-            try:
-                yield WrittenPrompt(line.text, wildcards.parse(line.text), path, line)
-            except ValueError as error:
-                problems.append(f"{line.where}{error}")
-        faults += [Fault(path, problem) for problem in problems]
-    for number, text in enumerate(scene.prompt or ()):
-        where = (*path, number) if is_list else path
+        yield from _of_file(scene, scene.prompts_file, index, recipe_dir, wildcards, faults)
+    for place, text in enumerate(scene.prompt or ()):
+        here: KeyPath = ("scene", index, "prompt", *((place,) if is_list else ()))
         try:
             if not text.strip():
                 raise ValueError("must not be blank")
-            yield WrittenPrompt(text, wildcards.parse(text), where)
+            yield WrittenPrompt(text, wildcards.parse(text), here)
         except ValueError as error:
-            faults.append(Fault(where, str(error)))
+            faults.append(Fault(here, str(error)))
+
+
+def _of_file(
+    scene: SceneFields,
+    file: str,
+    index: int,
+    recipe_dir: Path,
+    wildcards: Wildcards,
+    faults: list[Fault],
+) -> Iterator[WrittenPrompt]:
+    path: KeyPath = ("scene", index, "prompts_file")
+    problems: list[LineProblem] = []
+    for line in read_prompts(file, recipe_dir, problems):
+        if line.seed is not None and isinstance(scene.seeds, Exploration):
+            message = "--d sets a seed, and the scene explores seeds: remove one of them"
+            problems.append(LineProblem(line.line, message))
+        try:
+            yield WrittenPrompt(line.text, wildcards.parse(line.text), path, line)
+        except ValueError as error:
+            problems.append(LineProblem(line.line, str(error)))
+    for number, message in problems:
+        where = f"{file}:{number}: " if number is not None else ""
+        faults.append(Fault(path, f"{where}{message}"))
 
 
 def check_lines(prompts: Prompts, pipeline_classes: Iterable[str | None]) -> Iterator[Fault]:
