@@ -32,8 +32,8 @@ def ls() -> None:
 def cp(name: str, dest: Path) -> None:
     """Copy the bundled recipe NAME to the file or folder DEST; never overwrites.
 
-    The copy's output_dir is relative to the copy's folder. Pictures that the recipe begins with
-    are copied beside it.
+    The copy's output_dir is relative to the copy's folder. Pictures that the recipe begins with,
+    and files that its prompts come from, are copied beside it.
 
     \b
     Example:
@@ -44,17 +44,18 @@ def cp(name: str, dest: Path) -> None:
         raise UsageError(f"no bundled recipe is named {name!r}; there are {', '.join(found)}")
     target = dest / f"{name}.toml" if dest.is_dir() else dest
     write_new(target, found[name].read_text("utf-8"))
-    for picture in _pictures(found[name]):
-        _copy(found[name].parent / picture, target.parent / picture)
+    for file in _files(found[name]):
+        _copy(found[name].parent / file, target.parent / file)
     click.echo(f"wrote {printable(target)}")
     click.echo(f"next: flowblend render {printable(target)}")
 
 
-def _pictures(path: Path) -> list[str]:
-    """The pictures of a recipe's scenes, by their paths relative to it."""
+def _files(path: Path) -> list[str]:
+    """What a recipe reads beside itself: pictures, wildcards, prompts; relative to its folder."""
     from flowblend_cli.recipe.loader import load_recipe
 
-    return sorted({picture.path for picture in load_recipe(path).pictures.values()})
+    recipe = load_recipe(path)
+    return sorted({*(picture.path for picture in recipe.pictures.values()), *recipe.prompts.files})
 
 
 def _copy(source: Path, target: Path) -> None:

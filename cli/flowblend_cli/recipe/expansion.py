@@ -30,7 +30,7 @@ from flowblend_cli.recipe.matrix import Binding
 from flowblend_cli.recipe.prompt_files import PromptLine
 from flowblend_cli.recipe.ranges import MAX_SEED
 from flowblend_cli.recipe.rows import SEED, Row
-from flowblend_cli.recipe.rules import repeats_of, written_seeds
+from flowblend_cli.recipe.rules import own_seeds, repeats_of
 from flowblend_cli.recipe.scene_prompts import WrittenPrompt
 from flowblend_cli.recipe.schema import SceneFields
 from flowblend_cli.recipe.shapes import fit_to_picture, shape_problems
@@ -44,6 +44,7 @@ from flowblend_plugin.noise_levels import noise_levels
 from flowblend_plugin.stages import EXTRAPOLATED
 
 DEFAULT_FPS = 16
+_NO: tuple[Binding, ...] = ({},)
 _LAYERS = ("output", "defaults", "presets", "scene", "sweep", "matrix")
 
 
@@ -120,7 +121,7 @@ class _Scene:
         if own is None and number in self._seeds:
             return self._seeds[number]
         swept = row.axis_path(SEED)
-        written = [own] if own is not None else written_seeds(self.recipe.tables, self.scene)
+        written = [own] if own is not None else own_seeds(self.scene)
         if swept is not None:
             written = [row.values[SEED]]
         repeats = range(repeats_of(self.recipe.tables, self.scene))
@@ -139,15 +140,25 @@ def _of_scene(scene: _Scene, faults: list[Fault]) -> Iterator[Candidate]:
     seen: dict[Job, set[int]] = {}
     for prompt_index, (written, prompt) in enumerate(prompts.expand(faults)):
         found: list[Fault] = []
-        variables = prompt.variables | prompts.negative_variables
         for number, settled in enumerate(recipe.variants):
+            part = settled.row.has_variables
+            is_sure = part is not None and not prompts.negative_variables
+            if is_sure and part != bool(prompt.variables):
+                continue
+            variables = prompt.variables | prompts.negative_variables
+            bindings = (
+                scene.fields.binder.bind(settled.row, variables) if part is not False else _NO
+            )
             variant = shifted(recipe, settled, scene.index, written.line, found)
             seeds = scene.seeds(number, written.line, variant.row, found)
-            for values in scene.fields.binder.bind(variant.row, variables):
-                job, settings, used = _of_prompt(scene, written, prompt, variant, values, found)
+            for values in bindings:
+                job, settings, names = _of_prompt(scene, written, prompt, variant, values, found)
+                if part is not None and part != bool(names):
+                    continue
+                used = {name: value for name, value in values.items() if name in names}
                 fields = scene.fields.of(job, written, variant, prompt.choices, used)
                 fields["prompt_index"] = prompt_index
-                template = scene.fields.template(used, has_several=prompts.has_several)
+                template = scene.fields.template(variant, used, has_several=prompts.has_several)
                 # The template decides no pixel: two that lead to one prompt are one job.
                 alike = seen.setdefault(replace(job, prompt_template=""), set())
                 for seed in seeds:
@@ -178,7 +189,7 @@ def _of_prompt(
     variant: Variant,
     values: Binding,
     faults: list[Fault],
-) -> tuple[Job, PromptSettings, Binding]:
+) -> tuple[Job, PromptSettings, frozenset[str]]:
     """The job of one prompt without its seed, who settled it, and the variables that it has."""
     recipe, index, line, binder = scene.recipe, scene.index, written.line, scene.fields.binder
     text = prompt.fill(values)
@@ -188,7 +199,6 @@ def _of_prompt(
     picture = recipe.picture_of(index, line)
     settings = _shaped(found.values, base, index, variant, picture, recipe, faults)
     negative = settings.pop("negative_prompt", None)
-    used = prompt.variables | binder.find(negative or "")
     if max(len(text), len(negative or "")) > MAX_PROMPT_CHARACTERS:
         faults.append(written.fault(too_long()))
     job = Job(
@@ -211,7 +221,7 @@ def _of_prompt(
     job = _settled(job, variant, scene.settler, faults)
     _check_guidance(job, variant, faults)
     _check_first_step(job, variant, recipe, faults)
-    return job, found, {name: value for name, value in values.items() if name in used}
+    return job, found, prompt.variables | binder.find(negative or "")
 
 
 def _check_steps(

@@ -9,7 +9,7 @@ from flowblend_cli.jobs import Job
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.matrix import Binder, Binding
 from flowblend_cli.recipe.naming import default_template, short_value, slug, text_id
-from flowblend_cli.recipe.rows import SEED
+from flowblend_cli.recipe.rows import SEED, Row
 from flowblend_cli.recipe.scene_prompts import WrittenPrompt
 from flowblend_cli.recipe.variants import Variant
 
@@ -35,23 +35,24 @@ class Fields:
         self._axes = recipe.fields
         assert recipe.tables.recipe is not None
         self._written = recipe.tables.recipe.filename
-        self._varying = [
-            field
+        self._varying = {
+            axis: field
             for axis, field in recipe.fields.items()
-            if axis not in _IN_DEFAULT_NAME
-            and len({repr(variant.row.values[axis]) for variant in recipe.variants}) > 1
-        ]
+            if axis not in _IN_DEFAULT_NAME and _varies(axis, recipe.variants)
+        }
 
-    def template(self, used: Collection[str], *, has_several: bool) -> str:
+    def template(self, variant: Variant, used: Collection[str], *, has_several: bool) -> str:
         """The name template of a job: the recipe's own, or the default with what varies.
 
         Args:
+            variant: Its combination of settings.
             used: The variables that it has.
             has_several: Whether its scene may have several prompts.
         """
         if self._written is not None:
             return self._written
-        template = default_template([*self._varying, *used])
+        varying = [f for axis, f in self._varying.items() if axis in variant.row.values]
+        template = default_template([*varying, *used])
         return template + ("-{prompt_words}-{prompt_id}" if has_several else "")
 
     def of(
@@ -73,7 +74,7 @@ class Fields:
         """
         line = written.line.identity if written.line is not None else ""
         return {
-            **{field: self._value(axis, variant) for axis, field in self._axes.items()},
+            **{field: _value(axis, variant.row) for axis, field in self._axes.items()},
             **dict.fromkeys(self.binder.names, ""),
             **{name: short_value(value) for name, value in values.items()},
             "scene": job.scene,
@@ -83,8 +84,14 @@ class Fields:
             "stages": job.stage_string,
         }
 
-    def _value(self, axis: str, variant: Variant) -> Any:
-        if axis in _NAMED_BY_INDEX:
-            return variant.row.indices[axis]
-        value = variant.row.values[axis]
-        return text_id(value, 6) if axis == _NEGATIVE else value
+
+def _varies(axis: str, variants: Iterable[Variant]) -> bool:
+    rows = [variant.row for variant in variants]
+    return len({repr(row.values[axis]) for row in rows if axis in row.values}) > 1
+
+
+def _value(axis: str, row: Row) -> Any:
+    if axis in _NAMED_BY_INDEX:
+        return row.indices.get(axis, "")
+    value = row.values.get(axis, "")
+    return text_id(value, 6) if axis == _NEGATIVE else value

@@ -92,9 +92,7 @@ class Binder:
         """
         if not self._values or "{" not in text:
             return text
-        return self._pattern().sub(
-            lambda match: binding[match[1]] if match[1] else match[0][1:-1], text
-        )
+        return self._pattern().sub(lambda m: binding.get(m[1], m[0]) if m[1] else m[0][1:-1], text)
 
     def _pattern(self) -> re.Pattern[str]:
         names = "|".join(map(re.escape, self._values))

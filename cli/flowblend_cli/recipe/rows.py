@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flowblend_cli.recipe.positions import KeyPath
-from flowblend_cli.recipe.sweep_schema import AxisFields
+from flowblend_cli.recipe.sweep_schema import AxisFields, MatrixFields
 from flowblend_cli.recipe.validation import Tables
 
 # An axis that is neither a pipeline argument nor a key of a table.
@@ -25,12 +25,15 @@ class Row:
         indices: Its index in the axis.
         places: Where an axis has its value, other than in [sweep].
         zipped: The places of a zipped [matrix] that it stands for; None for all.
+        has_variables: Whether it is for prompts with a variable of [matrix], or for those without;
+            None for both.
     """
 
     values: dict[str, Any]
     indices: dict[str, int]
     places: Mapping[str, KeyPath] = field(default_factory=dict)
     zipped: tuple[int, ...] | None = None
+    has_variables: bool | None = None
 
     def of(self, table: str) -> dict[str, Any]:
         """The swept values of one table, by key."""
@@ -66,6 +69,12 @@ def all_axes(tables: Tables) -> dict[str, list[Any]]:
     return sweep_axes(tables.matrix) | sweep_axes(tables.sweep)
 
 
+def common_axes(tables: Tables) -> dict[str, list[Any]]:
+    """The axes that every job has: of a [matrix] with variables, only some jobs have them."""
+    matrix = tables.matrix
+    return all_axes(tables) if matrix is None or not matrix.variables else sweep_axes(tables.sweep)
+
+
 def table_of(tables: Tables, axis: str) -> str:
     """The table that has an axis."""
     return "matrix" if axis in sweep_axes(tables.matrix) else "sweep"
@@ -93,8 +102,29 @@ def count_axes(table: AxisFields | None) -> int:
     return max(lengths, default=1) if is_zip else math.prod(lengths)
 
 
+def count_matrix(matrix: MatrixFields | None, bound: int, used: Collection[str]) -> int:
+    """How often [matrix] multiplies a prompt at most.
+
+    Args:
+        matrix: The table.
+        bound: How many values the prompt's variables take.
+        used: The prompt's variables.
+    """
+    if matrix is None or (matrix.variables and not used):
+        return 1
+    return max(bound, count_axes(matrix)) if matrix.mode == "zip" else bound * count_axes(matrix)
+
+
 def all_rows(tables: Tables) -> Iterator[Row]:
-    """Every combination of settings: [matrix] changes slowest, and of a table the first axis."""
+    """Every combination of settings: [matrix] changes slowest, and of a table the first axis.
+
+    Prompts without a variable take no part in a [matrix] that has some: there are rows for them.
+    """
+    matrix = tables.matrix
+    is_split = matrix is not None and bool(matrix.variables and matrix.axes)
+    if is_split:
+        for row in _rows(tables.sweep):
+            yield replace(row, has_variables=False)
     for outer in _matrix_rows(tables):
         for row in _rows(tables.sweep):
             yield Row(
@@ -102,6 +132,7 @@ def all_rows(tables: Tables) -> Iterator[Row]:
                 {**outer.indices, **row.indices},
                 {axis: ("matrix", axis, index) for axis, index in outer.indices.items()},
                 outer.zipped,
+                True if is_split else None,
             )
 
 

@@ -19,7 +19,16 @@ from flowblend_cli.recipe.overrides import Override
 from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.presets import Preset
 from flowblend_cli.recipe.ranges import Exploration
-from flowblend_cli.recipe.rows import SEED, all_axes, count_axes, count_rows, sweep_axes, table_of
+from flowblend_cli.recipe.rows import (
+    SEED,
+    all_axes,
+    common_axes,
+    count_axes,
+    count_matrix,
+    count_rows,
+    sweep_axes,
+    table_of,
+)
 from flowblend_cli.recipe.scene_prompts import Prompts
 from flowblend_cli.recipe.schema import SceneFields
 from flowblend_cli.recipe.source import RecipeSource
@@ -98,10 +107,8 @@ def repeats_of(tables: Tables, scene: SceneFields) -> int:
     return swept or scene.repeats or 1
 
 
-def written_seeds(tables: Tables, scene: SceneFields) -> Sequence[int]:
-    """The seeds of a scene without repeats; one stands for those of a sweep, which win."""
-    if SEED in all_axes(tables):
-        return DEFAULT_SEEDS
+def own_seeds(scene: SceneFields) -> Sequence[int]:
+    """The seeds of a scene without repeats and sweeps."""
     if isinstance(scene.seeds, Exploration):
         return scene.seeds.seeds
     return scene.seeds or DEFAULT_SEEDS
@@ -120,11 +127,11 @@ def check_count(tables: Tables, prompts: Prompts) -> Iterator[Fault]:
     for index, found in prompts.scenes.items():
         scene = tables.scenes[index]
         assert scene is not None
-        bound = binder.count(found.variables)
-        if tables.matrix is not None and tables.matrix.mode == "zip":
-            bound = -(-bound // count_axes(tables.matrix))  # they are counted among the rows
-        seeds = len(written_seeds(tables, scene)) * repeats_of(tables, scene)
-        count = rows * bound * found.count * seeds
+        of_matrix = count_matrix(tables.matrix, binder.count(found.variables), found.variables)
+        axes = all_axes(tables) if found.variables else common_axes(tables)
+        seeds = 1 if SEED in axes else len(own_seeds(scene))
+        count = count_axes(tables.sweep) * of_matrix * found.count * seeds
+        count *= repeats_of(tables, scene)
         total += count
         if count > largest:
             largest, blamed = count, ("scene", index)
@@ -257,7 +264,7 @@ def check_overrides(
     overrides: Iterable[Override],
 ) -> Iterator[Fault]:
     """Every ``--set`` reaches a job, unless it sets what is there already."""
-    axes = all_axes(tables)
+    axes = common_axes(tables)
     for override in overrides:
         for path, value, former in override.leaves():
             if value == former and type(value) is type(former):

@@ -10,7 +10,7 @@ from flowblend_cli.jobs import freeze
 from flowblend_cli.recipe.candidates import Candidate
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.ranges import Exploration
-from flowblend_cli.recipe.rows import SEED, all_axes, table_of
+from flowblend_cli.recipe.rows import SEED, all_axes, common_axes, table_of
 from flowblend_cli.recipe.study_schema import OF_REFERENCE, OF_RUNS, DraftTable
 from flowblend_cli.recipe.validation import Fault, Tables
 from flowblend_cli.references import OF_STAGES
@@ -121,7 +121,7 @@ def check_study(tables: Tables) -> Iterator[Fault]:
     yield from _check_score(tables)
     if tables.draft is not None:
         yield from _check_draft(tables.draft)
-    if SEED in all_axes(tables):
+    if SEED in common_axes(tables):
         table = table_of(tables, SEED)
         for index, scene in enumerate(tables.scenes):
             if scene is not None and isinstance(scene.seeds, Exploration):
