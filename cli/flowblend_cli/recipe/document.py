@@ -54,20 +54,22 @@ class RecipeDocument(Table):
     review: ReviewTable = ReviewTable()
 
 
+# Tables with required keys, which an include may bring.
+_MERGED = ("Model", "Scene")
 SCHEMA_TITLE = "flowblend recipe"
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of recipes, for editors and other checkers."""
     schema = cast("dict[str, Any]", _without_null(RecipeDocument.model_json_schema(by_alias=True)))
-    # What is included may hold the tables that a recipe has to have.
-    required = {"required": schema.pop("required")}
+    # What is included may hold the tables and keys that a recipe has to have.
+    alone = {"required": schema.pop("required"), "properties": _required_keys(schema["$defs"])}
     _nest_axes(schema["$defs"]["SweepTable"])
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
         "title": SCHEMA_TITLE,
-        "anyOf": [required, {"required": ["include"]}],
+        "anyOf": [alone, {"required": ["include"]}],
     }
 
 
@@ -89,6 +91,12 @@ def kinds_at(path: KeyPath) -> frozenset[str]:
     return frozenset(
         str(node["type"]) for node in nodes if "type" in node and "pattern" not in node
     )
+
+
+def _required_keys(definitions: dict[str, Any]) -> dict[str, Any]:
+    """Take from [model] and [[scene]] what they must have, as properties of the recipe itself."""
+    model, scene = ({"required": definitions[f"{t}Table"].pop("required")} for t in _MERGED)
+    return {"model": model, "scene": {"items": scene}}
 
 
 def _nest_axes(sweep: dict[str, Any]) -> None:
