@@ -83,7 +83,8 @@ KEYS = st.sampled_from([(table, key) for table, keys in TABLES.items() for key i
 WORDS = st.sampled_from(
     [
         "LSL", "auto", "adaptive", "explore 3", "30-50 (+10)", "1-3", "up to 50", "sprites",
-        "large", "small", "sde", "unipc", "./none", "owner/name", "a {b|c}", "{scene}-{seed}", "first_block",
+        "large", "small", "sde", "unipc", "./none", "owner/name", "a {b|c}", "{scene}-{seed}",
+        "first_block",
         "wan2.1-t2v", "qwen-image", "mp4", "png", "draft", "final", "image.png", "L", "cpu",
         *(text for text in NAUGHTY.values() if len(text) < 400),
     ]
