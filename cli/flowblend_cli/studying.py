@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowblend_cli.adapting import Families
@@ -103,7 +102,7 @@ class Studying:
                 "v": RECIPE_VERSION,
                 "recipe": batch.recipe_name,
                 "path": str(batch.source),
-                "text": _text_of(batch.source),
+                "text": batch.text,
                 "overrides": list(self._overrides),
                 "warnings": list(batch.warnings),
                 "study": asdict(batch.study),
@@ -329,10 +328,3 @@ class Studying:
         """What is asked of a clip, as one text: records that answer it needn't be made again."""
         pixels = self._records[reference.job].pixels_sha256 if reference is not None else None
         return json.dumps([quality.QUALITY_VERSION, self._names, pixels])
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, ValueError):  # only the copy is the poorer for it
-        return ""

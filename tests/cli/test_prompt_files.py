@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from thorough import examples, thorough
 
 from flowblend_cli import main
 from flowblend_cli.jobs import Batch
@@ -223,7 +224,8 @@ LINE = st.text(st.characters(blacklist_characters="\n\r", blacklist_categories=[
 FLAGGED = st.lists(st.sampled_from(["a", "--", "1", "0.5", "x", *(f"--{flag}" for flag in FLAGS)]))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@thorough
+@examples(60)
 @given(line=st.one_of(LINE, FLAGGED.map(" ".join)))
 def test_any_line_is_read_or_told(tmp_path: Path, line: str) -> None:
     (tmp_path / "prompts.txt").write_text(line, "utf-8", newline="")

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from thorough import examples, thorough
 
+from flowblend_cli.recipe.limits import MAX_PROMPT, MAX_WILDCARD_DEPTH
 from flowblend_cli.recipe.samples import MOST_RANKED, draw_sample
 from flowblend_cli.recipe.templates import (
     MANY,
-    MAX_PROMPT_CHARACTERS,
     Template,
     escape,
     parse_template,
 )
-from flowblend_cli.recipe.wildcards import MAX_WILDCARD_DEPTH, Wildcards
+from flowblend_cli.recipe.wildcards import Wildcards
 
 
 def texts(template: Template) -> list[str]:
@@ -162,7 +163,7 @@ def test_a_bomb_of_wildcards_ends_at_the_limit_of_a_prompt(tmp_path: Path) -> No
     template = Wildcards(tmp_path, "wildcards").parse("__w0__")
 
     assert template.count == MANY
-    with pytest.raises(ValueError, match=f"{MAX_PROMPT_CHARACTERS:,} characters"):
+    with pytest.raises(ValueError, match=f"{MAX_PROMPT:,} characters"):
         template.draw(lambda choice: 0)
 
 
@@ -184,6 +185,8 @@ class _Files(Wildcards):
         self._known["w"] = parse_template("{one|two {{|x}").parts[0]  # type: ignore[assignment]
 
 
+@thorough
+@examples(60)
 @given(st.text())
 def test_reading_a_prompt_never_fails_but_with_a_value_error(text: str) -> None:
     try:
@@ -193,6 +196,8 @@ def test_reading_a_prompt_never_fails_but_with_a_value_error(text: str) -> None:
     assert len(texts(template)) == template.count
 
 
+@thorough
+@examples(60)
 @given(st.lists(st.sampled_from(["{", "}", "|", "__", "_", "w", "v", "a", "{v}", "__w__", "{{"])))
 def test_pieces_of_syntax_in_any_order_are_read_or_refused(pieces: list[str]) -> None:
     try:
@@ -203,6 +208,8 @@ def test_pieces_of_syntax_in_any_order_are_read_or_refused(pieces: list[str]) ->
         assert len(texts(template)) == template.count
 
 
+@thorough
+@examples(60)
 @given(TEMPLATES)
 def test_the_count_is_that_of_the_prompts_with_wildcards_and_variables(text: str) -> None:
     template = _Files().parse(text)
@@ -214,11 +221,15 @@ def test_the_count_is_that_of_the_prompts_with_wildcards_and_variables(text: str
     assert template.variables == frozenset().union(*(prompt.variables for prompt in prompts))
 
 
+@thorough
+@examples(60)
 @given(st.text())
 def test_an_escaped_text_is_itself(text: str) -> None:
     assert texts(_Files().parse(escape(text))) == [text]
 
 
+@thorough
+@examples(60)
 @given(st.lists(TEMPLATES, min_size=1, max_size=3, unique=True), st.integers(0, 9), st.data())
 def test_a_sample_is_distinct_and_a_part_of_all(
     written: list[str], seed: int, data: st.DataObject

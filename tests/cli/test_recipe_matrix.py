@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from thorough import examples, thorough
 
 from flowblend_cli.errors import RecipeError
 from flowblend_cli.jobs import Batch
@@ -37,7 +38,7 @@ def test_every_combination_is_the_default(batch_of: Load) -> None:
         ("ball-s42-n50-colourred-pace2", "a red ball, 2", 50),
     ]
     assert {job.prompt_template for job in batch.jobs} == {"a {colour} ball, {pace}"}
-    assert batch_of(HEAD + SCENE + matrix + 'mode = "product"\n') == batch
+    assert batch_of(HEAD + SCENE + matrix + 'mode = "product"\n').jobs == batch.jobs
 
 
 def test_a_zip_binds_a_word_to_its_steps(batch_of: Load) -> None:
@@ -173,6 +174,8 @@ NASTY = st.one_of(
 )
 
 
+@thorough
+@examples(60)
 @given(NASTY, st.sampled_from(["{v}", "x{v}", "{v}/..", "a-{v}.{v}"]))
 def test_a_variable_in_a_name_is_one_part_of_it(value: str, template: str) -> None:
     try:
@@ -189,10 +192,8 @@ def toml(text: str) -> str:
     return "".join(f"\\U{number:08x}" for number in scalars)
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-    max_examples=max(10, settings.default.max_examples // 10),
-)
+@thorough
+@examples(10)
 @given(values=st.lists(NASTY, min_size=1, max_size=3, unique=True), own=NASTY)
 def test_no_value_makes_a_file_leave_its_folder(
     tmp_path: Path, values: list[str], own: str

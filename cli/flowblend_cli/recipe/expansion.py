@@ -26,6 +26,7 @@ from flowblend_cli.recipe.layers import (
     prompt_settings,
     scene_settings,
 )
+from flowblend_cli.recipe.limits import MAX_PROMPT
 from flowblend_cli.recipe.matrix import Binding
 from flowblend_cli.recipe.prompt_files import PromptLine
 from flowblend_cli.recipe.ranges import MAX_SEED
@@ -36,7 +37,7 @@ from flowblend_cli.recipe.schema import SceneFields
 from flowblend_cli.recipe.shapes import fit_to_picture, shape_problems
 from flowblend_cli.recipe.shifts import shifted
 from flowblend_cli.recipe.studies import make_study
-from flowblend_cli.recipe.templates import MAX_PROMPT_CHARACTERS, Expanded, too_long
+from flowblend_cli.recipe.templates import Expanded, too_long
 from flowblend_cli.recipe.validation import Fault
 from flowblend_cli.recipe.variants import Variant
 from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
@@ -89,6 +90,7 @@ def expand(recipe: Recipe, *, settle: bool = True) -> Batch:
         recipe.path.absolute(),
         make_study(recipe, candidates, selections),
         tuple(job for job in jobs if job.id in reserve),
+        recipe.source.text,
     )
 
 
@@ -199,7 +201,7 @@ def _of_prompt(
     picture = recipe.picture_of(index, line)
     settings = _shaped(found.values, base, index, variant, picture, recipe, faults)
     negative = settings.pop("negative_prompt", None)
-    if max(len(text), len(negative or "")) > MAX_PROMPT_CHARACTERS:
+    if max(len(text), len(negative or "")) > MAX_PROMPT:
         faults.append(written.fault(too_long()))
     job = Job(
         id="",

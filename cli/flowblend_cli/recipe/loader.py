@@ -14,6 +14,7 @@ from flowblend_cli.jobs import Batch
 from flowblend_cli.recipe import rules
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.expansion import expand
+from flowblend_cli.recipe.files import SWEEPS
 from flowblend_cli.recipe.matrix import check_matrix, check_used
 from flowblend_cli.recipe.naming import check_name
 from flowblend_cli.recipe.overrides import apply_overrides
@@ -21,7 +22,7 @@ from flowblend_cli.recipe.pictures import scene_pictures
 from flowblend_cli.recipe.presets import merge_presets
 from flowblend_cli.recipe.rows import Row, all_rows, axis_fields
 from flowblend_cli.recipe.scene_prompts import check_lines, find_prompts
-from flowblend_cli.recipe.source import SWEEPS, read_source
+from flowblend_cli.recipe.source import read_source
 from flowblend_cli.recipe.studies import check_study
 from flowblend_cli.recipe.sweeps import write_out_ranges
 from flowblend_cli.recipe.validation import Fault, Tables, validate

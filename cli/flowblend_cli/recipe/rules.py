@@ -13,6 +13,7 @@ from flowblend_cli.levels import find_solver
 from flowblend_cli.recipe import schema
 from flowblend_cli.recipe.choosing import AUTO
 from flowblend_cli.recipe.layers import scene_settings
+from flowblend_cli.recipe.limits import MAX_JOBS
 from flowblend_cli.recipe.matrix import Binder
 from flowblend_cli.recipe.naming import FIXED_FIELDS, same_file_key, template_fields
 from flowblend_cli.recipe.overrides import Override
@@ -39,7 +40,6 @@ from flowblend_plugin.errors import StageError
 from flowblend_plugin.grids import joined_grid, legs_of
 from flowblend_plugin.stages import SOLVERS
 
-MAX_JOBS = 100_000
 DEFAULT_SEEDS = (42,)
 
 
@@ -56,10 +56,11 @@ def check_scenes(
             continue
         key = same_file_key(scene.name)
         if key in first:
-            line = source.position(Fault(("scene", first[key], "name"), "")).line
+            path: KeyPath = ("scene", index, "name")
+            place = source.place(("scene", first[key], "name"), seen_from=path)
             yield Fault(
-                ("scene", index, "name"),
-                f"{scene.name!r} is the name of scene[{first[key]}] in line {line} already, "
+                path,
+                f"{scene.name!r} is the name of scene[{first[key]}] in {place} already, "
                 "which its files would share: rename one",
             )
         first.setdefault(key, index)

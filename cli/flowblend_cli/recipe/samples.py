@@ -11,11 +11,11 @@ import hashlib
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 
+from flowblend_cli.recipe.limits import MAX_SAMPLE
 from flowblend_cli.recipe.templates import MANY, Choice, Expanded, Template
 
 # Up to so many prompts, all are made and ranked; of more, single ones are drawn.
-MOST_RANKED = 100_000
-MAX_SAMPLE = MOST_RANKED // 2
+MOST_RANKED = 2 * MAX_SAMPLE
 _POINTS = 16
 _TRIES = 4
 

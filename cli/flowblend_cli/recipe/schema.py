@@ -19,13 +19,13 @@ from pydantic import (
 )
 
 from flowblend_cli.arguments import argument_table
+from flowblend_cli.recipe.limits import MAX_PROMPT, MAX_SAMPLE
 from flowblend_cli.recipe.naming import check_name, check_template
 from flowblend_cli.recipe.ranges import (
     MAX_SEED,
     SEEDS_SCHEMA,
     Exploration,
 )
-from flowblend_cli.recipe.samples import MAX_SAMPLE
 from flowblend_cli.recipe.settings import (
     CACHE_SCHEMA,
     check_adapter_name,
@@ -273,7 +273,8 @@ ARGUMENTS: dict[str, Any] = {
 }
 # What the layers defaults -> preset -> scene -> sweep may set.
 PIXEL_AREA = Annotated[int, Field(ge=256, le=16_384**2)]
-SETTINGS: dict[str, Any] = {**ARGUMENTS, "negative_prompt": str, "pixel_area": PIXEL_AREA}
+NEGATIVE = Annotated[str, Field(max_length=MAX_PROMPT)]
+SETTINGS: dict[str, Any] = {**ARGUMENTS, "negative_prompt": NEGATIVE, "pixel_area": PIXEL_AREA}
 _OPTIONAL: dict[str, Any] = {name: (kind | None, None) for name, kind in SETTINGS.items()}
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import typing
 from typing import Any
 
-from flowblend_cli.recipe.positions import KeyPath
+from flowblend_cli.recipe.files import SWEEPS
 from flowblend_cli.recipe.ranges import Ranges, parse_range
-from flowblend_cli.recipe.source import SWEEPS, RecipeSource
+from flowblend_cli.recipe.source import RecipeSource
 from flowblend_cli.recipe.sweep_schema import SweepTable
 
 NUMERIC_AXES = frozenset(
@@ -32,7 +32,7 @@ def write_out_ranges(source: RecipeSource) -> None:
 
 def _write_out(source: RecipeSource, table: str, sweep: dict[str, Any]) -> None:
     for axis in NUMERIC_AXES & set(sweep):
-        path: KeyPath = source.renamed.get((table, axis), (table, axis))
+        file, path = source.origin((table, axis))
         written = sweep[axis]
         entries = written if isinstance(written, list) else [written]
         if not any(isinstance(entry, str) for entry in entries):
@@ -41,7 +41,7 @@ def _write_out(source: RecipeSource, table: str, sweep: dict[str, Any]) -> None:
         for index, entry in enumerate(entries):
             place = (*path, index) if isinstance(written, list) else path
             for value in _values(entry):
-                source.renamed[table, axis, len(values)] = place
+                source.origins[table, axis, len(values)] = (file, place)
                 values.append(value)
         is_sound = isinstance(written, list) or values != [written]
         sweep[axis] = values if is_sound else written

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
+from flowblend_cli.recipe.limits import MAX_PROMPT
 from flowblend_cli.text import shorten
 
-MAX_PROMPT_CHARACTERS = 10_000
 # As many prompts as this, or more: nobody counts further.
 MANY = 10**18
 
@@ -118,7 +118,7 @@ class Template:
         """Every prompt, the leftmost choice changing slowest.
 
         Raises:
-            ValueError: One is longer than ``MAX_PROMPT_CHARACTERS``.
+            ValueError: One is longer than ``MAX_PROMPT``.
         """
         return (self.at(index) for index in range(self.count))
 
@@ -126,7 +126,7 @@ class Template:
         """One prompt by its number from 0, below ``count``.
 
         Raises:
-            ValueError: It is longer than ``MAX_PROMPT_CHARACTERS``.
+            ValueError: It is longer than ``MAX_PROMPT``.
         """
         return _Maker().make(self, index)
 
@@ -134,7 +134,7 @@ class Template:
         """The prompt with what ``pick`` takes of each choice.
 
         Raises:
-            ValueError: It is longer than ``MAX_PROMPT_CHARACTERS``.
+            ValueError: It is longer than ``MAX_PROMPT``.
         """
         return _Maker().draw(self, pick)
 
@@ -145,7 +145,7 @@ class _Maker:
     def __init__(self) -> None:
         self._parts: list[str | Variable] = []
         self._choices: list[str] = []
-        self._left = MAX_PROMPT_CHARACTERS
+        self._left = MAX_PROMPT
 
     def make(self, template: Template, index: int) -> Expanded:
         self._walk(template, index)
@@ -204,7 +204,7 @@ class _Maker:
 
 def too_long() -> str:
     """What is wrong with a prompt that is too long."""
-    return f"makes a prompt longer than the limit of {MAX_PROMPT_CHARACTERS:,} characters"
+    return f"makes a prompt longer than the limit of {MAX_PROMPT:,} characters"
 
 
 def parse_template(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flowblend_cli.recipe.limits import MAX_TEXT_BYTES, MAX_TEXT_LINES, MIB
 from flowblend_cli.text import is_unsafe, shorten
-
-MAX_TEXT_BYTES = 4 * 1024 * 1024
-MAX_TEXT_LINES = 100_000
 
 
 def read_lines(name: str, recipe_dir: Path) -> list[str]:
@@ -33,7 +31,7 @@ def read_lines(name: str, recipe_dir: Path) -> list[str]:
     except OSError as error:
         raise ValueError(f"{name} can't be read: {error.strerror}") from error
     if len(data) > MAX_TEXT_BYTES:
-        limit = MAX_TEXT_BYTES // 1024 // 1024
+        limit = MAX_TEXT_BYTES // MIB
         raise ValueError(f"{name} is larger than the limit of {limit} MiB: split it")
     try:
         text = data.decode("utf-8-sig")

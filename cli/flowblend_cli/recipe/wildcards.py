@@ -9,11 +9,11 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from flowblend_cli.recipe.limits import MAX_WILDCARD_DEPTH
 from flowblend_cli.recipe.templates import Choice, Template, parse_template
 from flowblend_cli.recipe.textfiles import entries, locate, read_lines
 from flowblend_cli.text import shorten
 
-MAX_WILDCARD_DEPTH = 5
 _PART = re.compile(r"[^\W_][\w.-]*")
 _LONGEST = 100
 _MOST_SHOWN = 5
