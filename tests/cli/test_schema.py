@@ -114,7 +114,7 @@ def test_a_language_server_accepts_every_shipped_recipe(tmp_path: Path) -> None:
 
 @needs_taplo
 def test_a_language_server_accepts_every_form_of_a_key_and_what_is_included(tmp_path: Path) -> None:
-    included = 'include = ["0.toml"]\n\n[defaults]\nheight = 64\n'
+    included = 'include = ["0.toml"]\n\n[[scene]]\nname = "square"\nheight = 64\n'
 
     result = lint(tmp_path, FEATURES, included)
 

@@ -36,7 +36,8 @@ def cp(name: str, dest: Path) -> None:
     """Copy the bundled recipe NAME to the file or folder DEST; never overwrites.
 
     The copy's output_dir is relative to the copy's folder. What the recipe needs is copied beside
-    it: pictures to begin with, and flowblend.schema.json, which its first line names for editors.
+    it: pictures to begin with, files that its prompts come from, and flowblend.schema.json, which
+    its first line names for editors.
 
     \b
     Example:
@@ -52,8 +53,8 @@ def cp(name: str, dest: Path) -> None:
     is_ours = not schema.exists() or _is_schema(schema, SCHEMA_TITLE)
     header = f"#:schema ./{SCHEMA}\n" if is_ours else ""
     write_new(target, header + found[name].read_text("utf-8"))
-    for picture in _pictures(found[name]):
-        _copy(found[name].parent / picture, target.parent / picture)
+    for file in _files(found[name]):
+        _copy(found[name].parent / file, target.parent / file)
     if not is_ours:
         click.echo(f"{printable(schema)} is another file, so editors get no schema", err=True)
     elif not schema.exists():
@@ -70,11 +71,12 @@ def _is_schema(path: Path, title: str) -> bool:
         return False
 
 
-def _pictures(path: Path) -> list[str]:
-    """The pictures of a recipe's scenes, by their paths relative to it."""
+def _files(path: Path) -> list[str]:
+    """What a recipe reads beside itself: pictures, wildcards, prompts; relative to its folder."""
     from flowblend_cli.recipe.loader import load_recipe
 
-    return sorted({picture.path for picture in load_recipe(path).pictures.values()})
+    recipe = load_recipe(path)
+    return sorted({*(picture.path for picture in recipe.pictures.values()), *recipe.prompts.files})
 
 
 def _copy(source: Path, target: Path) -> None:

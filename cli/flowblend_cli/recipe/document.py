@@ -10,7 +10,6 @@ from typing import Annotated, Any, cast
 from pydantic import Field
 
 from flowblend_cli.recipe.positions import KeyPath
-from flowblend_cli.recipe.rows import NO_AXES
 from flowblend_cli.recipe.schema import (
     BlendTable,
     DefaultsTable,
@@ -30,7 +29,7 @@ from flowblend_cli.recipe.study_schema import (
     ReviewTable,
     ScoreTable,
 )
-from flowblend_cli.recipe.sweep_schema import SweepTable
+from flowblend_cli.recipe.sweep_schema import NO_AXES, MatrixTable, SweepTable
 
 
 class RecipeDocument(Table):
@@ -46,6 +45,7 @@ class RecipeDocument(Table):
     presets: dict[str, PresetTable] = Field(default_factory=dict)  # type: ignore[valid-type]
     scene: Annotated[list[SceneTable], Field(min_length=1)]  # type: ignore[valid-type]
     sweep: SweepTable = SweepTable()  # type: ignore[valid-type]
+    matrix: MatrixTable = MatrixTable()  # type: ignore[valid-type]
     output: OutputTable = OutputTable()
     metrics: MetricsTable = MetricsTable()
     score: ScoreTable = ScoreTable()  # type: ignore[valid-type]
@@ -54,20 +54,23 @@ class RecipeDocument(Table):
     review: ReviewTable = ReviewTable()
 
 
+# Tables with required keys, which an include may bring.
+_MERGED = ("Model", "Scene")
 SCHEMA_TITLE = "flowblend recipe"
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of recipes, for editors and other checkers."""
     schema = cast("dict[str, Any]", _without_null(RecipeDocument.model_json_schema(by_alias=True)))
-    # What is included may hold the tables that a recipe has to have.
-    required = {"required": schema.pop("required")}
-    _nest_axes(schema["$defs"]["SweepTable"])
+    # What is included may hold the tables and keys that a recipe has to have.
+    alone = {"required": schema.pop("required"), "properties": _required_keys(schema["$defs"])}
+    for name in ("SweepTable", "MatrixTable"):
+        _nest_axes(name, schema["$defs"][name])
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
         "title": SCHEMA_TITLE,
-        "anyOf": [required, {"required": ["include"]}],
+        "anyOf": [alone, {"required": ["include"]}],
     }
 
 
@@ -91,13 +94,20 @@ def kinds_at(path: KeyPath) -> frozenset[str]:
     )
 
 
-def _nest_axes(sweep: dict[str, Any]) -> None:
+def _required_keys(definitions: dict[str, Any]) -> dict[str, Any]:
+    """Take from [model] and [[scene]] what they must have, as properties of the recipe itself."""
+    model, scene = ({"required": definitions[f"{t}Table"].pop("required")} for t in _MERGED)
+    scene["anyOf"] = [{"required": ["prompt"]}, {"required": ["prompts_file"]}]
+    return {"model": model, "scene": {"items": scene}}
+
+
+def _nest_axes(name: str, sweep: dict[str, Any]) -> None:
     """Let ``"blend.stages"`` be written as ``[sweep.blend] stages`` too, and ``defaults.`` left."""
     tables: dict[str, dict[str, Any]] = {"defaults": {}}
     for axis in sweep["properties"]:
         table, _, key = axis.rpartition(".")
         if axis not in NO_AXES:
-            pointer = {"$ref": f"#/$defs/SweepTable/properties/{axis}"}
+            pointer = {"$ref": f"#/$defs/{name}/properties/{axis}"}
             tables.setdefault(table or "defaults", {})[key] = pointer
     for table, keys in tables.items():
         nested = {"type": "object", "properties": keys, "additionalProperties": False}

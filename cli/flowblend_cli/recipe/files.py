@@ -22,6 +22,9 @@ from flowblend_cli.recipe.positions import (
     scan,
 )
 
+# Tables whose keys name axes.
+SWEEPS = ("sweep", "matrix")
+
 
 @dataclass(frozen=True, eq=False)
 class RecipeFile:
@@ -31,7 +34,7 @@ class RecipeFile:
         path: The file, as messages name it.
         text: Its text, with ``\\n`` line ends.
         size: Its bytes.
-        document: The parsed document, its [sweep] with dotted keys.
+        document: The parsed document, its [sweep] and [matrix] with dotted keys.
         renamed: Paths that were renamed when keys were joined, with their path in the text.
     """
 
@@ -93,7 +96,8 @@ def read_file(path: Path, shown: Path, limit: int = MAX_RECIPE_BYTES) -> RecipeF
         raise _error(shown, scan(text).value(deep_path), _TOO_DEEP)
     renamed: dict[KeyPath, KeyPath] = {}
     file = RecipeFile(shown, text, len(data), document, renamed)
-    _join_sweep_keys(file)
+    for table in SWEEPS:
+        _join_sweep_keys(file, table)
     return file
 
 
@@ -131,23 +135,23 @@ def _decode(shown: Path, data: bytes) -> str:
     return text.replace("\r\n", "\n")
 
 
-def _join_sweep_keys(file: RecipeFile) -> None:
+def _join_sweep_keys(file: RecipeFile, table: str) -> None:
     """Write ``[sweep] blend.stages`` and ``[sweep.blend] stages`` as ``"blend.stages"``."""
-    sweep = file.document.get("sweep")
+    sweep = file.document.get(table)
     if not isinstance(sweep, dict):
         return
     joined: dict[str, Any] = {}
     for key, value in sweep.items():
         entries = value.items() if isinstance(value, dict) else [(None, value)]
         for inner, item in entries:
-            path = ("sweep", key) if inner is None else ("sweep", key, inner)
+            path = (table, key) if inner is None else (table, key, inner)
             name = sweep_name(key if inner is None else f"{key}.{inner}")
             if name in joined:
                 message = f"sweeps {name} twice: keep one of them"
                 raise RecipeError([file.problem(path, message, "key")])
             joined[name] = item
-            file.renamed["sweep", name] = path
-    file.document["sweep"] = joined
+            file.renamed[table, name] = path
+    file.document[table] = joined
 
 
 def sweep_name(key: str) -> str:

@@ -14,8 +14,15 @@ MAX_INCLUDED = 32
 MAX_INCLUDE_DEPTH = 8
 # Jobs of one recipe, and tables [[scene]].
 MAX_JOBS = 100_000
-# Characters of one prompt, its alternatives counted as written.
+# Characters of one prompt with everything put in.
 MAX_PROMPT = 10_000
+# Bytes and lines of a file of wildcards or prompts.
+MAX_TEXT_BYTES = 4 * MIB
+MAX_TEXT_LINES = 100_000
+# Files of wildcards inside one another.
+MAX_WILDCARD_DEPTH = 5
+# Prompts that are drawn of a scene.
+MAX_SAMPLE = 50_000
 # Keys, and entries of lists, of one file.
 MAX_VALUES = 300_000
 # Problems that are told.

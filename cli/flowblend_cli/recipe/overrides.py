@@ -12,7 +12,7 @@ import tomli
 
 from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.recipe.document import kinds_at
-from flowblend_cli.recipe.files import sweep_name
+from flowblend_cli.recipe.files import SWEEPS, sweep_name
 from flowblend_cli.recipe.limits import MAX_DEPTH
 from flowblend_cli.recipe.positions import KeyPath, check_nesting, unquote
 from flowblend_cli.recipe.source import RecipeSource
@@ -134,8 +134,8 @@ def _resolve(document: dict[str, Any], path: KeyPath) -> KeyPath:
     """Turn a scene's name into its index, and join what a sweep writes as one key."""
     if path[0] == "include":
         raise ValueError("files are included before --set changes anything: edit the recipe")
-    if path[0] == "sweep" and len(path) > 1:
-        return ("sweep", sweep_name(".".join(str(part) for part in path[1:])))
+    if path[0] in SWEEPS and len(path) > 1:
+        return (path[0], sweep_name(".".join(str(part) for part in path[1:])))
     if path[0] != "scene" or len(path) < 2 or isinstance(path[1], int):
         return path
     scenes = document.get("scene")

@@ -117,7 +117,7 @@ def read_source(path: Path) -> RecipeSource:
         path: The file.
 
     Returns:
-        Its source, with the [sweep] table's nested keys joined to dotted ones.
+        Its source, with the nested keys of [sweep] and [matrix] joined to dotted ones.
 
     Raises:
         RecipeError: A file can't be read, is too large, no UTF-8, no TOML, or nested too deep;

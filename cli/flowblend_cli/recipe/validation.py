@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from flowblend_cli.recipe import schema
 from flowblend_cli.recipe.limits import MAX_PROBLEMS
-from flowblend_cli.recipe.positions import KeyPath
+from flowblend_cli.recipe.positions import MAX_SHOWN, KeyPath
 from flowblend_cli.recipe.schema import (
     AdapterTable,
     BlendTable,
@@ -34,7 +34,7 @@ from flowblend_cli.recipe.study_schema import (
     ScoreFields,
     ScoreTable,
 )
-from flowblend_cli.recipe.sweep_schema import SweepFields, SweepTable
+from flowblend_cli.recipe.sweep_schema import MatrixFields, MatrixTable, SweepFields, SweepTable
 from flowblend_cli.text import shorten
 
 
@@ -65,6 +65,7 @@ class Tables:
     sampling: SamplingTable | None = None
     defaults: Any = None
     sweep: SweepFields | None = None
+    matrix: MatrixFields | None = None
     output: OutputTable | None = None
     metrics: MetricsTable | None = None
     score: ScoreFields | None = None
@@ -82,6 +83,7 @@ _SINGLE: dict[str, type[BaseModel]] = {
     "sampling": SamplingTable,
     "defaults": schema.DefaultsTable,
     "sweep": SweepTable,
+    "matrix": MatrixTable,
     "output": OutputTable,
     "metrics": MetricsTable,
     "score": ScoreTable,
@@ -128,7 +130,9 @@ def validate(document: dict[str, Any]) -> tuple[Tables, list[Fault]]:
     tables, faults = Tables(), [*_unknown_tables(document)]
     for name, model in _SINGLE.items():
         if name == "model" and name not in document:
-            faults.append(Fault(("model",), 'is missing: add [model] with pipeline = "sprites"'))
+            if not any(_meant(key, _TOP) == name for key in document):
+                message = 'is missing: add [model] with pipeline = "sprites"'
+                faults.append(Fault(("model",), message))
             continue
         if name == "adapt" and name not in document:
             continue  # nothing is adapted where nobody asks for it
@@ -174,7 +178,7 @@ def _check(model: type[BaseModel], value: Any, path: KeyPath, faults: list[Fault
 
 def _salvage(model: type[BaseModel], value: Any, path: KeyPath, broken: set[str]) -> Any:
     """A table without its broken keys; None where others depend on them, and would be blamed."""
-    if path[0] in ("blend", "sampling", "sweep") or broken & {
+    if path[0] in ("blend", "sampling", "sweep", "matrix") or broken & {
         "pipeline",
         "small",
         "denoisers",
@@ -196,6 +200,11 @@ def _faults(
     merged: dict[KeyPath, list[ErrorDetails]] = {}
     for error in errors:
         merged.setdefault(prefix + _real_path(error, value), []).append(error)
+    mistyped = {
+        _meant(str(path[-1]), _table_around(path, model)[1])
+        for path, group in merged.items()
+        if group[0]["type"] == "extra_forbidden" and len(merged) <= MAX_PROBLEMS
+    }
     for path, group in itertools.islice(merged.items(), MAX_PROBLEMS + 1):
         # The branch of a union that went deeper is the one that was meant.
         if any(len(other) > len(path) and other[: len(path)] == path for other in merged):
@@ -204,13 +213,15 @@ def _faults(
         if kind == "extra_forbidden":
             table, known = _table_around(path, model)
             yield Fault(path, _unknown(str(path[-1]), table, known), at="key")
+        elif kind == "missing" and path[-1] in mistyped:
+            continue  # the key that was meant is told already
         elif kind == "missing":
             yield Fault(path, "is missing", at="key")
         elif len(group) > 1:
             wanted = " or ".join(dict.fromkeys(_wanted(error) for error in group))
             yield Fault(path, f"must be {wanted}, got {_show(group[0]['input'])}")
         else:
-            yield Fault(path, _explain(group[0]))
+            yield Fault(path, explain(group[0]))
 
 
 def _real_path(error: ErrorDetails, value: Any) -> KeyPath:
@@ -229,12 +240,18 @@ def _real_path(error: ErrorDetails, value: Any) -> KeyPath:
 
 def _table_around(path: KeyPath, model: type[BaseModel]) -> tuple[str, list[str]]:
     """Name and keys of the table that holds an unknown key."""
-    if path[:2] in (("blend", "stage"), ("sweep", "blend.stage")):
+    if path[:2] in (("blend", "stage"), *((each, "blend.stage") for each in ("sweep", "matrix"))):
         if "adapters" in path:
             return "adapters", list(AdapterTable.model_fields)
         return "stage", list(StageTable.model_fields)
     known = [info.alias or name for name, info in model.model_fields.items()]
     return str(path[0]), known
+
+
+def _meant(key: str, known: Sequence[str]) -> str | None:
+    """The known key that a mistyped one is nearest to."""
+    close = difflib.get_close_matches(key[:MAX_SHOWN], known, n=1, cutoff=0.65)
+    return close[0] if close and key not in known else None
 
 
 def _unknown(key: str, table: str, known: list[str]) -> str:
@@ -245,16 +262,14 @@ def _unknown(key: str, table: str, known: list[str]) -> str:
         where = " in [[blend.stage]]"
     elif table == "adapters":
         where = " in adapters of a stage"
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.65)
-    if table == "scene" and key == "seed":
-        close = ["seeds"]
+    meant = "seeds" if table == "scene" and key == "seed" else _meant(key, known)
     if key in _SPARSE:
         return f"unknown key{where}; {_NO_SPARSE}"
     owners = _owners(key)
     if owners and table:
         return f"unknown key{where}; {key} belongs in {owners}"
-    if close:
-        return f"unknown key{where}; did you mean {close[0]!r}?"
+    if meant:
+        return f"unknown key{where}; did you mean {meant!r}?"
     if owners or key in _ELSEWHERE:
         return f"unknown key{where}; use {_ELSEWHERE.get(key, owners)}"
     if len(known) <= 12 or table in ("", "score"):
@@ -274,7 +289,7 @@ def _owners(key: str) -> str:
     return " or ".join(
         f"[{name}]"
         for name, model in tables.items()
-        if name not in ("defaults", "sweep", "score") and key in model.model_fields
+        if name not in ("defaults", "sweep", "matrix", "score") and key in model.model_fields
     )
 
 
@@ -293,7 +308,8 @@ def _wanted(error: ErrorDetails) -> str:
     return str(error["msg"])
 
 
-def _explain(error: ErrorDetails) -> str:
+def explain(error: ErrorDetails) -> str:
+    """Say what is wrong with a value: what was found, and what was expected."""
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     if kind == "value_error":
         return str(context["error"])
