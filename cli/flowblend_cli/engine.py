@@ -14,6 +14,7 @@ from typing import Any
 from flowblend_cli.artifacts.finished import FileState, Finished, inspect_final
 from flowblend_cli.errors import DeviceLostError, LockedError, ModelMissingError, OutputError
 from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Summary
+from flowblend_cli.hub.fetching import prepare_models
 from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
 from flowblend_cli.keys import Identity, job_key, model_identity
 from flowblend_cli.options import RunOptions
@@ -100,6 +101,8 @@ class BatchRun:
         with output_lock(self._batch.output_dir), self._reporter, stopping as stop:
             try:
                 with self._errors_told(stop):
+                    may_fetch = self._options.allow_download
+                    prepare_models(self._batch, may_fetch, self._reporter.message, stop.check)
                     for job in (*self._batch.jobs, *self._batch.reserve):
                         self._identity(job)  # every model is there, before any of them works
                     self._queue = self._study.begin()
@@ -121,7 +124,8 @@ class BatchRun:
         except StopRequested:
             self._exit_code = stop.exit_code or SOME_FAILED
         except (*_ENDS_THE_BATCH, FlowBlendError) as error:
-            self._reporter.message(str(error), error=True)
+            for line in str(error).split("\n"):
+                self._reporter.message(line, error=True)
             self._exit_code = int(getattr(error, "exit_code", 2))
 
     def _work(self, stop: StopSignals) -> None:

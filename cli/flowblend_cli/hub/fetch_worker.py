@@ -162,7 +162,7 @@ def _choose(want: Mapping[str, Any], sizes: Mapping[str, int], probe: Path) -> l
 def _reason(error: Exception) -> dict[str, str]:
     """Which problem an exception is; only what this machine says is passed on."""
     if isinstance(error, Refused):
-        return {"problem": error.problem, "detail": _without_secrets(error.detail)}
+        return {"problem": error.problem, "detail": error.detail}
     for kind, problem in (
         (errors.GatedRepoError, "gated"),
         (errors.RevisionNotFoundError, "no_commit"),
@@ -175,16 +175,17 @@ def _reason(error: Exception) -> dict[str, str]:
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return {"problem": "full", "detail": ""}
     chain = list(_chain(error))
+    # What the system says, or the kind of the error: other words may be the server's.
+    said = next((one.strerror for one in chain if isinstance(one, OSError) and one.strerror), "")
     if any(_is_network(one) for one in chain):
-        said = str(chain[-1]).partition("\n")[0]
-        return {"problem": "offline", "detail": _without_secrets(said)[:200]}
-    return {"problem": "other", "detail": type(error).__name__}
+        return {"problem": "offline", "detail": said or type(chain[-1]).__name__}
+    return {"problem": "other", "detail": said or type(error).__name__}
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__
+        error = error.__cause__ or error.__context__
 
 
 def _is_network(error: BaseException) -> bool:
@@ -196,7 +197,7 @@ def _without_secrets(text: str) -> str:
     token = get_token()
     if token:
         text = text.replace(token, "***")
-    text = re.sub(r"hf_\w+", "hf_***", text)
+    text = re.sub(r"hf_[A-Za-z0-9]{20,}", "***", text)
     return re.sub(r"//[^/@\s]+@", "//***@", text)
 
 
@@ -205,7 +206,7 @@ def _existing(path: Path) -> Path:
 
 
 def _tell(**said: Any) -> None:
-    print(json.dumps(said), flush=True)
+    print(_without_secrets(json.dumps(said)), flush=True)
 
 
 if __name__ == "__main__":
