@@ -57,7 +57,7 @@ def cache_repo(cache: Path, repo: str, files: Mapping[str, bytes], commit: str =
         blob.write_bytes(data)
         link = snapshot / name
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(Path(*[".."] * (2 + name.count("/")), "..", "blobs", blob.name).as_posix())
+        link.symlink_to(Path(*[".."] * (2 + name.count("/")), "blobs", blob.name).as_posix())
     return snapshot
 
 

@@ -117,7 +117,8 @@ def find_pair(pipeline: str) -> KnownPair | None:
     """The known pair that a recipe's pipeline belongs to, by the pair's name or its Hub id."""
     pairs = known_pairs()
     by_repo = {pair.pipeline: pair for pair in pairs.values() if pair.pipeline}
-    return pairs.get(pipeline) or by_repo.get(pipeline.partition("@")[0])
+    repo = pipeline.partition("@")[0] if _HUB_ID.fullmatch(pipeline) else pipeline
+    return pairs.get(pipeline) or by_repo.get(repo)
 
 
 def pinned_revision(repo: str, recipe_dir: Path) -> str | None:

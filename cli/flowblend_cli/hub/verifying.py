@@ -20,7 +20,7 @@ from flowblend_cli.hub.wants import Holding
 
 _CHUNK = 1024 * 1024
 _MAX_HEADER = 100_000_000  # safetensors' own limit
-_FETCH = "fetch it again with `flowblend models fetch`"
+_FETCH = "fetch it with `flowblend models fetch`"
 
 
 @dataclass(frozen=True)
