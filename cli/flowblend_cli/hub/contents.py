@@ -40,9 +40,7 @@ Read = Callable[[str], Mapping[str, Any]]
 
 def files_of(folder: Path) -> set[str]:
     """The files of a folder by their relative names; a link that leads nowhere isn't one."""
-    return {
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def reader_of(folder: Path) -> Read:
@@ -137,7 +135,9 @@ def _missing_of_component(
 def _missing_of_tokenizer(inside: set[str], kind: str) -> list[str]:
     lacking = [] if "tokenizer_config.json" in inside else ["tokenizer_config.json"]
     has_words = any(name in _VOCABULARIES or name.endswith(".model") for name in inside)
-    return lacking if has_words or "Byte" in kind or "ByT5" in kind else [*lacking, "tokenizer.json"]
+    return (
+        lacking if has_words or "Byte" in kind or "ByT5" in kind else [*lacking, "tokenizer.json"]
+    )
 
 
 def _missing_weights(inside: set[str], read: Read, prefix: str, whole: str) -> list[str]:

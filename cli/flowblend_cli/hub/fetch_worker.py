@@ -72,7 +72,9 @@ def main() -> None:
             _tell(event="refused", repo=want["repo"], asked=want["asked"], **_reason(error))
     if refused:
         return
-    lacking = {(one.want["repo"], one.commit, k): v for one in found for k, v in one.lacking.items()}
+    lacking = {
+        (one.want["repo"], one.commit, k): v for one in found for k, v in one.lacking.items()
+    }
     for one in found:
         told = {"files": len(one.sizes), "bytes": sum(one.sizes.values())}
         left = sum(one.lacking.values())
