@@ -6,10 +6,10 @@ import os
 
 __version__ = "0.1.0"
 
-# Whether the user wants no network at all, not even where a download is asked for.
-offline_is_asked = any(
-    os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+# What the user says of the network is kept for where a download is asked for.
+os.environ.setdefault(
+    "FLOWBLEND_USER_OFFLINE",
+    os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or "0",
 )
 # Before anything imports huggingface_hub, which reads them once: this process, and those that it
 # starts, never download. Fetching is done by a process of its own.

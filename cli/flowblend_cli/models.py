@@ -201,7 +201,7 @@ def resolve_small(name: str, recipe_dir: Path) -> ModelSource:
         return _small_of(pair, recipe_dir)
     source = _folder_or_hub(name, recipe_dir)
     if source.path is None:
-        known = {p.small: p.small_subfolder for p in known_pairs().values() if p.small}
+        known = {p.small: p.small_subfolder for p in known_pairs().values()}
         return replace(source, subfolder=known.get(source.repo))
     if (source.path / "config.json").is_file():
         return source

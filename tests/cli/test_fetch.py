@@ -48,7 +48,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty Hub cache, and a token both in the environment and in its file."""
     folder = tmp_path / "home" / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr("flowblend_cli.offline_is_asked", False)
+    monkeypatch.setenv("FLOWBLEND_USER_OFFLINE", "0")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_CACHE", str(folder))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -154,7 +154,7 @@ def test_without_a_network_fetching_ends_at_once_with_one_line(
     assert "can't be reached for someone/sprites" in line
     assert "fetching needs the network" in line
 
-    monkeypatch.setattr("flowblend_cli.offline_is_asked", True)
+    monkeypatch.setenv("FLOWBLEND_USER_OFFLINE", "1")
     result = invoke("models", "fetch", "someone/sprites")
     assert result.exit_code == 3
     (line,) = result.stderr.splitlines()

@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner, Result
 from fake_hub import COMMIT, NEXT_COMMIT, SPRITES, cache_repo, sprites_files
 
-import flowblend_cli
 from flowblend_cli import main
 from flowblend_cli.bundled import bundled_dir
 from flowblend_cli.errors import ModelMissingError, ModelNameError, RecipeError
@@ -163,7 +162,7 @@ def edited(name: str, **keys: object) -> Callable[[dict[str, bytes]], None]:
         (edited("model_index.json", vae=["canary", "Model"]), "vae names canary.py"),
         (edited("text_encoder/config.json", auto_map={"AutoModel": "canary.Model"}), "auto_map"),
         (
-            edited("tokenizer/tokenizer_config.json", auto_map={"AutoTokenizer": ["canary.T", None]}),
+            edited("tokenizer/tokenizer_config.json", auto_map={"AutoTokenizer": ["canary.T"]}),
             "tokenizer/tokenizer_config.json: auto_map",
         ),
     ],
@@ -212,7 +211,6 @@ def test_pickle_weights_are_refused_and_never_read(
 
 
 def test_this_process_and_those_that_it_starts_are_offline() -> None:
-    assert flowblend_cli.offline_is_asked in (True, False)
     for environment in (os.environ, worker_environment()):
         assert environment["HF_HUB_OFFLINE"] == environment["TRANSFORMERS_OFFLINE"] == "1"
 

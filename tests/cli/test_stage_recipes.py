@@ -258,7 +258,7 @@ def test_a_lora_of_the_hub_is_never_downloaded(batch_of: LoadText, loras: Path) 
     (job,) = batch_of(LONG.replace("./a.safetensors", "someone/style")).jobs
 
     with pytest.raises(
-        ModelMissingError, match="'someone/style'.*pytorch_lora_weights.*models fetch"
+        ModelMissingError, match=r"'someone/style'.*pytorch_lora_weights.*models fetch"
     ):
         model_identity(job.model, loras, job.adapters)
 

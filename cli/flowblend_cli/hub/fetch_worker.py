@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 # Before huggingface_hub is imported, which reads them once; see flowblend_cli/__init__.py.
-for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-    os.environ.pop(_name, None)
+os.environ.pop("HF_HUB_OFFLINE", None)
+os.environ.pop("TRANSFORMERS_OFFLINE", None)
 
 from huggingface_hub import HfApi, errors, get_token, hf_hub_download
 
@@ -39,7 +39,7 @@ _PATIENCE_S = 10.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - it never leaves this module
     """Something that can't be fetched: which problem it is, and what the parent may say of it."""
 
     def __init__(self, problem: str, detail: str = "") -> None:
@@ -208,7 +208,8 @@ def _existing(path: Path) -> Path:
 
 
 def _tell(**said: Any) -> None:
-    print(_without_secrets(json.dumps(said)), flush=True)
+    sys.stdout.write(_without_secrets(json.dumps(said)) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import IO, Any
 
-import flowblend_cli
 from flowblend_cli.bundled import is_bundled
 from flowblend_cli.errors import ModelMissingError, OutputError
 from flowblend_cli.hub.contents import check_contents
@@ -26,6 +25,7 @@ from flowblend_cli.workers import worker_environment
 _WORKER = "flowblend_cli.hub.fetch_worker"
 _POLL_S = 0.2
 _DISK = ("space", "full")
+_YES = ("1", "ON", "YES", "TRUE")
 
 # Of {repo}, as {asked} in the recipe; {detail} depends on the problem.
 _WORDS = {
@@ -75,11 +75,25 @@ def fetch(
     """
     if not wants:
         return []
-    if flowblend_cli.offline_is_asked:
+    if os.environ.get("FLOWBLEND_USER_OFFLINE", "").upper() in _YES:
         raise ModelMissingError(
             f"{wants[0].repo} can't be fetched: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, "
             "which keeps the network out; unset it to fetch"
         )
+    _download(wants, tell, check)
+    holdings = [hold(want) for want in wants]
+    for holding in holdings:
+        if holding.folder is not None and holding.want.part != "file":
+            is_pipeline = holding.want.part == "pipeline"
+            where = (holding.folder, holding.want.asked, holding.want.inside)
+            check_contents(*where, pipeline=is_pipeline)
+    return holdings
+
+
+def _download(
+    wants: Sequence[Want], tell: Callable[[str], None], check: Callable[[], None]
+) -> None:
+    """Have the process download everything, and pass on what it says."""
     refused: list[tuple[str, str]] = []
     is_done = False
     for event in _events(wants, check):
@@ -95,13 +109,6 @@ def fetch(
         raise kind("\n".join(dict.fromkeys(told for _, told in refused)))
     if not is_done:
         raise ModelMissingError("the download process ended before it was done: run it again")
-    holdings = [hold(want) for want in wants]
-    for holding in holdings:
-        if holding.folder is not None and holding.want.part != "file":
-            is_pipeline = holding.want.part == "pipeline"
-            where = (holding.folder, holding.want.asked, holding.want.inside)
-            check_contents(*where, pipeline=is_pipeline)
-    return holdings
 
 
 def fetch_for_batch(

@@ -136,7 +136,7 @@ def hold(want: Want) -> Holding:
         there = [want.inside] if want.inside in names else []
         return Holding(want, folder, tuple(there), () if there else (want.inside,))
     if want.part == "pipeline":
-        inside = [name for name in components(read("model_index.json"))]
+        inside = list(components(read("model_index.json")))
         missing = missing_of_pipeline(names, read)
     else:
         inside = [want.inside or denoiser_folder(names) or ""]
