@@ -70,6 +70,8 @@ class Hub:
         commits: The newest commit of each; every commit has the same files.
         gated: Repositories that answer 403 for files.
         renamed: Former names and the present ones.
+        sizes: Sizes that are told of files instead of their own.
+        failing: Files that answer 403.
         broken: Whether everything is a failure that repeats the token.
     """
 
@@ -77,6 +79,8 @@ class Hub:
     commits: dict[str, str] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     renamed: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    failing: set[str] = field(default_factory=set)
     broken: bool = False
     asked: list[str] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
@@ -134,12 +138,15 @@ class _Handler(BaseHTTPRequestHandler):
         if is_api:
             named = path.partition("/revision/")[2]
             commit = named if len(named) == 40 else commit
-            siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
+            sizes = {name: len(data) for name, data in files.items()} | hub.sizes
+            siblings = [{"rfilename": name, "size": size} for name, size in sizes.items()]
             told = {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings}
             return 200, {"Content-Type": "application/json"}, json.dumps(told).encode()
         if repo in hub.gated:
             return 403, {"X-Error-Code": "GatedRepo"}, b""
         revision, _, name = path.partition("/resolve/")[2].partition("/")
+        if name in hub.failing:
+            return 403, {}, b""
         if name not in files:
             return 404, {"X-Error-Code": "EntryNotFound"}, b""
         commit = revision if len(revision) == 40 else commit

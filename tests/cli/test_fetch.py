@@ -12,7 +12,10 @@ from fake_hub import COMMIT, EXTRAS, NEXT_COMMIT, Hub, cache_repo, serve, sprite
 
 from flowblend_cli import main
 from flowblend_cli.artifacts.metadata import read_document
+from flowblend_cli.errors import ModelMissingError, OutputError
+from flowblend_cli.hub.fetching import fetch
 from flowblend_cli.hub.lockfile import LOCK_NAME
+from flowblend_cli.hub.wants import Want, snapshot
 from flowblend_cli.keys import model_identity
 from flowblend_cli.recipe.loader import load_batch
 
@@ -140,6 +143,38 @@ def test_every_repository_that_cannot_be_had_is_told_at_once_with_what_to_do(
     result = invoke("models", "fetch", "someone/pickles")
     assert result.exit_code == 3
     assert "pickle weights only (vae/diffusion_pytorch_model.bin)" in result.stderr
+
+
+def test_what_was_interrupted_goes_on_where_it_was(hub: Hub, cache: Path) -> None:
+    files = {"a.safetensors": b"a", "b.safetensors": b"b", "README.md": b"c"}
+    hub.repos["someone/style"] = files
+    wants = [Want("x", "someone/style", None, "file", name) for name in list(files)[:2]]
+    hub.failing = {"b.safetensors"}
+
+    with pytest.raises(ModelMissingError, match=r"refuses someone/style \(HTTP 403\)"):
+        fetch(wants, lambda _: None)
+
+    hub.failing.clear()
+    hub.sizes["b.safetensors"] = 10**18
+    with pytest.raises(OutputError, match=r"no room: 1000000000\.0 GB to download"):
+        fetch(wants, lambda _: None)
+
+    hub.sizes.clear()
+    told: list[str] = []
+    holdings = fetch(wants, told.append)
+    assert [one.state for one in holdings] == ["complete", "complete"]
+    assert sorted(hub.fetched) == ["a.safetensors", "b.safetensors"], "each once"
+    assert (snapshot("someone/style", None) or cache).name == COMMIT
+
+
+def test_a_signal_ends_a_download_at_once(hub: Hub) -> None:
+    def check() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch([Want("x", "someone/style", None, "pipeline")], lambda _: None, check)
+
+    assert hub.fetched == []
 
 
 def test_without_a_network_fetching_ends_at_once_with_one_line(

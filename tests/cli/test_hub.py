@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from fake_hub import COMMIT, NEXT_COMMIT, SPRITES, cache_repo, sprites_files
+from fake_hub import COMMIT, NEXT_COMMIT, SPRITES, Hub, cache_repo, serve, sprites_files
 
 from flowblend_cli import main
 from flowblend_cli.bundled import bundled_dir
@@ -191,6 +191,25 @@ def test_a_model_that_brings_code_is_refused_and_the_code_never_runs(
         assert f"model '{model}' brings code of its own" in told
         assert said in told
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("scheme", ["http:", "https:", "HTTP:", ""])
+def test_no_address_in_a_recipe_is_ever_asked(
+    scheme: str, recipe_file: Callable[[str], Path]
+) -> None:
+    with serve(Hub(renamed={"someone/picture.png": "someone/redirected.png"})) as hub:
+        address = f"{scheme}{hub.endpoint.removeprefix('http:')}/someone/picture.png"
+        style = f'[model.adapters]\nstyle = "{address}.safetensors"\n\n[blend]'
+        lora = RECIPE.replace("[blend]", style).replace("someone/sprites", "sprites")
+        model = RECIPE.replace("someone/sprites", address) + f'image = "{address}"\n'
+
+        said = [invoke("check", recipe_file(text)) for text in (model, lora)]
+
+        assert [one.exit_code for one in said] == [2, 2]
+        told = "".join(one.stderr for one in said)
+        for key in ("model.pipeline", "scene[0].image", "model.adapters"):
+            assert key in told
+        assert hub.asked == []
 
 
 def test_pickle_weights_are_refused_and_never_read(

@@ -21,7 +21,7 @@ from typing import Any
 os.environ.pop("HF_HUB_OFFLINE", None)
 os.environ.pop("TRANSFORMERS_OFFLINE", None)
 
-from huggingface_hub import HfApi, errors, get_token, hf_hub_download
+from huggingface_hub import HfApi, errors, get_token, hf_hub_download, try_to_load_from_cache
 
 from flowblend_cli.hub.contents import (
     DENOISER_FOLDERS,
@@ -36,6 +36,13 @@ from flowblend_cli.hub.contents import (
 )
 
 _PATIENCE_S = 10.0
+# The first that fits counts: some are kinds of others.
+_PROBLEMS = {
+    errors.GatedRepoError: "gated",
+    errors.RevisionNotFoundError: "no_commit",
+    errors.RepositoryNotFoundError: "not_found",
+    errors.HfHubHTTPError: "http",
+}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -91,9 +98,11 @@ def main() -> None:
 
 def _download(found: Found, cache: Path) -> bool:
     repo = found.want["repo"]
+    # By the branch's name where that is what the cache is to note the commit of.
+    revision = found.want["revision"] or "main" if found.want["part"] == "file" else found.commit
     for name in found.sizes:
         try:
-            hf_hub_download(repo, name, revision=found.commit, cache_dir=cache)
+            hf_hub_download(repo, name, revision=revision, cache_dir=cache)
         except Exception as error:  # noqa: BLE001 - likewise
             _tell(event="refused", repo=repo, asked=found.want["asked"], **_reason(error))
             return False
@@ -113,6 +122,11 @@ def _look_up(want: Mapping[str, Any], cache: Path) -> Found:
         raise Refused("commit")
     sizes = {one.rfilename: int(one.size or 0) for one in info.siblings or []}
     probe = _probe(want, sizes)
+    if want["part"] == "file":  # it may be large: nothing is fetched before the sizes are known
+        held = try_to_load_from_cache(repo, probe, cache_dir=cache, revision=revision or "main")
+        is_here = isinstance(held, str) and commit in Path(held).parts
+        only = {probe: sizes[probe]}
+        return Found(want, commit, only, {} if is_here else only)
     # Asked for by the branch's name where nothing is pinned, so that the cache notes its commit.
     where = hf_hub_download(
         repo, probe, revision=revision or "main", cache_dir=cache, etag_timeout=_PATIENCE_S
@@ -141,8 +155,6 @@ def _probe(want: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
 
 def _choose(want: Mapping[str, Any], sizes: Mapping[str, int], probe: Path) -> list[str]:
     """All files that the part consists of."""
-    if want["part"] == "file":
-        return [str(want["inside"])]
     if want["part"] == "pipeline":
         read = reader_of(probe.parent)
         missing = missing_of_pipeline(sizes, read)
@@ -165,18 +177,14 @@ def _reason(error: Exception) -> dict[str, str]:
     """Which problem an exception is; only what this machine says is passed on."""
     if isinstance(error, Refused):
         return {"problem": error.problem, "detail": error.detail}
-    for kind, problem in (
-        (errors.GatedRepoError, "gated"),
-        (errors.RevisionNotFoundError, "no_commit"),
-        (errors.RepositoryNotFoundError, "not_found"),
-        (errors.HfHubHTTPError, "http"),
-    ):
-        if isinstance(error, kind):
-            code = getattr(getattr(error, "response", None), "status_code", "")
-            return {"problem": problem, "detail": str(code)}
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return {"problem": "full", "detail": ""}
     chain = list(_chain(error))
+    for one in chain:
+        for kind, problem in _PROBLEMS.items():
+            if isinstance(one, kind):
+                code = getattr(getattr(one, "response", None), "status_code", "")
+                return {"problem": problem, "detail": str(code)}
+    if any(getattr(one, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for one in chain):
+        return {"problem": "full", "detail": ""}
     # What the system says, or the kind of the error: other words may be the server's.
     said = next((one.strerror for one in chain if isinstance(one, OSError) and one.strerror), "")
     if any(_is_network(one) for one in chain):
