@@ -81,7 +81,32 @@ ALLOWED: dict[str, set[str]] = {
     },
     "flowblend_cli.batching": set(),
     # From a recipe to jobs: no engine, no artifact, no model is ever loaded.
-    "flowblend_cli.models": {"flowblend_cli.bundled", "flowblend_cli.errors", "tomli"},
+    "flowblend_cli.models": {
+        "flowblend_cli.bundled",
+        "flowblend_cli.errors",
+        "flowblend_cli.hub.lockfile",
+        "tomli",
+    },
+    # Models of the Hub: which files, at which commit; the one process that goes online.
+    "flowblend_cli.hub.contents": {"flowblend_cli.errors"},
+    "flowblend_cli.hub.lockfile": {
+        "flowblend_cli.artifacts.publish",
+        "flowblend_cli.errors",
+        "flowblend_cli.recipe.positions",
+        "tomli",
+    },
+    "flowblend_cli.hub.fetch_worker": {"flowblend_cli.hub.contents", "huggingface_hub"},
+    "flowblend_cli.hub": {
+        "flowblend_cli.adapter_files",
+        "flowblend_cli.bundled",
+        "flowblend_cli.errors",
+        "flowblend_cli.hub",
+        "flowblend_cli.jobs",
+        "flowblend_cli.models",
+        "flowblend_cli.text",
+        "flowblend_cli.workers",
+        "huggingface_hub",
+    },
     "flowblend_cli.adapter_files": {
         "flowblend_cli.bundled",
         "flowblend_cli.errors",
@@ -139,6 +164,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.adapter_files",
         "flowblend_cli.calibrations",
         "flowblend_cli.errors",
+        "flowblend_cli.hub.contents",
         "flowblend_cli.jobs",
         "flowblend_cli.models",
         "huggingface_hub",
@@ -427,6 +453,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.errors",
         "flowblend_cli.events",
         "flowblend_cli.finding",
+        "flowblend_cli.hub.fetching",
         "flowblend_cli.jobs",
         "flowblend_cli.keys",
         "flowblend_cli.leftovers",
@@ -640,7 +667,7 @@ except SystemExit as stop:
     "arguments",
     [["--help"], ["--version"], ["render", "--help"], ["plan", "--help"], ["info", "--help"],
      ["probe", "--help"], ["check", "quickstart"], ["plan", "quickstart"], ["schema"],
-     ["report", "--help"], ["recipes", "ls"]],
+     ["report", "--help"], ["recipes", "ls"], ["models", "ls"]],
     ids=" ".join,
 )  # fmt: skip
 def test_looking_and_checking_load_no_model_library(arguments: list[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from flowblend_cli.errors import ENDS_THE_BATCH, RemoteError
 from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Summary
 from flowblend_cli.finding import Finder
+from flowblend_cli.hub.fetching import prepare_models
 from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
 from flowblend_cli.keys import Identity, job_key, model_identity
 from flowblend_cli.leftovers import sweep
@@ -103,6 +104,9 @@ class BatchRun:
             sweep(self._batch.output_dir, map(self._batch.path_of, self._batch.jobs))
             try:
                 with self._errors_told():
+                    may_fetch = self._options.allow_download
+                    tell, check = self._reporter.message, self._stop.check
+                    prepare_models(self._batch, may_fetch, tell, check)
                     for job in (*self._batch.jobs, *self._batch.reserve):
                         self._identity(job)  # every model is there, before any of them works
                     self._queue = self._study.begin()
@@ -150,7 +154,8 @@ class BatchRun:
             self._end_with(error)
 
     def _end_with(self, error: BaseException) -> None:
-        self._complain(str(error))
+        for line in str(error).split("\n"):
+            self._complain(line)
         self._exit_code = self._exit_code or int(getattr(error, "exit_code", 2))
 
     def _check(self) -> None:

@@ -38,6 +38,7 @@ COMMANDS = {
     "review": "Write a page on which people score clips blind.",
     "info": "Show how a finished file was rendered.",
     "recipes": "List the bundled recipes, or copy one.",
+    "models": "Tell which models are here, fetch them, check their files.",
     "doctor": "Tell what on this machine could break a render, or its bits.",
     "schema": "Print the JSON Schema of recipes, for editors.",
 }
