@@ -49,12 +49,12 @@ NAUGHTY: dict[str, str] = {
     "no characters": "\ufffe\uffff\U0001ffff",
     "unassigned": "\u0378\U0003fffd",
     "replacement character": "\ufffd",
-    "many writings": "\u7ea2\u7403 \u8d64\u3044 \ube68\uac04 \u0644\u0627\u0644 \u0c1a\u0c3f \U00010330",
+    "many writings": "\u7ea2\u7403 \ube68\uac04 \u0644\u0627\u0644 \u0c1a\u0c3f \U00010330",
     "wide digits": "\uff11\uff12\u0663\u06f4",
     # Emoji.
     "emoji": "\U0001f600 ball",
     "emoji family": "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466",
-    "emoji skin and flag": "\U0001f44d\U0001f3fd \U0001f1fa\U0001f1f8 \U0001f3f4\U000e0067\U000e007f",
+    "emoji skin and flag": "\U0001f44d\U0001f3fd\U0001f1fa\U0001f1f8\U0001f3f4\U000e0067\U000e007f",
     # Lengths.
     "empty": "",
     "blank": " \t ",
