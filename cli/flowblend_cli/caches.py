@@ -17,5 +17,8 @@ def cache_path(*parts: str) -> Path:
     Args:
         parts: Names of folders, and of the file.
     """
-    folder = user_cache_path("flowblend")
+    try:
+        folder = user_cache_path("flowblend")
+    except RuntimeError:  # from platformdirs 4.4 on; former ones answer with a folder called ~
+        folder = Path(os.devnull)
     return (folder if folder.is_absolute() else Path(os.devnull)).joinpath(*parts)
