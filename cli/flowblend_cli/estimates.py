@@ -73,6 +73,10 @@ class Speeds:
         self._usual.pop(task, None)
         self._usual[task] = median(seen)  # at the end: what is newest
 
+    def forget(self, task: Task) -> None:
+        """Learn anew how long a task takes, from the next note on."""
+        self._seen.pop(task, None)
+
     def seconds(self, task: Task) -> float | None:
         """Seconds that a task will take, or None where nothing like it was ever measured.
 
@@ -165,6 +169,7 @@ class Estimates:
         self._left: dict[str, int] = {}
         self._queue: Counter[Task] = Counter()
         self._unnamed = 0
+        self._timed: set[Task] = set()
         self._present: _Present | None = None
         self._is_cold = True
 
@@ -204,7 +209,11 @@ class Estimates:
             return
         present.is_whole &= index == present.step + 1
         if index >= 2 and present.is_whole:  # the first one holds what happens once
-            self.speeds.note(present.work.steps[index - 1], now - present.step_began)
+            task = present.work.steps[index - 1]
+            if task not in self._timed:
+                self._timed.add(task)
+                self.speeds.forget(task)
+            self.speeds.note(task, now - present.step_began)
         present.step, present.step_began = index, now
 
     def ended(self, job: str, now: float, *, rendered: bool) -> None:
@@ -266,14 +275,22 @@ class Estimates:
         work = present.work
         if present.step != len(work.steps) - 1:
             return
-        explained = self.speeds.total(Counter(work.steps))
-        if explained is None:  # too few steps for any to be timed alone
-            share = (now - present.began) / len(work.steps)
-            for task in work.steps:
-                self.speeds.note(task, share)
-            explained = now - present.began
+        self._share_out(Counter(work.steps), now - present.began)
+        explained = self.speeds.total(Counter(work.steps)) or 0.0
         if present.is_cold:
             last = self.speeds.seconds(work.steps[-1]) or 0.0
             self.speeds.note(work.rest, now - present.step_began - last)
         else:
             self.speeds.note(work.rest, now - present.began - explained)
+
+    def _share_out(self, steps: Mapping[Task, int], total_s: float) -> None:
+        """Guess the seconds of steps that no job had enough of for them to be timed alone."""
+        untimed = {task: number for task, number in steps.items() if task not in self._timed}
+        timed = {task: number for task, number in steps.items() if task in self._timed}
+        if not untimed:
+            return
+        over = max(0.0, total_s - (self.speeds.total(timed) or 0.0))
+        share = over / sum(untimed.values())
+        for task in untimed:
+            known = self.speeds.seconds(task)
+            self.speeds.note(task, share if known is None else min(known, share))

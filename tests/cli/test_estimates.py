@@ -120,6 +120,18 @@ def test_jobs_of_one_step_are_learned_as_a_whole() -> None:
     assert batch.left() == pytest.approx(2 * 7.0)
 
 
+def test_a_larger_size_is_known_once_it_ran_although_its_only_step_cannot_be_timed() -> None:
+    large = Task("m", "large", 100 * LARGE.amount)
+    rest = Task("m", "rest", 10 * REST.amount)
+    work = Work((large,), rest)
+    SECONDS.update({large: 12.0, rest: 6.0})
+    batch = Batchlet({**jobs("L"), "big": work, "more": work}, warm=True)
+    batch.render("0")
+    batch.render("big")
+
+    assert batch.left() == pytest.approx(18.0)
+
+
 def test_jobs_that_follow_from_measurements_are_as_long_as_the_others() -> None:
     batch = Batchlet(jobs("LLLL", "LLLL"))
     batch.render("0")
