@@ -74,8 +74,9 @@ class Speeds:
         self._usual[task] = median(seen)  # at the end: what is newest
 
     def forget(self, task: Task) -> None:
-        """Learn anew how long a task takes, from the next note on."""
+        """Learn anew how long a task takes."""
         self._seen.pop(task, None)
+        self._usual.pop(task, None)
 
     def seconds(self, task: Task) -> float | None:
         """Seconds that a task will take, or None where nothing like it was ever measured.
@@ -170,6 +171,7 @@ class Estimates:
         self._queue: Counter[Task] = Counter()
         self._unnamed = 0
         self._timed: set[Task] = set()
+        self._doubtful: Task | None = None
         self._present: _Present | None = None
         self._is_cold = True
 
@@ -277,11 +279,15 @@ class Estimates:
             return
         self._share_out(Counter(work.steps), now - present.began)
         explained = self.speeds.total(Counter(work.steps)) or 0.0
-        if present.is_cold:
+        if not present.is_cold:
+            if self._doubtful is not None:
+                self.speeds.forget(self._doubtful)
+                self._doubtful = None
+            self.speeds.note(work.rest, now - present.began - explained)
+        elif self.speeds.seconds(work.rest) is None:  # decoding for the first time is slow, too
             last = self.speeds.seconds(work.steps[-1]) or 0.0
             self.speeds.note(work.rest, now - present.step_began - last)
-        else:
-            self.speeds.note(work.rest, now - present.began - explained)
+            self._doubtful = work.rest
 
     def _share_out(self, steps: Mapping[Task, int], total_s: float) -> None:
         """Guess the seconds of steps that no job had enough of for them to be timed alone."""

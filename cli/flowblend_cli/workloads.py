@@ -19,11 +19,15 @@ from flowblend_plugin.stages import LETTERS
 _SIZES = ("height", "width", "num_frames")
 
 
-def works_of(batch: Batch) -> dict[str, Work]:
+def works_of(batch: Batch, *, by_flops: bool = True) -> dict[str, Work]:
     """Tell what each job of a batch, and each that may follow from it, asks for.
 
     Steps are told in FLOPs where all of the batch were counted before, as ``flowblend plan`` does;
     else, since a render doesn't wait for that, in pixels times forwards.
+
+    Args:
+        batch: The batch.
+        by_flops: Whether FLOPs may be used where they are known.
 
     Returns:
         The work of each job by its id; empty where it can't be told.
@@ -38,7 +42,7 @@ def works_of(batch: Batch) -> dict[str, Work]:
         costs = cost_plan(plan, known_only=True)
     except FlowBlendError:
         return {}
-    counted = all(cost.counts for cost in costs)
+    counted = by_flops and all(cost.counts for cost in costs)
     repeats = batch.study.time_repeats
     works = {}
     for jobs, planned, cost in zip(groups.values(), plan.jobs, costs, strict=True):

@@ -184,19 +184,21 @@ def test_a_terminal_stays_clean_whatever_prompts_and_paths_hold(tmp_path: Path) 
     assert not re.search("\x1b\\]|\x1b\\[31m|[\x07\x80-\x9f\u202a-\u202e\u2066-\u2069]", shown)
 
 
-@pytest.mark.parametrize("name", ["model_index.json", "transformer/config.json"])
-def test_errors_about_a_hostile_model_folder_are_clean(name: str, tmp_path: Path) -> None:
+def test_errors_about_a_hostile_model_folder_are_clean(tmp_path: Path) -> None:
     model = tmp_path / "m\x1b[31model"
     shutil.copytree(ROOT / "recipes/models/sprites", model)
-    (model / name).write_text('{"_class_name": "\\u001b]52;c;aGk=\\u0007\\u202eEvil"}', "utf-8")
+    (model / "model_index.json").write_text(
+        '{"_class_name": "\\u001b]52;c;aGk=\\u0007\\u202eEvil"}', "utf-8"
+    )
     path = recipe(tmp_path, ["a star"])
     named = quoted("./" + model.name)
-    path.write_text(path.read_text("utf-8").replace('"sprites"', named), "utf-8")
+    text = path.read_text("utf-8").replace('"sprites"', named).replace('"S"', '"L"')
+    path.write_text(text, "utf-8")
     log = tmp_path / "log"
     result = CliRunner().invoke(main, ["render", str(path), "--log-file", str(log)])
 
     assert result.exit_code in (1, 2, 3)
-    assert result.stderr
+    assert "Evil" in result.stderr
     assert not HARM.search(result.output)
     assert not HARM.search(log.read_text("utf-8"))
 

@@ -69,6 +69,19 @@ def test_one_job_tells_the_rest_of_its_kind_although_its_first_step_was_slow() -
     assert batch.estimates.seconds_of("3") == pytest.approx(23.0)
 
 
+def test_the_first_decoding_is_no_measure_once_there_was_a_second_one() -> None:
+    batch = Batchlet(jobs(*["LLLLSSSS"] * 4))
+    SECONDS[REST] = 30.0
+    try:
+        batch.render("0")
+        assert batch.left() == pytest.approx(3 * 50.0)
+    finally:
+        SECONDS[REST] = 3.0
+    batch.render("1")
+
+    assert batch.left() == pytest.approx(2 * 23.0)
+
+
 def test_other_numbers_of_steps_and_other_stages_follow_from_the_same_steps() -> None:
     batch = Batchlet(jobs("LLLSSS", "S" * 10, "L" * 7))
     batch.render("0")
