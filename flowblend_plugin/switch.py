@@ -107,8 +107,7 @@ class DenoiserSwitch(PipelineCallback):
         given = all_denoisers(small, denoisers)
         self._pipe = pipe
         self._on_step = on_step
-        own = own_placement(pipe)
-        own = _take_back(pipe, own)
+        own = _take_back(pipe, own_placement(pipe))
         self._solver_history = solver_history
         self._original_scheduler = getattr(pipe.scheduler, "_flowblend_original", pipe.scheduler)
         letters = stage_letters(tuple(given))
@@ -178,6 +177,11 @@ class DenoiserSwitch(PipelineCallback):
     def denoisers(self) -> tuple[str, ...]:
         """The planned role of every step of the present, or the last, trajectory."""
         return tuple(self.stages.stages[index].denoiser for index in self._stage_indices)
+
+    @property
+    def step_stages(self) -> tuple[int, ...]:
+        """The index of every step's stage in the present, or the last, trajectory."""
+        return self._stage_indices
 
     @property
     def cache_reports(self) -> tuple[CacheReport, ...]:
@@ -337,8 +341,7 @@ class DenoiserSwitch(PipelineCallback):
             return
         self._install(role)
         if self._solver_history == "reset":
-            working = [self._scheduler] if self._scheduler.stepped else self._companions
-            for scheduler in working:
+            for scheduler in [self._scheduler] if self._scheduler.stepped else self._companions:
                 reset_history(scheduler)
 
     def _install(self, role: str) -> None:
@@ -350,8 +353,7 @@ class DenoiserSwitch(PipelineCallback):
             if getattr(self._pipe, name) is module:
                 continue
             if getattr(module, "is_cache_enabled", False):
-                # The module that left the pipe kept its cache of the former run; a cache only
-                # holds within one stage.
+                # It kept its cache of the former run; a cache only holds within one stage.
                 module._reset_stateful_cache()  # type: ignore[operator]
             setattr(self._pipe, name, module)
 

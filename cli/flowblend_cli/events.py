@@ -175,6 +175,7 @@ class Summary(_Event):
         skipped: Jobs whose file was there already.
         failed: Jobs that ended without a file.
         elapsed_s: Seconds of the whole run, loading included.
+        remaining: Jobs that are neither done nor failed, because the run stopped before them.
     """
 
     name: ClassVar[str] = "summary"
@@ -182,6 +183,7 @@ class Summary(_Event):
     skipped: int
     failed: int
     elapsed_s: float
+    remaining: int = 0
 
 
 Event = (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -53,6 +55,11 @@ class Placement:
             f"offload = {self._written.offload!r} does nothing here: the device is the CPU, so "
             "that every model is in main memory anyway"
         )
+
+    @property
+    def stronger(self) -> str:
+        """The next way of offloading, with less in the device's memory; empty for none."""
+        return "" if self.device == _CPU else stronger_than(self.offload)
 
     def move(self, name: str, denoiser: torch.nn.Module) -> None:
         """Move a further denoiser to the device; where the pipeline is offloaded, it follows that.
@@ -155,6 +162,21 @@ def _offload(pipe: Any, way: str, device: torch.device, denoiser: str) -> None:
         use_stream=device.type in _WITH_STREAMS,
         exclude_modules=[*pipe._exclude_from_cpu_offload, *whole],
     )
+
+
+def stronger_than(offload: str) -> str:
+    """The way of offloading after this one, which keeps less on the device; empty for none."""
+    return dict(pairwise(OFFLOADS)).get(offload, "")
+
+
+def free_memory() -> None:
+    """Let go of what nobody needs any more, also of what allocators keep for later."""
+    gc.collect()
+    for backend in (torch.cuda, torch.xpu):
+        if backend.is_available():
+            backend.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

@@ -350,9 +350,10 @@ def one_line(event: Event, *, verbose: bool = False) -> str:
         case ModelLoaded():
             return f"loaded {printable(event.pipeline)} in {event.elapsed_s:.1f} s"
         case Summary():
+            remaining = f", {event.remaining} remaining" if event.remaining else ""
             return (
-                f"{event.rendered} rendered, {event.skipped} already there, {event.failed} failed "
-                f"in {event.elapsed_s:.1f} s"
+                f"{event.rendered} rendered, {event.skipped} already there, {event.failed} failed"
+                f"{remaining} in {event.elapsed_s:.1f} s"
             )
 
 

@@ -1,8 +1,8 @@
-"""Which job is the reference of which others, and that it is rendered before them. Pure Python."""
+"""Which job is the reference of which others. Pure Python."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from flowblend_cli.jobs import Batch, Job, freeze
@@ -73,14 +73,3 @@ def _place(job: Job, axes: Iterable[str]) -> tuple[Any, ...]:
         for axis in axes
     )
     return (job.scene, job.prompt, job.seed, kind, *values)
-
-
-def references_first(jobs: Sequence[Job], chosen: Mapping[str, Job]) -> list[Job]:
-    """The jobs with references before the others; those of one model still stand together."""
-    ids = {job.id for job in chosen.values()}
-    models = dict.fromkeys(
-        job.model
-        for job in sorted(jobs, key=lambda job: job.id not in ids)  # a stable sort
-    )
-    rank = {model: place for place, model in enumerate(models)}
-    return sorted(jobs, key=lambda job: (rank[job.model], job.id not in ids))

@@ -14,9 +14,10 @@ from flowblend_cli.events import JobDropped, JobMeasured
 from flowblend_cli.followups import Measured
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.measuring import FinishedFile, Measurement, Measurer, Request
+from flowblend_cli.ordering import ordered
 from flowblend_cli.progress import Reporter
 from flowblend_cli.records import JobRecord, read_record, recipe_path, write_json, write_record
-from flowblend_cli.references import references, references_first
+from flowblend_cli.references import references
 from flowblend_cli.scores import metrics_of, score_of
 from flowblend_cli.selecting import Drafts, Look, dropped, read_looks, write_looks
 from flowblend_cli.study import MeasureSpec, Selection, Study
@@ -93,7 +94,7 @@ class Studying:
         """
         self._names = metrics_of(self._study)
         if self._overrides is None:
-            return list(self._batch.jobs)
+            return ordered(self._batch.jobs)
         if not self._names and self._study.measure.names is None:
             self._reporter.message(f"nothing is measured: {quality.missing()}")
         batch = self._batch
@@ -110,7 +111,7 @@ class Studying:
                 "jobs": [job.id for job in batch.jobs],
             },
         )
-        return references_first(batch.jobs, self._references)
+        return ordered(batch.jobs, self._compared)
 
     def record_of(self, job: Job, pixels: str) -> JobRecord:
         """What is known of a job's finished file; an empty record where nothing is."""

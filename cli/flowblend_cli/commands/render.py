@@ -77,7 +77,7 @@ def render(
                 "a finished FILE is rendered again exactly as it was, beside itself: leave --out, "
                 "--set, --dry-run, --gallery, --report and --reviews out, or give its recipe"
             )
-        return _again(Path(recipe), as_json, verbosity, log)
+        return _again(Path(recipe), as_json, verbosity, options, log)
 
     from flowblend_cli import engine
     from flowblend_cli.recipe.loader import load_batch
@@ -99,10 +99,14 @@ def render(
     for warning in batch.warnings:
         reporter.message(warning)
     complaints = _complaints(batch, reviews)
-    code = engine.run(batch, reporter, options=options, overrides=overrides, complaints=complaints)
-    if with_gallery and code == 0:
-        code = _show_gallery(batch, as_json, verbosity)
-    if reports and code == 0:
+    run = engine.BatchRun(
+        batch, reporter, options=options, overrides=overrides, complaints=complaints
+    )
+    code = run.run()
+    is_complete = code == 0 and not run.remaining
+    if with_gallery and is_complete:
+        code = _show_gallery(batch, as_json, verbosity, options)
+    if reports and is_complete and code == 0:
         _write_report(batch, as_json, verbosity)
     return code
 
@@ -133,11 +137,11 @@ def _complaints(batch: Batch, reviews: tuple[Path, ...]) -> dict[str, str]:
     return complaints
 
 
-def _show_gallery(batch: Batch, as_json: bool, verbosity: int) -> int:
+def _show_gallery(batch: Batch, as_json: bool, verbosity: int, options: RunOptions) -> int:
     from flowblend_cli.showcase import COMPARED_JOBS, gallery
 
     quiet = make_reporter(json=False, verbosity=-1, total_jobs=COMPARED_JOBS)
-    code, lines = gallery(batch, quiet)
+    code, lines = gallery(batch, quiet, options)
     if verbosity >= 0:
         next_step = (
             "next: flowblend recipes cp quickstart my.toml, edit it, flowblend render my.toml"
@@ -147,8 +151,10 @@ def _show_gallery(batch: Batch, as_json: bool, verbosity: int) -> int:
     return code
 
 
-def _again(path: Path, as_json: bool, verbosity: int, log: LogFile | None) -> int:
-    from flowblend_cli import engine
+def _again(
+    path: Path, as_json: bool, verbosity: int, options: RunOptions, log: LogFile | None
+) -> int:
+    from flowblend_cli.again import render_again
     from flowblend_cli.artifacts.metadata import read_document
 
     document = read_document(path)
@@ -158,4 +164,4 @@ def _again(path: Path, as_json: bool, verbosity: int, log: LogFile | None) -> in
             "flowblend rendered"
         )
     reporter = make_reporter(json=as_json, verbosity=verbosity, total_jobs=1, log=log)
-    return engine.render_again(document, path.absolute(), reporter)
+    return render_again(document, path.absolute(), reporter, options)
