@@ -80,6 +80,9 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.stages",
     },
     "flowblend_cli.batching": set(),
+    "flowblend_cli.estimates": set(),
+    "flowblend_cli.aliveness": set(),
+    "flowblend_cli.caches": {"platformdirs"},
     # From a recipe to jobs: no engine, no artifact, no model is ever loaded.
     "flowblend_cli.models": {
         "flowblend_cli.bundled",
@@ -162,19 +165,19 @@ ALLOWED: dict[str, set[str]] = {
     },
     "flowblend_cli.keys": {
         "flowblend_cli.adapter_files",
+        "flowblend_cli.caches",
         "flowblend_cli.calibrations",
         "flowblend_cli.errors",
         "flowblend_cli.hub.contents",
         "flowblend_cli.jobs",
         "flowblend_cli.models",
         "huggingface_hub",
-        "platformdirs",
     },
     "flowblend_cli.workers": {"flowblend_plugin.errors", "numpy"},
     # What jobs cost: torch only in the worker, which is a process of its own.
     "flowblend_cli.forwards": {"flowblend_cli.jobs", "flowblend_plugin.stages"},
     "flowblend_cli.flops_worker": {"flowblend_plugin.flops"},
-    "flowblend_cli.flops_cache": {"flowblend_cli.workers", "platformdirs"},
+    "flowblend_cli.flops_cache": {"flowblend_cli.caches", "flowblend_cli.workers"},
     "flowblend_cli.flops": {
         "flowblend_cli.errors",
         "flowblend_cli.flops_cache",
@@ -208,7 +211,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.pages": {"flowblend_cli.errors", "jinja2"},
     # Blind reviews: anonymous copies out, raters' files in.
     # What a folder's files say: the pure rooms first, then those that read files and write pages.
-    "flowblend_cli.drawing": {"platformdirs"},
+    "flowblend_cli.drawing": {"flowblend_cli.caches"},
     **{
         f"flowblend_cli.report.{room}": {
             "flowblend_cli.jobs",
@@ -295,6 +298,36 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.text",
         "flowblend_plugin.stages",
         "rich",
+    },
+    "flowblend_cli.logfile": {
+        "flowblend_cli.progress",
+        "flowblend_cli.runstate",
+        "flowblend_cli.text",
+    },
+    # What a run does, for others to look at: how long it takes, and how far it is.
+    "flowblend_cli.workloads": {
+        "flowblend_cli.estimates",
+        "flowblend_cli.flops",
+        "flowblend_cli.jobs",
+        "flowblend_cli.plan",
+        "flowblend_plugin.errors",
+        "flowblend_plugin.stages",
+    },
+    "flowblend_cli.runstate": {
+        "flowblend_cli.aliveness",
+        "flowblend_cli.errors",
+        "flowblend_cli.estimates",
+        "flowblend_cli.events",
+        "flowblend_cli.jobs",
+        "flowblend_cli.progress",
+        "flowblend_cli.records",
+        "flowblend_cli.workloads",
+    },
+    "flowblend_cli.runs": {
+        "flowblend_cli.aliveness",
+        "flowblend_cli.errors",
+        "flowblend_cli.records",
+        "flowblend_cli.runstate",
     },
     # Running: the only rooms of the command that meet models are runtime and placement.
     "flowblend_cli.files": {"flowblend_cli.errors"},
@@ -667,7 +700,7 @@ except SystemExit as stop:
     "arguments",
     [["--help"], ["--version"], ["render", "--help"], ["plan", "--help"], ["info", "--help"],
      ["probe", "--help"], ["check", "quickstart"], ["plan", "quickstart"], ["schema"],
-     ["report", "--help"], ["recipes", "ls"], ["models", "ls"]],
+     ["report", "--help"], ["status", "--help"], ["recipes", "ls"], ["models", "ls"]],
     ids=" ".join,
 )  # fmt: skip
 def test_looking_and_checking_load_no_model_library(arguments: list[str]) -> None:

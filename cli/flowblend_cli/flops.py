@@ -83,13 +83,16 @@ class Cost:
         return {**summed, "denoisers": denoisers}
 
 
-def cost_plan(plan: Plan, on_counting: Callable[[int], None] | None = None) -> list[Cost]:
+def cost_plan(
+    plan: Plan, on_counting: Callable[[int], None] | None = None, *, known_only: bool = False
+) -> list[Cost]:
     """Tell what each job of a plan costs.
 
     Args:
         plan: The plan.
         on_counting: Called with the number of forwards that nobody counted before, if any: that
             takes seconds, once.
+        known_only: Tell only what was counted before, which takes no time.
 
     Returns:
         A cost for each job, in order. Nothing is raised where something can't be told: the cost
@@ -108,7 +111,7 @@ def cost_plan(plan: Plan, on_counting: Callable[[int], None] | None = None) -> l
             known[key] = _ask(job, models[job.model], recipe_dir)
         asked.append(known[key])
     requests = [text for entry in known.values() for text in entry.requests.values()]
-    counts = count_all(requests, on_counting)
+    counts = count_all(requests, on_counting, known_only=known_only)
     return [_cost(entry, counts) for entry in asked]
 
 

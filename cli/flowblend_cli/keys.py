@@ -12,9 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
 from flowblend_cli.adapter_files import adapter_file
+from flowblend_cli.caches import cache_path
 from flowblend_cli.calibrations import BUNDLED_NAME
 from flowblend_cli.errors import ModelMissingError
 from flowblend_cli.hub.contents import check_contents
@@ -157,7 +156,7 @@ class _HashCache:
     worth_caching_bytes = 64 * 1024 * 1024
 
     def __init__(self) -> None:
-        self._path = user_cache_path("flowblend") / "hashes.json"
+        self._path = cache_path("hashes.json")
         self._changed = False
         try:
             self._known: dict[str, str] = json.loads(self._path.read_text("utf-8"))

@@ -30,6 +30,7 @@ TERMINATED = 128 + signal.SIGTERM
 COMMANDS = {
     "init": "Write a first recipe for a pair of models.",
     "render": "Render every job of a recipe that isn't finished yet.",
+    "status": "Tell how far the renders into a folder are.",
     "plan": "Show each job and who runs which step, without loading a model.",
     "probe": "Measure a pair of denoisers, to choose stage boundaries by.",
     "import": "Make a recipe of a file of prompts.",

@@ -68,6 +68,11 @@ def recipe_path(output_dir: Path, recipe_name: str) -> Path:
     return output_dir / FOLDER / "recipes" / f"{recipe_name}.json"
 
 
+def run_path(output_dir: Path, recipe_name: str) -> Path:
+    """Where the state of a recipe's last run is kept, or of the one that works now."""
+    return output_dir / FOLDER / "runs" / f"{recipe_name}.json"
+
+
 def looks_path(output_dir: Path, draft: str) -> Path:
     """Where early looks at drafts are kept, by the id of the first of them."""
     return output_dir / FOLDER / "selections" / f"{draft}.json"
@@ -121,14 +126,19 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
+def write_json(path: Path, document: Mapping[str, Any], *, durable: bool = True) -> None:
     """Publish one JSON object; the folders of ours that it lies in are made where they are missing.
+
+    Args:
+        path: The file.
+        document: The object.
+        durable: Wait until it is on the disk.
 
     Raises:
         OutputError: It can't be written, or a link sits where a folder of ours should be.
     """
     make_folders(path)
-    publish(path, (json.dumps(document, allow_nan=False) + "\n").encode())
+    publish(path, (json.dumps(document, allow_nan=False) + "\n").encode(), durable=durable)
 
 
 def make_folders(path: Path) -> None:
