@@ -6,45 +6,31 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 from flowblend_cli.artifacts.finished import FileState, Finished, inspect_final
-from flowblend_cli.errors import DeviceLostError, LockedError, ModelMissingError, OutputError
+from flowblend_cli.errors import ENDS_THE_BATCH
 from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Summary
 from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
 from flowblend_cli.keys import Identity, job_key, model_identity
+from flowblend_cli.locking import output_lock
+from flowblend_cli.looking import look_at
 from flowblend_cli.options import RunOptions
 from flowblend_cli.progress import Reporter
+from flowblend_cli.publishing import Pending, Publication, Publisher
 from flowblend_cli.records import JobRecord
-from flowblend_cli.rendering import Render, Renderer
+from flowblend_cli.remote import RemoteError, WorkerRenderer
+from flowblend_cli.rendering import Render, Renderer, Renders
 from flowblend_cli.stopping import StopRequested, StopSignals
 from flowblend_cli.study import Selection
 from flowblend_cli.studying import Studying
 from flowblend_plugin.errors import FlowBlendError
 
-LOCK_NAME = ".flowblend.lock"
 SOME_FAILED = 1
-_ENDS_THE_BATCH = (ModelMissingError, OutputError, DeviceLostError)
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A job and where its file goes.
-
-    Args:
-        job: The job.
-        path: Its final file.
-        key: Its job key.
-        identity: The models that the key covers.
-    """
-
-    job: Job
-    path: Path
-    key: str
-    identity: Identity
+_NOT_RENDERED = "not rendered: see the error of the batch"
+_POLL_S = 0.1
 
 
 class BatchRun:
@@ -78,7 +64,10 @@ class BatchRun:
         self._anew = anew
         self._reporter = reporter
         self._recipe_dir = batch.source.parent
-        self._renderer = Renderer(self._recipe_dir, reporter, warm_up)
+        self._stop = StopSignals(reporter.message)
+        renderer = WorkerRenderer if self._options.isolated else Renderer
+        self._renderer: Renders = renderer(self._recipe_dir, reporter, warm_up)
+        self._publisher = Publisher(self._recipe_dir)
         self._study = Studying(batch, reporter, overrides, complaints or {})
         self._identities: dict[tuple[ModelSpec, tuple[AdapterSpec, ...]], Identity] = {}
         self._queue: list[Job] = []
@@ -96,54 +85,91 @@ class BatchRun:
             LockedError: Another run holds the output folder.
         """
         began = time.monotonic()
-        stopping = StopSignals(self._reporter.message)
-        with output_lock(self._batch.output_dir), self._reporter, stopping as stop:
+        with output_lock(self._batch.output_dir), self._reporter, self._stop:
             try:
-                with self._errors_told(stop):
+                with self._errors_told():
                     for job in (*self._batch.jobs, *self._batch.reserve):
                         self._identity(job)  # every model is there, before any of them works
                     self._queue = self._study.begin()
-                    self._work(stop)
-                    stop.check()
+                    self._work()
+                    self._stop.check()
+                while self._publisher.outstanding:  # what is rendered is kept, whatever happened
+                    with self._errors_told():
+                        self._settle(_POLL_S)
             finally:
-                with self._errors_told(stop):
-                    self._study.close()
+                self._close()
                 elapsed = round(time.monotonic() - began, 3)
                 self._reporter.event(Summary(self._rendered, self._skipped, self._failed, elapsed))
         is_short = self._failed or self._study.has_gaps
         return self._exit_code or (SOME_FAILED if is_short else 0)
 
+    def _close(self) -> None:
+        """End the helpers, and tell of the files that were ready all the same."""
+        self._renderer.close()
+        self._publisher.close()
+        with self._errors_told():
+            self._settle()
+        with self._errors_told():
+            self._study.close()
+
     @contextmanager
-    def _errors_told(self, stop: StopSignals) -> Iterator[None]:
-        """Turn what ends the batch into its exit code."""
+    def _errors_told(self) -> Iterator[None]:
+        """Turn what ends the batch into its exit code; the first one counts."""
         try:
             yield
-        except StopRequested:
-            self._exit_code = stop.exit_code or SOME_FAILED
-        except (*_ENDS_THE_BATCH, FlowBlendError) as error:
-            self._reporter.message(str(error), error=True)
-            self._exit_code = int(getattr(error, "exit_code", 2))
+        except StopRequested as request:
+            if request.__cause__ is None:
+                self._exit_code = self._exit_code or self._stop.exit_code or SOME_FAILED
+            else:
+                self._end_with(request.__cause__)
+        except (*ENDS_THE_BATCH, FlowBlendError) as error:
+            self._end_with(error)
 
-    def _work(self, stop: StopSignals) -> None:
+    def _end_with(self, error: BaseException) -> None:
+        self._complain(str(error))
+        self._exit_code = self._exit_code or int(getattr(error, "exit_code", 2))
+
+    def _check(self) -> None:
+        """What is done between steps: raise if the batch is to stop, and see what is published."""
+        self._stop.check()
+        self._settle()
+
+    def _settle(self, wait_s: float = 0.0) -> None:
+        """Go on with what is published by now, or within some time.
+
+        Raises:
+            StopRequested: The disk failed; its cause says how.
+        """
+        while (done := self._publisher.published(wait_s)) is not None:
+            wait_s = 0.0
+            try:
+                self._take(done)
+            except ENDS_THE_BATCH as error:
+                raise StopRequested from error
+
+    def _work(self) -> None:
         """One job after the other, those of the models in memory first, until no more can come."""
         while True:
             self._queue += self._study.new_jobs()
             if self._queue:
-                stop.check()
+                self._check()
                 loaded = [job for job in self._queue if job.model == self._renderer.model]
                 job = (loaded or self._queue)[0]
                 self._queue.remove(job)
-                self._do(job, stop)
+                self._do(job)
+            elif self._publisher.outstanding:
+                self._stop.check()
+                self._settle(_POLL_S)
             elif self._study.is_waiting:
-                self._queue += self._study.wait(stop.check)
+                self._queue += self._study.wait(self._check)
             else:
                 return
 
-    def _do(self, job: Job, stop: StopSignals) -> None:
+    def _do(self, job: Job) -> None:
         """Render a job, or find that it needs no render."""
         look = self._study.to_look_at(job)
         if look is not None:
-            dropped = self._look(*look, stop)
+            dropped = self._look(*look)
             self._queue = [one for one in self._queue if one.id not in dropped]
             if job.id in dropped:
                 return
@@ -160,15 +186,15 @@ class BatchRun:
             )
             return
         if found.state is FileState.DAMAGED:
-            self._reporter.message(f"{path.name} is damaged and is rendered again", error=True)
+            self._complain(f"{path.name} is damaged and is rendered again")
         document = found.document or {}
         is_same = found.state is FileState.INTACT and document.get("job_key") == pending.key
         if is_same and not self._anew:
-            self._skip(pending, document, stop)
+            self._skip(pending, document)
         else:
-            self._render(pending, stop)
+            self._render(pending)
 
-    def _skip(self, pending: Pending, document: dict[str, Any], stop: StopSignals) -> None:
+    def _skip(self, pending: Pending, document: dict[str, Any]) -> None:
         """Leave a finished file as it is; what isn't known of it yet is timed and measured."""
         job = pending.job
         seed = recorded(document, "seed", job.seed)
@@ -176,34 +202,26 @@ class BatchRun:
         if self._study.time_repeats > max(1, len(record.elapsed_s)):
             sampling_s = recorded(document, "sampling_s", 0.0)
             publishing_s = record.elapsed_s[0] - sampling_s if record.elapsed_s else 0.0
-            self._time(record, job, seed, max(0.0, publishing_s), stop)
+            self._time(record, job, seed, max(0.0, publishing_s))
         self._skipped += 1
         self._reporter.event(JobSkipped(job.id, job.scene, seed, str(pending.path)))
         known = self._study.record_of(job, record.pixels_sha256)
-        self._study.finished(replace(job, seed=seed), known, None, stop.check)
+        self._study.finished(replace(job, seed=seed), known, None, self._stop.check)
 
-    def _look(self, selection: Selection, drafts: Sequence[Job], stop: StopSignals) -> set[str]:
+    def _look(self, selection: Selection, drafts: Sequence[Job]) -> set[str]:
         """Look where the first steps of all drafts lead; ids of those that aren't worth more."""
-        steps = selection.reject_after or 1
         keys = {draft.id: job_key(draft, self._identity(draft)) for draft in drafts}
-        known = self._study.known_looks(selection, keys)
-        for draft in drafts:
-            if draft.id in known:
-                continue
-            stop.check()
-            self._renderer.load(draft.model)
-            began = time.monotonic()
-            try:
-                frames = self._renderer.preview(draft, steps, stop.check)
-            except _ENDS_THE_BATCH:
-                raise
-            except Exception as error:  # noqa: BLE001 - what can't be judged early is rendered
-                told = f"{draft.id} can't be looked at after {steps} steps and goes on: {error}"
-                self._reporter.message(told, error=True)
-                continue
-            self._study.look(draft, frames, time.monotonic() - began, stop.check)
+        look_at(
+            selection,
+            drafts,
+            keys,
+            renderer=self._renderer,
+            study=self._study,
+            reporter=self._reporter,
+            check=self._check,
+        )
         while self._study.is_waiting:
-            self._queue += self._study.wait(stop.check)
+            self._queue += self._study.wait(self._check)
         return self._study.drop(selection, keys)
 
     def _identity(self, job: Job) -> Identity:
@@ -212,44 +230,55 @@ class BatchRun:
             self._identities[weights] = model_identity(job.model, self._recipe_dir, job.adapters)
         return self._identities[weights]
 
-    def _render(self, pending: Pending, stop: StopSignals) -> None:
+    def _render(self, pending: Pending) -> None:
+        """Render a job, and have it published while the next one renders."""
         job = pending.job
         seed = job.seed or draw_seed()
-        self._renderer.load(job.model)
-        stop.check()
+        self._renderer.load(job.model, self._check)
+        self._check()
         try:
-            render = self._renderer.render(job, seed, stop.check)
-            began = time.monotonic()
-            self._renderer.publish(job, pending.path, render, pending.identity, pending.key)
-        except _ENDS_THE_BATCH:
-            self._fail(job, "not rendered: see the error of the batch", seed)
+            render = self._renderer.render(job, seed, self._check)
+        except ENDS_THE_BATCH:
+            self._fail(job, _NOT_RENDERED, seed)
             raise
         except Exception as error:  # noqa: BLE001 - one job's failure must not end the night
-            self._fail(job, f"{type(error).__name__}: {error}", seed)
+            self._fail(job, reason_of(error), seed)
             return
-        publishing_s = time.monotonic() - began
-        record = _record_of(job, render, publishing_s)
+        self._publisher.submit(pending, render, self._settle)
+        while self._study.time_repeats > 1 and self._publisher.outstanding:
+            self._settle(_POLL_S)  # encoding beside it would be in its seconds
+
+    def _take(self, done: Publication) -> None:
+        """Go on with a job that has its file now, or has none because of an error."""
+        job, render = done.pending.job, done.render
+        if done.error is not None:
+            ends = isinstance(done.error, ENDS_THE_BATCH)
+            self._fail(job, _NOT_RENDERED if ends else reason_of(done.error), render.seed)
+            if ends:
+                raise done.error
+            return
+        record = _record_of(job, render, done.elapsed_s)
         self._rendered += 1
         try:
             self._study.keep(record)
-            record = self._time(record, job, seed, publishing_s, stop)
+            record = self._time(record, job, render.seed, done.elapsed_s)
         finally:  # also where the disk or a signal ends the batch: the file is there
-            self._reporter.event(self._done(pending, render))
+            self._reporter.event(self._done(done.pending, render))
         # With the seed that was drawn, so that what follows has the same noise.
-        self._study.finished(replace(job, seed=seed), record, render.sampled.frames, stop.check)
+        same = replace(job, seed=render.seed)
+        self._study.finished(same, record, render.frames, self._stop.check)
 
-    def _time(
-        self, record: JobRecord, job: Job, seed: int, publishing_s: float, stop: StopSignals
-    ) -> JobRecord:
+    def _time(self, record: JobRecord, job: Job, seed: int, publishing_s: float) -> JobRecord:
         """Render a job that has its file for its seconds and bits alone, as often as is asked.
 
         Publishing is timed once and counted in each.
         """
         repeats = self._study.time_repeats
         while len(record.elapsed_s) < repeats:
+            self._stop.check()
             try:
-                render = self._renderer.render(job, seed, stop.check)
-            except _ENDS_THE_BATCH:
+                render = self._renderer.render(job, seed, self._stop.check)
+            except ENDS_THE_BATCH:
                 raise
             except Exception as error:  # noqa: BLE001 - its file is there, only times are missing
                 number = len(record.elapsed_s) + 1
@@ -278,11 +307,14 @@ class BatchRun:
             num_inference_steps=job.num_inference_steps,
             path=str(pending.path),
             elapsed_s=round(median(record.elapsed_s), 3),
-            denoisers=render.sampled.denoisers,
+            denoisers=render.denoisers,
             peak_rss_bytes=render.peak_rss_bytes,
-            peak_vram_bytes=render.sampled.peak_vram_bytes,
+            peak_vram_bytes=render.peak_vram_bytes,
             pixels_sha256=render.pixels_sha256,
         )
+
+    def _complain(self, text: str) -> None:
+        self._reporter.message(text, error=True)
 
     def _fail(self, job: Job, error: str, seed: int | None = None) -> None:
         self._failed += 1
@@ -311,43 +343,19 @@ def _record_of(job: Job, render: Render, publishing_s: float) -> JobRecord:
         pixels=(render.pixels_sha256,),
         step_s=render.step_s,
         peak_rss_bytes=render.peak_rss_bytes,
-        peak_vram_bytes=render.sampled.peak_vram_bytes,
+        peak_vram_bytes=render.peak_vram_bytes,
     )
+
+
+def reason_of(error: Exception) -> str:
+    """What a job failed of, in words."""
+    kind = error.kind if isinstance(error, RemoteError) else type(error).__name__
+    return f"{kind}: {error}"
 
 
 def draw_seed() -> int:
     """Draw a seed for a job whose recipe says 0: 1 to 2**31 - 1."""
     return 1 + secrets.randbelow(2**31 - 1)
-
-
-@contextmanager
-def output_lock(folder: Path) -> Iterator[None]:
-    """Hold an output folder for this run alone; the kernel frees it however the run ends.
-
-    Raises:
-        LockedError: Another run holds it.
-        OutputError: The folder can't be made or locked.
-    """
-    from filelock import FileLock, Timeout
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK_NAME, timeout=0, fallback_to_soft=False)
-        lock.acquire()
-    except Timeout as error:
-        raise LockedError(
-            f"another run is rendering into {folder}: wait for it, or choose another --out"
-        ) from error
-    except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OutputError(
-            f"{folder}: can't be used for output ({reason}): choose another folder with --out, "
-            "where files can be made"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def run(batch: Batch, reporter: Reporter, **options: Any) -> int:
@@ -360,32 +368,3 @@ def recorded(document: dict[str, Any], name: str, default: Any) -> Any:
     resolved = document.get("resolved")
     value = resolved.get(name, default) if isinstance(resolved, dict) else default
     return value if isinstance(value, type(default)) else default
-
-
-def render_again(document: dict[str, Any], path: Path, reporter: Reporter) -> int:
-    """Render a finished file's own job once more, beside it, and say whether the bits agree.
-
-    Args:
-        document: The file's document.
-        path: The file; the new one is ``NAME.again.EXT``.
-        reporter: Who is told what happens.
-
-    Returns:
-        0 if the pixels are the same, 1 if not, other codes as ``BatchRun.run``.
-
-    Raises:
-        DocumentError: The document's job can't be read.
-    """
-    job = Job.from_document(document.get("job") or {})
-    job = replace(job, id=f"{path.stem}.again", seed=recorded(document, "seed", job.seed))
-    source = Path(recorded(document, "source", str(path.parent))) / path.name
-    batch = Batch(job.recipe, path.parent, (job,), (), source)
-    again = batch.path_of(job)
-    code = run(batch, reporter, anew=True)
-    if code:
-        return code
-    mine = (inspect_final(again).document or {}).get("pixels_sha256")
-    same = mine == document.get("pixels_sha256")
-    verdict = "the same pixels" if same else "other pixels"
-    reporter.message(f"{again.name} has {verdict} as {path.name}", error=not same)
-    return 0 if same else SOME_FAILED

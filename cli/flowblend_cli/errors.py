@@ -11,6 +11,8 @@
     ├── ModelMissingError (RuntimeError) 3   a model that isn't there, is gated or offline
     ├── OutputError (OSError)            4   the disk is full or refuses
     ├── DeviceLostError (RuntimeError)   5   the device is gone or out of memory after retries
+    │   └── DeviceFailedError                a device that was there: a new process may get it back
+    ├── WorkerDiedError (RuntimeError)   1   a job that ended the process which rendered it, twice
     └── LockedError (RuntimeError)       75  another run holds the output folder
 """
 
@@ -93,10 +95,24 @@ class DeviceLostError(FlowBlendError, RuntimeError):
     exit_code = 5
 
 
+class DeviceFailedError(DeviceLostError):
+    """A device that failed at its work: what this process has of it is lost."""
+
+
+class WorkerDiedError(FlowBlendError, RuntimeError):
+    """A job whose render ended the whole process, and a second one as well."""
+
+    exit_code = 1
+
+
 class LockedError(FlowBlendError, RuntimeError):
     """Another run holds the output folder."""
 
     exit_code = 75
+
+
+# What no further job could be rendered after.
+ENDS_THE_BATCH = (ModelMissingError, OutputError, DeviceLostError)
 
 
 def _reading_order(problem: Problem) -> tuple[str, int, int, str, str]:

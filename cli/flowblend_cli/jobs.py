@@ -37,6 +37,16 @@ class ModelSpec:
     offload: str = "none"
     denoisers: tuple[tuple[str, str], ...] = ()
 
+    def to_document(self) -> dict[str, Any]:
+        """The models as plain JSON values; ``from_document`` reads them back equal."""
+        return asdict(self) | {"denoisers": dict(self.denoisers)}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> ModelSpec:
+        """Read the models back from ``to_document``'s values."""
+        denoisers = tuple(sorted(document.get("denoisers", {}).items()))
+        return cls(**{**document, "denoisers": denoisers})
+
 
 @dataclass(frozen=True)
 class AdapterSpec:
@@ -214,7 +224,7 @@ class Job:
         document = asdict(self)
         document["stages"] = [stage.to_document() for stage in self.stages]
         document["arguments"] = self.pipeline_arguments()
-        document["model"]["denoisers"] = dict(self.model.denoisers)
+        document["model"] = self.model.to_document()
         document["adapters"] = [asdict(adapter) for adapter in self.adapters]
         for place, key, unset in _LEFT_OUT:
             table = document[place] if place else document
@@ -241,7 +251,7 @@ class Job:
                     **document,
                     "stages": tuple(Stage.from_document(stage) for stage in document["stages"]),
                     "arguments": tuple(sorted(arguments.items())),
-                    "model": _model(document["model"]),
+                    "model": ModelSpec.from_document(document["model"]),
                     "sampling": SamplingSpec(**document["sampling"]),
                     "output": OutputSpec(**document["output"]),
                     "image": ImageSpec(**document["image"]) if "image" in document else None,
@@ -254,11 +264,6 @@ class Job:
                 f"the recorded job can't be read ({error}): it is damaged, or was written by "
                 "another version of flowblend"
             ) from error
-
-
-def _model(document: Mapping[str, Any]) -> ModelSpec:
-    denoisers = tuple(sorted(document.get("denoisers", {}).items()))
-    return ModelSpec(**{**document, "denoisers": denoisers})
 
 
 # Left out of a document where nothing is set: files from before they existed stay finished.

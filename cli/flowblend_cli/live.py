@@ -77,8 +77,12 @@ class LiveReporter(Silent):
             self._live.refresh()
             return
         if isinstance(event, JobDone | JobSkipped | JobDropped | JobFailed):
-            self._job, self._ran = None, ""
-            self._batch.end_job(skipped=isinstance(event, JobSkipped | JobDropped))
+            is_present = self._job is None or self._job.job == event.job
+            if is_present:
+                self._job, self._ran = None, ""
+            self._batch.end_job(
+                is_present=is_present, skipped=isinstance(event, JobSkipped | JobDropped)
+            )
         if self._verbose or not isinstance(event, SAID_WHEN_VERBOSE):
             style = "bold red" if isinstance(event, JobFailed) else ""
             self._print(one_line(event, verbose=self._verbose), style)
@@ -163,10 +167,10 @@ class BatchClock:
         if self._first_start is None:
             self._first_start = time.monotonic()
 
-    def end_job(self, *, skipped: bool) -> None:
-        """Note that a job is over."""
+    def end_job(self, *, skipped: bool, is_present: bool = True) -> None:
+        """Note that a job is over: the present one, or one before it, whose file is there now."""
         self.ended += 1
-        self.fraction = 0.0
+        self.fraction = 0.0 if is_present else self.fraction
         self._skipped += skipped
 
     def elapsed_s(self) -> float:

@@ -7,7 +7,6 @@ unless more than ``WAITING_BYTES`` of frames wait for theirs.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import queue
 import subprocess
@@ -17,8 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from flowblend_cli.measuring_worker import LENGTH_BYTES
-from flowblend_cli.workers import worker_environment
+from flowblend_cli.workers import worker_environment, write_frames
 
 if TYPE_CHECKING:
     from flowblend_cli.artifacts.pixels import Frames
@@ -199,7 +197,7 @@ class Measurer:
         try:
             process.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
             if frames is not None:
-                _write_frames(process.stdin, frames)
+                write_frames(process.stdin, frames)
             process.stdin.flush()
             line = process.stdout.readline()
         except BrokenPipeError:
@@ -230,15 +228,3 @@ def _start() -> subprocess.Popen[bytes]:
         start_new_session=True,
         env={**worker_environment(), **_LIMITS},
     )
-
-
-def _write_frames(stream: Any, frames: Frames) -> None:
-    """Write frames as length and .npy, without a second copy of them."""
-    import numpy as np
-
-    whole = np.ascontiguousarray(frames)
-    head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(whole))
-    length = len(head.getvalue()) + whole.nbytes
-    stream.write(length.to_bytes(LENGTH_BYTES, "big") + head.getvalue())
-    stream.write(whole.data)

@@ -2,23 +2,23 @@
 
 ``python -m flowblend_cli.measuring_worker`` reads requests on stdin until its end and answers each
 with one JSON line on stdout. A request is one JSON line, see ``measuring.Request``; the frames
-follow it, as 8 bytes that tell the length of a .npy and the .npy itself, unless it names a file to
-decode. References stay in memory for those that are compared with them.
+follow it, see ``workers.write_frames``, unless it names a file to decode. References stay in memory
+for those that are compared with them.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+from flowblend_cli.workers import read_frames
 
 NICENESS = 10
 KEPT_BYTES = 2**30
-LENGTH_BYTES = 8
 
 
 class References:
@@ -98,14 +98,6 @@ def measure(request: dict[str, Any], frames: Any, references: References) -> dic
 def _suits(metric: Any, frames: Any, reference: Any) -> bool:
     has_all = metric.needs == "frames" or reference is not None
     return has_all and metric.is_large_enough(frames.shape)
-
-
-def read_frames(source: BinaryIO) -> Any:
-    """Read the frames that follow a request."""
-    import numpy as np
-
-    length = int.from_bytes(source.read(LENGTH_BYTES), "big")
-    return np.load(io.BytesIO(source.read(length)), allow_pickle=False)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 
@@ -26,3 +27,8 @@ class RunOptions:
     verify: bool = False
     allow_download: bool = False
     isolated: bool = False
+
+
+def isolates() -> bool:
+    """Whether the command renders in a process of its own: unless ``FLOWBLEND_ISOLATE=0``."""
+    return os.environ.get("FLOWBLEND_ISOLATE") != "0"

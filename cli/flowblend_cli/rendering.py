@@ -1,14 +1,13 @@
-"""One job at a time through the models in memory, and its frames into a finished file."""
+"""One job at a time through the models in memory: its frames, and all that is known of them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from flowblend_cli import __version__
 from flowblend_cli.events import JobStarted, ModelLoaded
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.peaks import forget_peak_rss, peak_rss_bytes
@@ -24,27 +23,91 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Render:
-    """What one render of a job gave.
+    """What one render of a job gave; all but the frames is plain JSON.
 
     Args:
-        sampled: Its frames, and who ran which step.
+        frames: Pixels, (T, H, W, 3), uint8.
         seed: Seed of its noise.
         elapsed_s: Seconds for sampling and decoding.
         step_s: Seconds of each step.
+        denoisers: Who ran each step, one letter a step.
+        device: Type of the device, such as ``"cuda"``.
+        caches: What the stages' caches saved, see ``flowblend_plugin.caching.CacheReport``.
+        versions: Versions of everything that decides bits.
         pixels_sha256: Hash of its frames.
         peak_rss_bytes: Most main memory meanwhile.
+        peak_vram_bytes: Most accelerator memory meanwhile; None on a CPU.
     """
 
-    sampled: Sampled
+    frames: Frames
     seed: int
     elapsed_s: float
     step_s: tuple[float, ...]
+    denoisers: str
+    device: str
+    caches: tuple[dict[str, Any], ...]
+    versions: dict[str, str]
     pixels_sha256: str
     peak_rss_bytes: int
+    peak_vram_bytes: int | None
+
+    def to_document(self) -> dict[str, Any]:
+        """All but the frames."""
+        names = (field.name for field in fields(self) if field.name != "frames")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any], frames: Frames) -> Render:
+        """Put what ``to_document`` gave and the frames together again."""
+        lists = {name: tuple(document[name]) for name in ("step_s", "caches")}
+        return cls(frames=frames, **{**document, **lists})
+
+
+class Renders(Protocol):
+    """Who renders jobs for the engine: this process, or one of its own."""
+
+    @property
+    def model(self) -> ModelSpec | None:
+        """The models that are in memory."""
+        ...
+
+    def load(self, model: ModelSpec, check: Callable[[], None]) -> None:
+        """Have these models in memory, and no others.
+
+        Args:
+            model: The models.
+            check: May be called meanwhile; may raise ``StopRequested``.
+        """
+        ...
+
+    def render(self, job: Job, seed: int, check: Callable[[], None]) -> Render:
+        """Sample and decode a job.
+
+        Args:
+            job: The job.
+            seed: Seed of its noise.
+            check: Called after every step, at least; where it raises ``StopRequested``, the
+                present step is the last one.
+        """
+        ...
+
+    def preview(self, job: Job, after_steps: int, check: Callable[[], None]) -> Frames:
+        """What a job's first steps lead to, as frames.
+
+        Args:
+            job: The job; its seed isn't to be drawn.
+            after_steps: How many steps to run.
+            check: See ``render``.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
 
 
 class Renderer:
-    """The models of a batch, loaded when the first job needs them.
+    """The models of a batch in this process, loaded when the first job needs them.
 
     Args:
         recipe_dir: Folder that model folders are relative to.
@@ -52,7 +115,7 @@ class Renderer:
         warm_up: See ``engine.BatchRun``.
     """
 
-    def __init__(self, recipe_dir: Path, reporter: Reporter, warm_up: Job | None) -> None:
+    def __init__(self, recipe_dir: Path, reporter: Reporter, warm_up: Job | None = None) -> None:
         self._recipe_dir = recipe_dir
         self._reporter = reporter
         self._warm_up = warm_up
@@ -63,30 +126,13 @@ class Renderer:
         """The models that are in memory."""
         return None if self._runtime is None else self._runtime.model
 
-    def load(self, model: ModelSpec) -> Runtime:
-        """Have these models in memory, and no others."""
-        if self._runtime is None or self._runtime.model != model:
-            from flowblend_cli.runtime import Runtime  # torch: only where something is to be done
-
-            self._runtime = None  # free the former models before the next ones load
-            self._runtime = Runtime(model, self._recipe_dir)
-            elapsed = round(self._runtime.elapsed_s, 3)
-            self._reporter.event(ModelLoaded(model.pipeline, elapsed))
-            if self._runtime.note is not None:
-                self._reporter.message(self._runtime.note)
-        return self._runtime
+    def load(self, model: ModelSpec, check: Callable[[], None]) -> None:
+        """See ``Renders``; loading isn't interrupted."""
+        self._load(model)
 
     def render(self, job: Job, seed: int, check: Callable[[], None]) -> Render:
-        """Sample and decode a job.
-
-        Args:
-            job: The job; its models are loaded.
-            seed: Seed of its noise.
-            check: Called after every step; may raise.
-        """
-        from flowblend_cli.artifacts.pixels import pixels_sha256
-
-        runtime = self.load(job.model)
+        """See ``Renders``."""
+        runtime = self._load(job.model)
         if self._warm_up is not None:
             runtime.sample(self._warm_up, seed, lambda *_: check())
             self._warm_up = None
@@ -106,64 +152,36 @@ class Renderer:
 
         sampled = runtime.sample(job, seed, on_step)
         elapsed = time.monotonic() - began
-        check()
         slow = slow_steps(times.seconds, times.roles)
         if slow:
             self._reporter.message(f"{job.id}: {slow}")
-        digest = pixels_sha256(sampled.frames)
-        return Render(sampled, seed, elapsed, tuple(times.seconds), digest, peak_rss_bytes())
+        self._report_caches(job, sampled)
+        return _render_of(runtime, sampled, seed, elapsed, tuple(times.seconds))
 
     def preview(self, job: Job, after_steps: int, check: Callable[[], None]) -> Frames:
-        """What a job's first steps lead to, as frames.
-
-        Args:
-            job: The job; its seed isn't to be drawn.
-            after_steps: How many steps to run.
-            check: Called after every step; may raise.
-        """
-        runtime = self.load(job.model)
+        """See ``Renders``."""
+        runtime = self._load(job.model)
         self._reporter.waiting(f"{job.id}: a look after {after_steps} steps")
         try:
             return runtime.preview(job, job.seed, after_steps, lambda *_: check())
         finally:
             self._reporter.waiting("")
 
-    def publish(self, job: Job, path: Path, render: Render, identity: Any, key: str) -> None:
-        """Write a render as its job's finished file.
+    def close(self) -> None:
+        """Let the models go."""
+        self._runtime = None
 
-        Args:
-            job: The job.
-            path: Its file.
-            render: What it gave.
-            identity: Its models, see ``keys.model_identity``.
-            key: Its job key.
+    def _load(self, model: ModelSpec) -> Runtime:
+        if self._runtime is None or self._runtime.model != model:
+            from flowblend_cli.runtime import Runtime  # torch: only where something is to be done
 
-        Raises:
-            OutputError: The file can't be written.
-        """
-        from flowblend_cli.runtime import versions
-
-        sampled = render.sampled
-        document: dict[str, Any] = {
-            "flowblend": __version__,
-            "v": 1,
-            "job": job.to_document(),
-            "job_key": key,
-            "resolved": {
-                "seed": render.seed,
-                "denoisers": sampled.denoisers,
-                "device": str(self._runtime.device.type) if self._runtime else "cpu",
-                "sampling_s": round(render.elapsed_s, 3),
-                "source": str(self._recipe_dir),
-            },
-            "models": identity,
-            "versions": versions(),
-            "pixels_sha256": render.pixels_sha256,
-        }
-        if sampled.caches:
-            document["resolved"]["caches"] = [asdict(report) for report in sampled.caches]
-            self._report_caches(job, sampled)
-        publish_frames(sampled.frames, path, job, document)
+            self._runtime = None  # free the former models before the next ones load
+            self._runtime = Runtime(model, self._recipe_dir)
+            elapsed = round(self._runtime.elapsed_s, 3)
+            self._reporter.event(ModelLoaded(model.pipeline, elapsed))
+            if self._runtime.note is not None:
+                self._reporter.message(self._runtime.note)
+        return self._runtime
 
     def _report_caches(self, job: Job, sampled: Sampled) -> None:
         for report in sampled.caches:
@@ -174,22 +192,24 @@ class Renderer:
                 )
 
 
-def publish_frames(frames: Frames, path: Path, job: Job, document: dict[str, Any]) -> None:
-    """Write a job's frames as what its recipe asks for: a picture, or a clip.
+def _render_of(
+    runtime: Runtime, sampled: Sampled, seed: int, elapsed_s: float, step_s: tuple[float, ...]
+) -> Render:
+    from flowblend_cli.artifacts.pixels import pixels_sha256
+    from flowblend_cli.runtime import versions
 
-    Raises:
-        OutputError: The file can't be written.
-    """
-    if path.suffix == ".png":
-        from flowblend_cli.artifacts.image import publish_image
-
-        publish_image(frames[0], path, document=document, scale=job.output.scale)
-        return
-    from flowblend_cli.artifacts.video import publish_video
-
-    output = job.output
-    publish_video(
-        frames, path, fps=output.fps, document=document, scale=output.scale, crf=output.crf
+    return Render(
+        frames=sampled.frames,
+        seed=seed,
+        elapsed_s=elapsed_s,
+        step_s=step_s,
+        denoisers=sampled.denoisers,
+        device=runtime.device.type,
+        caches=tuple(asdict(report) for report in sampled.caches),
+        versions=versions(),
+        pixels_sha256=pixels_sha256(sampled.frames),
+        peak_rss_bytes=peak_rss_bytes(),
+        peak_vram_bytes=sampled.peak_vram_bytes,
     )
 
 

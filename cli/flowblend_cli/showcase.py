@@ -14,6 +14,7 @@ from flowblend_cli.artifacts.pixels import Frames
 from flowblend_cli.errors import OutputError
 from flowblend_cli.gallery import animated_webp, comparison_video, contact_sheet, side_by_side
 from flowblend_cli.jobs import Batch, Job
+from flowblend_cli.options import RunOptions
 from flowblend_cli.progress import Reporter
 from flowblend_plugin.stages import Stage
 
@@ -23,12 +24,15 @@ SHEET = "contact-sheet.png"
 COMPARISON = "compare.mp4"
 
 
-def gallery(batch: Batch, reporter: Reporter) -> tuple[int, list[str]]:
+def gallery(
+    batch: Batch, reporter: Reporter, options: RunOptions | None = None
+) -> tuple[int, list[str]]:
     """Add the contact sheet and the comparison to a finished batch.
 
     Args:
         batch: The batch; its clips are on disk.
         reporter: Who is told about the comparison's jobs.
+        options: How they are rendered; only where that happens counts.
 
     Returns:
         The exit code, and the lines of a table for people.
@@ -46,7 +50,9 @@ def gallery(batch: Batch, reporter: Reporter) -> tuple[int, list[str]]:
     if blended is None:
         return 0, lines
     comparison = compared(batch, blended)
-    code = engine.run(comparison, reporter, warm_up=warm_up(comparison.jobs[0]))
+    isolated = RunOptions(isolated=options is not None and options.isolated)
+    first = warm_up(comparison.jobs[0])
+    code = engine.run(comparison, reporter, warm_up=first, options=isolated)
     return code, lines if code else [*lines, *_compare(batch, comparison)]
 
 

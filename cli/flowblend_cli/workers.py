@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 from flowblend_plugin import errors as plugin_errors
+
+if TYPE_CHECKING:
+    from flowblend_cli.artifacts.pixels import Frames
+
+_LENGTH_BYTES = 8
 
 
 def run_worker(module: str, told: str, *, doing: str, patience_s: int) -> tuple[str, str]:
@@ -47,3 +54,27 @@ def worker_environment() -> dict[str, str]:
     given = os.environ.get("PYTHONPATH")
     paths = [*dict.fromkeys(map(str, packages)), *([given] if given else [])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def write_frames(stream: IO[bytes], frames: Frames) -> None:
+    """Write frames to a pipe: 8 bytes that tell the length of a .npy, and the .npy itself."""
+    import numpy as np
+
+    whole = np.ascontiguousarray(frames)
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(whole))
+    length = len(head.getvalue()) + whole.nbytes
+    stream.write(length.to_bytes(_LENGTH_BYTES, "big") + head.getvalue())
+    stream.write(whole.data)
+
+
+def read_frames(stream: IO[bytes]) -> Any:
+    """Read what ``write_frames`` wrote.
+
+    Raises:
+        ValueError: The pipe ended before.
+    """
+    import numpy as np
+
+    length = int.from_bytes(stream.read(_LENGTH_BYTES), "big")
+    return np.load(io.BytesIO(stream.read(length)), allow_pickle=False)

@@ -18,11 +18,11 @@ from click.testing import CliRunner, Result
 from diffusers import WanPipeline
 from filelock import FileLock
 
-from flowblend_cli import engine
 from flowblend_cli.artifacts.finished import FileState, inspect_final
 from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.artifacts.pixels import pixels_sha256
 from flowblend_cli.bundled import bundled_dir
+from flowblend_cli.locking import LOCK_NAME
 from flowblend_cli.main import main
 from flowblend_cli.showcase import read_frames
 
@@ -273,7 +273,7 @@ def test_a_model_that_isnt_there_is_exit_3_before_any_work(recipe: Any) -> None:
 def test_a_second_run_on_the_same_folder_is_refused_at_once(recipe: Any) -> None:
     path = recipe()
     (path.parent / "out").mkdir()
-    with FileLock(path.parent / "out" / engine.LOCK_NAME):
+    with FileLock(path.parent / "out" / LOCK_NAME):
         run = subprocess.run(
             [sys.executable, "-m", "flowblend_cli", "render", path],
             capture_output=True, text=True, timeout=30, check=False,

@@ -14,7 +14,11 @@ from typing import IO, Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cli")])}
+ENVIRONMENT = {
+    **os.environ,
+    "FLOWBLEND_ISOLATE": "1",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cli")]),
+}
 RENDER = ["-m", "flowblend_cli", "render", "quickstart", "--json"]
 # The first scene is done in no time, the second one never.
 FAST_THEN_LONG = ["--set", "defaults.num_inference_steps=400",

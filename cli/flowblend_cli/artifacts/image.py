@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,10 +39,21 @@ def publish_image(frame: Frames, path: Path, *, document: Document, scale: int =
         FramesError: Pixels of another shape or type.
         OutputError: The file can't be written, or what was written doesn't hold what it should.
     """
+    publish(path, *encode_image(frame, path.name, document=document, scale=scale))
+
+
+def encode_image(
+    frame: Frames, name: str, *, document: Document, scale: int = 1
+) -> tuple[bytes, Callable[[BinaryIO], None]]:
+    """Encode an image that is to be published; see ``publish_image``, whose arguments these are.
+
+    Returns:
+        The whole file, and the check that it reads back as it should.
+    """
     require_frames(frame[None])
     pixels = upscale(frame[None], scale)[0]
-    check = functools.partial(check_image, name=path.name, pixels=pixels, document=document)
-    publish(path, encode_png(pixels, document), check)
+    check = functools.partial(check_image, name=name, pixels=pixels, document=document)
+    return encode_png(pixels, document), check
 
 
 def encode_png(pixels: Frames, document: Document | None = None) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,20 +57,32 @@ def publish_video(
         FramesError: Frames of another shape or type, or of an odd height or width.
         OutputError: The file can't be written, or what was written doesn't hold what it should.
     """
+    encoded = encode_video(frames, path.name, fps=fps, document=document, scale=scale, crf=crf)
+    publish(path, *encoded)
+
+
+def encode_video(
+    frames: Frames, name: str, *, fps: int, document: Document, scale: int = 1, crf: int = 10
+) -> tuple[bytes, Callable[[BinaryIO], None]]:
+    """Encode a clip that is to be published; see ``publish_video``, whose arguments these are.
+
+    Returns:
+        The whole file, and the check that it reads back as it should.
+    """
     require_frames(frames)
     large = upscale(frames, scale)
     height, width = large.shape[1:3]
     if height % 2 or width % 2:
         raise FramesError(
-            f"{path.name}: H.264 needs an even width and height, got {width}x{height}: set "
+            f"{name}: H.264 needs an even width and height, got {width}x{height}: set "
             "output.scale to 2, or choose an even size"
         )
     comment = to_text({**document, SEAL_KEY: UNSEALED})
     data = seal(encode_mp4(large, fps=fps, crf=crf, comment=comment))
     check = functools.partial(
-        check_video, name=path.name, num_frames=len(frames), size=(width, height), document=document
+        check_video, name=name, num_frames=len(frames), size=(width, height), document=document
     )
-    publish(path, data, check)
+    return data, check
 
 
 def encode_mp4(frames: Frames, *, fps: int, crf: int, comment: str) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from flowblend_cli.options import RunOptions
+from flowblend_cli.options import RunOptions, isolates
 
 _PART = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -58,7 +58,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def gathered(**given: Any) -> Any:
         names = RunOptions.__dataclass_fields__
         chosen = {name: given.pop(name) for name in names if name in given}
-        return command(options=RunOptions(**chosen), **given)
+        return command(options=RunOptions(**chosen, isolated=isolates()), **given)
 
     for option in reversed(_OPTIONS):
         gathered = option(gathered)

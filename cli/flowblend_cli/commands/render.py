@@ -73,7 +73,7 @@ def render(
                 "a finished FILE is rendered again exactly as it was, beside itself: leave --out, "
                 "--set, --dry-run, --gallery, --report and --reviews out, or give its recipe"
             )
-        return _again(Path(recipe), as_json, verbosity)
+        return _again(Path(recipe), as_json, verbosity, options)
 
     from flowblend_cli import engine
     from flowblend_cli.recipe.loader import load_batch
@@ -95,7 +95,7 @@ def render(
     complaints = _complaints(batch, reviews)
     code = engine.run(batch, reporter, options=options, overrides=overrides, complaints=complaints)
     if with_gallery and code == 0:
-        code = _show_gallery(batch, as_json, verbosity)
+        code = _show_gallery(batch, as_json, verbosity, options)
     if reports and code == 0:
         _write_report(batch, as_json, verbosity)
     return code
@@ -127,11 +127,11 @@ def _complaints(batch: Batch, reviews: tuple[Path, ...]) -> dict[str, str]:
     return complaints
 
 
-def _show_gallery(batch: Batch, as_json: bool, verbosity: int) -> int:
+def _show_gallery(batch: Batch, as_json: bool, verbosity: int, options: RunOptions) -> int:
     from flowblend_cli.showcase import COMPARED_JOBS, gallery
 
     quiet = make_reporter(json=False, verbosity=-1, total_jobs=COMPARED_JOBS)
-    code, lines = gallery(batch, quiet)
+    code, lines = gallery(batch, quiet, options)
     if verbosity >= 0:
         next_step = (
             "next: flowblend recipes cp quickstart my.toml, edit it, flowblend render my.toml"
@@ -141,8 +141,8 @@ def _show_gallery(batch: Batch, as_json: bool, verbosity: int) -> int:
     return code
 
 
-def _again(path: Path, as_json: bool, verbosity: int) -> int:
-    from flowblend_cli import engine
+def _again(path: Path, as_json: bool, verbosity: int, options: RunOptions) -> int:
+    from flowblend_cli.again import render_again
     from flowblend_cli.artifacts.metadata import read_document
 
     document = read_document(path)
@@ -152,4 +152,4 @@ def _again(path: Path, as_json: bool, verbosity: int) -> int:
             "flowblend rendered"
         )
     reporter = make_reporter(json=as_json, verbosity=verbosity, total_jobs=1)
-    return engine.render_again(document, path.absolute(), reporter)
+    return render_again(document, path.absolute(), reporter, options)

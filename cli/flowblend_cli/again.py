@@ -1,0 +1,45 @@
+"""A finished file's own job rendered once more, beside it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flowblend_cli.artifacts.finished import inspect_final
+from flowblend_cli.engine import SOME_FAILED, recorded, run
+from flowblend_cli.jobs import Batch, Job
+from flowblend_cli.options import RunOptions
+from flowblend_cli.progress import Reporter
+
+
+def render_again(
+    document: dict[str, Any], path: Path, reporter: Reporter, options: RunOptions | None = None
+) -> int:
+    """Render a finished file's own job once more, beside it, and say whether the bits agree.
+
+    Args:
+        document: The file's document.
+        path: The file; the new one is ``NAME.again.EXT``.
+        reporter: Who is told what happens.
+        options: How the job is rendered.
+
+    Returns:
+        0 if the pixels are the same, 1 if not, other codes as ``BatchRun.run``.
+
+    Raises:
+        DocumentError: The document's job can't be read.
+    """
+    job = Job.from_document(document.get("job") or {})
+    job = replace(job, id=f"{path.stem}.again", seed=recorded(document, "seed", job.seed))
+    source = Path(recorded(document, "source", str(path.parent))) / path.name
+    batch = Batch(job.recipe, path.parent, (job,), (), source)
+    again = batch.path_of(job)
+    code = run(batch, reporter, anew=True, options=options)
+    if code:
+        return code
+    mine = (inspect_final(again).document or {}).get("pixels_sha256")
+    same = mine == document.get("pixels_sha256")
+    verdict = "the same pixels" if same else "other pixels"
+    reporter.message(f"{again.name} has {verdict} as {path.name}", error=not same)
+    return 0 if same else SOME_FAILED

@@ -1,0 +1,186 @@
+"""Renders on their way to their files: encoded and written by a thread, beside the next render."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from flowblend_cli import __version__
+from flowblend_cli.artifacts.publish import publish, temporary_path
+from flowblend_cli.errors import OutputError
+from flowblend_cli.jobs import Job
+from flowblend_cli.keys import Identity
+from flowblend_cli.rendering import Render
+
+if TYPE_CHECKING:
+    from flowblend_cli.artifacts.pixels import Frames
+
+WAITING_CLIPS = 2
+WAITING_BYTES = 2**30
+_POLL_S = 0.1
+_LAST_WORDS_S = 2.0
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A job and where its file goes.
+
+    Args:
+        job: The job.
+        path: Its final file.
+        key: Its job key.
+        identity: The models that the key covers.
+    """
+
+    job: Job
+    path: Path
+    key: str
+    identity: Identity
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A render whose file is there, or can't be.
+
+    Args:
+        pending: The job.
+        render: What it gave.
+        elapsed_s: Seconds that encoding, writing and checking took.
+        error: Why there is no file; None if it is there.
+    """
+
+    pending: Pending
+    render: Render
+    elapsed_s: float
+    error: Exception | None = None
+
+
+class Publisher:
+    """Publishes renders in the order in which they come; its thread starts with the first one.
+
+    Args:
+        recipe_dir: Folder that model folders are relative to, for the files' documents.
+    """
+
+    def __init__(self, recipe_dir: Path) -> None:
+        self._recipe_dir = recipe_dir
+        self._waiting: queue.SimpleQueue[tuple[Pending, Render] | None] = queue.SimpleQueue()
+        self._published: queue.SimpleQueue[Publication] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._writing = threading.Lock()
+        self._is_over = False
+        self._present: Path | None = None
+        self._bytes = 0
+        self.outstanding = 0
+
+    def submit(self, pending: Pending, render: Render, settle: Callable[[float], None]) -> None:
+        """Have a render published.
+
+        Args:
+            pending: Its job.
+            render: The render.
+            settle: Called while this waits for others to be published first; takes what
+                ``published`` has within so many seconds.
+        """
+        size = render.frames.nbytes
+        while self.outstanding and (
+            self.outstanding > WAITING_CLIPS or self._bytes + size > WAITING_BYTES
+        ):
+            settle(_POLL_S)
+        self._bytes += size
+        self.outstanding += 1
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="publishing", daemon=True)
+            self._thread.start()
+        self._waiting.put((pending, render))
+
+    def published(self, timeout_s: float = 0.0) -> Publication | None:
+        """The next render that is published, or can't be; None where none is within the time."""
+        try:
+            done = (
+                self._published.get(timeout=timeout_s)
+                if timeout_s
+                else self._published.get_nowait()
+            )
+        except queue.Empty:
+            return None
+        self.outstanding -= 1
+        self._bytes -= done.render.frames.nbytes
+        return done
+
+    def close(self) -> None:
+        """Write nothing from now on; what is nearly there has some moments to get its name."""
+        self._waiting.put(None)
+        if self._thread is None:
+            return
+        self._thread.join(_LAST_WORDS_S)
+        self._is_over = True
+        if self._thread.is_alive() and not self._writing.acquire(blocking=False):
+            assert self._present is not None
+            with contextlib.suppress(OSError):  # the thread won't live to remove it
+                os.unlink(temporary_path(self._present))
+
+    def _work(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            began = time.monotonic()
+            error = None
+            try:
+                self._publish(*item)
+            except Exception as problem:  # noqa: BLE001 - told where the batch is carried on
+                error = problem
+            self._published.put(Publication(*item, time.monotonic() - began, error))
+            del item
+
+    def _publish(self, pending: Pending, render: Render) -> None:
+        job, path = pending.job, pending.path
+        encoded = _encode(render.frames, path, job, self._document(pending, render))
+        with self._writing:
+            if self._is_over:
+                raise OutputError(f"{path}: wasn't written, since the run was ended")
+            self._present = path
+            publish(path, *encoded)
+
+    def _document(self, pending: Pending, render: Render) -> dict[str, Any]:
+        """What the file says about itself."""
+        resolved: dict[str, Any] = {
+            "seed": render.seed,
+            "denoisers": render.denoisers,
+            "device": render.device,
+            "sampling_s": round(render.elapsed_s, 3),
+            "source": str(self._recipe_dir),
+        }
+        if render.caches:
+            resolved["caches"] = list(render.caches)
+        return {
+            "flowblend": __version__,
+            "v": 1,
+            "job": pending.job.to_document(),
+            "job_key": pending.key,
+            "resolved": resolved,
+            "models": pending.identity,
+            "versions": render.versions,
+            "pixels_sha256": render.pixels_sha256,
+        }
+
+
+def _encode(
+    frames: Frames, path: Path, job: Job, document: dict[str, Any]
+) -> tuple[bytes, Callable[[BinaryIO], None]]:
+    """What the job's recipe asks for, a picture or a clip, and how it is checked."""
+    output = job.output
+    if path.suffix == ".png":
+        from flowblend_cli.artifacts.image import encode_image
+
+        return encode_image(frames[0], path.name, document=document, scale=output.scale)
+    from flowblend_cli.artifacts.video import encode_video
+
+    return encode_video(
+        frames, path.name, fps=output.fps, document=document, scale=output.scale, crf=output.crf
+    )
