@@ -92,6 +92,7 @@ class Checkpoints:
         self._resumed = resumed
         self._tell = tell or (lambda text: None)
         self._error: BaseException | None = None
+        self._is_in_step = False
 
     @property
     def step(self) -> int:
@@ -105,9 +106,9 @@ class Checkpoints:
             error: What to raise then.
 
         Returns:
-            Whether it will be raised; where nothing is ever stored, that is left to the caller.
+            Whether it will be raised; where nothing would be stored, that is left to the caller.
         """
-        if not self._every:
+        if not self._is_in_step:
             return False
         self._error = error
         return True
@@ -175,7 +176,11 @@ class _Call:
         if self._resumed is not None:
             return self._skip(self._resumed, timestep)
         self._has_begun = True
-        result = take()
+        self._owner._is_in_step = self._owner._every > 0 and not self._problem
+        try:
+            result = take()
+        finally:
+            self._owner._is_in_step = False
         step = self._scheduler.whole_steps
         if step is None:
             return result

@@ -13,6 +13,7 @@ import torch
 from diffusers.utils.outputs import BaseOutput
 
 from flowblend_plugin.errors import CheckpointError
+from flowblend_plugin.headers import metadata_of
 
 DOCUMENT_KEY = "values"
 _PLAIN = (type(None), bool, int, float, str)
@@ -67,20 +68,6 @@ def unpack(data: bytes, device: torch.device) -> dict[str, Any]:
         return {key: _decode(value, tensors, device) for key, value in document.items()}
     except Exception as error:  # whatever a damaged file makes its readers raise
         raise CheckpointError(f"the file can't be read: {error}") from error
-
-
-def metadata_of(data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file, which begins with its header's length.
-
-    Raises:
-        CheckpointError: It has none.
-    """
-    try:
-        length = int.from_bytes(data[:8], "little")
-        found = json.loads(data[8 : 8 + length])["__metadata__"]
-        return {str(key): str(value) for key, value in found.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError("the file isn't one of flowblend's") from error
 
 
 def outline(value: Any) -> Any:

@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "flowblend_plugin.pairing": {"flowblend_plugin.errors"},
     "flowblend_plugin.calibration": {"flowblend_plugin.errors"},
+    "flowblend_plugin.headers": {"flowblend_plugin.errors"},
     "flowblend_plugin.boundaries": {
         "flowblend_plugin.calibration",
         "flowblend_plugin.errors",
@@ -280,6 +281,9 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.steptimes": set(),
     "flowblend_cli.options": set(),
     "flowblend_cli.rendering": {
+        "flowblend_cli.keeping",
+        "flowblend_cli.resuming",
+        "flowblend_plugin.errors",
         "flowblend_cli.artifacts",
         "flowblend_cli.events",
         "flowblend_cli.jobs",
@@ -290,8 +294,27 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.steptimes",
         "flowblend_plugin.stages",
     },
+    # A job in mid-render: what is stored of it, and what is known of that without torch.
+    "flowblend_cli.keeping": {
+        "flowblend_cli.artifacts",
+        "flowblend_cli.records",
+        "flowblend_plugin.errors",
+        "flowblend_plugin.headers",
+    },
+    "flowblend_cli.resuming": {
+        "flowblend_cli.errors",
+        "flowblend_cli.jobs",
+        "flowblend_cli.keeping",
+        "flowblend_cli.progress",
+        "flowblend_cli.runtime",
+        "flowblend_cli.steptimes",
+        "flowblend_cli.stopping",
+        "flowblend_plugin.checkpoints",
+        "flowblend_plugin.errors",
+    },
     # The same in a process of its own: this side of the pipe knows no model library either.
     "flowblend_cli.render_worker": {
+        "flowblend_cli.keeping",
         "flowblend_cli.events",
         "flowblend_cli.jobs",
         "flowblend_cli.progress",
@@ -301,6 +324,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.errors",
     },
     "flowblend_cli.remote": {
+        "flowblend_cli.keeping",
         "flowblend_cli.errors",
         "flowblend_cli.events",
         "flowblend_cli.jobs",
@@ -382,6 +406,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.progress",
     },
     "flowblend_cli.engine": {
+        "flowblend_cli.keeping",
         "flowblend_cli.artifacts",
         "flowblend_cli.errors",
         "flowblend_cli.events",

@@ -14,6 +14,7 @@ from flowblend_cli.artifacts.finished import FileState, Finished, inspect_final
 from flowblend_cli.errors import ENDS_THE_BATCH
 from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Summary
 from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
+from flowblend_cli.keeping import Keeping
 from flowblend_cli.keys import Identity, job_key, model_identity
 from flowblend_cli.locking import output_lock
 from flowblend_cli.looking import look_at
@@ -204,6 +205,7 @@ class BatchRun:
             publishing_s = record.elapsed_s[0] - sampling_s if record.elapsed_s else 0.0
             self._time(record, job, seed, max(0.0, publishing_s))
         self._skipped += 1
+        self._forget(pending)  # a run may have been killed right after publishing
         self._reporter.event(JobSkipped(job.id, job.scene, seed, str(pending.path)))
         known = self._study.record_of(job, record.pixels_sha256)
         self._study.finished(replace(job, seed=seed), known, None, self._stop.check)
@@ -233,11 +235,12 @@ class BatchRun:
     def _render(self, pending: Pending) -> None:
         """Render a job, and have it published while the next one renders."""
         job = pending.job
-        seed = job.seed or draw_seed()
+        keeping = self._keeping(pending)
+        seed = job.seed or (keeping.seed() if keeping else None) or draw_seed()
         self._renderer.load(job.model, self._check)
         self._check()
         try:
-            render = self._renderer.render(job, seed, self._check)
+            render = self._renderer.render(job, seed, self._check, keeping)
         except ENDS_THE_BATCH:
             self._fail(job, _NOT_RENDERED, seed)
             raise
@@ -248,6 +251,16 @@ class BatchRun:
         while self._study.time_repeats > 1 and self._publisher.outstanding:
             self._settle(_POLL_S)  # encoding beside it would be in its seconds
 
+    def _keeping(self, pending: Pending) -> Keeping | None:
+        """Where a job's state is kept; None where its bits are to be made from nothing."""
+        folder, every = self._batch.output_dir, self._options.checkpoint_every
+        return None if self._anew else Keeping.of(folder, pending.job.id, pending.key, every)
+
+    def _forget(self, pending: Pending) -> None:
+        keeping = self._keeping(pending)
+        if keeping is not None:
+            keeping.forget()
+
     def _take(self, done: Publication) -> None:
         """Go on with a job that has its file now, or has none because of an error."""
         job, render = done.pending.job, done.render
@@ -257,6 +270,7 @@ class BatchRun:
             if ends:
                 raise done.error
             return
+        self._forget(done.pending)
         record = _record_of(job, render, done.elapsed_s)
         self._rendered += 1
         try:

@@ -127,20 +127,29 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     Raises:
         OutputError: It can't be written, or a link sits where a folder of ours should be.
     """
+    make_folders(path)
+    publish(path, (json.dumps(document, allow_nan=False) + "\n").encode())
+
+
+def make_folders(path: Path) -> None:
+    """Make the folders of ours that a file lies in, where they are missing.
+
+    Raises:
+        OutputError: One can't be made, or a link sits in its place.
+    """
     for folder in reversed([parent for parent in path.parents if FOLDER in parent.parts]):
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(
-                f"{folder}: can't be made ({error.strerror or error}), and what was measured is "
-                "kept there: free the name or the disk, and run the same command again"
+                f"{folder}: can't be made ({error.strerror or error}), and what is known of jobs "
+                "is kept there: free the name or the disk, and run the same command again"
             ) from error
         if folder.is_symlink():
             raise OutputError(
                 f"{folder}: is a symbolic link, and nothing is written through one: remove it, "
                 "then run the same command again"
             )
-    publish(path, (json.dumps(document, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

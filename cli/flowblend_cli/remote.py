@@ -1,8 +1,8 @@
 """Jobs rendered by a process of our own, which may die without taking the batch with it.
 
 Orders are JSON lines: ``begin`` (recipe_dir, warm_up) comes first, then ``load`` (model),
-``render`` (job, seed) and ``preview`` (job, after_steps), each with a number; ``stop`` (number)
-ends an order after its present step. Jobs travel as their documents. The answer is ``done``,
+``render`` (job, seed, keeping) and ``preview`` (job, after_steps), each with a number; ``stop``
+(number) ends an order after its present step. Jobs travel as their documents. The answer is ``done``,
 ``stopped``, or ``error`` with the name of its class; ``event``, ``step``, ``message`` and
 ``waiting`` come before it.
 """
@@ -25,6 +25,7 @@ from flowblend_cli import errors
 from flowblend_cli.errors import DeviceFailedError, DeviceLostError, RecipeError, WorkerDiedError
 from flowblend_cli.events import Event
 from flowblend_cli.jobs import Job, ModelSpec
+from flowblend_cli.keeping import Keeping
 from flowblend_cli.progress import Reporter
 from flowblend_cli.rendering import Render
 from flowblend_cli.stopping import StopRequested
@@ -98,9 +99,12 @@ class WorkerRenderer:
                 "flowblend doctor"
             ) from error
 
-    def render(self, job: Job, seed: int, check: Callable[[], None]) -> Render:
+    def render(
+        self, job: Job, seed: int, check: Callable[[], None], keeping: Keeping | None = None
+    ) -> Render:
         """See ``Renders``."""
         order = {"do": "render", "job": job.to_document(), "seed": seed}
+        order["keeping"] = None if keeping is None else keeping.to_document()
         answer = self._carry_out(order, job, check)
         return Render.from_document(answer["render"], answer["frames"])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,10 +9,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from flowblend_cli.events import JobStarted, ModelLoaded
 from flowblend_cli.jobs import Job, ModelSpec
+from flowblend_cli.keeping import Keeping
 from flowblend_cli.peaks import forget_peak_rss, peak_rss_bytes
 from flowblend_cli.plan import plan_job
 from flowblend_cli.progress import Reporter
-from flowblend_cli.steptimes import StepTimes, slow_steps
+from flowblend_cli.resuming import Progress
+from flowblend_cli.steptimes import slow_steps
+from flowblend_plugin.errors import CheckpointError
 from flowblend_plugin.stages import LETTERS
 
 if TYPE_CHECKING:
@@ -80,12 +82,15 @@ class Renders(Protocol):
         """
         ...
 
-    def render(self, job: Job, seed: int, check: Callable[[], None]) -> Render:
+    def render(
+        self, job: Job, seed: int, check: Callable[[], None], keeping: Keeping | None = None
+    ) -> Render:
         """Sample and decode a job.
 
         Args:
             job: The job.
             seed: Seed of its noise.
+            keeping: Where its state is kept, which it goes on from if it is there; None keeps none.
             check: Called after every step, at least; where it raises ``StopRequested``, the
                 present step is the last one.
         """
@@ -130,7 +135,9 @@ class Renderer:
         """See ``Renders``; loading isn't interrupted."""
         self._load(model)
 
-    def render(self, job: Job, seed: int, check: Callable[[], None]) -> Render:
+    def render(
+        self, job: Job, seed: int, check: Callable[[], None], keeping: Keeping | None = None
+    ) -> Render:
         """See ``Renders``."""
         runtime = self._load(job.model)
         if self._warm_up is not None:
@@ -138,20 +145,30 @@ class Renderer:
             self._warm_up = None
         planned = plan_job(job, self._recipe_dir)
         steps = job.num_inference_steps
-        self._reporter.event(JobStarted(job.id, job.scene, seed, steps, planned, job.prompt))
+        progress = Progress(job, seed, keeping, runtime, self._reporter)
+        first, times = progress.first_step, progress.times
+        begun = JobStarted(job.id, job.scene, seed, steps, planned, job.prompt, first)
+        self._reporter.event(begun)
         forget_peak_rss()
-        began = time.monotonic()
-        self._reporter.step(0, len(planned), _role(planned, 0))
-        times = StepTimes()
+
+        def begins(index: int) -> None:
+            if index < len(planned):
+                self._reporter.step(index, len(planned), _role(planned, index))
 
         def on_step(index: int, role: str) -> None:
-            times.note(role)
-            check()
-            if index + 1 < len(planned):
-                self._reporter.step(index + 1, len(planned), _role(planned, index + 1))
+            progress.step_done(index, role, check)
+            if index >= first:
+                begins(index + 1)
 
-        sampled = runtime.sample(job, seed, on_step)
-        elapsed = time.monotonic() - began
+        begins(first)
+        try:
+            sampled = runtime.sample(job, seed, on_step, progress.checkpoints)
+        except CheckpointError as error:
+            if not first:
+                raise
+            progress.forget(str(error))
+            return self.render(job, seed, check, keeping)
+        elapsed = progress.elapsed_s
         slow = slow_steps(times.seconds, times.roles)
         if slow:
             self._reporter.message(f"{job.id}: {slow}")

@@ -36,6 +36,7 @@ from flowblend_plugin import DenoiserSwitch, FlowBlendError
 from flowblend_plugin.adaptive import SelfDifference
 from flowblend_plugin.caching import CacheReport
 from flowblend_plugin.calibration import Calibration
+from flowblend_plugin.checkpoints import Checkpoints
 from flowblend_plugin.encoding import keep_text_model, remember_embeddings
 from flowblend_plugin.loading import denoiser_name, load_denoiser
 from flowblend_plugin.preview import PROJECTION_NAME, EarlyLook, LatentProjection
@@ -49,6 +50,8 @@ logging.getLogger("flowblend_plugin").addHandler(logging.NullHandler())
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
+
+OnStep = Callable[[int, str], None]
 
 
 class SamplingError(FlowBlendError, RuntimeError):
@@ -93,6 +96,7 @@ class Runtime:
         self._placement = Placement(model)
         self.device = self._placement.device
         self.note = self._placement.note
+        self.surroundings = {**versions(), **self._placement.surroundings}
         large = resolve_model(model.pipeline, recipe_dir)
         self._pipe = self._load(large, lambda: _load_pipeline(large, self._placement.dtype))
         self._pipe.set_progress_bar_config(disable=True)
@@ -114,7 +118,13 @@ class Runtime:
             self._placement.move(source.name, module)
             yield role, module
 
-    def sample(self, job: Job, seed: int, on_step: Callable[[int, str], None]) -> Sampled:
+    def sample(
+        self,
+        job: Job,
+        seed: int,
+        on_step: OnStep,
+        checkpoints: Checkpoints | None = None,
+    ) -> Sampled:
         """Render one job's frames.
 
         Args:
@@ -122,6 +132,7 @@ class Runtime:
             seed: Seed of the initial latents, and of an SDE's noise where the job has no
                 ``noise_seed``.
             on_step: Called after every step with its index and the role that ran it; may raise.
+            checkpoints: Stores the trajectory's state, or goes on from a stored one.
 
         Returns:
             The frames, and who ran which step.
@@ -131,11 +142,9 @@ class Runtime:
             FlowBlendError: The job asks for what its models can't do.
         """
         with self._memory_told(f"{job.id} was rendered"):
-            return self._sample(job, seed, on_step)
+            return self._sample(job, seed, on_step, checkpoints or Checkpoints(0, lambda _: None))
 
-    def preview(
-        self, job: Job, seed: int, after_steps: int, on_step: Callable[[int, str], None]
-    ) -> Frames:
+    def preview(self, job: Job, seed: int, after_steps: int, on_step: OnStep) -> Frames:
         """Show where a job's first steps lead: what they predict of the finished clip.
 
         Args:
@@ -247,9 +256,7 @@ class Runtime:
             self._pipe.scheduler = self._own_scheduler
 
     @contextmanager
-    def _switched(
-        self, job: Job, seed: int, on_step: Callable[[int, str], None]
-    ) -> Iterator[DenoiserSwitch]:
+    def _switched(self, job: Job, seed: int, on_step: OnStep) -> Iterator[DenoiserSwitch]:
         """Give the pipeline a job's solver and stages for a while."""
         with (
             torch.no_grad(),  # in inference_mode, weights that move round differently
@@ -268,11 +275,13 @@ class Runtime:
             self._pipe.scheduler.own_noise = job.sampling.noise_seed is not None
             yield switch
 
-    def _sample(self, job: Job, seed: int, on_step: Callable[[int, str], None]) -> Sampled:
+    def _sample(self, job: Job, seed: int, on_step: OnStep, checkpoints: Checkpoints) -> Sampled:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         with self._switched(job, seed, on_step) as switch:
-            output = self._pipe(**self._arguments(job, seed, partial(_after_step, switch)))
+            arguments = self._arguments(job, seed, partial(_after_step, switch))
+            with checkpoints.keep(switch, [arguments["generator"]]):
+                output = self._pipe(**arguments)
         frames = _to_uint8(output, job)
         vram = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         return Sampled(frames, letters(switch.denoisers_run), vram, switch.cache_reports)

@@ -14,7 +14,8 @@ from flowblend_plugin import DenoiserSwitch, StageSchedule
 from flowblend_plugin.adaptive import SelfDifference
 from flowblend_plugin.checkpoints import Checkpoint, Checkpoints
 from flowblend_plugin.errors import CheckpointError
-from flowblend_plugin.packing import metadata_of, pack, unpack
+from flowblend_plugin.headers import metadata_of
+from flowblend_plugin.packing import pack, unpack
 from flowblend_plugin.sampling import FLOW_NAMES, make_scheduler
 from flowblend_plugin.stages import Cache, Stage
 
@@ -179,9 +180,9 @@ def test_a_call_that_was_given_up_while_it_skips_leaves_the_pipe_as_it_was() -> 
     with (
         pytest.raises(Killed),
         DenoiserSwitch(pipe, SMALL, on_step=on_step, **SETTINGS["LSL"]) as s,
+        kept.keep(s, [torch.Generator()]),
     ):
-        with kept.keep(s, [torch.Generator()]):
-            run_wan(pipe, STEPS)
+        run_wan(pipe, STEPS)
     assert pipe.transformer is LARGE
     assert pipe.scheduler is scheduler
     assert len(LARGE._forward_hooks) == hooks
