@@ -264,6 +264,16 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.text",
         "torch",
     },
+    "flowblend_cli.embeddings": {
+        "flowblend_cli.artifacts",
+        "flowblend_cli.errors",
+        "flowblend_cli.records",
+        "flowblend_cli.keys",
+        "flowblend_cli.models",
+        "flowblend_cli.runtime",
+        "flowblend_plugin.errors",
+        "flowblend_plugin.packing",
+    },
     "flowblend_cli.runtime": {
         "flowblend_cli.adapter_files",
         "flowblend_cli.artifacts",
@@ -282,6 +292,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.options": set(),
     "flowblend_cli.rendering": {
         "flowblend_cli.keeping",
+        "flowblend_cli.embeddings",
         "flowblend_cli.resuming",
         "flowblend_plugin.errors",
         "flowblend_cli.artifacts",

@@ -67,7 +67,9 @@ class BatchRun:
         self._recipe_dir = batch.source.parent
         self._stop = StopSignals(reporter.message)
         renderer = WorkerRenderer if self._options.isolated else Renderer
-        self._renderer: Renders = renderer(self._recipe_dir, reporter, warm_up)
+        self._renderer: Renders = renderer(
+            self._recipe_dir, reporter, warm_up, None if anew else batch.output_dir
+        )
         self._publisher = Publisher(self._recipe_dir)
         self._study = Studying(batch, reporter, overrides, complaints or {})
         self._identities: dict[tuple[ModelSpec, tuple[AdapterSpec, ...]], Identity] = {}

@@ -1,8 +1,8 @@
 """Jobs rendered by a process of our own, which may die without taking the batch with it.
 
-Orders are JSON lines: ``begin`` (recipe_dir, warm_up) comes first, then ``load`` (model),
-``render`` (job, seed, keeping) and ``preview`` (job, after_steps), each with a number; ``stop``
-(number) ends an order after its present step. Jobs travel as their documents. The answer is ``done``,
+Orders are JSON lines: ``begin`` (recipe_dir, warm_up, output_dir) comes first, then
+``load`` (model), ``render`` (job, seed, keeping) and ``preview`` (job, after_steps), each with a
+number; ``stop`` (number) ends an order after its present step. Jobs travel as their documents. The answer is ``done``,
 ``stopped``, or ``error`` with the name of its class; ``event``, ``step``, ``message`` and
 ``waiting`` come before it.
 """
@@ -72,13 +72,21 @@ class WorkerRenderer:
         recipe_dir: Folder that model folders are relative to.
         reporter: Who is told what happens.
         warm_up: See ``engine.BatchRun``.
+        output_dir: See ``rendering.Renderer``.
     """
 
-    def __init__(self, recipe_dir: Path, reporter: Reporter, warm_up: Job | None = None) -> None:
+    def __init__(
+        self,
+        recipe_dir: Path,
+        reporter: Reporter,
+        warm_up: Job | None = None,
+        output_dir: Path | None = None,
+    ) -> None:
         self._begin = {
             "do": "begin",
             "recipe_dir": str(recipe_dir),
             "warm_up": None if warm_up is None else warm_up.to_document(),
+            "output_dir": None if output_dir is None else str(output_dir),
         }
         self._reporter = reporter
         self._process: _Process | None = None

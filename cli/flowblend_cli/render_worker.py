@@ -124,7 +124,8 @@ def main() -> None:
     orders, wire = Orders(source), Wire(out)
     given = orders.next()
     warm_up = None if given["warm_up"] is None else Job.from_document(given["warm_up"])
-    renderer = Renderer(Path(given["recipe_dir"]), wire, warm_up)
+    output_dir = None if given["output_dir"] is None else Path(given["output_dir"])
+    renderer = Renderer(Path(given["recipe_dir"]), wire, warm_up, output_dir)
     while True:
         order = orders.next()
         try:

@@ -118,9 +118,17 @@ class Renderer:
         recipe_dir: Folder that model folders are relative to.
         reporter: Who is told what happens.
         warm_up: See ``engine.BatchRun``.
+        output_dir: Folder in which encoded prompts are kept; None keeps them in memory alone.
     """
 
-    def __init__(self, recipe_dir: Path, reporter: Reporter, warm_up: Job | None = None) -> None:
+    def __init__(
+        self,
+        recipe_dir: Path,
+        reporter: Reporter,
+        warm_up: Job | None = None,
+        output_dir: Path | None = None,
+    ) -> None:
+        self._output_dir = output_dir
         self._recipe_dir = recipe_dir
         self._reporter = reporter
         self._warm_up = warm_up
@@ -194,6 +202,11 @@ class Renderer:
 
             self._runtime = None  # free the former models before the next ones load
             self._runtime = Runtime(model, self._recipe_dir)
+            if self._output_dir is not None:
+                from flowblend_cli.embeddings import keep_embeddings
+
+                tell = self._reporter.message
+                keep_embeddings(self._runtime, self._recipe_dir, self._output_dir, tell)
             elapsed = round(self._runtime.elapsed_s, 3)
             self._reporter.event(ModelLoaded(model.pipeline, elapsed))
             if self._runtime.note is not None:

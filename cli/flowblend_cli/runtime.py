@@ -37,7 +37,7 @@ from flowblend_plugin.adaptive import SelfDifference
 from flowblend_plugin.caching import CacheReport
 from flowblend_plugin.calibration import Calibration
 from flowblend_plugin.checkpoints import Checkpoints
-from flowblend_plugin.encoding import keep_text_model, remember_embeddings
+from flowblend_plugin.encoding import EmbeddingStore, keep_text_model, remember_embeddings
 from flowblend_plugin.loading import denoiser_name, load_denoiser
 from flowblend_plugin.preview import PROJECTION_NAME, EarlyLook, LatentProjection
 from flowblend_plugin.probing import Probe, calibrate
@@ -109,6 +109,10 @@ class Runtime:
         self._takes = inspect.signature(self._pipe.__call__).parameters
         self.elapsed_s = time.monotonic() - began
 
+    def keep_embeddings(self, store: EmbeddingStore) -> None:
+        """Look for prompts in a store before they are encoded, and keep them there."""
+        remember_embeddings(self._pipe, store)
+
     def _load_further(self, model: ModelSpec) -> Iterator[tuple[str, torch.nn.Module]]:
         """The denoisers beside the pipeline's own, each with its role."""
         names = ({"small": model.small} if model.small else {}) | dict(model.denoisers)
@@ -119,11 +123,7 @@ class Runtime:
             yield role, module
 
     def sample(
-        self,
-        job: Job,
-        seed: int,
-        on_step: OnStep,
-        checkpoints: Checkpoints | None = None,
+        self, job: Job, seed: int, on_step: OnStep, checkpoints: Checkpoints | None = None
     ) -> Sampled:
         """Render one job's frames.
 
