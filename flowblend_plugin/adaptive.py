@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,6 +101,14 @@ class OnlineSwitch:
             return present
         last = len(present) - (present.count(0) + present.count(2) - done)
         return tuple(0 if s < done else 1 if s < last else 2 for s in range(len(present)))
+
+    def remembered(self) -> dict[str, Any]:
+        """What the further decisions go by, as plain values and tensors."""
+        return {"before": self._before, "differences": self.differences}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Go by what another's ``remembered()`` says."""
+        self._before, self.differences = memory["before"], list(memory["differences"])
 
     def refuse_companion(self) -> None:
         """Refuse a pipeline that steps private copies of its scheduler.

@@ -201,6 +201,11 @@ class StageCaches:
                 disable = _enable(module, cache, start, steps, total, self._timestep)
             self._disable.append(disable)
 
+    @property
+    def is_filled(self) -> bool:
+        """Whether the running stage has a cache that holds something by now."""
+        return self._running is not None and self._running[0].forwards > 0
+
     def leave(self) -> None:
         """Disable the running stage's cache, if any, and note what it saved."""
         if self._running is None:

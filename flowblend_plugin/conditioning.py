@@ -6,7 +6,8 @@ here undoes itself, and does nothing where the two denoisers agree.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import torch
@@ -107,3 +108,28 @@ class _SharedBlockSize:
             module.__dict__.pop("_set_ar_attention", None)
         small = self._modules[1]
         type(small)._set_ar_attention(small, self._own)
+
+
+class Adaptations:
+    """Lets every denoiser of a switch understand what the pipeline says in its own one's sizes.
+
+    Args:
+        placements: Role -> its denoisers; ``"large"`` is the pipe's own.
+    """
+
+    def __init__(self, placements: Mapping[str, Mapping[str, nn.Module]]) -> None:
+        self._all: list[Removable] = []
+        own, adapted = placements["large"], set(placements["large"].values())
+        with ExitStack() as undo:
+            undo.callback(self.remove)
+            for placement in placements.values():
+                for name, module in placement.items():
+                    if module not in adapted:
+                        adapted.add(module)
+                        self._all += adapt(own[name], module)
+            undo.pop_all()
+
+    def remove(self) -> None:
+        """Take them all back."""
+        while self._all:
+            self._all.pop().remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -146,3 +147,49 @@ def check_pair(large: nn.Module, small: nn.Module) -> None:
 
 def _is_quantized(module: nn.Module) -> bool:
     return getattr(module, "hf_quantizer", None) is not None
+
+
+# Per pipe its switch, and its own denoisers: a switch may be forgotten while another is installed.
+_attached: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], Placement]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def note_switch(pipe: Any, switch: Any, own: Placement) -> None:
+    """Note that a switch is attached to a pipe with these denoisers of its own."""
+    _attached[pipe] = (weakref.ref(switch), own)
+
+
+def forget_switch(pipe: Any) -> None:
+    """Note that a pipe's switch was detached."""
+    del _attached[pipe]
+
+
+def living_switch(pipe: Any) -> Any:
+    """The switch that is attached to a pipe; None where there is none, or nobody holds it."""
+    entry = _attached.get(pipe)
+    return entry[0]() if entry is not None else None
+
+
+def take_back(pipe: Any, found: Placement) -> Placement:
+    """Give a pipe its own denoisers back after a switch that was forgotten in mid-trajectory."""
+    entry = _attached.pop(pipe, None)
+    if entry is None:
+        return found
+    for name, module in entry[1].items():
+        if getattr(pipe, name) is not module:
+            setattr(pipe, name, module)
+    return own_placement(pipe)
+
+
+def refuse_second(pipe: Any) -> None:
+    """Raise if a pipe has a switch.
+
+    Raises:
+        SwitchError: It has.
+    """
+    if living_switch(pipe) is not None:
+        raise SwitchError(
+            "this pipe has a DenoiserSwitch already: leave its with block, or detach() it, before "
+            "attaching another"
+        )

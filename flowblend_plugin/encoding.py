@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -13,6 +13,16 @@ _EMBEDDINGS_KEPT = 64
 _PLAIN = (str, bool, int, float, type(None), torch.device, torch.dtype)
 
 
+class EmbeddingStore(Protocol):
+    """Who keeps encoded prompts longer than a process lives."""
+
+    def find(self, encoding: str) -> tuple[Any] | None:
+        """What an encoding gave, in a tuple; None where that isn't known."""
+
+    def keep(self, encoding: str, value: Any) -> None:
+        """Store what an encoding gave, where that can be done."""
+
+
 def keep_text_model(pipe: Any) -> None:
     """Let a pipeline find its text encoder's layers where transformers 4 had them."""
     encoder = getattr(pipe, "text_encoder", None)
@@ -20,8 +30,13 @@ def keep_text_model(pipe: Any) -> None:
         object.__setattr__(encoder, "text_model", encoder)  # not as a part of itself
 
 
-def remember_embeddings(pipe: Any) -> None:
-    """Let a pipeline encode each distinct prompt once; the same tensors come back after that."""
+def remember_embeddings(pipe: Any, store: EmbeddingStore | None = None) -> None:
+    """Let a pipeline encode each distinct prompt once; the same tensors come back after that.
+
+    Args:
+        pipe: The pipeline.
+        store: Where prompts are looked for that this process hasn't encoded, and kept.
+    """
     encode = getattr(pipe, "encode_prompt", None)
     if encode is None:
         return
@@ -30,13 +45,24 @@ def remember_embeddings(pipe: Any) -> None:
     def encode_once(*args: Any, **kwargs: Any) -> Any:
         if not all(_is_plain(value) for value in (*args, *kwargs.values())):
             return encode(*args, **kwargs)
-        key = repr((args, sorted(kwargs.items())))
+        # I2VGen-XL isn't handed whether an unconditional embedding is wanted: it looks.
+        guided = getattr(pipe, "do_classifier_free_guidance", None)
+        key = repr((type(pipe).__name__, guided, args, sorted(kwargs.items())))
         if key not in known:
-            known[key] = encode(*args, **kwargs)
+            known[key] = encoded(key, args, kwargs)
             if len(known) > _EMBEDDINGS_KEPT:
                 known.popitem(last=False)
         known.move_to_end(key)
         return known[key]
+
+    def encoded(key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found = store.find(key) if store is not None else None
+        if found is not None:
+            return found[0]
+        value = encode(*args, **kwargs)
+        if store is not None:
+            store.keep(key, value)
+        return value
 
     pipe.encode_prompt = encode_once
 

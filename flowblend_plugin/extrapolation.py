@@ -19,8 +19,8 @@ from torch import nn
 
 from flowblend_plugin.denoisers import Placement, uncompiled
 from flowblend_plugin.errors import SwitchError
+from flowblend_plugin.solvers import ROUNDING, predicts_flow, step_levels
 from flowblend_plugin.stages import Stage
-from flowblend_plugin.trajectory import ROUNDING, predicts_flow, step_levels
 
 Continued = Literal["noise", "clean", "output"]
 
@@ -207,6 +207,15 @@ class StageExtrapolation:
                 f"{type(self._pipe).__name__} steps private copies of its scheduler, which "
                 "extrapolated steps can't reach: leave extrapolated stages out"
             )
+
+    def remembered(self) -> dict[str, Any]:
+        """What the further extrapolated steps go by, as plain values and tensors."""
+        return {"history": self._history, "last": self._last}
+
+    def recall(self, memory: Mapping[str, Any], answer: Any) -> None:
+        """Go by what another's ``remembered()`` says; ``answer`` has a denoiser's structure."""
+        self._history, self._last = memory["history"], memory["last"]
+        self._answer = answer
 
     def leave(self) -> None:
         """End a stage: the denoisers themselves are in the pipe again."""

@@ -23,9 +23,8 @@ from flowblend_plugin.conditioning import Removable, adapt
 from flowblend_plugin.denoisers import check_pair, uncompiled
 from flowblend_plugin.errors import StageError, SwitchError
 from flowblend_plugin.scheduler import make_stages
-from flowblend_plugin.solvers import reset_history
+from flowblend_plugin.solvers import reset_history, step_levels
 from flowblend_plugin.stages import StageSchedule
-from flowblend_plugin.trajectory import step_levels
 
 
 class FlowBlendBlock(ModularPipelineBlocks):

@@ -15,7 +15,7 @@ import torch
 from flowblend_plugin.errors import SchedulerConfigError, SwitchError
 from flowblend_plugin.grids import Grid, Leg, joined_grid, legs_of
 from flowblend_plugin.sampling import STOCHASTIC, check_replaceable, make_scheduler, solver_name
-from flowblend_plugin.solvers import reset_history
+from flowblend_plugin.solvers import recall, remembered, reset_history
 from flowblend_plugin.stages import SOLVERS, StageSchedule
 
 _OTHER_GRIDS = ("sigmas", "timesteps", "mu")
@@ -55,6 +55,23 @@ class Phases:
         self._last, self._has_begun = found, True
         solver._step_index = own.step_index
         return solver
+
+    @property
+    def _further(self) -> list[Any]:
+        return [solver for solver in dict.fromkeys(self.solvers) if solver is not None]
+
+    def remembered(self) -> dict[str, Any]:
+        """What the further steps go by, but for the own scheduler's, as plain values."""
+        solvers = [remembered(solver) for solver in self._further]
+        last = None if self._last is None else self._further.index(self._last)
+        return {"solvers": solvers, "last": last, "has_begun": self._has_begun}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Go on as those whose ``remembered()`` this is."""
+        for solver, known in zip(self._further, memory["solvers"], strict=True):
+            recall(solver, known)
+        self._last = None if memory["last"] is None else self._further[memory["last"]]
+        self._has_begun = memory["has_begun"]
 
 
 def check_grids(scheduler: Any) -> str:
@@ -198,3 +215,40 @@ def advance(
     result = solver.step(*args, **{key: kwargs[key] for key in kwargs if key in known})
     own._step_index = solver.step_index
     return result
+
+
+def spread_stages(scheduler: Any, stages: StageSchedule, iterations: int) -> tuple[int, ...]:
+    """Spread stages over the iterations of a call whose frames begin one after another.
+
+    Every iteration runs one denoiser on all frames, each of which is at a step of its own.
+
+    Args:
+        scheduler: The pipeline's scheduler, whose timesteps are those of one frame.
+        stages: The stages; the first iteration ran in the stage of a frame's first step.
+        iterations: Number of iterations, more than a frame has steps.
+
+    Returns:
+        The index of every iteration's stage.
+
+    Raises:
+        SwitchError: The stages ask for a step that all frames share, or the first iteration ran
+            in another stage than it should have.
+    """
+    steps = len(scheduler.timesteps)
+    if scheduler.order > 1:
+        problem = f"{type(scheduler).__name__} takes two iterations a step: choose another solver"
+    elif stages.needs_noise_levels:
+        problem = "boundary_sigmas ask for one: give boundaries, as fractions of the iterations"
+    elif any(stage.cache for stage in stages.stages):
+        problem = "a stage's cache counts them: leave it out"
+    else:
+        spread = stages.stage_indices(iterations)
+        if spread[0] == stages.stage_indices(steps)[0]:
+            return spread
+        problem = (
+            f"stage {spread[0]} gets none of {steps} steps, but the first of {iterations} "
+            "iterations: let it end later, or leave it out"
+        )
+    raise SwitchError(
+        f"frames that begin one after another (ar_step) are at steps of their own, and {problem}"
+    )

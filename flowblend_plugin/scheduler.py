@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
-from flowblend_plugin.errors import SchedulerConfigError, StageError
+from flowblend_plugin.errors import SchedulerConfigError, StageError, SwitchError
 from flowblend_plugin.stages import StageSchedule
-from flowblend_plugin.trajectory import Seed, with_stages
+from flowblend_plugin.trajectory import Seed, StageMixin, with_stages
 
 AnyScheduler = TypeVar("AnyScheduler", bound=SchedulerMixin)
 
@@ -212,3 +212,25 @@ def _carried(config: Mapping[str, Any]) -> dict[str, Any]:
     if shift is not None:
         carried["shift"] = shift
     return {k: v for k, v in carried.items() if k not in _REFUSED and k != "use_flow_sigmas"}
+
+
+def agreed_stages(scheduler: Any, stages: StageSchedule | None) -> StageSchedule:
+    """The stages of a scheduler and those given to a switch, which mustn't differ.
+
+    Raises:
+        SwitchError: There are none, or they differ.
+    """
+    own = scheduler.stages if isinstance(scheduler, StageMixin) else None
+    if own is None and stages is None:
+        raise SwitchError(
+            "no stages: give the switch stages (such as 'LSL' with boundaries=(0.4, 0.8)), or give "
+            "the pipe a FlowBlendScheduler that has them"
+        )
+    if own is not None and stages is not None and own != stages:
+        raise SwitchError(
+            f"the pipe's scheduler has stages {own} and the switch was given {stages}: give them "
+            "in one place"
+        )
+    chosen = stages or own
+    assert chosen is not None
+    return chosen

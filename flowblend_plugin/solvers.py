@@ -1,8 +1,12 @@
-"""What multi-step solvers remember, and how to make them forget it."""
+"""What schedulers tell of their steps; what solvers remember, and how to make them forget it."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from types import FunctionType, MethodType
 from typing import Any
+
+ROUNDING = 1e-4  # by which a shifted noise level may exceed 1
 
 
 def reset_history(scheduler: Any) -> None:
@@ -26,3 +30,55 @@ def reset_history(scheduler: Any) -> None:
             setattr(scheduler, name, [])
     if hasattr(scheduler, "last_sample"):
         scheduler.last_sample = None
+
+
+def remembered(scheduler: Any, left_out: Collection[str] = ()) -> dict[str, Any]:
+    """All attributes of a scheduler, but for its config, which nothing changes in mid-trajectory.
+
+    Args:
+        scheduler: A diffusers scheduler.
+        left_out: Attributes that aren't the solver's.
+
+    Returns:
+        Its attributes by name: the very objects, not copies of them.
+    """
+    return {
+        name: value
+        for name, value in vars(scheduler).items()
+        if name not in left_out
+        and name != "_internal_dict"
+        and not isinstance(value, (FunctionType, MethodType))  # such as SA-Solver's tau
+    }
+
+
+def recall(scheduler: Any, memory: dict[str, Any]) -> None:
+    """Give a scheduler of the same config the attributes that ``remembered`` named."""
+    for name, value in memory.items():
+        setattr(scheduler, name, value)
+
+
+def step_levels(scheduler: Any) -> list[float]:
+    """The noise level of every whole step of a scheduler whose timesteps are set.
+
+    Args:
+        scheduler: A diffusers scheduler after ``set_timesteps``.
+
+    Returns:
+        Numbers from 1 (noise) to 0: ``timesteps / num_train_timesteps``, as most pipelines count;
+        one less that where the scheduler counts signal instead of noise (``invert_sigmas``, as
+        Mochi's does); and ``sigma / (1 + sigma)`` where its sigmas exceed 1 (Cosmos-Predict2).
+    """
+    total = scheduler.config.num_train_timesteps
+    levels = [t / total for t in scheduler.timesteps[:: scheduler.order].tolist()]
+    if scheduler.config.get("invert_sigmas"):
+        return [1 - level for level in levels]
+    if max(levels) > 1 + ROUNDING:
+        return [level / (1 + level) for level in levels]
+    return [min(1.0, level) for level in levels]
+
+
+def predicts_flow(scheduler: Any) -> bool:
+    """Whether a scheduler's model output is the velocity of flow matching, noise minus clean."""
+    base: type = getattr(type(scheduler), "_flowblend_base", type(scheduler))
+    is_flow_class = base.__name__.startswith("FlowMatch")
+    return is_flow_class or scheduler.config.get("prediction_type") == "flow_prediction"

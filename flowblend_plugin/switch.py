@@ -6,6 +6,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Literal
 
@@ -17,28 +18,29 @@ from flowblend_plugin.adaptive import OnlineSwitch, SelfDifference
 from flowblend_plugin.attention import StageAttention
 from flowblend_plugin.background import wait
 from flowblend_plugin.caching import CacheReport, StageCaches
-from flowblend_plugin.conditioning import Removable, adapt
+from flowblend_plugin.conditioning import Adaptations
 from flowblend_plugin.denoisers import (
     Denoiser,
     Placement,
     all_denoisers,
     check_names,
+    forget_switch,
+    living_switch,
+    note_switch,
     own_placement,
     place,
+    refuse_second,
+    take_back,
 )
 from flowblend_plugin.errors import SwitchError
 from flowblend_plugin.extrapolation import StageExtrapolation
 from flowblend_plugin.guidance import StageGuidance, check_guidance
+from flowblend_plugin.phases import spread_stages
 from flowblend_plugin.residency import Residency
-from flowblend_plugin.scheduler import make_stages, wrap_scheduler
+from flowblend_plugin.scheduler import agreed_stages, make_stages, wrap_scheduler
 from flowblend_plugin.solvers import reset_history
 from flowblend_plugin.stages import EXTRAPOLATED, StageSchedule, stage_letters
-from flowblend_plugin.trajectory import Seed, StageMixin, spread_stages
-
-# Per pipe its switch, and its own denoisers: a switch may be forgotten while another is installed.
-_attached: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[DenoiserSwitch], Placement]] = (
-    weakref.WeakKeyDictionary()
-)
+from flowblend_plugin.trajectory import Seed, StageMixin
 
 
 class DenoiserSwitch(PipelineCallback):
@@ -103,15 +105,15 @@ class DenoiserSwitch(PipelineCallback):
         super().__init__()
         if solver_history not in ("keep", "reset"):
             raise SwitchError(f"solver_history must be 'keep' or 'reset', got {solver_history!r}")
-        _refuse_second(pipe)
+        refuse_second(pipe)
         given = all_denoisers(small, denoisers)
         self._pipe = pipe
         self._on_step = on_step
-        own = _take_back(pipe, own_placement(pipe))
+        own = take_back(pipe, own_placement(pipe))
         self._solver_history = solver_history
         self._original_scheduler = getattr(pipe.scheduler, "_flowblend_original", pipe.scheduler)
         letters = stage_letters(tuple(given))
-        self.stages = _agreed_stages(
+        self.stages = agreed_stages(
             self._original_scheduler, make_stages(stages, boundaries, boundary_sigmas, letters)
         )
         self._online = OnlineSwitch(adaptive, self.stages, pipe.scheduler.order)
@@ -144,7 +146,8 @@ class DenoiserSwitch(PipelineCallback):
             undo.callback(self._adapters.restore)
             self._residency = Residency(self._pipe, self._placements)
             undo.callback(self._residency.restore)
-            self._adapt(undo)
+            self._adaptations = Adaptations(self._placements)
+            undo.callback(self._adaptations.remove)
             scheduler: Any = self._original_scheduler
             has_stages = isinstance(scheduler, StageMixin) and scheduler.stages is not None
             if not has_stages or seed is not None:
@@ -155,23 +158,7 @@ class DenoiserSwitch(PipelineCallback):
         self._scheduler = scheduler
         if self._pipe.scheduler is not scheduler:
             self._pipe.scheduler = scheduler
-        _attached[self._pipe] = (weakref.ref(self), self._placements["large"])
-
-    def _adapt(self, undo: ExitStack) -> None:
-        """Let every denoiser understand what the pipeline says in its own one's sizes."""
-        self._adaptations: list[Removable] = []
-        undo.callback(self._take_back_adaptations)
-        own, adapted = self._placements["large"], set(self._placements["large"].values())
-        for placement in self._placements.values():
-            for name, module in placement.items():
-                if module not in adapted:
-                    adapted.add(module)
-                    self._adaptations += adapt(own[name], module)
-
-    def _take_back_adaptations(self) -> None:
-        for adaptation in reversed(self._adaptations):
-            adaptation.remove()
-        self._adaptations = []
+        note_switch(self._pipe, self, self._placements["large"])
 
     @property
     def denoisers(self) -> tuple[str, ...]:
@@ -191,20 +178,20 @@ class DenoiserSwitch(PipelineCallback):
     @property
     def attached(self) -> bool:
         """Whether the switch still drives its pipe."""
-        return _living_switch(self._pipe) is self
+        return living_switch(self._pipe) is self
 
     def detach(self) -> None:
         """Put the pipe back as it was; doing it twice does nothing."""
         if not self.attached:
             return
         self.trajectory_finished()
-        self._take_back_adaptations()
+        self._adaptations.remove()
         self._residency.restore()
         self._adapters.restore()
         self._scheduler.detach_listener()
         if self._pipe.scheduler is not self._original_scheduler:
             self._pipe.scheduler = self._original_scheduler
-        del _attached[self._pipe]
+        forget_switch(self._pipe)
 
     def __enter__(self) -> DenoiserSwitch:
         return self
@@ -270,6 +257,45 @@ class DenoiserSwitch(PipelineCallback):
             "pass the switch as callback_on_step_end, which follows such pipelines too"
         )
 
+    # For checkpoints.
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline."""
+        return self._pipe
+
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler that drives the swaps."""
+        return self._scheduler
+
+    @property
+    def placements(self) -> Mapping[str, Placement]:
+        """By role, the denoisers and the pipe's attributes that they take."""
+        return self._placements
+
+    def remembered(self) -> dict[str, Any] | None:
+        """What the further steps go by besides the solver; None within a stage with a cache."""
+        if self._caches.is_filled:
+            return None
+        return {
+            "stage_indices": self._stage_indices,
+            "extrapolation": self._extrapolation.remembered(),
+            "online": self._online.remembered(),
+            "caches": [asdict(report) for report in self._caches.reports],
+        }
+
+    def recall(self, memory: dict[str, Any], answer: Any, *, is_there: bool) -> None:
+        """Go on by another's memory, at the first skipped step and, ``is_there``, after the last.
+
+        ``answer`` is any output of the denoiser, of which only the structure counts.
+        """
+        self._stage_indices = memory["stage_indices"]
+        self._extrapolation.recall(memory["extrapolation"], answer)
+        if is_there:  # before that, it would revise what is known already
+            self._online.recall(memory["online"])
+            self._caches.reports = [CacheReport(**report) for report in memory["caches"]]
+
     # What the pipeline tells us, where it has a callback.
 
     def callback_fn(
@@ -283,7 +309,7 @@ class DenoiserSwitch(PipelineCallback):
                 "the pipe's scheduler was replaced while the switch was attached, so its stages "
                 "did not run: set the scheduler first, then attach the switch"
             )
-        if not self._scheduler.stepped and self._stage_indices:
+        if not self._scheduler.calls and self._stage_indices:
             self._follow(step_index)
         return callback_kwargs
 
@@ -341,7 +367,8 @@ class DenoiserSwitch(PipelineCallback):
             return
         self._install(role)
         if self._solver_history == "reset":
-            for scheduler in [self._scheduler] if self._scheduler.stepped else self._companions:
+            working = [self._scheduler] if self._scheduler.calls else self._companions
+            for scheduler in working:
                 reset_history(scheduler)
 
     def _install(self, role: str) -> None:
@@ -356,44 +383,3 @@ class DenoiserSwitch(PipelineCallback):
                 # It kept its cache of the former run; a cache only holds within one stage.
                 module._reset_stateful_cache()  # type: ignore[operator]
             setattr(self._pipe, name, module)
-
-
-def _living_switch(pipe: Any) -> DenoiserSwitch | None:
-    entry = _attached.get(pipe)
-    return entry[0]() if entry is not None else None
-
-
-def _take_back(pipe: Any, found: Placement) -> Placement:
-    """Give a pipe its own denoisers back after a switch that was forgotten in mid-trajectory."""
-    entry = _attached.pop(pipe, None)
-    if entry is None:
-        return found
-    for name, module in entry[1].items():
-        if getattr(pipe, name) is not module:
-            setattr(pipe, name, module)
-    return own_placement(pipe)
-
-
-def _refuse_second(pipe: Any) -> None:
-    if _living_switch(pipe) is not None:
-        raise SwitchError(
-            "this pipe has a DenoiserSwitch already: leave its with block, or detach() it, before "
-            "attaching another"
-        )
-
-
-def _agreed_stages(scheduler: Any, stages: StageSchedule | None) -> StageSchedule:
-    own = scheduler.stages if isinstance(scheduler, StageMixin) else None
-    if own is None and stages is None:
-        raise SwitchError(
-            "no stages: give the switch stages (such as 'LSL' with boundaries=(0.4, 0.8)), or give "
-            "the pipe a FlowBlendScheduler that has them"
-        )
-    if own is not None and stages is not None and own != stages:
-        raise SwitchError(
-            f"the pipe's scheduler has stages {own} and the switch was given {stages}: give them "
-            "in one place"
-        )
-    chosen = stages or own
-    assert chosen is not None
-    return chosen

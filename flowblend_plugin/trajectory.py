@@ -19,6 +19,7 @@ import torch
 
 from flowblend_plugin.errors import SwitchError
 from flowblend_plugin.phases import Phases, advance, join_grids
+from flowblend_plugin.solvers import recall, remembered, step_levels
 from flowblend_plugin.stages import StageSchedule
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 Seed = int | Sequence[int]
 # Told of every step: the output that the solver took, its sample, and the index in ``sigmas``.
 Watcher = Callable[[torch.Tensor, torch.Tensor, int], None]
-ROUNDING = 1e-4  # by which a shifted noise level may exceed 1
 
 
 class StageListener(Protocol):
@@ -50,6 +50,16 @@ class StageListener(Protocol):
         """A private copy of the scheduler did its step number ``calls``, counted from 1."""
 
 
+class Keeper(Protocol):
+    """Whoever stores a trajectory's state, and skips the steps before a stored one."""
+
+    def started(self) -> None:
+        """A trajectory begins, or turns out to begin late: its first denoiser is in the pipe."""
+
+    def step(self, take: Callable[[], Any], timestep: Any) -> Any:
+        """What one call of ``step`` gives, which ``take`` does."""
+
+
 class StageMixin:
     """Stages, and a seeded generator, for the diffusers scheduler that it is mixed into."""
 
@@ -63,6 +73,8 @@ class StageMixin:
     _stage_indices: tuple[int, ...] = ()
     _generators: list[torch.Generator] | None = None
     _watcher: Watcher | None = None
+    _keeper: Keeper | None = None
+    was_copied: bool = False  # a pipeline may be stepping private copies beside this one
     _start_level: float | None = None
     _phases: Phases | None = None
     _calls: int = 0
@@ -74,9 +86,9 @@ class StageMixin:
         return self._stages
 
     @property
-    def stepped(self) -> bool:
-        """Whether this scheduler itself steps the present trajectory, and not copies of it."""
-        return self._calls > 0
+    def calls(self) -> int:
+        """How often this scheduler itself, and no copy of it, stepped the present trajectory."""
+        return self._calls
 
     @property
     def stage_solvers(self) -> tuple[Any, ...]:
@@ -105,11 +117,52 @@ class StageMixin:
         """Tell somebody of every step of this scheduler, if it counts its steps; None nobody."""
         self._watcher = watcher
 
+    def keep(self, keeper: Keeper | None) -> None:
+        """Let somebody store and skip steps; None nobody."""
+        self._keeper = keeper
+
+    @property
+    def whole_steps(self) -> int | None:
+        """Index of the step that comes next, the number of steps at the end; None within one."""
+        index = getattr(self, "step_index", None)
+        done = self._first + self._calls if index is None else int(index)
+        if done >= len(self.timesteps):
+            return len(self._stage_indices)
+        return None if done % self.order else done // self.order
+
+    def remembered(self) -> dict[str, Any]:
+        """All that the further steps of this trajectory go by, as plain values and tensors."""
+        generators = self._generators
+        return {
+            "calls": self._calls,
+            "solver": remembered(self, _OURS),
+            "phases": None if self._phases is None else self._phases.remembered(),
+            "noise": None if generators is None else [one.get_state() for one in generators],
+        }
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Go on as the scheduler whose ``remembered()`` this is would have."""
+        self._calls = memory["calls"]
+        recall(self, memory["solver"])
+        if self._phases is not None:
+            self._phases.recall(memory["phases"])
+        if memory["noise"] is not None:
+            self._generators = [torch.Generator().set_state(one) for one in memory["noise"]]
+
+    def skip_step(self, timestep: Any) -> None:
+        """Count a call of ``step`` that nothing is computed for, and announce what follows."""
+        solver: Any = self
+        if hasattr(solver, "_init_step_index"):
+            if solver.step_index is None:
+                solver._init_step_index(timestep)
+            solver._step_index += 1
+        self._finish_step()
+
     def __getstate__(self) -> dict[str, Any]:
         # Some pipelines deep-copy their scheduler in mid-call (a second modality, one copy a
         # frame). A copy must not reach the denoisers through the listener; and a copy of a
         # scheduler at work is a companion of the announcing one, so it announces nothing.
-        left_out = ("_listener", "_companion_of", "_generators", "_watcher")
+        left_out = ("_listener", "_companion_of", "_generators", "_watcher", "_keeper")
         state = {k: v for k, v in self.__dict__.items() if k not in left_out}
         if self._current_listener() is not None:
             state["_stages"] = None
@@ -121,6 +174,7 @@ class StageMixin:
         return _rebuild, (base, self.__getstate__())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        self.was_copied = True
         base, state = self.__reduce__()[1]
         again = _rebuild(base, copy.deepcopy(state, memo))
         again._companion_of = self._listener or self._companion_of
@@ -160,6 +214,8 @@ class StageMixin:
         self._first = begin_index
         step = min(begin_index // self.order, len(self._stage_indices) - 1)
         listener.trajectory_started(self._stage_indices, step)
+        if self._keeper is not None:
+            self._keeper.started()
 
     def _noised(self, timestep: Any) -> None:
         # Pipelines that start late without set_begin_index noise their input up to that timestep.
@@ -192,13 +248,11 @@ class StageMixin:
         listener = self._current_listener()
         if self._stages is None or listener is None:
             return
-        index = getattr(self, "step_index", None)
-        done = self._first + self._calls if index is None else int(index)
-        if done >= len(self.timesteps):
-            listener.step_finished(len(self._stage_indices) - 1)
+        done = self.whole_steps
+        if done is not None:
+            listener.step_finished(done - 1)
+        if done == len(self._stage_indices):
             listener.trajectory_finished()
-        elif done % self.order == 0:
-            listener.step_finished(done // self.order - 1)
 
     def _solver(self, timestep: Any) -> Any:
         """The scheduler that does the step: this one, or that of the present stage."""
@@ -239,70 +293,6 @@ class StageMixin:
         return self._generators
 
 
-def step_levels(scheduler: Any) -> list[float]:
-    """The noise level of every whole step of a scheduler whose timesteps are set.
-
-    Args:
-        scheduler: A diffusers scheduler after ``set_timesteps``.
-
-    Returns:
-        Numbers from 1 (noise) to 0: ``timesteps / num_train_timesteps``, as most pipelines count;
-        one less that where the scheduler counts signal instead of noise (``invert_sigmas``, as
-        Mochi's does); and ``sigma / (1 + sigma)`` where its sigmas exceed 1 (Cosmos-Predict2).
-    """
-    total = scheduler.config.num_train_timesteps
-    levels = [t / total for t in scheduler.timesteps[:: scheduler.order].tolist()]
-    if scheduler.config.get("invert_sigmas"):
-        return [1 - level for level in levels]
-    if max(levels) > 1 + ROUNDING:
-        return [level / (1 + level) for level in levels]
-    return [min(1.0, level) for level in levels]
-
-
-def predicts_flow(scheduler: Any) -> bool:
-    """Whether a scheduler's model output is the velocity of flow matching, noise minus clean."""
-    base: type = getattr(type(scheduler), "_flowblend_base", type(scheduler))
-    is_flow_class = base.__name__.startswith("FlowMatch")
-    return is_flow_class or scheduler.config.get("prediction_type") == "flow_prediction"
-
-
-def spread_stages(scheduler: Any, stages: StageSchedule, iterations: int) -> tuple[int, ...]:
-    """Spread stages over the iterations of a call whose frames begin one after another.
-
-    Every iteration runs one denoiser on all frames, each of which is at a step of its own.
-
-    Args:
-        scheduler: The pipeline's scheduler, whose timesteps are those of one frame.
-        stages: The stages; the first iteration ran in the stage of a frame's first step.
-        iterations: Number of iterations, more than a frame has steps.
-
-    Returns:
-        The index of every iteration's stage.
-
-    Raises:
-        SwitchError: The stages ask for a step that all frames share, or the first iteration ran
-            in another stage than it should have.
-    """
-    steps = len(scheduler.timesteps)
-    if scheduler.order > 1:
-        problem = f"{type(scheduler).__name__} takes two iterations a step: choose another solver"
-    elif stages.needs_noise_levels:
-        problem = "boundary_sigmas ask for one: give boundaries, as fractions of the iterations"
-    elif any(stage.cache for stage in stages.stages):
-        problem = "a stage's cache counts them: leave it out"
-    else:
-        spread = stages.stage_indices(iterations)
-        if spread[0] == stages.stage_indices(steps)[0]:
-            return spread
-        problem = (
-            f"stage {spread[0]} gets none of {steps} steps, but the first of {iterations} "
-            "iterations: let it end later, or leave it out"
-        )
-    raise SwitchError(
-        f"frames that begin one after another (ar_step) are at steps of their own, and {problem}"
-    )
-
-
 def _seeds(seed: Seed, batch: int) -> list[int]:
     if isinstance(seed, int):
         return [seed + i for i in range(batch)]
@@ -317,6 +307,9 @@ def _stream(seed: int) -> int:
     """A seed for the sampler's noise, unrelated to the numbers that made the initial latents."""
     digest = hashlib.sha256(f"flowblend sde {seed}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+_OURS = {*StageMixin.__annotations__, "_flowblend_original"} - {"timesteps"}
 
 
 @functools.cache
@@ -346,6 +339,8 @@ def with_stages(base: type) -> type:
         given = grid.bind(self, *args, **kwargs)
         self._phases = join_grids(self, self._stages, self._start_level, given)
         self._start_trajectory()
+        if self._keeper is not None:
+            self._keeper.started()
         return result
 
     @functools.wraps(base.step)  # type: ignore[attr-defined]
@@ -353,7 +348,8 @@ def with_stages(base: type) -> type:
         self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any
     ) -> Any:
         stock = base.step  # type: ignore[attr-defined]
-        return self._step(stock, model_output, timestep, sample, args, kwargs)
+        take = functools.partial(self._step, stock, model_output, timestep, sample, args, kwargs)
+        return take() if self._keeper is None else self._keeper.step(take, timestep)
 
     members: dict[str, Any] = {
         "set_timesteps": set_timesteps,

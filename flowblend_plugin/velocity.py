@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from flowblend_plugin.denoisers import Denoiser
 from flowblend_plugin.errors import SwitchError
 from flowblend_plugin.extrapolation import Continued, continued
+from flowblend_plugin.solvers import step_levels
 from flowblend_plugin.switch import DenoiserSwitch
-from flowblend_plugin.trajectory import Seed, StageMixin, step_levels
+from flowblend_plugin.trajectory import Seed, StageMixin
 
 _LOW_BAND = 0.5  # of the highest spatial frequency
 

@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "flowblend_plugin.pairing": {"flowblend_plugin.errors"},
     "flowblend_plugin.calibration": {"flowblend_plugin.errors"},
+    "flowblend_plugin.headers": {"flowblend_plugin.errors"},
     "flowblend_plugin.boundaries": {
         "flowblend_plugin.calibration",
         "flowblend_plugin.errors",
@@ -358,6 +359,16 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.text",
         "torch",
     },
+    "flowblend_cli.embeddings": {
+        "flowblend_cli.artifacts",
+        "flowblend_cli.errors",
+        "flowblend_cli.records",
+        "flowblend_cli.keys",
+        "flowblend_cli.models",
+        "flowblend_cli.runtime",
+        "flowblend_plugin.errors",
+        "flowblend_plugin.packing",
+    },
     "flowblend_cli.runtime": {
         "flowblend_cli.adapter_files",
         "flowblend_cli.artifacts",
@@ -377,6 +388,10 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.options": set(),
     "flowblend_cli.leftovers": {"flowblend_cli.artifacts", "flowblend_cli.records"},
     "flowblend_cli.rendering": {
+        "flowblend_cli.keeping",
+        "flowblend_cli.embeddings",
+        "flowblend_cli.resuming",
+        "flowblend_plugin.errors",
         "flowblend_cli.artifacts",
         "flowblend_cli.events",
         "flowblend_cli.jobs",
@@ -388,8 +403,27 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.steptimes",
         "flowblend_plugin.stages",
     },
+    # A job in mid-render: what is stored of it, and what is known of that without torch.
+    "flowblend_cli.keeping": {
+        "flowblend_cli.artifacts",
+        "flowblend_cli.records",
+        "flowblend_plugin.errors",
+        "flowblend_plugin.headers",
+    },
+    "flowblend_cli.resuming": {
+        "flowblend_cli.errors",
+        "flowblend_cli.jobs",
+        "flowblend_cli.keeping",
+        "flowblend_cli.progress",
+        "flowblend_cli.runtime",
+        "flowblend_cli.steptimes",
+        "flowblend_cli.stopping",
+        "flowblend_plugin.checkpoints",
+        "flowblend_plugin.errors",
+    },
     # The same in a process of its own: this side of the pipe knows no model library either.
     "flowblend_cli.render_worker": {
+        "flowblend_cli.keeping",
         "flowblend_cli.events",
         "flowblend_cli.jobs",
         "flowblend_cli.progress",
@@ -399,6 +433,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.errors",
     },
     "flowblend_cli.remote": {
+        "flowblend_cli.keeping",
         "flowblend_cli.errors",
         "flowblend_cli.events",
         "flowblend_cli.jobs",
@@ -414,6 +449,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.errors",
         "flowblend_cli.jobs",
         "flowblend_cli.keys",
+        "flowblend_cli.records",
         "flowblend_cli.rendering",
     },
     # Beside the renders: measuring in a process of its own, and pure decisions about what follows.
@@ -472,6 +508,14 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.study",
         "flowblend_cli.studying",
     },
+    "flowblend_cli.repeating": {
+        "flowblend_cli.errors",
+        "flowblend_cli.jobs",
+        "flowblend_cli.progress",
+        "flowblend_cli.records",
+        "flowblend_cli.rendering",
+        "flowblend_cli.studying",
+    },
     "flowblend_cli.locking": {"flowblend_cli.errors", "filelock"},
     "flowblend_cli.again": {
         "flowblend_cli.artifacts",
@@ -482,6 +526,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.progress",
     },
     "flowblend_cli.engine": {
+        "flowblend_cli.keeping",
         "flowblend_cli.artifacts",
         "flowblend_cli.errors",
         "flowblend_cli.events",
@@ -500,6 +545,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.records",
         "flowblend_cli.remote",
         "flowblend_cli.rendering",
+        "flowblend_cli.repeating",
         "flowblend_cli.stopping",
         "flowblend_cli.study",
         "flowblend_cli.studying",

@@ -15,6 +15,7 @@ from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Summary
 from flowblend_cli.finding import Finder
 from flowblend_cli.hub.fetching import prepare_models
 from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
+from flowblend_cli.keeping import Keeping
 from flowblend_cli.keys import Identity, job_key, model_identity
 from flowblend_cli.leftovers import sweep
 from flowblend_cli.limits import LimitReached, Limits
@@ -27,6 +28,7 @@ from flowblend_cli.publishing import Pending, Publication, Publisher
 from flowblend_cli.records import JobRecord
 from flowblend_cli.remote import WorkerRenderer
 from flowblend_cli.rendering import Render, Renderer, Renders
+from flowblend_cli.repeating import time_again
 from flowblend_cli.stopping import StopRequested, StopSignals
 from flowblend_cli.study import Selection
 from flowblend_cli.studying import Studying
@@ -73,7 +75,9 @@ class BatchRun:
         self._recipe_dir = batch.source.parent
         self._stop = StopSignals(reporter.message, self._limits.check)
         renderer = WorkerRenderer if self._options.isolated else Renderer
-        self._renderer: Renders = renderer(self._recipe_dir, reporter, warm_up)
+        self._renderer: Renders = renderer(
+            self._recipe_dir, reporter, warm_up, None if anew else batch.output_dir
+        )
         self._publisher = Publisher(self._recipe_dir)
         self._study = Studying(batch, reporter, overrides, complaints or {})
         self._is_kept = overrides is not None
@@ -234,6 +238,7 @@ class BatchRun:
             publishing_s = record.elapsed_s[0] - done.sampling_s if record.elapsed_s else 0.0
             self._time(record, job, seed, max(0.0, publishing_s))
         self._skipped += 1
+        self._forget(pending)  # a run may have been killed right after publishing
         self._reporter.event(JobSkipped(job.id, job.scene, seed, str(pending.path)))
         known = self._study.record_of(job, record.pixels_sha256)
         self._study.finished(replace(job, seed=seed), known, None, self._stop.check)
@@ -263,11 +268,12 @@ class BatchRun:
     def _render(self, pending: Pending) -> None:
         """Render a job, and have it published while the next one renders."""
         job = pending.job
-        seed = job.seed or draw_seed()
+        keeping = self._keeping(pending)
+        seed = job.seed or (keeping.seed() if keeping else None) or draw_seed()
         self._renderer.load(job.model, self._check)
         self._check()
         try:
-            render = self._renderer.render(job, seed, self._check)
+            render = self._renderer.render(job, seed, self._check, keeping)
         except ENDS_THE_BATCH:
             self._fail(job, _NOT_RENDERED, seed)
             raise
@@ -277,6 +283,16 @@ class BatchRun:
         self._publisher.submit(pending, render, self._settle)
         while self._study.time_repeats > 1 and self._publisher.outstanding:
             self._settle(_POLL_S)  # encoding beside it would be in its seconds
+
+    def _keeping(self, pending: Pending) -> Keeping | None:
+        """Where a job's state is kept; None where its bits are to be made from nothing."""
+        folder, every = self._batch.output_dir, self._options.checkpoint_every
+        return None if self._anew else Keeping.of(folder, pending.job.id, pending.key, every)
+
+    def _forget(self, pending: Pending) -> None:
+        keeping = self._keeping(pending)
+        if keeping is not None:
+            keeping.forget()
 
     def _take(self, done: Publication) -> None:
         """Go on with a job that has its file now, or has none because of an error."""
@@ -295,7 +311,8 @@ class BatchRun:
             seed=render.seed,
             sampling_s=round(render.elapsed_s, 3),
         )
-        record = _record_of(job, render, done.elapsed_s)
+        self._forget(done.pending)
+        record = done.record
         self._rendered += 1
         try:
             self._study.keep(record)
@@ -307,33 +324,15 @@ class BatchRun:
         self._study.finished(same, record, render.frames, self._stop.check)
 
     def _time(self, record: JobRecord, job: Job, seed: int, publishing_s: float) -> JobRecord:
-        """Render a job that has its file for its seconds and bits alone, as often as is asked.
-
-        Publishing is timed once and counted in each.
-        """
-        repeats = self._study.time_repeats
-        while len(record.elapsed_s) < repeats:
-            self._stop.check()
-            try:
-                render = self._renderer.render(job, seed, self._stop.check)
-            except ENDS_THE_BATCH:
-                raise
-            except Exception as error:  # noqa: BLE001 - its file is there, only times are missing
-                number = len(record.elapsed_s) + 1
-                told = f"{job.id}: render {number} of {repeats} for its seconds failed: {error}"
-                self._reporter.message(told, error=True)
-                return record
-            record = replace(
-                record,
-                elapsed_s=(*record.elapsed_s, round(render.elapsed_s + publishing_s, 3)),
-                pixels=(*record.pixels, render.pixels_sha256),
-            )
-            self._study.keep(record)
-        if repeats > 1:
-            same, renders = record.pixels.count(record.pixels_sha256), len(record.pixels)
-            told = f"{job.id}: {same} of {renders} renders have the same pixels"
-            self._reporter.message(told, error=same < renders)
-        return record
+        return time_again(
+            record,
+            replace(job, seed=seed),
+            publishing_s,
+            renderer=self._renderer,
+            study=self._study,
+            reporter=self._reporter,
+            check=self._stop.check,
+        )
 
     def _done(self, pending: Pending, render: Render) -> JobDone:
         job = pending.job
@@ -360,19 +359,6 @@ class BatchRun:
             JobFailed(job.id, job.scene, job.seed if seed is None else seed, error)
         )
         self._study.failed(job)
-
-
-def _record_of(job: Job, render: Render, publishing_s: float) -> JobRecord:
-    return JobRecord(
-        job=job.id,
-        recipe=job.recipe,
-        pixels_sha256=render.pixels_sha256,
-        elapsed_s=(round(render.elapsed_s + publishing_s, 3),),
-        pixels=(render.pixels_sha256,),
-        step_s=render.step_s,
-        peak_rss_bytes=render.peak_rss_bytes,
-        peak_vram_bytes=render.peak_vram_bytes,
-    )
 
 
 def reason_of(error: Exception) -> str:

@@ -49,6 +49,7 @@ class JobStarted(_Event):
         num_inference_steps: Steps of its trajectory.
         denoisers: The denoiser planned for each step, one letter a step, such as ``"LLSSL"``.
         prompt: Its prompt, as the text encoder reads it.
+        resumed_at: Index of that first step: 0, or that at which an interrupted run left off.
     """
 
     name: ClassVar[str] = "job_started"
@@ -58,6 +59,7 @@ class JobStarted(_Event):
     num_inference_steps: int
     denoisers: str
     prompt: str
+    resumed_at: int = 0
 
 
 @dataclass(frozen=True)

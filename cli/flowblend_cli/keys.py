@@ -24,6 +24,8 @@ NUMERICS_VERSION = 1
 _MODEL_SUFFIXES = {".json", ".safetensors", ".model", ".txt"}
 # Files of a pipeline's folder that decide no pixel by themselves.
 _NO_MODEL = (BUNDLED_NAME, "preview.safetensors")
+# Components that no prompt goes through.
+_NO_TEXT = ("transformer", "unet", "vae", "scheduler")
 _NAMES_ONLY = ("id", "recipe", "scene", "prompt_template", "origin")
 
 Identity = dict[str, Any]
@@ -78,6 +80,28 @@ def model_identity(
         place = f"LoRA {adapter.name} {adapter.role}"
         identity[place] = {"path": str(path), "sha256": _sha256(path)}
     return identity
+
+
+def text_identity(source: ModelSource) -> str:
+    """Hash whatever of a pipeline its prompts go through: all but denoisers, VAE and scheduler.
+
+    Args:
+        source: The pipeline.
+
+    Raises:
+        ModelMissingError: It isn't on this machine.
+    """
+    folder = local_folder(source)
+    if source.path is None:
+        return str(_identify(source, None)["sha256"])
+    index = folder / "model_index.json"
+    parts = [
+        name
+        for name in sorted(json.loads(index.read_text("utf-8")))
+        if (folder / name).is_dir() and not name.startswith(_NO_TEXT)
+    ]
+    hashes = [(name, hash_folder(folder / name)) for name in parts]
+    return hashlib.sha256(_canonical([_sha256(index), hashes])).hexdigest()
 
 
 def _identify(

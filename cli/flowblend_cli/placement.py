@@ -73,6 +73,14 @@ class Placement:
         """The next way of offloading, with less in the device's memory; empty for none."""
         return "" if self.device == _CPU else stronger_than(self.offload)
 
+    @property
+    def surroundings(self) -> dict[str, str]:
+        """What bits hang on: the device by its name, or a CPU's kernels, and the number format."""
+        is_cuda = self.device.type == "cuda"
+        kind = torch.cuda.get_device_name(self.device) if is_cuda else _cpu_kernels()
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"device": f"{self.device.type} {kind}", "dtype": dtype}
+
     def move(self, name: str, denoiser: torch.nn.Module) -> None:
         """Move a further denoiser to the device; where the pipeline is offloaded, it follows that.
 
@@ -227,6 +235,10 @@ def is_device_lost(error: BaseException | None) -> bool:
 def reason(error: Exception) -> str:
     """The first line of what an error says, cut short."""
     return shorten(str(error).strip().split("\n")[0], 160)
+
+
+def _cpu_kernels() -> str:
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def _device(name: str) -> torch.device:

@@ -152,8 +152,8 @@ def make_folders(path: Path) -> None:
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(
-                f"{folder}: can't be made ({error.strerror or error}), and what was measured is "
-                "kept there: free the name or the disk, and run the same command again"
+                f"{folder}: can't be made ({error.strerror or error}), and what is known of jobs "
+                "is kept there: free the name or the disk, and run the same command again"
             ) from error
         if folder.is_symlink():
             raise OutputError(

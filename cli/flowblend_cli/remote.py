@@ -1,10 +1,10 @@
 """Jobs rendered by a process of our own, which may die without taking the batch with it.
 
-Orders are JSON lines: ``begin`` (recipe_dir, warm_up) comes first, then ``load`` (model),
-``render`` (job, seed) and ``preview`` (job, after_steps), each with a number; ``stop`` (number)
-ends an order after its present step. Jobs travel as their documents. The answer is ``done``,
-``stopped``, or ``error`` with the name of its class; ``event``, ``step``, ``message`` and
-``waiting`` come before it.
+Orders are JSON lines: ``begin`` (recipe_dir, warm_up, output_dir) comes first, then ``load``
+(model), ``render`` (job, seed, keeping) and ``preview`` (job, after_steps), each with a number;
+``stop`` (number) ends an order after its present step. Jobs travel as their documents. The answer
+is ``done``, ``stopped``, or ``error`` with the name of its class; ``event``, ``step``, ``message``
+and ``waiting`` come before it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from flowblend_cli.errors import (
 )
 from flowblend_cli.events import Event
 from flowblend_cli.jobs import Job, ModelSpec
+from flowblend_cli.keeping import Keeping
 from flowblend_cli.progress import Reporter
 from flowblend_cli.rendering import Render
 from flowblend_cli.stopping import StopRequested
@@ -58,13 +59,21 @@ class WorkerRenderer:
         recipe_dir: Folder that model folders are relative to.
         reporter: Who is told what happens.
         warm_up: See ``engine.BatchRun``.
+        output_dir: See ``rendering.Renderer``.
     """
 
-    def __init__(self, recipe_dir: Path, reporter: Reporter, warm_up: Job | None = None) -> None:
+    def __init__(
+        self,
+        recipe_dir: Path,
+        reporter: Reporter,
+        warm_up: Job | None = None,
+        output_dir: Path | None = None,
+    ) -> None:
         self._begin = {
             "do": "begin",
             "recipe_dir": str(recipe_dir),
             "warm_up": None if warm_up is None else warm_up.to_document(),
+            "output_dir": None if output_dir is None else str(output_dir),
         }
         self._reporter = reporter
         self._process: _Process | None = None
@@ -85,9 +94,12 @@ class WorkerRenderer:
                 "flowblend doctor"
             ) from error
 
-    def render(self, job: Job, seed: int, check: Callable[[], None]) -> Render:
+    def render(
+        self, job: Job, seed: int, check: Callable[[], None], keeping: Keeping | None = None
+    ) -> Render:
         """See ``Renders``."""
         order = {"do": "render", "job": job.to_document(), "seed": seed}
+        order["keeping"] = None if keeping is None else keeping.to_document()
         answer = self._carry_out(order, job, check)
         return Render.from_document(answer["render"], answer["frames"])
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from flowblend_cli.events import Event
 from flowblend_cli.jobs import Job, ModelSpec
+from flowblend_cli.keeping import Keeping
 from flowblend_cli.progress import Silent
 from flowblend_cli.rendering import Renderer
 from flowblend_cli.stopping import StopRequested
@@ -124,7 +125,8 @@ def main() -> None:
     orders, wire = Orders(source), Wire(out)
     given = orders.next()
     warm_up = None if given["warm_up"] is None else Job.from_document(given["warm_up"])
-    renderer = Renderer(Path(given["recipe_dir"]), wire, warm_up)
+    output_dir = None if given["output_dir"] is None else Path(given["output_dir"])
+    renderer = Renderer(Path(given["recipe_dir"]), wire, warm_up, output_dir)
     while True:
         order = orders.next()
         try:
@@ -146,7 +148,8 @@ def _carry_out(order: Line, renderer: Renderer, orders: Orders, wire: Wire) -> N
     if order["do"] == "preview":
         wire.say("done", renderer.preview(job, order["after_steps"], orders.check))
         return
-    render = renderer.render(job, order["seed"], orders.check)
+    keeping = None if order["keeping"] is None else Keeping.from_document(order["keeping"])
+    render = renderer.render(job, order["seed"], orders.check, keeping)
     wire.say("done", render.frames, render=render.to_document())
 
 

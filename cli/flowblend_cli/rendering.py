@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flowblend_cli.events import JobStarted, ModelLoaded
 from flowblend_cli.jobs import Job, ModelSpec
+from flowblend_cli.keeping import Keeping
 from flowblend_cli.memory_ladder import MemoryLadder
 from flowblend_cli.peaks import forget_peak_rss, peak_rss_bytes
 from flowblend_cli.plan import plan_job
 from flowblend_cli.progress import Reporter
-from flowblend_cli.steptimes import StepTimes, slow_steps
+from flowblend_cli.resuming import Progress
+from flowblend_cli.steptimes import slow_steps
+from flowblend_plugin.errors import CheckpointError
 from flowblend_plugin.stages import LETTERS
 
 if TYPE_CHECKING:
@@ -83,12 +85,15 @@ class Renders(Protocol):
         """
         ...
 
-    def render(self, job: Job, seed: int, check: Callable[[], None]) -> Render:
+    def render(
+        self, job: Job, seed: int, check: Callable[[], None], keeping: Keeping | None = None
+    ) -> Render:
         """Sample and decode a job.
 
         Args:
             job: The job.
             seed: Seed of its noise.
+            keeping: Where its state is kept, which it goes on from if it is there; None keeps none.
             check: Called after every step, at least; where it raises ``StopRequested``, the
                 present step is the last one.
         """
@@ -109,19 +114,6 @@ class Renders(Protocol):
         ...
 
 
-@dataclass
-class _Try:
-    """How far one try of a job is."""
-
-    began: float = 0.0
-    steps: int = 0
-    times: StepTimes = field(default_factory=StepTimes)
-
-    def begin(self) -> None:
-        """Begin anew."""
-        self.began, self.steps, self.times = time.monotonic(), 0, StepTimes()
-
-
 class Renderer:
     """The models of a batch in this process, loaded when the first job needs them.
 
@@ -129,9 +121,17 @@ class Renderer:
         recipe_dir: Folder that model folders are relative to.
         reporter: Who is told what happens.
         warm_up: See ``engine.BatchRun``.
+        output_dir: Folder in which encoded prompts are kept; None keeps them in memory alone.
     """
 
-    def __init__(self, recipe_dir: Path, reporter: Reporter, warm_up: Job | None = None) -> None:
+    def __init__(
+        self,
+        recipe_dir: Path,
+        reporter: Reporter,
+        warm_up: Job | None = None,
+        output_dir: Path | None = None,
+    ) -> None:
+        self._output_dir = output_dir
         self._recipe_dir = recipe_dir
         self._reporter = reporter
         self._warm_up = warm_up
@@ -148,35 +148,19 @@ class Renderer:
         """See ``Renders``; loading isn't interrupted."""
         self._load(model)
 
-    def render(self, job: Job, seed: int, check: Callable[[], None]) -> Render:
+    def render(
+        self, job: Job, seed: int, check: Callable[[], None], keeping: Keeping | None = None
+    ) -> Render:
         """See ``Renders``."""
         self._load(job.model)  # nobody but the ladder holds it: it may be placed anew
         if self._warm_up is not None:
             self._load(job.model).sample(self._warm_up, seed, lambda *_: check())
             self._warm_up = None
         planned = plan_job(job, self._recipe_dir)
-        steps = job.num_inference_steps
-        self._reporter.event(JobStarted(job.id, job.scene, seed, steps, planned, job.prompt))
+        tries = _Tries(job, seed, check, keeping, planned, self._reporter)
         forget_peak_rss()
-        tried = _Try()
-
-        def on_step(index: int, role: str) -> None:
-            tried.times.note(role)
-            tried.steps = index + 1
-            check()
-            if index + 1 < len(planned):
-                self._reporter.step(index + 1, len(planned), _role(planned, index + 1))
-
-        def sample(runtime: Runtime) -> Sampled:
-            tried.begin()
-            self._reporter.step(0, len(planned), _role(planned, 0))
-            return runtime.sample(job, seed, on_step)
-
-        def in_vae() -> bool:
-            return tried.steps >= len(planned) or (job.image is not None and not tried.steps)
-
-        sampled, rungs = self._ladder.climb(job, sample, in_vae)
-        elapsed, times = time.monotonic() - tried.began, tried.times
+        sampled, rungs = self._ladder.climb(job, tries.sample, tries.is_in_vae)
+        elapsed, times = tries.progress.elapsed_s, tries.progress.times
         slow = slow_steps(times.seconds, times.roles)
         if slow:
             self._reporter.message(f"{job.id}: {slow}")
@@ -211,6 +195,11 @@ class Renderer:
 
             self._runtime = None  # free the former models before the next ones load
             self._runtime = Runtime(model, self._recipe_dir)
+            if self._output_dir is not None:
+                from flowblend_cli.embeddings import keep_embeddings
+
+                tell = self._reporter.message
+                keep_embeddings(self._runtime, self._recipe_dir, self._output_dir, tell)
             elapsed = round(self._runtime.elapsed_s, 3)
             self._reporter.event(ModelLoaded(model.pipeline, elapsed))
             if self._runtime.note is not None:
@@ -224,6 +213,62 @@ class Renderer:
                 self._reporter.message(
                     f"{job.id}: cache {report.kind!r} of {where} skipped nothing", error=True
                 )
+
+
+class _Tries:
+    """A job sampled from its beginning, or from its stored state, as often as memory runs out."""
+
+    def __init__(
+        self,
+        job: Job,
+        seed: int,
+        check: Callable[[], None],
+        keeping: Keeping | None,
+        planned: str,
+        reporter: Reporter,
+    ) -> None:
+        self._job, self._seed = job, seed
+        self._check = check
+        self._keeping = keeping
+        self._planned = planned
+        self._reporter = reporter
+        self._is_told = False
+        self._steps = 0
+        self.progress: Progress
+
+    def sample(self, runtime: Runtime) -> Sampled:
+        """Try it."""
+        job, self._steps = self._job, 0
+        self.progress = Progress(job, self._seed, self._keeping, runtime, self._reporter)
+        first = self.progress.first_step
+        if not self._is_told:
+            total, planned = job.num_inference_steps, self._planned
+            begun = JobStarted(job.id, job.scene, self._seed, total, planned, job.prompt, first)
+            self._reporter.event(begun)
+            self._is_told = True
+        self._begins(first)
+        try:
+            return runtime.sample(job, self._seed, self._on_step, self.progress.checkpoints)
+        except CheckpointError as error:
+            if not first:
+                raise
+            self.progress.forget(str(error))
+        return self.sample(runtime)
+
+    def is_in_vae(self) -> bool:
+        """Whether it was the VAE's turn when the last try ended."""
+        is_encoding = self._job.image is not None and not self._steps
+        return self._steps >= len(self._planned) or is_encoding
+
+    def _on_step(self, index: int, role: str) -> None:
+        self._steps = index + 1
+        self.progress.step_done(index, role, self._check)
+        if index >= self.progress.first_step:
+            self._begins(index + 1)
+
+    def _begins(self, index: int) -> None:
+        if index < len(self._planned):
+            self._reporter.step(index, len(self._planned), _role(self._planned, index))
 
 
 def _render_of(

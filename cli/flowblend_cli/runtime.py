@@ -36,7 +36,8 @@ from flowblend_plugin import DenoiserSwitch, FlowBlendError
 from flowblend_plugin.adaptive import SelfDifference
 from flowblend_plugin.caching import CacheReport
 from flowblend_plugin.calibration import Calibration
-from flowblend_plugin.encoding import keep_text_model, remember_embeddings
+from flowblend_plugin.checkpoints import Checkpoints
+from flowblend_plugin.encoding import EmbeddingStore, keep_text_model, remember_embeddings
 from flowblend_plugin.loading import denoiser_name, load_denoiser
 from flowblend_plugin.preview import PROJECTION_NAME, EarlyLook, LatentProjection
 from flowblend_plugin.probing import Probe, calibrate
@@ -49,6 +50,8 @@ logging.getLogger("flowblend_plugin").addHandler(logging.NullHandler())
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
+
+OnStep = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Runtime:
         self._placement = Placement(model)
         self.device = self._placement.device
         self.note = self._placement.note
+        self.surroundings = {**versions(), **self._placement.surroundings}
         large = resolve_model(model.pipeline, recipe_dir)
         self._pipe = self._load(large, lambda: _load_pipeline(large, self._placement.dtype))
         self._pipe.set_progress_bar_config(disable=True)
@@ -111,6 +115,10 @@ class Runtime:
         """The next way of offloading, with less in the device's memory; empty for none."""
         return self._placement.stronger
 
+    def keep_embeddings(self, store: EmbeddingStore) -> None:
+        """Look for prompts in a store before they are encoded, and keep them there."""
+        remember_embeddings(self._pipe, store)
+
     def _load_further(self, model: ModelSpec) -> Iterator[tuple[str, torch.nn.Module]]:
         """The denoisers beside the pipeline's own, each with its role."""
         names = ({"small": model.small} if model.small else {}) | dict(model.denoisers)
@@ -120,7 +128,9 @@ class Runtime:
             self._placement.move(source.name, module)
             yield role, module
 
-    def sample(self, job: Job, seed: int, on_step: Callable[[int, str], None]) -> Sampled:
+    def sample(
+        self, job: Job, seed: int, on_step: OnStep, checkpoints: Checkpoints | None = None
+    ) -> Sampled:
         """Render one job's frames.
 
         Args:
@@ -128,6 +138,7 @@ class Runtime:
             seed: Seed of the initial latents, and of an SDE's noise where the job has no
                 ``noise_seed``.
             on_step: Called after every step with its index and the role that ran it; may raise.
+            checkpoints: Stores the trajectory's state, or goes on from a stored one.
 
         Returns:
             The frames, and who ran which step.
@@ -137,11 +148,9 @@ class Runtime:
             FlowBlendError: The job asks for what its models can't do.
         """
         with self._memory_told(f"{job.id} was rendered"):
-            return self._sample(job, seed, on_step)
+            return self._sample(job, seed, on_step, checkpoints or Checkpoints(0, lambda _: None))
 
-    def preview(
-        self, job: Job, seed: int, after_steps: int, on_step: Callable[[int, str], None]
-    ) -> Frames:
+    def preview(self, job: Job, seed: int, after_steps: int, on_step: OnStep) -> Frames:
         """Show where a job's first steps lead: what they predict of the finished clip.
 
         Args:
@@ -278,12 +287,14 @@ class Runtime:
             self._pipe.scheduler.own_noise = job.sampling.noise_seed is not None
             yield switch
 
-    def _sample(self, job: Job, seed: int, on_step: Callable[[int, str], None]) -> Sampled:
+    def _sample(self, job: Job, seed: int, on_step: OnStep, checkpoints: Checkpoints) -> Sampled:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         sound = Soundness(on_step)
         with self._switched(job, seed, sound) as switch:
-            output = self._pipe(**self._arguments(job, seed, sound.after_step))
+            arguments = self._arguments(job, seed, sound.after_step)
+            with checkpoints.keep(switch, [arguments["generator"]]):
+                output = self._pipe(**arguments)
         frames = to_uint8(output, job.id)
         vram = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         return Sampled(frames, letters(switch.denoisers_run), vram, switch.cache_reports)

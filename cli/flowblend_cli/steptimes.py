@@ -27,6 +27,10 @@ class StepTimes:
     roles: list[str] = field(default_factory=list)
     _last: float = field(default_factory=time.perf_counter)
 
+    def go_on(self) -> None:
+        """Let the next step begin now: what was before belongs to none."""
+        self._last = time.perf_counter()
+
     def note(self, role: str) -> None:
         """Note that a step of a denoiser is over."""
         now = time.perf_counter()

@@ -171,7 +171,7 @@ def test_a_process_that_never_gets_its_models_loaded_ends_the_batch(render: Rend
 
 def wait_for(path: Path) -> int:
     """The process that a job's try ran in, once it has begun."""
-    for _ in range(600):
+    for _ in range(1200):
         if path.is_file() and path.read_text("utf-8").endswith("\n"):
             return int(path.read_text("utf-8").split()[0])
         time.sleep(0.05)

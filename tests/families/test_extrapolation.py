@@ -11,8 +11,8 @@ from families.base import Family
 from families.registry import FAMILIES
 
 from flowblend_plugin import DenoiserSwitch, StageSchedule, SwitchError
+from flowblend_plugin.solvers import step_levels
 from flowblend_plugin.stages import letters
-from flowblend_plugin.trajectory import step_levels
 
 LEL = StageSchedule.parse("LEL", boundaries=(0.5, 0.75))
 STEPS = 8

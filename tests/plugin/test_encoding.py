@@ -27,3 +27,12 @@ def test_prompts_are_encoded_once_and_pictures_every_time() -> None:
     assert repr(one) == repr(other)
     assert pipe.encode_prompt("a", image=one) != pipe.encode_prompt("a", image=other)
     assert pipe.encode_prompt("a", image=[one]) != pipe.encode_prompt("a", image=[other])
+
+
+def test_what_a_pipeline_looks_up_itself_tells_prompts_apart() -> None:
+    pipe = SimpleNamespace(do_classifier_free_guidance=True)
+    pipe.encode_prompt = lambda prompt: (prompt, pipe.do_classifier_free_guidance)
+    remember_embeddings(pipe)
+    assert pipe.encode_prompt("a") == ("a", True)
+    pipe.do_classifier_free_guidance = False
+    assert pipe.encode_prompt("a") == ("a", False)

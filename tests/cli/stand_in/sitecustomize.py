@@ -1,4 +1,4 @@
-"""In a render worker, a runtime that needs no torch and fails as the environment says.
+"""In a render worker, a runtime that needs no torch, and fails as the environment says.
 
 ``FAULTS`` is JSON: for a job's id, or ``"load"``, what happens at its second step, one entry a try;
 ``TRIES`` is a folder in which each try leaves a line with its process and seed.
@@ -42,10 +42,11 @@ class Runtime:
     def __init__(self, model: Any, recipe_dir: Path) -> None:
         self.model, self.note, self.elapsed_s = model, None, 0.0
         self.device = SimpleNamespace(type="cpu")
+        self.surroundings, self.vae, self.stronger_offload = {"torch": "none"}, None, ""
         sys.stdout.write("what a library prints when it loads\n")
         fail("load", 0)
 
-    def sample(self, job: Any, seed: int, on_step: Any) -> Any:
+    def sample(self, job: Any, seed: int, on_step: Any, checkpoints: Any = None) -> Any:
         import numpy as np
 
         for step in range(job.num_inference_steps):
@@ -59,8 +60,20 @@ class Runtime:
         )
 
 
-if "flowblend_cli.render_worker" in sys.orig_argv:
-    stand_in = ModuleType("flowblend_cli.runtime")
-    stand_in.Runtime = Runtime  # type: ignore[attr-defined]
-    stand_in.versions = lambda: {"flowblend": "test"}  # type: ignore[attr-defined]
-    sys.modules["flowblend_cli.runtime"] = stand_in
+def put(module: str, **names: Any) -> None:
+    stand_in = ModuleType(f"flowblend_cli.{module}")
+    vars(stand_in).update(names)
+    sys.modules[stand_in.__name__] = stand_in
+
+
+if "flowblend_cli.render_worker" in sys.orig_argv:  # all that meets torch there
+    put("runtime", Runtime=Runtime, versions=lambda: {"flowblend": "test"})
+    put(
+        "placement",
+        OFFLOADS=("none",),
+        free_memory=lambda: None,
+        is_out_of_memory=lambda error: False,
+        stronger_than=lambda offload: "",
+    )
+    put("soundness", SamplingError=ValueError)
+    put("embeddings", keep_embeddings=lambda *given: None)

@@ -1,0 +1,128 @@
+"""Prompts that were encoded in an earlier run: ``DIR/.flowblend/embeddings/KEY.safetensors``.
+
+The key covers the text encoder's and tokenizer's files, versions, device, number format, the prompt
+and every argument that it is encoded with. Everything here can be deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowblend_cli.artifacts.publish import publish
+from flowblend_cli.artifacts.seal import SEAL_KEY, UNSEALED, seal, seal_holds
+from flowblend_cli.errors import OutputError
+from flowblend_cli.keys import text_identity
+from flowblend_cli.models import resolve_model
+from flowblend_cli.records import FOLDER, make_folders
+from flowblend_plugin.errors import CheckpointError
+from flowblend_plugin.packing import pack, unpack
+
+if TYPE_CHECKING:
+    from flowblend_cli.runtime import Runtime
+
+MOST_BYTES = 2 * 2**30
+# What prompts go through besides the libraries that every record names.
+_TEXT_PACKAGES = ("tokenizers", "sentencepiece", "ftfy")
+
+
+class EmbeddingFiles:
+    """The embeddings that are kept in an output folder, for one set of text models.
+
+    Args:
+        output_dir: The folder.
+        identity: Hash of the text models, see ``keys.text_identity``.
+        surroundings: What bits hang on besides.
+        device: Where embeddings go that didn't live in main memory.
+        tell: Told once if no more are stored.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        identity: str,
+        surroundings: Mapping[str, str],
+        device: Any,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._folder = output_dir / FOLDER / "embeddings"
+        self._known = [identity, sorted(surroundings.items()), _text_versions()]
+        self._device = device
+        self._tell = tell
+        self._is_full = False
+        try:
+            self._bytes = sum(path.stat().st_size for path in self._folder.iterdir())
+        except OSError:
+            self._bytes = 0
+
+    def find(self, encoding: str) -> tuple[Any] | None:
+        """What an encoding gave, in a tuple; None where that isn't known, or its file is damaged.
+
+        Args:
+            encoding: The prompt, and all arguments.
+        """
+        try:
+            data = self._path(encoding).read_bytes()
+            if not seal_holds(data):
+                return None
+            return (unpack(data, self._device)["value"],)
+        except (OSError, CheckpointError, KeyError):
+            return None
+
+    def keep(self, encoding: str, value: Any) -> None:
+        """Store what an encoding gave, unless it is of no kind that can be, or the folder is full.
+
+        Args:
+            encoding: The prompt, and all arguments.
+            value: What they gave.
+        """
+        if self._is_full:
+            return
+        try:
+            data = seal(pack({"value": value}, {SEAL_KEY: UNSEALED}))
+        except CheckpointError:
+            return
+        path = self._path(encoding)
+        try:
+            if self._bytes + len(data) > MOST_BYTES:
+                raise OutputError(f"{self._folder} holds {MOST_BYTES / 2**30:g} GiB by now")
+            make_folders(path)
+            publish(path, data)
+            self._bytes += len(data)
+        except OutputError as error:
+            self._is_full = True
+            self._tell(f"encoded prompts aren't stored any more: {error}")
+
+    def _path(self, encoding: str) -> Path:
+        told = json.dumps([*self._known, encoding]).encode()
+        return self._folder / f"{hashlib.sha256(told).hexdigest()}.safetensors"
+
+
+def keep_embeddings(
+    runtime: Runtime, recipe_dir: Path, output_dir: Path, tell: Callable[[str], None]
+) -> None:
+    """Let the models in memory find prompts that an earlier run encoded.
+
+    Args:
+        runtime: The models.
+        recipe_dir: Folder that model folders are relative to.
+        output_dir: Folder in which encoded prompts are kept.
+        tell: Told once if no more are stored.
+    """
+    identity = text_identity(resolve_model(runtime.model.pipeline, recipe_dir))
+    device, known = runtime.device, runtime.surroundings
+    runtime.keep_embeddings(EmbeddingFiles(output_dir, identity, known, device, tell))
+
+
+def _text_versions() -> list[str]:
+    found = []
+    for name in _TEXT_PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(name)
+    return found

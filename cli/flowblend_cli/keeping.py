@@ -1,0 +1,137 @@
+"""Where the state of a job in mid-render is kept, and what is known of it without a model library.
+
+``DIR/.flowblend/checkpoints/JOB.safetensors``; it is there as long as the job has no finished file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flowblend_cli.artifacts.publish import publish, temporary_path
+from flowblend_cli.artifacts.seal import SEAL_KEY, UNSEALED, seal, seal_holds
+from flowblend_cli.records import FOLDER, make_folders
+from flowblend_plugin.errors import CheckpointError
+from flowblend_plugin.headers import LENGTH_BYTES, header_length, metadata_of
+
+STATE_VERSION = 1
+_ABOUT = "about"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a stored state says of itself.
+
+    Args:
+        job_key: Key of its job.
+        seed: Seed of its job, as drawn where the recipe says 0.
+        step: Index of the step that comes next.
+        total: Number of steps.
+        surroundings: What its bits hang on besides the job: versions, device, number format.
+        elapsed_s: Seconds that it took.
+        step_s: Seconds of each step so far.
+        roles: The denoiser that ran each step so far.
+        v: Version of all this.
+    """
+
+    job_key: str
+    seed: int
+    step: int
+    total: int
+    surroundings: dict[str, str]
+    elapsed_s: float
+    step_s: tuple[float, ...]
+    roles: tuple[str, ...]
+    v: int = STATE_VERSION
+
+    def to_metadata(self) -> dict[str, str]:
+        """What goes into the file's header; its last entry is for ``write``."""
+        return {_ABOUT: json.dumps(asdict(self)), SEAL_KEY: UNSEALED}
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Where a job's state is kept, and how often it is stored.
+
+    Args:
+        path: Its file.
+        job_key: Key of the job.
+        every: Number of steps from one storing to the next; 0 only goes on from what is there.
+    """
+
+    path: Path
+    job_key: str
+    every: int = 0
+
+    @classmethod
+    def of(cls, output_dir: Path, job_id: str, job_key: str, every: int) -> Keeping:
+        """That of a job whose file goes to a folder."""
+        path = output_dir / FOLDER / "checkpoints" / f"{job_id}.safetensors"
+        return cls(path, job_key, every)
+
+    def to_document(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {"path": str(self.path), "job_key": self.job_key, "every": self.every}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Keeping:
+        """Read ``to_document``'s values."""
+        return cls(Path(document["path"]), document["job_key"], document["every"])
+
+    def seed(self) -> int | None:
+        """Seed of the state that is there; None where none is, or it is another job's."""
+        try:
+            with self.path.open("rb") as file:
+                start = file.read(LENGTH_BYTES)
+                kept = _kept_of(start + file.read(header_length(start)))
+        except (OSError, CheckpointError):
+            return None
+        return kept.seed if kept.job_key == self.job_key else None
+
+    def read(self) -> tuple[Kept, bytes] | None:
+        """The state that is there, and its file; None where there is none.
+
+        Raises:
+            CheckpointError: The file is damaged, or can't be read.
+        """
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CheckpointError(f"can't be read ({error.strerror or error})") from error
+        kept = _kept_of(data)
+        if not seal_holds(data):
+            raise CheckpointError("is damaged")
+        return kept, data
+
+    def write(self, data: bytes) -> None:
+        """Publish a state, whose metadata ``Kept.to_metadata`` gave.
+
+        Raises:
+            OutputError: It can't be written.
+        """
+        make_folders(self.path)
+        publish(self.path, seal(data))
+
+    def forget(self) -> None:
+        """Remove what is there."""
+        for path in (self.path, temporary_path(self.path)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _kept_of(data: bytes) -> Kept:
+    try:
+        about = json.loads(metadata_of(data)[_ABOUT])
+        lists = {name: tuple(about[name]) for name in ("step_s", "roles")}
+        kept = Kept(**{**about, **lists})
+    except (ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
+        raise CheckpointError("is damaged") from error
+    if kept.v != STATE_VERSION:
+        raise CheckpointError("is of another version of flowblend")
+    return kept

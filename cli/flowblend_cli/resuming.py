@@ -1,0 +1,136 @@
+"""A job in mid-render: where it begins, what is stored of it, and how long its steps took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from flowblend_cli.errors import OutputError
+from flowblend_cli.jobs import Job
+from flowblend_cli.keeping import Keeping, Kept
+from flowblend_cli.progress import Reporter
+from flowblend_cli.steptimes import StepTimes
+from flowblend_cli.stopping import StopRequested
+from flowblend_plugin.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from flowblend_cli.runtime import Runtime
+    from flowblend_plugin.checkpoints import Checkpoint, Checkpoints
+
+
+class Progress:
+    """One job's steps, from the first or from the state that an interrupted run stored.
+
+    A stored state that doesn't fit, or is damaged, is told of and removed. Where one can't be
+    written, the render goes on without.
+
+    Args:
+        job: The job.
+        seed: Its seed.
+        keeping: Where its state is kept; None keeps nothing.
+        runtime: The models, in memory.
+        reporter: Who is told.
+    """
+
+    def __init__(
+        self, job: Job, seed: int, keeping: Keeping | None, runtime: Runtime, reporter: Reporter
+    ) -> None:
+        self._job, self._seed = job, seed
+        self._keeping = keeping
+        self._reporter = reporter
+        self._began, self._before_s = time.monotonic(), 0.0
+        self.times = StepTimes()
+        self.checkpoints: Checkpoints | None = None
+        if keeping is not None:
+            self._surroundings = runtime.surroundings
+            self._prepare(keeping, runtime)
+
+    @property
+    def first_step(self) -> int:
+        """The step that it begins with."""
+        return 0 if self.checkpoints is None else self.checkpoints.step
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds so far, with those of the run that stored the state, up to there."""
+        return self._before_s + time.monotonic() - self._began
+
+    def step_done(self, index: int, role: str, check: Callable[[], None]) -> None:
+        """Note that a step is over, and whether it was to be the last one.
+
+        Args:
+            index: The step.
+            role: The denoiser that ran it.
+            check: Raises if so.
+
+        Raises:
+            StopRequested: It was; if states are stored, once this step's is.
+        """
+        if index < self.first_step:  # nothing was computed
+            self.times.go_on()
+            check()
+            return
+        self.times.note(role)
+        try:
+            check()
+        except StopRequested as request:
+            if self.checkpoints is None or not self.checkpoints.stop_after_step(request):
+                raise
+
+    def forget(self, reason: str) -> None:
+        """Remove the stored state."""
+        if self._keeping is not None:
+            self._keeping.forget()
+        self._reporter.message(f"{self._job.id}: {reason}, so it begins anew", error=True)
+
+    def _prepare(self, keeping: Keeping, runtime: Runtime) -> None:
+        resumed = None
+        try:
+            found = keeping.read()
+            if found is not None:
+                resumed = self._resumed(*found, runtime)
+        except CheckpointError as error:
+            self.forget(f"its stored state {error}")
+        if resumed is not None or keeping.every:
+            from flowblend_plugin.checkpoints import Checkpoints
+
+            self.checkpoints = Checkpoints(keeping.every, self._store, resumed, self._tell)
+
+    def _resumed(self, kept: Kept, data: bytes, runtime: Runtime) -> Checkpoint:
+        from flowblend_plugin.checkpoints import Checkpoint
+
+        assert self._keeping is not None
+        if kept.job_key != self._keeping.job_key or kept.seed != self._seed:
+            raise CheckpointError("is of another job, or of other models")
+        theirs, ours = kept.surroundings, self._surroundings
+        changed = [k for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k)]
+        if changed:
+            told = ", ".join(f"{k} {theirs.get(k)} (now {ours.get(k)})" for k in changed)
+            raise CheckpointError(f"was made with {told}")
+        checkpoint = Checkpoint.from_bytes(data, runtime.device)
+        self._before_s = kept.elapsed_s
+        self.times = StepTimes(list(kept.step_s), list(kept.roles))
+        self._reporter.message(f"{self._job.id}: continues at step {kept.step} of {kept.total}")
+        return checkpoint
+
+    def _store(self, checkpoint: Checkpoint) -> None:
+        assert self._keeping is not None
+        kept = Kept(
+            job_key=self._keeping.job_key,
+            seed=self._seed,
+            step=checkpoint.step,
+            total=checkpoint.total,
+            surroundings=self._surroundings,
+            elapsed_s=round(self.elapsed_s, 3),
+            step_s=tuple(self.times.seconds),
+            roles=tuple(self.times.roles),
+        )
+        try:
+            self._keeping.write(checkpoint.to_bytes(kept.to_metadata()))
+        except OutputError as error:
+            raise CheckpointError(str(error)) from error
+        self.times.go_on()
+
+    def _tell(self, text: str) -> None:
+        self._reporter.message(f"{self._job.id}: {text}", error=True)
