@@ -55,7 +55,8 @@ class Soundness:
         if not has_callback:  # the switch brought this scheduler, and takes it away
             pipe.scheduler.watch(lambda _, sample, __: self._check(sample))
         vae: Any = getattr(pipe, "vae", None)
-        decode, decoder = getattr(vae, "decode", None), getattr(vae, "decoder", None)
+        decode: Any = getattr(vae, "decode", None)
+        decoder: Any = getattr(vae, "decoder", None)
 
         def checked(latents: Any, *args: Any, **kwargs: Any) -> Any:
             self._check(latents)
