@@ -118,8 +118,10 @@ def load_batch(
 
 @contextmanager
 def _without_collecting() -> Iterator[None]:
-    """Don't look for garbage meanwhile: what a large recipe becomes is none, and it takes a fifth
-    of the time to look through it again and again.
+    """Don't look for garbage meanwhile.
+
+    What a large recipe becomes is none, and looking through it again and again takes a fifth of the
+    time.
     """
     was_enabled = gc.isenabled()
     gc.disable()
