@@ -232,14 +232,19 @@ class BatchRun:
     def _skip(self, pending: Pending, done: Entry) -> None:
         """Leave a finished file as it is; what isn't known of it yet is timed and measured."""
         job, seed = pending.job, done.seed
+        skipped = JobSkipped(job.id, job.scene, seed, str(pending.path))
+        self._forget(pending)  # a run may have been killed right after publishing
+        if self._study.needs_nothing(job, done.pixels_sha256):
+            self._skipped += 1
+            self._reporter.event(skipped)
+            return
         record = self._study.record_of(job, done.pixels_sha256)
         is_short = self._study.time_repeats > max(1, len(record.elapsed_s))
         if is_short and not self._limits.reached:
             publishing_s = record.elapsed_s[0] - done.sampling_s if record.elapsed_s else 0.0
             self._time(record, job, seed, max(0.0, publishing_s))
         self._skipped += 1
-        self._forget(pending)  # a run may have been killed right after publishing
-        self._reporter.event(JobSkipped(job.id, job.scene, seed, str(pending.path)))
+        self._reporter.event(skipped)
         known = self._study.record_of(job, record.pixels_sha256)
         self._study.finished(replace(job, seed=seed), known, None, self._stop.check)
 
