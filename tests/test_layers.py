@@ -255,10 +255,17 @@ ALLOWED: dict[str, set[str]] = {
         "nltk",
     },
     # Showing.
-    "flowblend_cli.progress": {"flowblend_cli.events", "flowblend_cli.live", "flowblend_cli.text"},
+    "flowblend_cli.skips": {"flowblend_cli.events", "flowblend_cli.text"},
+    "flowblend_cli.progress": {
+        "flowblend_cli.events",
+        "flowblend_cli.live",
+        "flowblend_cli.skips",
+        "flowblend_cli.text",
+    },
     "flowblend_cli.live": {
         "flowblend_cli.events",
         "flowblend_cli.progress",
+        "flowblend_cli.skips",
         "flowblend_cli.text",
         "flowblend_plugin.stages",
         "rich",

@@ -138,15 +138,18 @@ class BatchRun:
             self._queue += self._study.new_jobs()
             if self._queue:
                 stop.check()
-                model = self._renderer.model
-                loaded = (one for one in self._queue if model is not None and one.model == model)
-                job = next(loaded, self._queue[0])
-                self._queue.remove(job)
-                self._do(job, stop)
+                self._do(self._next(), stop)
             elif self._study.is_waiting:
                 self._queue += self._study.wait(stop.check)
             else:
                 return
+
+    def _next(self) -> Job:
+        """Take the next job out of the queue."""
+        place, model = 0, self._renderer.model
+        if model is not None:
+            place = next((n for n, one in enumerate(self._queue) if one.model == model), 0)
+        return self._queue.pop(place)
 
     def _do(self, job: Job, stop: StopSignals) -> None:
         """Render a job, or find that it needs no render."""
@@ -173,12 +176,17 @@ class BatchRun:
     def _skip(self, pending: Pending, done: Entry, stop: StopSignals) -> None:
         """Leave a finished file as it is; what isn't known of it yet is timed and measured."""
         job, seed = pending.job, done.seed
+        skipped = JobSkipped(job.id, job.scene, seed, str(pending.path))
+        if self._study.needs_nothing(job, done.pixels_sha256):
+            self._skipped += 1
+            self._reporter.event(skipped)
+            return
         record = self._study.record_of(job, done.pixels_sha256)
         if self._study.time_repeats > max(1, len(record.elapsed_s)):
             publishing_s = record.elapsed_s[0] - done.sampling_s if record.elapsed_s else 0.0
             self._time(record, job, seed, max(0.0, publishing_s), stop)
         self._skipped += 1
-        self._reporter.event(JobSkipped(job.id, job.scene, seed, str(pending.path)))
+        self._reporter.event(skipped)
         known = self._study.record_of(job, record.pixels_sha256)
         self._study.finished(replace(job, seed=seed), known, None, stop.check)
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from flowblend_cli.events import Event, JobDone, JobDropped, JobFailed, JobSkipped, JobStarted
 from flowblend_cli.progress import SAID_WHEN_VERBOSE, Silent, one_line, safe_lines
+from flowblend_cli.skips import Skips
 from flowblend_cli.text import printable
 from flowblend_plugin.stages import LETTERS
 
@@ -43,6 +44,7 @@ class LiveReporter(Silent):
             emoji=False,
         )
         self._verbose = verbosity > 0
+        self._skips = Skips(all_named=self._verbose)
         self._batch = BatchClock(total_jobs)
         self._job: JobStarted | None = None
         self._ran = ""
@@ -79,6 +81,10 @@ class LiveReporter(Silent):
         if isinstance(event, JobDone | JobSkipped | JobDropped | JobFailed):
             self._job, self._ran = None, ""
             self._batch.end_job(skipped=isinstance(event, JobSkipped | JobDropped))
+        if self._skips.withholds(event):
+            return
+        if not isinstance(event, JobSkipped) and (told := self._skips.ended()):
+            self._print(told)
         if self._verbose or not isinstance(event, SAID_WHEN_VERBOSE):
             style = "bold red" if isinstance(event, JobFailed) else ""
             self._print(one_line(event, verbose=self._verbose), style)
@@ -100,7 +106,7 @@ class LiveReporter(Silent):
         """Show what is waited for among the moving lines."""
         self._waits_for = text
 
-    def _print(self, text: str, style: str) -> None:
+    def _print(self, text: str, style: str = "") -> None:
         self._console.print(Text(text, style=style), soft_wrap=True)
 
     def render(self) -> RenderableType:

@@ -157,7 +157,10 @@ def fingerprint(path: Path, *, up_to: int | None = None) -> tuple[int, str | Non
                 return None
             if up_to is not None and status.st_size > up_to:
                 return status.st_size, None
-            return status.st_size, hashlib.file_digest(file, "sha256").hexdigest()
+            if status.st_size > HASHED_BYTES:
+                return status.st_size, hashlib.file_digest(file, "sha256").hexdigest()
+            data = file.read()
+            return len(data), hashlib.sha256(data).hexdigest()
         except OSError:
             return None
 

@@ -25,6 +25,7 @@ from flowblend_cli.events import (
     ModelLoaded,
     Summary,
 )
+from flowblend_cli.skips import Skips
 from flowblend_cli.text import printable
 
 QUIET = -1
@@ -174,6 +175,7 @@ class PlainReporter(Silent):
         self._verbosity = verbosity
         self._total = total_jobs
         self._ended = 0
+        self._skips = Skips(all_named=verbosity > 0)
 
     def event(self, event: Event) -> None:
         """Write the event's line, if it has one at this verbosity."""
@@ -184,6 +186,10 @@ class PlainReporter(Silent):
             return
         if self._verbosity < (1 if isinstance(event, SAID_WHEN_VERBOSE) else 0):
             return
+        if self._skips.withholds(event):
+            return
+        if not isinstance(event, JobSkipped) and (told := self._skips.ended()):
+            self._results.write(told)
         line = one_line(event, verbose=self._verbosity > 0)
         if isinstance(event, JobDone | JobSkipped | JobDropped):
             line = f"[{self._ended}/{self._total}] {line}"

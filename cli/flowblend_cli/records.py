@@ -99,6 +99,28 @@ def read_record(output_dir: Path, job_id: str) -> JobRecord | None:
     return record if _is_sound(record) else None
 
 
+def has_answered(output_dir: Path, job_id: str, pixels: str, asked: str) -> bool:
+    """Whether a job's record is of these pixels, and holds what is asked of them.
+
+    Looks for both in the text as ``write_record`` writes it: a record holds thousands of numbers,
+    and reading those of a large batch takes longer than all else of a run with nothing to do.
+    False only means that the record is to be read.
+
+    Args:
+        output_dir: Folder of the clips.
+        job_id: Id of the job.
+        pixels: Hash of the published pixels.
+        asked: See ``JobRecord.asked``.
+    """
+    try:
+        text = record_path(output_dir, job_id).read_bytes()
+    except OSError:
+        return False
+    is_whole = text.startswith(b'{"v": %d, ' % RECORD_VERSION) and text.endswith(b"}\n")
+    wanted = {"pixels_sha256": pixels, "asked": asked}
+    return is_whole and all(json.dumps({k: v})[1:-1].encode() in text for k, v in wanted.items())
+
+
 def _is_sound(record: JobRecord) -> bool:
     """Whether a record's values have the types that they should."""
     numbers = (record.elapsed_s, record.step_s)

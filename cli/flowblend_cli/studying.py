@@ -14,7 +14,14 @@ from flowblend_cli.followups import Measured
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.measuring import FinishedFile, Measurement, Measurer, Request
 from flowblend_cli.progress import Reporter
-from flowblend_cli.records import JobRecord, read_record, recipe_path, write_json, write_record
+from flowblend_cli.records import (
+    JobRecord,
+    has_answered,
+    read_record,
+    recipe_path,
+    write_json,
+    write_record,
+)
 from flowblend_cli.references import references, references_first
 from flowblend_cli.scores import metrics_of, score_of
 from flowblend_cli.selecting import Drafts, Look, dropped, read_looks, write_looks
@@ -56,6 +63,7 @@ class Studying:
         self._study = _NO_STUDY if overrides is None else batch.study
         self._weights = dict(self._study.measure.weights)
         self._families = Families(self._study, complaints)
+        self._has_followups = bool(self._study.selections or self._study.adapt or complaints)
         self._drafts = Drafts(batch, self._study.selections)
         self._references = references(batch) if overrides is not None else {}
         self._compared = {job.id for job in self._references.values()}
@@ -110,6 +118,14 @@ class Studying:
             },
         )
         return references_first(batch.jobs, self._references)
+
+    def needs_nothing(self, job: Job, pixels: str) -> bool:
+        """Whether a finished job is measured and timed as asked, and nothing can follow from it."""
+        is_plain = not self._has_followups and self.time_repeats == 1
+        if self._overrides is None or not is_plain or job.id in self._compared:
+            return False
+        asked = self._question(self._reference_of(job))
+        return not self._names or has_answered(self._batch.output_dir, job.id, pixels, asked)
 
     def record_of(self, job: Job, pixels: str) -> JobRecord:
         """What is known of a job's finished file; an empty record where nothing is."""
@@ -279,6 +295,13 @@ class Studying:
 
     def _settle(self, job: Job, record: JobRecord) -> None:
         """Follow up a job of which all is known that will be known."""
+        if not self._has_followups:
+            # Nobody asks for it again but as a reference, and tracks are large.
+            self._jobs.pop(job.id, None)
+            self._records.pop(job.id, None)
+            if job.id in self._compared:
+                self._records[job.id] = replace(record, tracks=())
+            return
         score = score_of(job.prompt, record.metrics, self._weights)
         self._settle_draft(job, score)
         further = self._families.add(Measured(job, record.metrics, score))

@@ -275,14 +275,15 @@ ARGUMENTS: dict[str, Any] = {
 PIXEL_AREA = Annotated[int, Field(ge=256, le=16_384**2)]
 NEGATIVE = Annotated[str, Field(max_length=MAX_PROMPT)]
 SETTINGS: dict[str, Any] = {**ARGUMENTS, "negative_prompt": NEGATIVE, "pixel_area": PIXEL_AREA}
+_PLACES = {name: place for place, name in enumerate(SETTINGS)}
 _OPTIONAL: dict[str, Any] = {name: (kind | None, None) for name, kind in SETTINGS.items()}
 
 
 class _Settings(Table):
     def settings(self) -> dict[str, Any]:
         """The arguments that the table sets, and only those."""
-        written = self.model_fields_set
-        return {key: getattr(self, key) for key in SETTINGS if key in written}
+        written = self.model_fields_set & SETTINGS.keys()
+        return {key: getattr(self, key) for key in sorted(written, key=_PLACES.__getitem__)}
 
 
 class SceneFields(_Settings):
