@@ -35,6 +35,7 @@ class Fields:
         self._axes = recipe.fields
         assert recipe.tables.recipe is not None
         self._written = recipe.tables.recipe.filename
+        self._names_prompts = "{prompt_" in (self._written or "")
         self._varying = {
             axis: field
             for axis, field in recipe.fields.items()
@@ -62,6 +63,8 @@ class Fields:
         variant: Variant,
         choices: Iterable[str],
         values: Binding,
+        *,
+        has_several: bool,
     ) -> dict[str, Any]:
         """What the name template may use, but for the seed and the prompt's place in the scene.
 
@@ -71,18 +74,21 @@ class Fields:
             variant: The combination of settings.
             choices: What was chosen in the prompt.
             values: The values of the variables that it has.
+            has_several: Whether its scene may have several prompts.
         """
-        line = written.line.identity if written.line is not None else ""
-        return {
+        fields = {
             **{field: _value(axis, variant.row) for axis, field in self._axes.items()},
             **dict.fromkeys(self.binder.names, ""),
             **{name: short_value(value) for name, value in values.items()},
             "scene": job.scene,
             "num_inference_steps": job.num_inference_steps,
-            "prompt_words": slug(" ".join(choices) or job.prompt),
-            "prompt_id": text_id(f"{job.prompt}\n{line}" if line else job.prompt),
             "stages": job.stage_string,
         }
+        if self._names_prompts or has_several:
+            line = written.line.identity if written.line is not None else ""
+            fields["prompt_words"] = slug(" ".join(choices) or job.prompt)
+            fields["prompt_id"] = text_id(f"{job.prompt}\n{line}" if line else job.prompt)
+        return fields
 
 
 def _varies(axis: str, variants: Iterable[Variant]) -> bool:

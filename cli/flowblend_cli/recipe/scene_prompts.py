@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class ScenePrompts:
         total = sum(each.template.count for each in self.written)
         return total if self.sample is None else min(total, self.sample)
 
-    @property
+    @cached_property
     def has_several(self) -> bool:
         """Whether there may be several: by how they are written, not by how many there are."""
         return any(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -43,7 +44,6 @@ class AxisFields(Table):
     """Seeds to render instead of the scenes' own."""
 
     _written: tuple[str, ...] = PrivateAttr(())
-    _axes: dict[str, list[Any]] | None = PrivateAttr(None)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -52,17 +52,15 @@ class AxisFields(Table):
         made._written = tuple(value) if isinstance(value, dict) else ()
         return made
 
-    @property
+    @cached_property
     def axes(self) -> dict[str, list[Any]]:
         """The settings that vary, in the order of the recipe: dotted names, or bare ones."""
-        if self._axes is None:
-            found = {
-                info.alias or name: getattr(self, name)
-                for name, info in type(self).model_fields.items()
-                if name in self.model_fields_set and name not in NO_AXES
-            }
-            self._axes = dict(sorted(found.items(), key=lambda axis: self.place(axis[0])))
-        return self._axes
+        found = {
+            info.alias or name: getattr(self, name)
+            for name, info in type(self).model_fields.items()
+            if name in self.model_fields_set and name not in NO_AXES
+        }
+        return dict(sorted(found.items(), key=lambda axis: self.place(axis[0])))
 
     def place(self, axis: str) -> int:
         """Which of the recipe's keys an axis is, counted from 0."""
@@ -87,7 +85,7 @@ class MatrixFields(AxisFields):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Annotated[list[Value], Field(min_length=1)]] = Field(init=False)
 
-    @property
+    @cached_property
     def variables(self) -> dict[str, list[Value]]:
         """The keys that are no settings, in the order of the recipe."""
         extra = self.__pydantic_extra__ or {}
