@@ -23,7 +23,7 @@ faults: $(VENV)/.dev
 	$(BIN)/python -m tests.faults.kill_publishing --kills 150
 	$(BIN)/python -m tests.faults.inject
 	$(BIN)/python -m tests.faults.night --kills 20 --command $(FLOWBLEND)
-	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q -n 2 -m thorough
+	FLOWBLEND_EXAMPLES=2000 $(BIN)/python -m pytest -q -n 2 --dist load -m thorough
 
 quality: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import settings
 
 settings.register_profile("flowblend", deadline=None, derandomize=True)
-settings.register_profile("thorough", deadline=None, derandomize=True, max_examples=2000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "flowblend"))
+settings.load_profile("flowblend")
 
 os.environ["FLOWBLEND_ISOLATE"] = "0"
 
