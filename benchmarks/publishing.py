@@ -46,7 +46,7 @@ width = 96
 max_sequence_length = 64
 
 [output]
-scale = 8
+scale = 4
 
 [metrics]
 names = []

@@ -81,8 +81,36 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.stages",
     },
     "flowblend_cli.batching": set(),
+    "flowblend_cli.estimates": set(),
+    "flowblend_cli.aliveness": set(),
+    "flowblend_cli.caches": {"platformdirs"},
     # From a recipe to jobs: no engine, no artifact, no model is ever loaded.
-    "flowblend_cli.models": {"flowblend_cli.bundled", "flowblend_cli.errors", "tomli"},
+    "flowblend_cli.models": {
+        "flowblend_cli.bundled",
+        "flowblend_cli.errors",
+        "flowblend_cli.hub.lockfile",
+        "tomli",
+    },
+    # Models of the Hub: which files, at which commit; the one process that goes online.
+    "flowblend_cli.hub.contents": {"flowblend_cli.errors"},
+    "flowblend_cli.hub.lockfile": {
+        "flowblend_cli.artifacts.publish",
+        "flowblend_cli.errors",
+        "flowblend_cli.recipe.positions",
+        "tomli",
+    },
+    "flowblend_cli.hub.fetch_worker": {"flowblend_cli.hub.contents", "huggingface_hub"},
+    "flowblend_cli.hub": {
+        "flowblend_cli.adapter_files",
+        "flowblend_cli.bundled",
+        "flowblend_cli.errors",
+        "flowblend_cli.hub",
+        "flowblend_cli.jobs",
+        "flowblend_cli.models",
+        "flowblend_cli.text",
+        "flowblend_cli.workers",
+        "huggingface_hub",
+    },
     "flowblend_cli.adapter_files": {
         "flowblend_cli.bundled",
         "flowblend_cli.errors",
@@ -138,18 +166,19 @@ ALLOWED: dict[str, set[str]] = {
     },
     "flowblend_cli.keys": {
         "flowblend_cli.adapter_files",
+        "flowblend_cli.caches",
         "flowblend_cli.calibrations",
         "flowblend_cli.errors",
+        "flowblend_cli.hub.contents",
         "flowblend_cli.jobs",
         "flowblend_cli.models",
         "huggingface_hub",
-        "platformdirs",
     },
     "flowblend_cli.workers": {"flowblend_plugin.errors", "numpy"},
     # What jobs cost: torch only in the worker, which is a process of its own.
     "flowblend_cli.forwards": {"flowblend_cli.jobs", "flowblend_plugin.stages"},
     "flowblend_cli.flops_worker": {"flowblend_plugin.flops"},
-    "flowblend_cli.flops_cache": {"flowblend_cli.workers", "platformdirs"},
+    "flowblend_cli.flops_cache": {"flowblend_cli.caches", "flowblend_cli.workers"},
     "flowblend_cli.flops": {
         "flowblend_cli.errors",
         "flowblend_cli.flops_cache",
@@ -183,7 +212,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.pages": {"flowblend_cli.errors", "jinja2"},
     # Blind reviews: anonymous copies out, raters' files in.
     # What a folder's files say: the pure rooms first, then those that read files and write pages.
-    "flowblend_cli.drawing": {"platformdirs"},
+    "flowblend_cli.drawing": {"flowblend_cli.caches"},
     **{
         f"flowblend_cli.report.{room}": {
             "flowblend_cli.jobs",
@@ -271,6 +300,36 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.stages",
         "rich",
     },
+    "flowblend_cli.logfile": {
+        "flowblend_cli.progress",
+        "flowblend_cli.runstate",
+        "flowblend_cli.text",
+    },
+    # What a run does, for others to look at: how long it takes, and how far it is.
+    "flowblend_cli.workloads": {
+        "flowblend_cli.estimates",
+        "flowblend_cli.flops",
+        "flowblend_cli.jobs",
+        "flowblend_cli.plan",
+        "flowblend_plugin.errors",
+        "flowblend_plugin.stages",
+    },
+    "flowblend_cli.runstate": {
+        "flowblend_cli.aliveness",
+        "flowblend_cli.errors",
+        "flowblend_cli.estimates",
+        "flowblend_cli.events",
+        "flowblend_cli.jobs",
+        "flowblend_cli.progress",
+        "flowblend_cli.records",
+        "flowblend_cli.workloads",
+    },
+    "flowblend_cli.runs": {
+        "flowblend_cli.aliveness",
+        "flowblend_cli.errors",
+        "flowblend_cli.records",
+        "flowblend_cli.runstate",
+    },
     # Running: the only rooms of the command that meet models are runtime and placement.
     "flowblend_cli.files": {"flowblend_cli.errors"},
     "flowblend_cli.stopping": {"flowblend_cli.errors"},
@@ -327,6 +386,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.peaks": set(),
     "flowblend_cli.steptimes": set(),
     "flowblend_cli.options": set(),
+    "flowblend_cli.leftovers": {"flowblend_cli.artifacts", "flowblend_cli.records"},
     "flowblend_cli.rendering": {
         "flowblend_cli.keeping",
         "flowblend_cli.embeddings",
@@ -471,8 +531,10 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.errors",
         "flowblend_cli.events",
         "flowblend_cli.finding",
+        "flowblend_cli.hub.fetching",
         "flowblend_cli.jobs",
         "flowblend_cli.keys",
+        "flowblend_cli.leftovers",
         "flowblend_cli.limits",
         "flowblend_cli.locking",
         "flowblend_cli.looking",
@@ -684,7 +746,7 @@ except SystemExit as stop:
     "arguments",
     [["--help"], ["--version"], ["render", "--help"], ["plan", "--help"], ["info", "--help"],
      ["probe", "--help"], ["check", "quickstart"], ["plan", "quickstart"], ["schema"],
-     ["report", "--help"], ["recipes", "ls"]],
+     ["report", "--help"], ["status", "--help"], ["recipes", "ls"], ["models", "ls"]],
     ids=" ".join,
 )  # fmt: skip
 def test_looking_and_checking_load_no_model_library(arguments: list[str]) -> None:

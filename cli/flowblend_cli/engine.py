@@ -13,9 +13,11 @@ from typing import Any
 from flowblend_cli.errors import ENDS_THE_BATCH, RemoteError
 from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Summary
 from flowblend_cli.finding import Finder
+from flowblend_cli.hub.fetching import prepare_models
 from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
 from flowblend_cli.keeping import Keeping
 from flowblend_cli.keys import Identity, job_key, model_identity
+from flowblend_cli.leftovers import sweep
 from flowblend_cli.limits import LimitReached, Limits
 from flowblend_cli.locking import output_lock
 from flowblend_cli.looking import look_at
@@ -103,8 +105,12 @@ class BatchRun:
         began = time.monotonic()
         asked = StatusSignal(lambda: self._complain(self._limits.line()))
         with output_lock(self._batch.output_dir), self._reporter, asked, self._stop:
+            sweep(self._batch.output_dir, map(self._batch.path_of, self._batch.jobs))
             try:
                 with self._errors_told():
+                    may_fetch = self._options.allow_download
+                    tell, check = self._reporter.message, self._stop.check
+                    prepare_models(self._batch, may_fetch, tell, check)
                     for job in (*self._batch.jobs, *self._batch.reserve):
                         self._identity(job)  # every model is there, before any of them works
                     self._queue = self._study.begin()
@@ -152,7 +158,8 @@ class BatchRun:
             self._end_with(error)
 
     def _end_with(self, error: BaseException) -> None:
-        self._complain(str(error))
+        for line in str(error).split("\n"):
+            self._complain(line)
         self._exit_code = self._exit_code or int(getattr(error, "exit_code", 2))
 
     def _check(self) -> None:
@@ -225,14 +232,19 @@ class BatchRun:
     def _skip(self, pending: Pending, done: Entry) -> None:
         """Leave a finished file as it is; what isn't known of it yet is timed and measured."""
         job, seed = pending.job, done.seed
+        skipped = JobSkipped(job.id, job.scene, seed, str(pending.path))
+        self._forget(pending)  # a run may have been killed right after publishing
+        if self._study.needs_nothing(job, done.pixels_sha256):
+            self._skipped += 1
+            self._reporter.event(skipped)
+            return
         record = self._study.record_of(job, done.pixels_sha256)
         is_short = self._study.time_repeats > max(1, len(record.elapsed_s))
         if is_short and not self._limits.reached:
             publishing_s = record.elapsed_s[0] - done.sampling_s if record.elapsed_s else 0.0
             self._time(record, job, seed, max(0.0, publishing_s))
         self._skipped += 1
-        self._forget(pending)  # a run may have been killed right after publishing
-        self._reporter.event(JobSkipped(job.id, job.scene, seed, str(pending.path)))
+        self._reporter.event(skipped)
         known = self._study.record_of(job, record.pixels_sha256)
         self._study.finished(replace(job, seed=seed), known, None, self._stop.check)
 

@@ -311,6 +311,7 @@ class Batch:
         source: The recipe's file; model folders are relative to its folder.
         study: What is measured, compared and chosen.
         reserve: Jobs that are rendered only if they are chosen, see ``study.selections``.
+        text: The recipe's text, with that of what it includes.
     """
 
     recipe_name: str
@@ -320,6 +321,7 @@ class Batch:
     source: Path
     study: Study = field(default_factory=Study)
     reserve: tuple[Job, ...] = ()
+    text: str = field(default="", repr=False)
 
     def path_of(self, job: Job) -> Path:
         """Absolute path of a job's final file."""

@@ -50,17 +50,18 @@ def references(batch: Batch) -> dict[str, Job]:
         return {}
     jobs = [job for job in (*batch.jobs, *batch.reserve) if job.seed]
     others = [axis for axis in batch.study.axes if axis not in dict(wanted)]
+    relaxed = [axis for axis in others if axis != _MAY_DIFFER]
     found = [job for job in jobs if all(axis_value(job, a) == freeze(v) for a, v in wanted)]
     known: dict[tuple[Any, ...], Job] = {}
+    nearly: dict[tuple[Any, ...], Job] = {}
     for job in found:
         known.setdefault(_place(job, others), job)
+        nearly.setdefault(_place(job, relaxed), job)
+    ids = {job.id for job in found}
     chosen: dict[str, Job] = {}
     for job in jobs:
-        relaxed = [axis for axis in others if axis != _MAY_DIFFER]
-        reference = known.get(_place(job, others)) or next(
-            (one for one in found if _place(one, relaxed) == _place(job, relaxed)), None
-        )
-        if reference is not None and job not in found:
+        reference = known.get(_place(job, others)) or nearly.get(_place(job, relaxed))
+        if reference is not None and job.id not in ids:
             chosen[job.id] = reference
     return chosen
 

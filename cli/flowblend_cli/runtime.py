@@ -375,5 +375,5 @@ def _load_denoiser(source: ModelSource, pipe: Any) -> torch.nn.Module:
 def _missing(source: ModelSource, error: Exception) -> ModelMissingError:
     return ModelMissingError(
         f"model {source.name!r} can't be loaded ({reason(error)}): check that it is complete, "
-        "with safetensors weights; render never downloads"
+        "with safetensors weights (`flowblend models verify`)"
     )

@@ -25,7 +25,7 @@ from flowblend_cli.main import main
 from flowblend_cli.manifest import HASHED_BYTES, NAME, Entry, Manifest
 from flowblend_cli.publishing import publish_frames
 from flowblend_cli.recipe.loader import load_batch
-from flowblend_cli.records import FOLDER
+from flowblend_cli.records import FOLDER, JobRecord, has_answered, record_path, write_record
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "key"  # what write_clip writes
@@ -293,6 +293,23 @@ def test_nothing_is_decided_by_dates(tmp_path: Path) -> None:
     flip(path, path.stat().st_size // 2)
     os.utime(path, (1, 1))
     assert find(tmp_path, job).is_damaged
+
+
+def test_a_record_answers_for_its_pixels_and_its_question_alone(tmp_path: Path) -> None:
+    asked = json.dumps([1, ["flicker"], None])
+    record = JobRecord("a", "study", "pixels", asked=asked, tracks=(((0.1, 0.2),),))
+    assert not has_answered(tmp_path, "a", "pixels", asked)
+    write_record(tmp_path, record)
+
+    assert has_answered(tmp_path, "a", "pixels", asked)
+    assert not has_answered(tmp_path, "a", "pixel", asked)
+    assert not has_answered(tmp_path, "a", "pixels", "")
+    assert not has_answered(tmp_path, "a", "pixels", json.dumps([1, ["flicker"], "p"]))
+    path = record_path(tmp_path, "a")
+    path.write_bytes(path.read_bytes()[:-3])
+    assert not has_answered(tmp_path, "a", "pixels", asked)
+    write_record(tmp_path, replace(record, job=f'"asked": {json.dumps(asked)}', asked=""))
+    assert not has_answered(tmp_path, f'"asked": {json.dumps(asked)}', "pixels", asked)
 
 
 # The same through the command, on a batch that is finished without a render.

@@ -6,6 +6,7 @@ A job's name never leaves the output folder: it holds no separator, no control c
 
 from __future__ import annotations
 
+import hashlib
 import re
 import string
 import unicodedata
@@ -16,11 +17,22 @@ from typing import Any
 from flowblend_cli.text import is_unsafe
 
 MAX_NAME_BYTES = 200
+# Free text in a file name.
+MAX_VALUE_BYTES = 40
 DEFAULT_TEMPLATE = "{scene}-s{seed}-n{num_inference_steps}"
-FIXED_FIELDS = ("scene", "seed", "num_inference_steps", "prompt_index", "stages")
+FIXED_FIELDS = (
+    "scene",
+    "seed",
+    "num_inference_steps",
+    "prompt_index",
+    "prompt_words",
+    "prompt_id",
+    "stages",
+)
 
 _FORBIDDEN = frozenset('/\\:*?"<>|')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_WORDS = re.compile(r"[^\W_]+")
 _NOT_IN_VALUE = re.compile(r"[^\w.+-]+")
 
 
@@ -112,6 +124,31 @@ def safe_value(value: Any) -> str:
         return "_".join(safe_value(item) for item in value)
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return re.sub(r"\.{2,}", ".", _NOT_IN_VALUE.sub("_", text)).strip("._") or "_"
+
+
+def short_value(value: str) -> str:
+    """Write free text for a file name: what it would lose is told apart by a part of its hash."""
+    safe = safe_value(value)
+    cut = safe.encode()[:MAX_VALUE_BYTES].decode("utf-8", "ignore")
+    if cut == value.replace(" ", "_"):
+        return cut
+    return f"{cut.strip('._')}-{text_id(value, 6)}"
+
+
+def text_id(text: str, digits: int = 10) -> str:
+    """The first hexadecimal digits of a text's hash."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:digits]
+
+
+def slug(text: str, most_bytes: int = MAX_VALUE_BYTES) -> str:
+    """The first words of a text, small and joined by hyphens; ``"prompt"`` where it has none."""
+    made = ""
+    for match in _WORDS.finditer(text.casefold()):
+        longer = f"{made}-{match[0]}" if made else match[0]
+        if len(longer.encode("utf-8", "surrogatepass")) > most_bytes:
+            break
+        made = longer
+    return made or "prompt"
 
 
 def same_file_key(name: str) -> str:
