@@ -27,9 +27,9 @@ from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.keys import job_key, model_identity
 from flowblend_cli.manifest import Manifest
 from flowblend_cli.progress import Silent
+from flowblend_cli.publishing import publish_frames
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.records import read_record, write_record
-from flowblend_cli.rendering import publish_frames
 
 SEEDS = 10
 HEAD = """\

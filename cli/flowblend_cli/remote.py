@@ -227,14 +227,17 @@ class _Process:
     """
 
     def __init__(self, begin: dict[str, Any]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", MODULE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            env=worker_environment(),
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", MODULE],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                env=worker_environment(),
+            )
+        except OSError as error:
+            raise WorkerDiedError(f"the render process can't be started ({error})") from error
         self._lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._said: deque[str] = deque(maxlen=_LAST_LINES)
         self._number = 0
@@ -292,13 +295,16 @@ class _Process:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        with contextlib.suppress(OSError, ValueError), self._process.stdout as source:
-            while line := source.readline():
-                said = json.loads(line)
-                if said.pop("has_frames"):
-                    said["frames"] = read_frames(source)
-                self._lines.put(said)
-        self._lines.put(None)
+        try:
+            # Cut off anywhere, in the middle of frames too: whoever waits is told that it is gone.
+            with contextlib.suppress(OSError, ValueError, EOFError), self._process.stdout as source:
+                while line := source.readline():
+                    said = json.loads(line)
+                    if said.pop("has_frames"):
+                        said["frames"] = read_frames(source)
+                    self._lines.put(said)
+        finally:
+            self._lines.put(None)
 
     def _listen(self) -> None:
         """Keep the last of what libraries print: what a process dies of stands there."""

@@ -23,9 +23,9 @@ from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.keys import job_key, model_identity
 from flowblend_cli.main import main
 from flowblend_cli.manifest import HASHED_BYTES, NAME, Entry, Manifest
+from flowblend_cli.publishing import publish_frames
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.records import FOLDER, JobRecord, has_answered, record_path, write_record
-from flowblend_cli.rendering import publish_frames
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "key"  # what write_clip writes

@@ -20,7 +20,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from flowblend_cli.bundled import bundled_dir
-from flowblend_cli.errors import DeviceLostError, ModelMissingError
+from flowblend_cli.errors import DeviceFailedError, DeviceLostError, ModelMissingError
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.main import main
 from flowblend_cli.placement import is_out_of_memory
@@ -200,6 +200,38 @@ def test_a_device_that_fails_is_told_from_one_that_is_full(monkeypatch: pytest.M
 )  # fmt: skip
 def test_other_errors_are_no_lack_of_memory(error: Exception) -> None:
     assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["CUDA error: device-side assert triggered", "CUDA error: unspecified launch failure",
+     "CUDA-capable device(s) is/are busy or unavailable: CUDA error", "HIP error: invalid device",
+     "cuDNN error: device not available"],
+)  # fmt: skip
+def test_a_device_that_fails_in_a_step_is_lost(runtime: Runtime, job: Job, text: str) -> None:
+    def fail(index: int, role: str) -> None:
+        raise RuntimeError(text + "\nCompile with `TORCH_USE_CUDA_DSA`")
+
+    with pytest.raises(DeviceFailedError) as caught:
+        runtime.sample(job, 1, fail)
+    assert text in str(caught.value)
+    assert "TORCH_USE_CUDA_DSA" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA error: out of memory"), RuntimeError("shapes can't be multiplied"),
+     ValueError("CUDA error: no error of a backend")],
+)  # fmt: skip
+def test_other_errors_in_a_step_cost_no_device(
+    runtime: Runtime, job: Job, error: Exception
+) -> None:
+    def fail(index: int, role: str) -> None:
+        raise error
+
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - which one is asked next
+        runtime.sample(job, 1, fail)
+    assert not isinstance(caught.value, DeviceLostError)
 
 
 def test_a_lack_of_memory_is_found_behind_the_error_that_hides_it() -> None:

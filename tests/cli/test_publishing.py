@@ -1,0 +1,222 @@
+"""Publishing beside the next render: in order, behind a short queue, and nothing half written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flowblend_cli import engine, publishing
+from flowblend_cli.artifacts.finished import FileState, inspect_final
+from flowblend_cli.artifacts.pixels import pixels_sha256
+from flowblend_cli.artifacts.publish import temporary_path
+from flowblend_cli.errors import OutputError
+from flowblend_cli.events import Event, JobDone, JobFailed, Summary
+from flowblend_cli.jobs import Batch, Job, ModelSpec
+from flowblend_cli.progress import Silent
+from flowblend_cli.publishing import Pending, Publication, Publisher
+from flowblend_cli.rendering import Render
+
+LoadText = Callable[..., Batch]
+SEEDS = ["scene.square.seeds=[1,2,3,4,5,6]", "metrics.names=[]"]
+PLENTY_S = 60.0
+
+
+def render_of(seed: int, shape: tuple[int, ...] = (3, 64, 64, 3)) -> Render:
+    frames = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    return Render(
+        frames=frames, seed=seed, elapsed_s=2.0, step_s=(1.0, 1.0), denoisers="LS", device="cpu",
+        caches=(), versions={}, pixels_sha256=pixels_sha256(frames), peak_rss_bytes=1,
+        peak_vram_bytes=None,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def batch(batch_of: LoadText, minimal: str) -> Batch:
+    loaded = batch_of(minimal, *SEEDS)
+    loaded.output_dir.mkdir(parents=True)
+    return loaded
+
+
+def pending_of(batch: Batch, job: Job) -> Pending:
+    return Pending(job, batch.path_of(job), f"key of {job.id}", {})
+
+
+def never(wait_s: float) -> None:
+    raise AssertionError("there was room in the queue")
+
+
+def test_files_get_their_names_in_order_and_their_seconds_count(batch: Batch) -> None:
+    publisher = Publisher(batch.source.parent)
+    for job in batch.jobs[:3]:
+        publisher.submit(pending_of(batch, job), render_of(job.seed), never)
+    done = [publisher.published(PLENTY_S) for _ in range(3)]
+    publisher.close()
+
+    assert [one.pending.job.seed for one in done if one] == [1, 2, 3]
+    for one in done:
+        assert one is not None
+        assert one.error is None
+        assert one.record.elapsed_s == (round(2.0 + one.elapsed_s, 3),)
+        assert one.elapsed_s > 0
+        assert inspect_final(one.pending.path).state is FileState.INTACT
+    assert publisher.outstanding == 0
+
+
+def test_who_renders_faster_than_is_written_waits_for_room(batch: Batch) -> None:
+    publisher = Publisher(batch.source.parent)
+    done: list[Publication | None] = []
+    most = 0
+    for job in batch.jobs:
+        publisher.submit(
+            pending_of(batch, job),
+            render_of(job.seed, (24, 128, 128, 3)),
+            lambda wait_s: done.append(publisher.published(wait_s)),
+        )
+        most = max(most, publisher.outstanding)
+    while publisher.outstanding:
+        done.append(publisher.published(PLENTY_S))
+    publisher.close()
+
+    assert most == publishing.WAITING_CLIPS + 1
+    assert [one.pending.job.seed for one in done if one] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_isnt_encoded_when_the_run_is_ended_is_never_written(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "_LAST_WORDS_S", 0.0)
+    publisher = Publisher(batch.source.parent)
+    for job in batch.jobs[:2]:
+        publisher.submit(pending_of(batch, job), render_of(1, (48, 256, 256, 3)), never)
+    publisher.close()
+    time.sleep(0.5)
+
+    assert not list(batch.output_dir.iterdir())
+
+
+def test_what_is_half_written_when_the_run_is_ended_is_removed(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes, goes_on = threading.Event(), threading.Event()
+
+    def slow_disk(descriptor: int) -> None:
+        writes.set()
+        goes_on.wait(PLENTY_S)
+
+    monkeypatch.setattr(publishing, "_LAST_WORDS_S", 0.1)
+    monkeypatch.setattr(os, "fsync", slow_disk)
+    publisher = Publisher(batch.source.parent)
+    pending = pending_of(batch, batch.jobs[0])
+    publisher.submit(pending, render_of(1), never)
+    assert writes.wait(PLENTY_S)
+    assert temporary_path(pending.path).exists()
+    publisher.close()
+    assert not list(batch.output_dir.iterdir())
+
+    goes_on.set()
+    done = publisher.published(PLENTY_S)
+    assert done is not None
+    assert isinstance(done.error, OutputError)
+    assert not list(batch.output_dir.iterdir())
+
+
+class Frames:
+    """Renders noise of a job's seed in steps of no time; what a seed does besides is told."""
+
+    does: dict[int, Callable[[], None]]
+    shapes: dict[int, tuple[int, ...]]
+
+    def __init__(self, *given: Any) -> None:
+        self.model: ModelSpec | None = None
+
+    def load(self, model: ModelSpec, check: Callable[[], None]) -> None:
+        self.model = model
+
+    def render(
+        self, job: Job, seed: int, check: Callable[[], None], keeping: object = None
+    ) -> Render:
+        self.does.get(seed, lambda: None)()
+        for _ in range(20):
+            time.sleep(0.01)
+            check()
+        return render_of(seed, self.shapes.get(seed, (3, 64, 64, 3)))
+
+    def close(self) -> None:
+        self.model = None
+
+
+class Seen(Silent):
+    """Keeps events, and finds at each ``job_done`` what lies under its final name."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, JobDone):
+            assert inspect_final(Path(event.path)).state is FileState.INTACT
+            assert threading.current_thread() is threading.main_thread()
+        self.events.append(event)
+
+    def seeds(self, kind: type[JobDone] | type[JobFailed]) -> list[int]:
+        return [event.seed for event in self.events if isinstance(event, kind)]
+
+
+@pytest.fixture
+def run(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Seen]]:
+    """Carry out the batch with what its seeds do, or how large their frames are."""
+
+    def carry_out(
+        does: dict[int, Callable[[], None]] | None = None,
+        shapes: dict[int, tuple[int, ...]] | None = None,
+    ) -> tuple[int, Seen]:
+        renderer = type("Renderer", (Frames,), {"does": does or {}, "shapes": shapes or {}})
+        monkeypatch.setattr(engine, "Renderer", renderer)
+        seen = Seen()
+        return engine.run(batch, seen), seen
+
+    return carry_out
+
+
+def test_what_the_encoder_refuses_fails_alone(run: Callable[..., tuple[int, Seen]]) -> None:
+    code, seen = run(shapes={2: (3, 33, 33, 3)})
+
+    assert code == 1
+    assert seen.seeds(JobDone) == [1, 3, 4, 5, 6]
+    assert seen.seeds(JobFailed) == [2]
+    failed = next(event for event in seen.events if isinstance(event, JobFailed))
+    assert failed.error.startswith("FramesError: ")
+
+
+def test_a_disk_that_fails_beside_the_next_render_ends_the_batch(
+    run: Callable[..., tuple[int, Seen]], batch: Batch
+) -> None:
+    temporary_path(batch.path_of(batch.jobs[1])).mkdir()
+    code, seen = run()
+
+    assert code == 4
+    assert seen.seeds(JobFailed) == [2]
+    assert seen.seeds(JobDone)[0] == 1
+    assert 6 not in seen.seeds(JobDone)
+    last = seen.events[-1]
+    assert isinstance(last, Summary)
+    assert last.rendered == len(seen.seeds(JobDone))
+    temporary_path(batch.path_of(batch.jobs[1])).rmdir()
+    assert run()[0] == 0
+
+
+def test_after_the_first_signal_what_is_rendered_is_still_published(
+    run: Callable[..., tuple[int, Seen]],
+) -> None:
+    code, seen = run({3: lambda: os.kill(os.getpid(), signal.SIGINT)}, {2: (48, 256, 256, 3)})
+
+    assert code == 128 + signal.SIGINT
+    assert seen.seeds(JobDone) == [1, 2]
+    assert isinstance(seen.events[-1], Summary)
