@@ -2,9 +2,9 @@
 
 Orders are JSON lines: ``begin`` (recipe_dir, warm_up, output_dir) comes first, then
 ``load`` (model), ``render`` (job, seed, keeping) and ``preview`` (job, after_steps), each with a
-number; ``stop`` (number) ends an order after its present step. Jobs travel as their documents. The answer is ``done``,
-``stopped``, or ``error`` with the name of its class; ``event``, ``step``, ``message`` and
-``waiting`` come before it.
+number; ``stop`` (number) ends an order after its present step. Jobs travel as their documents. The
+answer is ``done``, ``stopped``, or ``error`` with the name of its class; ``event``, ``step``,
+``message`` and ``waiting`` come before it.
 """
 
 from __future__ import annotations
