@@ -8,13 +8,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: quickstart test quality wheel bench bench-quick clean
+FLOWBLEND ?= $(BIN)/flowblend
+
+.PHONY: quickstart test faults quality wheel bench bench-quick clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/flowblend render quickstart --gallery --report
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Kills, failing system calls and a bad night, in full; and the property tests with many examples.
+faults: $(VENV)/.dev
+	$(BIN)/python -m tests.faults.kill_publishing --kills 150
+	$(BIN)/python -m tests.faults.inject
+	$(BIN)/python -m tests.faults.night --kills 20 --command $(FLOWBLEND)
+	FLOWBLEND_EXAMPLES=2000 $(BIN)/python -m pytest -q -n 2 --dist load -m thorough
 
 quality: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -121,7 +121,10 @@ class Stage:
 
     def to_document(self) -> dict[str, Any]:
         """The stage as plain JSON values, without what is left at its default."""
-        document = {k: v for k, v in asdict(self).items() if v is not None and v != ()}
+        values = ((name, getattr(self, name)) for name in self.__match_args__)
+        document: dict[str, Any] = {
+            name: value for name, value in values if value is not None and value != ()
+        }
         if self.adapters:
             document["adapters"] = [asdict(adapter) for adapter in self.adapters]
         if self.cache is not None:

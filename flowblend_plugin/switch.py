@@ -166,6 +166,11 @@ class DenoiserSwitch(PipelineCallback):
         return tuple(self.stages.stages[index].denoiser for index in self._stage_indices)
 
     @property
+    def step_stages(self) -> tuple[int, ...]:
+        """The index of every step's stage in the present, or the last, trajectory."""
+        return self._stage_indices
+
+    @property
     def cache_reports(self) -> tuple[CacheReport, ...]:
         """What the stages' caches saved in the present, or the last, trajectory."""
         return tuple(self._caches.reports)
@@ -375,7 +380,6 @@ class DenoiserSwitch(PipelineCallback):
             if getattr(self._pipe, name) is module:
                 continue
             if getattr(module, "is_cache_enabled", False):
-                # The module that left the pipe kept its cache of the former run; a cache only
-                # holds within one stage.
+                # It kept its cache of the former run; a cache only holds within one stage.
                 module._reset_stateful_cache()  # type: ignore[operator]
             setattr(self._pipe, name, module)

@@ -6,8 +6,14 @@ import os
 
 __version__ = "0.1.0"
 
-# Before anything imports huggingface_hub, which reads them once: rendering never downloads.
-os.environ["HF_HUB_OFFLINE"] = "1"
+# What the user says of the network is kept for where a download is asked for.
+os.environ.setdefault(
+    "FLOWBLEND_USER_OFFLINE",
+    os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or "0",
+)
+# Before anything imports huggingface_hub, which reads them once: this process, and those that it
+# starts, never download. Fetching is done by a process of its own.
+os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from flowblend_cli.main import main

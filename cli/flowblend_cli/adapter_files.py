@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flowblend_cli.bundled import bundled_dir
 from flowblend_cli.errors import ModelMissingError, ModelNameError
-from flowblend_cli.models import find_pair
+from flowblend_cli.models import find_pair, pinned_revision
 
 _HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(.+))?", re.ASCII)
 _SUFFIX = ".safetensors"
@@ -49,13 +49,24 @@ def adapter_file(source: str, name: str, role: str, recipe_dir: Path) -> Path:
     from huggingface_hub import try_to_load_from_cache
 
     repo, file = found
-    path = try_to_load_from_cache(repo, file)
+    path = try_to_load_from_cache(repo, file, revision=pinned_revision(repo, recipe_dir))
     if not isinstance(path, str):
         raise ModelMissingError(
             f"adapter {source!r} isn't in the local Hub cache ({file} is missing), and render "
-            f"never downloads: fetch it first with `hf download {repo} {file}`"
+            "downloads nothing unless it is told to: `flowblend models fetch` with the recipe "
+            "fetches it, or render with --allow-download"
         )
     return Path(path)
+
+
+def hub_file(source: str, name: str, role: str, recipe_dir: Path) -> tuple[str, str] | None:
+    """The repository of an adapter, and the file in it; None for one that lies on this machine.
+
+    Raises:
+        ModelNameError: See ``check_source``.
+    """
+    found = _locate(source, name, role, recipe_dir)
+    return None if isinstance(found, Path) else found
 
 
 def _locate(source: str, name: str, role: str, recipe_dir: Path) -> Path | tuple[str, str]:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from platformdirs import user_cache_path
+from flowblend_cli.caches import cache_path
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def settings_folder() -> Iterator[None]:
     if "MPLCONFIGDIR" in os.environ:
         yield
         return
-    folder = user_cache_path("flowblend") / "matplotlib"
+    folder = cache_path("matplotlib")
     with tempfile.TemporaryDirectory() as temporary:
         try:
             folder.mkdir(parents=True, exist_ok=True)

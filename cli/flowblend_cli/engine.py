@@ -5,28 +5,34 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from flowblend_cli.artifacts.finished import FileState, Finished, inspect_final
-from flowblend_cli.errors import ENDS_THE_BATCH
+from flowblend_cli.errors import ENDS_THE_BATCH, RemoteError
 from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Summary
+from flowblend_cli.finding import Finder
+from flowblend_cli.hub.fetching import prepare_models
 from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
 from flowblend_cli.keeping import Keeping
 from flowblend_cli.keys import Identity, job_key, model_identity
+from flowblend_cli.leftovers import sweep
+from flowblend_cli.limits import LimitReached, Limits
 from flowblend_cli.locking import output_lock
 from flowblend_cli.looking import look_at
+from flowblend_cli.manifest import Entry, Manifest
 from flowblend_cli.options import RunOptions
-from flowblend_cli.progress import Reporter
+from flowblend_cli.progress import Reporter, Reporters
 from flowblend_cli.publishing import Pending, Publication, Publisher
 from flowblend_cli.records import JobRecord
-from flowblend_cli.remote import RemoteError, WorkerRenderer
+from flowblend_cli.remote import WorkerRenderer
 from flowblend_cli.rendering import Render, Renderer, Renders
+from flowblend_cli.repeating import time_again
 from flowblend_cli.stopping import StopRequested, StopSignals
 from flowblend_cli.study import Selection
 from flowblend_cli.studying import Studying
+from flowblend_cli.tally import StatusSignal
 from flowblend_plugin.errors import FlowBlendError
 
 SOME_FAILED = 1
@@ -63,19 +69,28 @@ class BatchRun:
         self._batch = batch
         self._options = options or RunOptions()
         self._anew = anew
-        self._reporter = reporter
+        known = (*batch.jobs, *batch.reserve)
+        self._limits = Limits(self._options, known, batch.output_dir, len(batch.jobs))
+        self._reporter = reporter = Reporters([self._limits, reporter])
         self._recipe_dir = batch.source.parent
-        self._stop = StopSignals(reporter.message)
+        self._stop = StopSignals(reporter.message, self._limits.check)
         renderer = WorkerRenderer if self._options.isolated else Renderer
         self._renderer: Renders = renderer(
             self._recipe_dir, reporter, warm_up, None if anew else batch.output_dir
         )
         self._publisher = Publisher(self._recipe_dir)
         self._study = Studying(batch, reporter, overrides, complaints or {})
+        self._is_kept = overrides is not None
+        self._finder = Finder(None)
         self._identities: dict[tuple[ModelSpec, tuple[AdapterSpec, ...]], Identity] = {}
         self._queue: list[Job] = []
         self._rendered = self._skipped = self._failed = 0
         self._exit_code = 0
+
+    @property
+    def remaining(self) -> int:
+        """How many jobs this run has neither done nor seen fail."""
+        return self._limits.remaining
 
     def run(self) -> int:
         """Render what isn't finished yet, measure it, and render what that leads to.
@@ -88,12 +103,20 @@ class BatchRun:
             LockedError: Another run holds the output folder.
         """
         began = time.monotonic()
-        with output_lock(self._batch.output_dir), self._reporter, self._stop:
+        asked = StatusSignal(lambda: self._complain(self._limits.line()))
+        with output_lock(self._batch.output_dir), self._reporter, asked, self._stop:
+            sweep(self._batch.output_dir, map(self._batch.path_of, self._batch.jobs))
             try:
                 with self._errors_told():
+                    may_fetch = self._options.allow_download
+                    tell, check = self._reporter.message, self._stop.check
+                    prepare_models(self._batch, may_fetch, tell, check)
                     for job in (*self._batch.jobs, *self._batch.reserve):
                         self._identity(job)  # every model is there, before any of them works
                     self._queue = self._study.begin()
+                    if self._is_kept:
+                        manifest = Manifest(self._batch.output_dir, self._complain)
+                        self._finder = Finder(manifest, verify=self._options.verify)
                     self._work()
                     self._stop.check()
                 while self._publisher.outstanding:  # what is rendered is kept, whatever happened
@@ -101,8 +124,12 @@ class BatchRun:
                         self._settle(_POLL_S)
             finally:
                 self._close()
+                self._finder.close()
                 elapsed = round(time.monotonic() - began, 3)
-                self._reporter.event(Summary(self._rendered, self._skipped, self._failed, elapsed))
+                if told := self._limits.told():
+                    self._reporter.message(told)
+                counts = (self._rendered, self._skipped, self._failed)
+                self._reporter.event(Summary(*counts, elapsed, self.remaining))
         is_short = self._failed or self._study.has_gaps
         return self._exit_code or (SOME_FAILED if is_short else 0)
 
@@ -120,6 +147,8 @@ class BatchRun:
         """Turn what ends the batch into its exit code; the first one counts."""
         try:
             yield
+        except LimitReached:
+            return
         except StopRequested as request:
             if request.__cause__ is None:
                 self._exit_code = self._exit_code or self._stop.exit_code or SOME_FAILED
@@ -129,7 +158,8 @@ class BatchRun:
             self._end_with(error)
 
     def _end_with(self, error: BaseException) -> None:
-        self._complain(str(error))
+        for line in str(error).split("\n"):
+            self._complain(line)
         self._exit_code = self._exit_code or int(getattr(error, "exit_code", 2))
 
     def _check(self) -> None:
@@ -155,22 +185,28 @@ class BatchRun:
         while True:
             self._queue += self._study.new_jobs()
             if self._queue:
-                self._check()
-                loaded = [job for job in self._queue if job.model == self._renderer.model]
-                job = (loaded or self._queue)[0]
-                self._queue.remove(job)
-                self._do(job)
+                self._stop.check_signals()
+                self._settle()
+                with suppress(LimitReached):
+                    self._do(self._next())
             elif self._publisher.outstanding:
-                self._stop.check()
+                self._stop.check_signals()
                 self._settle(_POLL_S)
             elif self._study.is_waiting:
                 self._queue += self._study.wait(self._check)
             else:
                 return
 
+    def _next(self) -> Job:
+        """Take the next job out of the queue."""
+        place, model = 0, self._renderer.model
+        if model is not None:
+            place = next((n for n, one in enumerate(self._queue) if one.model == model), 0)
+        return self._queue.pop(place)
+
     def _do(self, job: Job) -> None:
         """Render a job, or find that it needs no render."""
-        look = self._study.to_look_at(job)
+        look = None if self._limits.reached else self._study.to_look_at(job)
         if look is not None:
             dropped = self._look(*look)
             self._queue = [one for one in self._queue if one.id not in dropped]
@@ -179,36 +215,36 @@ class BatchRun:
         path = self._batch.path_of(job)
         identity = self._identity(job)
         pending = Pending(job, path, job_key(job, identity), identity)
-        found = inspect_final(path)
-        owner = _other_owner(found, job)
-        if owner:
-            self._fail(
-                job,
-                f"{path} belongs to {owner} and is left alone: move it away, or change "
-                "recipe.output_dir or recipe.filename",
-            )
+        found = self._finder.find(job, path, pending.key)
+        is_done = found.done is not None and not self._anew
+        if not is_done and not self._limits.lets(job):
+            return  # it remains
+        if found.obstacle:
+            self._fail(job, found.obstacle)
             return
-        if found.state is FileState.DAMAGED:
+        if found.is_damaged:
             self._complain(f"{path.name} is damaged and is rendered again")
-        document = found.document or {}
-        is_same = found.state is FileState.INTACT and document.get("job_key") == pending.key
-        if is_same and not self._anew:
-            self._skip(pending, document)
+        if found.done is not None and is_done:
+            self._skip(pending, found.done)
         else:
             self._render(pending)
 
-    def _skip(self, pending: Pending, document: dict[str, Any]) -> None:
+    def _skip(self, pending: Pending, done: Entry) -> None:
         """Leave a finished file as it is; what isn't known of it yet is timed and measured."""
-        job = pending.job
-        seed = recorded(document, "seed", job.seed)
-        record = self._study.record_of(job, str(document.get("pixels_sha256")))
-        if self._study.time_repeats > max(1, len(record.elapsed_s)):
-            sampling_s = recorded(document, "sampling_s", 0.0)
-            publishing_s = record.elapsed_s[0] - sampling_s if record.elapsed_s else 0.0
+        job, seed = pending.job, done.seed
+        skipped = JobSkipped(job.id, job.scene, seed, str(pending.path))
+        self._forget(pending)  # a run may have been killed right after publishing
+        if self._study.needs_nothing(job, done.pixels_sha256):
+            self._skipped += 1
+            self._reporter.event(skipped)
+            return
+        record = self._study.record_of(job, done.pixels_sha256)
+        is_short = self._study.time_repeats > max(1, len(record.elapsed_s))
+        if is_short and not self._limits.reached:
+            publishing_s = record.elapsed_s[0] - done.sampling_s if record.elapsed_s else 0.0
             self._time(record, job, seed, max(0.0, publishing_s))
         self._skipped += 1
-        self._forget(pending)  # a run may have been killed right after publishing
-        self._reporter.event(JobSkipped(job.id, job.scene, seed, str(pending.path)))
+        self._reporter.event(skipped)
         known = self._study.record_of(job, record.pixels_sha256)
         self._study.finished(replace(job, seed=seed), known, None, self._stop.check)
 
@@ -272,8 +308,16 @@ class BatchRun:
             if ends:
                 raise done.error
             return
+        self._finder.published(
+            job,
+            done.pending.path,
+            done.pending.key,
+            pixels=render.pixels_sha256,
+            seed=render.seed,
+            sampling_s=round(render.elapsed_s, 3),
+        )
         self._forget(done.pending)
-        record = _record_of(job, render, done.elapsed_s)
+        record = done.record
         self._rendered += 1
         try:
             self._study.keep(record)
@@ -285,33 +329,15 @@ class BatchRun:
         self._study.finished(same, record, render.frames, self._stop.check)
 
     def _time(self, record: JobRecord, job: Job, seed: int, publishing_s: float) -> JobRecord:
-        """Render a job that has its file for its seconds and bits alone, as often as is asked.
-
-        Publishing is timed once and counted in each.
-        """
-        repeats = self._study.time_repeats
-        while len(record.elapsed_s) < repeats:
-            self._stop.check()
-            try:
-                render = self._renderer.render(job, seed, self._stop.check)
-            except ENDS_THE_BATCH:
-                raise
-            except Exception as error:  # noqa: BLE001 - its file is there, only times are missing
-                number = len(record.elapsed_s) + 1
-                told = f"{job.id}: render {number} of {repeats} for its seconds failed: {error}"
-                self._reporter.message(told, error=True)
-                return record
-            record = replace(
-                record,
-                elapsed_s=(*record.elapsed_s, round(render.elapsed_s + publishing_s, 3)),
-                pixels=(*record.pixels, render.pixels_sha256),
-            )
-            self._study.keep(record)
-        if repeats > 1:
-            same, renders = record.pixels.count(record.pixels_sha256), len(record.pixels)
-            told = f"{job.id}: {same} of {renders} renders have the same pixels"
-            self._reporter.message(told, error=same < renders)
-        return record
+        return time_again(
+            record,
+            replace(job, seed=seed),
+            publishing_s,
+            renderer=self._renderer,
+            study=self._study,
+            reporter=self._reporter,
+            check=self._stop.check,
+        )
 
     def _done(self, pending: Pending, render: Render) -> JobDone:
         job = pending.job
@@ -340,29 +366,6 @@ class BatchRun:
         self._study.failed(job)
 
 
-def _other_owner(found: Finished, job: Job) -> str:
-    """Whose file it is, if it isn't this recipe's; empty if it is, or if there is none."""
-    if found.state is FileState.MISSING:
-        return ""
-    known = found.recipe is not None or found.state is FileState.INTACT
-    if known and found.recipe != job.recipe:
-        return f"recipe {found.recipe!r}"
-    return "someone else" if found.state is FileState.FOREIGN else ""
-
-
-def _record_of(job: Job, render: Render, publishing_s: float) -> JobRecord:
-    return JobRecord(
-        job=job.id,
-        recipe=job.recipe,
-        pixels_sha256=render.pixels_sha256,
-        elapsed_s=(round(render.elapsed_s + publishing_s, 3),),
-        pixels=(render.pixels_sha256,),
-        step_s=render.step_s,
-        peak_rss_bytes=render.peak_rss_bytes,
-        peak_vram_bytes=render.peak_vram_bytes,
-    )
-
-
 def reason_of(error: Exception) -> str:
     """What a job failed of, in words."""
     kind = error.kind if isinstance(error, RemoteError) else type(error).__name__
@@ -377,10 +380,3 @@ def draw_seed() -> int:
 def run(batch: Batch, reporter: Reporter, **options: Any) -> int:
     """Render a batch; see ``BatchRun``, whose options these are."""
     return BatchRun(batch, reporter, **options).run()
-
-
-def recorded(document: dict[str, Any], name: str, default: Any) -> Any:
-    """One resolved value of a file's document, of the default's type, or the default."""
-    resolved = document.get("resolved")
-    value = resolved.get(name, default) if isinstance(resolved, dict) else default
-    return value if isinstance(value, type(default)) else default

@@ -13,6 +13,7 @@
     ├── DeviceLostError (RuntimeError)   5   the device is gone or out of memory after retries
     │   └── DeviceFailedError                a device that was there: a new process may get it back
     ├── WorkerDiedError (RuntimeError)   1   a job that ended the process which rendered it, twice
+    ├── RemoteError (RuntimeError)       *   anything else that went wrong in the render process
     └── LockedError (RuntimeError)       75  another run holds the output folder
 """
 
@@ -103,6 +104,21 @@ class WorkerDiedError(FlowBlendError, RuntimeError):
     """A job whose render ended the whole process, and a second one as well."""
 
     exit_code = 1
+
+
+class RemoteError(FlowBlendError, RuntimeError):
+    """What went wrong in a render process, where that is no error of the command's own.
+
+    Args:
+        kind: Name of its class there.
+        text: What it said.
+        exit_code: What the command exits with where it ends the batch.
+    """
+
+    def __init__(self, kind: str, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.exit_code = exit_code
 
 
 class LockedError(FlowBlendError, RuntimeError):

@@ -26,7 +26,7 @@ class _Event:
 
 @dataclass(frozen=True)
 class ModelLoaded(_Event):
-    """The denoisers and their companions are in memory; happens once per batch, if at all.
+    """The denoisers and their companions are in memory; again where the process was replaced.
 
     Args:
         pipeline: The pipeline as the recipe names it.
@@ -40,7 +40,7 @@ class ModelLoaded(_Event):
 
 @dataclass(frozen=True)
 class JobStarted(_Event):
-    """A job takes its first step next.
+    """A job takes its first step next; again where its process died and a new one begins it.
 
     Args:
         job: Id of the job, unique in its batch.
@@ -177,6 +177,7 @@ class Summary(_Event):
         skipped: Jobs whose file was there already.
         failed: Jobs that ended without a file.
         elapsed_s: Seconds of the whole run, loading included.
+        remaining: Jobs that are neither done nor failed, because the run stopped before them.
     """
 
     name: ClassVar[str] = "summary"
@@ -184,6 +185,7 @@ class Summary(_Event):
     skipped: int
     failed: int
     elapsed_s: float
+    remaining: int = 0
 
 
 Event = (

@@ -7,6 +7,7 @@ usually do; ``full`` has them. Both count 2 per multiply-add, and every forward 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -83,13 +84,16 @@ class Cost:
         return {**summed, "denoisers": denoisers}
 
 
-def cost_plan(plan: Plan, on_counting: Callable[[int], None] | None = None) -> list[Cost]:
+def cost_plan(
+    plan: Plan, on_counting: Callable[[int], None] | None = None, *, known_only: bool = False
+) -> list[Cost]:
     """Tell what each job of a plan costs.
 
     Args:
         plan: The plan.
         on_counting: Called with the number of forwards that nobody counted before, if any: that
             takes seconds, once.
+        known_only: Tell only what was counted before, which takes no time.
 
     Returns:
         A cost for each job, in order. Nothing is raised where something can't be told: the cost
@@ -98,7 +102,7 @@ def cost_plan(plan: Plan, on_counting: Callable[[int], None] | None = None) -> l
     recipe_dir = plan.batch.source.parent
     models: dict[ModelSpec, _Models] = {}
     known: dict[tuple[Any, ...], _Asked] = {}
-    asked = []
+    keys = []
     for job in (entry.job for entry in plan.jobs):
         if job.model not in models:
             models[job.model] = _Models(job.model, recipe_dir)
@@ -106,10 +110,11 @@ def cost_plan(plan: Plan, on_counting: Callable[[int], None] | None = None) -> l
         key = (job.model, job.stages, job.sampling, job.arguments, *has)
         if key not in known:
             known[key] = _ask(job, models[job.model], recipe_dir)
-        asked.append(known[key])
+        keys.append(key)
     requests = [text for entry in known.values() for text in entry.requests.values()]
-    counts = count_all(requests, on_counting)
-    return [_cost(entry, counts) for entry in asked]
+    counts = count_all(requests, on_counting, known_only=known_only)
+    costs = {key: _cost(entry, counts) for key, entry in known.items()}
+    return [costs[key] for key in keys]
 
 
 def sum_up(costs: Iterable[Cost]) -> dict[str, Any] | None:
@@ -117,8 +122,10 @@ def sum_up(costs: Iterable[Cost]) -> dict[str, Any] | None:
     known = [cost for cost in costs if cost.counts]
     if not known:
         return None
-    totals = {name: sum(cost.total(name) for cost in known) for name in CONVENTIONS}
-    all_large = {name: sum(cost.all_large(name) for cost in known) for name in CONVENTIONS}
+    times = Counter(map(id, known))  # jobs of one kind share their cost
+    kinds = {id(cost): cost for cost in known}.items()
+    totals = {name: sum(times[n] * cost.total(name) for n, cost in kinds) for name in CONVENTIONS}
+    all_large = {n: sum(times[i] * cost.all_large(n) for i, cost in kinds) for n in CONVENTIONS}
     return {
         **totals,
         **{f"all_large_{name}": flops for name, flops in all_large.items()},

@@ -11,8 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
+from flowblend_cli.caches import cache_path
 from flowblend_cli.workers import run_worker
 
 # Raised when a change here or in the library's counting makes other numbers of the same request.
@@ -46,7 +45,10 @@ def request(config: Mapping[str, Any], clip: Mapping[str, Any]) -> str:
 
 
 def count_all(
-    requests: Iterable[str], on_counting: Callable[[int], None] | None = None
+    requests: Iterable[str],
+    on_counting: Callable[[int], None] | None = None,
+    *,
+    known_only: bool = False,
 ) -> dict[str, Count]:
     """Tell the FLOPs of forwards.
 
@@ -54,6 +56,7 @@ def count_all(
         requests: What ``request`` made.
         on_counting: Called with the number of forwards that nobody counted before, if any: that
             takes seconds, once.
+        known_only: Count nothing: what nobody counted before stays without.
 
     Returns:
         A count for each request, in no particular order.
@@ -61,6 +64,8 @@ def count_all(
     wanted = dict.fromkeys(requests)
     counts = {asked: known for asked in wanted if (known := _read(_path_of(asked))) is not None}
     missing = sorted(wanted.keys() - counts.keys())
+    if known_only:
+        return counts | {asked: Count(reason="not counted yet") for asked in missing}
     if missing:
         if on_counting is not None:
             on_counting(len(missing))
@@ -93,7 +98,7 @@ def _path_of(asked: str) -> Path:
         diffusers = ""
     told = f"{COUNTING_VERSION} {diffusers} {asked}"
     name = hashlib.sha256(told.encode()).hexdigest()
-    return user_cache_path("flowblend") / "flops" / f"{name}.json"
+    return cache_path("flops", f"{name}.json")
 
 
 def _read(path: Path) -> Count | None:

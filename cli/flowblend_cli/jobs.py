@@ -7,7 +7,8 @@ machine, can be handed one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ class ModelSpec:
 
     def to_document(self) -> dict[str, Any]:
         """The models as plain JSON values; ``from_document`` reads them back equal."""
-        return asdict(self) | {"denoisers": dict(self.denoisers)}
+        return _fields(self) | {"denoisers": dict(self.denoisers)}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> ModelSpec:
@@ -196,7 +197,7 @@ class Job:
     @property
     def schedule(self) -> StageSchedule:
         """The stages as the library's schedule."""
-        return StageSchedule(self.stages)
+        return schedule_of(self.stages)
 
     def empty_stages(self, noise_levels: tuple[float, ...] | None = None) -> tuple[str, ...]:
         """Say which stages get no step: legal at few steps, but worth knowing.
@@ -213,7 +214,7 @@ class Job:
 
     def argument(self, name: str, default: Any = None) -> Any:
         """The value of one pipeline argument, or ``default`` if the job doesn't set it."""
-        return dict(self.arguments).get(name, default)
+        return next((value for key, value in self.arguments if key == name), default)
 
     def pipeline_arguments(self) -> dict[str, Any]:
         """The further arguments as the pipeline wants them, lists as lists."""
@@ -221,11 +222,14 @@ class Job:
 
     def to_document(self) -> dict[str, Any]:
         """The job as plain JSON values; ``from_document`` reads it back equal."""
-        document = asdict(self)
+        document = _fields(self)
         document["stages"] = [stage.to_document() for stage in self.stages]
         document["arguments"] = self.pipeline_arguments()
         document["model"] = self.model.to_document()
-        document["adapters"] = [asdict(adapter) for adapter in self.adapters]
+        document["adapters"] = [_fields(adapter) for adapter in self.adapters]
+        for name in ("sampling", "output", "image", "origin"):
+            part = document[name]
+            document[name] = None if part is None else _fields(part)
         for place, key, unset in _LEFT_OUT:
             table = document[place] if place else document
             if table[key] == unset:
@@ -266,6 +270,21 @@ class Job:
             ) from error
 
 
+@lru_cache(maxsize=1024)
+def schedule_of(stages: tuple[Stage, ...]) -> StageSchedule:
+    """The schedule of some stages, checked once however many jobs have them.
+
+    Raises:
+        StageError: They make none together.
+    """
+    return StageSchedule(stages)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """A dataclass's fields by name; ``asdict`` copies all that is in them, which takes long."""
+    return {name: getattr(value, name) for name in value.__match_args__}
+
+
 # Left out of a document where nothing is set: files from before they existed stay finished.
 _LEFT_OUT: tuple[tuple[str, str, Any], ...] = (
     ("", "image", None),
@@ -292,6 +311,7 @@ class Batch:
         source: The recipe's file; model folders are relative to its folder.
         study: What is measured, compared and chosen.
         reserve: Jobs that are rendered only if they are chosen, see ``study.selections``.
+        text: The recipe's text, with that of what it includes.
     """
 
     recipe_name: str
@@ -301,6 +321,7 @@ class Batch:
     source: Path
     study: Study = field(default_factory=Study)
     reserve: tuple[Job, ...] = ()
+    text: str = field(default="", repr=False)
 
     def path_of(self, job: Job) -> Path:
         """Absolute path of a job's final file."""

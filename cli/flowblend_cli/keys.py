@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
 from flowblend_cli.adapter_files import adapter_file
+from flowblend_cli.caches import cache_path
 from flowblend_cli.calibrations import BUNDLED_NAME
 from flowblend_cli.errors import ModelMissingError
+from flowblend_cli.hub.contents import check_contents
 from flowblend_cli.jobs import AdapterSpec, Job, ModelSpec
 from flowblend_cli.models import ModelSource, resolve_model, resolve_small
 
@@ -64,9 +64,11 @@ def model_identity(
         over the files of a folder, over repository and commit of a Hub model, or of a LoRA's file.
 
     Raises:
-        ModelMissingError: A model isn't on this machine.
+        ModelMissingError: A model isn't on this machine, or only half of it is.
+        ModelNameError: A model brings code of its own.
     """
-    identity = {"pipeline": _identify(resolve_model(model.pipeline, recipe_dir), None)}
+    pipeline = resolve_model(model.pipeline, recipe_dir)
+    identity = {"pipeline": _identify(pipeline, None, is_pipeline=True)}
     if model.small is not None:
         source = resolve_small(model.small, recipe_dir)
         identity["small"] = _identify(source, source.subfolder)
@@ -102,11 +104,15 @@ def text_identity(source: ModelSource) -> str:
     return hashlib.sha256(_canonical([_sha256(index), hashes])).hexdigest()
 
 
-def _identify(source: ModelSource, subfolder: str | None) -> dict[str, Any]:
+def _identify(
+    source: ModelSource, subfolder: str | None, *, is_pipeline: bool = False
+) -> dict[str, Any]:
+    place = local_folder(source)
+    check_contents(place, source.name, subfolder, pipeline=is_pipeline)
     if source.path is not None:
         folder = source.path / (subfolder or "")
         return {"path": str(folder), "sha256": hash_folder(folder)}
-    commit = local_folder(source).name
+    commit = place.name
     digest = hashlib.sha256(_canonical([source.repo, commit, subfolder])).hexdigest()
     return {"repo": source.repo, "commit": commit, "sha256": digest}
 
@@ -132,11 +138,12 @@ def local_folder(source: ModelSource) -> Path:
     probe = f"{source.subfolder}/config.json" if source.subfolder else "model_index.json"
     found = try_to_load_from_cache(source.repo, probe, revision=source.revision)
     if not isinstance(found, str):
-        pinned = f" --revision {source.revision}" if source.revision else ""
+        pinned = f" at commit {source.revision}" if source.revision else ""
         raise ModelMissingError(
-            f"model {source.repo!r} isn't in the local Hub cache ({probe} is missing), and render "
-            f"never downloads: fetch it first with `hf download {source.repo}{pinned}` (a gated "
-            "model needs `hf auth login` before)"
+            f"model {source.repo!r} isn't in the local Hub cache{pinned} ({probe} is missing), and "
+            "render downloads nothing unless it is told to: `flowblend models fetch` with the "
+            "recipe fetches it, or render with --allow-download (a gated model: accept its licence "
+            f"at https://huggingface.co/{source.repo}, then `hf auth login`)"
         )
     folder = Path(found)
     for _ in Path(probe).parts:
@@ -173,7 +180,7 @@ class _HashCache:
     worth_caching_bytes = 64 * 1024 * 1024
 
     def __init__(self) -> None:
-        self._path = user_cache_path("flowblend") / "hashes.json"
+        self._path = cache_path("hashes.json")
         self._changed = False
         try:
             self._known: dict[str, str] = json.loads(self._path.read_text("utf-8"))

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from flowblend_cli.events import Event, JobDone, JobDropped, JobFailed, JobSkipped, JobStarted
-from flowblend_cli.progress import SAID_WHEN_VERBOSE, Silent, one_line, safe_lines
+from flowblend_cli.progress import SAID_WHEN_VERBOSE, Silent, clock, one_line, safe_lines
+from flowblend_cli.skips import Skips
 from flowblend_cli.text import printable
 from flowblend_plugin.stages import LETTERS
 
@@ -43,6 +44,7 @@ class LiveReporter(Silent):
             emoji=False,
         )
         self._verbose = verbosity > 0
+        self._skips = Skips(all_named=self._verbose)
         self._batch = BatchClock(total_jobs)
         self._job: JobStarted | None = None
         self._ran = ""
@@ -83,6 +85,10 @@ class LiveReporter(Silent):
             self._batch.end_job(
                 is_present=is_present, skipped=isinstance(event, JobSkipped | JobDropped)
             )
+        if self._skips.withholds(event):
+            return
+        if not isinstance(event, JobSkipped) and (told := self._skips.ended()):
+            self._print(told)
         if self._verbose or not isinstance(event, SAID_WHEN_VERBOSE):
             style = "bold red" if isinstance(event, JobFailed) else ""
             self._print(one_line(event, verbose=self._verbose), style)
@@ -104,7 +110,11 @@ class LiveReporter(Silent):
         """Show what is waited for among the moving lines."""
         self._waits_for = text
 
-    def _print(self, text: str, style: str) -> None:
+    def estimate(self, seconds: float | None) -> None:
+        """Count down from it."""
+        self._batch.expect(seconds)
+
+    def _print(self, text: str, style: str = "") -> None:
         self._console.print(Text(text, style=style), soft_wrap=True)
 
     def render(self) -> RenderableType:
@@ -160,6 +170,11 @@ class BatchClock:
         self._skipped = 0
         self._born = time.monotonic()
         self._first_start: float | None = None
+        self._ends: float | None = None
+
+    def expect(self, remaining_s: float | None) -> None:
+        """Note how long the jobs left are said to take; None where nobody can tell."""
+        self._ends = None if remaining_s is None else time.monotonic() + remaining_s
 
     def start(self) -> None:
         """Note that a job starts."""
@@ -178,7 +193,9 @@ class BatchClock:
         return time.monotonic() - self._born
 
     def remaining_s(self) -> float | None:
-        """Seconds that the jobs left will take at the pace so far; None before it is known."""
+        """Seconds that the jobs left will take, as said, or at the pace so far; None if unknown."""
+        if self._ends is not None:
+            return max(0.0, self._ends - time.monotonic())
         done = self.ended - self._skipped + self.fraction
         if self._first_start is None or done <= 0:
             return None
@@ -222,13 +239,6 @@ def step_bar(ran: str, planned: str, width: int) -> Text:
         else:
             text.append(letter.lower(), style="dim")
     return text
-
-
-def clock(seconds: float) -> str:
-    """Write a duration as ``m:ss`` or ``h:mm:ss``."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def _cut(line: str) -> Text:

@@ -17,10 +17,15 @@ def output_lock(folder: Path) -> Iterator[None]:
 
     Raises:
         LockedError: Another run holds it.
-        OutputError: The folder can't be made or locked.
+        OutputError: The folder is a link, or can't be made or locked.
     """
     from filelock import FileLock, Timeout
 
+    if folder.is_symlink():
+        raise OutputError(
+            f"{folder}: is a symbolic link, and nothing is written through one, since whoever can "
+            "change it decides where: name the folder that it leads to"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK_NAME, timeout=0, fallback_to_soft=False)

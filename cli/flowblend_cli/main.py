@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import keyword
 import os
 import signal
 import sys
@@ -24,17 +25,21 @@ from flowblend_plugin.errors import FlowBlendError
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 
-# name -> one line of help; the command is `name` in flowblend_cli/commands/name.py.
+# name -> one line of help; the command is `name` in flowblend_cli/commands/name.py, or `name_` in
+# name_.py where Python keeps the name for itself.
 COMMANDS = {
     "init": "Write a first recipe for a pair of models.",
     "render": "Render every job of a recipe that isn't finished yet.",
+    "status": "Tell how far the renders into a folder are.",
     "plan": "Show each job and who runs which step, without loading a model.",
     "probe": "Measure a pair of denoisers, to choose stage boundaries by.",
+    "import": "Make a recipe of a file of prompts.",
     "check": "Find every problem in recipes, without rendering.",
     "report": "Say which settings of finished clips win, and how surely.",
     "review": "Write a page on which people score clips blind.",
     "info": "Show how a finished file was rendered.",
     "recipes": "List the bundled recipes, or copy one.",
+    "models": "Tell which models are here, fetch them, check their files.",
     "doctor": "Tell what on this machine could break a render, or its bits.",
     "schema": "Print the JSON Schema of recipes, for editors.",
 }
@@ -51,8 +56,9 @@ class LazyGroup(click.Group):
         """Import one command, or None if there is no such name."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"flowblend_cli.commands.{cmd_name}")
-        command: click.Command = getattr(module, cmd_name)
+        attribute = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        module = importlib.import_module(f"flowblend_cli.commands.{attribute}")
+        command: click.Command = getattr(module, attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -19,8 +19,9 @@ import tomli
 
 from flowblend_cli.bundled import bundled_dir
 from flowblend_cli.errors import ModelNameError
+from flowblend_cli.hub.lockfile import Aliases, Pin, read_lock
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[0-9a-f]{40})?", re.ASCII)
 _UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _DENOISER_SUBFOLDERS = ("transformer", "unet")
 _SMALL_SUBFOLDERS = ("transformer_small", *_DENOISER_SUBFOLDERS)
@@ -116,7 +117,42 @@ def find_pair(pipeline: str) -> KnownPair | None:
     """The known pair that a recipe's pipeline belongs to, by the pair's name or its Hub id."""
     pairs = known_pairs()
     by_repo = {pair.pipeline: pair for pair in pairs.values() if pair.pipeline}
-    return pairs.get(pipeline) or by_repo.get(pipeline)
+    repo = pipeline.partition("@")[0] if _HUB_ID.fullmatch(pipeline) else pipeline
+    return pairs.get(pipeline) or by_repo.get(repo)
+
+
+def pinned_revision(repo: str, recipe_dir: Path) -> str | None:
+    """The commit that the lock beside a recipe has for a repository; None if it has none.
+
+    Raises:
+        RecipeError: The lock is broken.
+    """
+    pin = read_lock(recipe_dir, _aliases()).get(repo)
+    return pin.revision if pin is not None else None
+
+
+def pins(recipe_dir: Path) -> dict[str, Pin]:
+    """All that the lock beside a recipe has, by repository.
+
+    Raises:
+        RecipeError: The lock is broken.
+    """
+    return dict(read_lock(recipe_dir, _aliases()))
+
+
+@cache
+def _aliases() -> Aliases:
+    pairs = known_pairs().values()
+    both = [(pair.name, repo) for pair in pairs for repo in (pair.pipeline, pair.small)]
+    return frozenset((name, repo) for name, repo in both if repo is not None)
+
+
+def _on_hub(
+    name: str, repo: str, recipe_dir: Path, own: str | None = None, **more: Any
+) -> ModelSource:
+    """A repository, at the commit in its name, else in the recipe's lock, else its pair's own."""
+    revision = name.partition("@")[2] or pinned_revision(repo, recipe_dir) or own
+    return ModelSource(name, repo=repo, revision=revision or None, **more)
 
 
 def resolve_model(name: str, recipe_dir: Path) -> ModelSource:
@@ -132,14 +168,15 @@ def resolve_model(name: str, recipe_dir: Path) -> ModelSource:
 
     Raises:
         ModelNameError: The name is none of these, or names a file, or a folder that isn't one.
+        RecipeError: The lock beside the recipe is broken.
     """
     pair = find_pair(name)
     if pair is not None:
         if pair.pipeline is None:
             return ModelSource(name, path=_bundled_model(pair), pair=pair)
         # A repository named by itself isn't pinned: the commit in the cache is what was asked for.
-        revision = pair.revision if name == pair.name else None
-        return ModelSource(name, repo=pair.pipeline, revision=revision, pair=pair)
+        own = pair.revision if name == pair.name else None
+        return _on_hub(name, pair.pipeline, recipe_dir, own, pair=pair)
     source = _folder_or_hub(name, recipe_dir)
     if source.path is not None and not (source.path / "model_index.json").is_file():
         raise ModelNameError(
@@ -161,11 +198,11 @@ def resolve_small(name: str, recipe_dir: Path) -> ModelSource:
     """
     pair = known_pairs().get(name)
     if pair is not None:
-        return _small_of(pair)
+        return _small_of(pair, recipe_dir)
     source = _folder_or_hub(name, recipe_dir)
     if source.path is None:
-        known = {p.small: p.small_subfolder for p in known_pairs().values() if p.small}
-        return ModelSource(name, repo=source.repo, subfolder=known.get(name))
+        known = {p.small: p.small_subfolder for p in known_pairs().values()}
+        return replace(source, subfolder=known.get(source.repo))
     if (source.path / "config.json").is_file():
         return source
     for subfolder in _SMALL_SUBFOLDERS:
@@ -186,7 +223,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _small_of(pair: KnownPair) -> ModelSource:
+def _small_of(pair: KnownPair, recipe_dir: Path) -> ModelSource:
     if pair.small_subfolder is None:
         raise ModelNameError(
             f"the pair {pair.name!r} has no small denoiser: name a folder or a Hub id that holds "
@@ -195,7 +232,7 @@ def _small_of(pair: KnownPair) -> ModelSource:
     where: dict[str, Any] = {"subfolder": pair.small_subfolder, "pair": pair}
     if pair.small is None:
         return ModelSource(pair.name, path=_bundled_model(pair), **where)
-    return ModelSource(pair.name, repo=pair.small, revision=pair.small_revision, **where)
+    return _on_hub(pair.name, pair.small, recipe_dir, pair.small_revision, **where)
 
 
 def _bundled_model(pair: KnownPair) -> Path:
@@ -218,11 +255,12 @@ def _folder_or_hub(name: str, recipe_dir: Path) -> ModelSource:
             f"known name ({', '.join(sorted(known_pairs()))}), or owner/name on the Hub"
         )
     if _HUB_ID.fullmatch(name) and ".." not in name:
-        return ModelSource(name, repo=name)
+        return _on_hub(name, name.partition("@")[0], recipe_dir)
     hint = _near_miss(name)
     raise ModelNameError(
         f"{name!r} is no model: use a bundled or known pair ({', '.join(sorted(known_pairs()))}), "
-        f"./folder, an absolute folder, or a Hub id owner/name{hint}"
+        f"./folder, an absolute folder, or a Hub id owner/name or owner/name@COMMIT (40 "
+        f"hexadecimal digits){hint}"
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 from flowblend_cli.advice import LESS_MEMORY
-from flowblend_cli.errors import DeviceLostError, UsageError
+from flowblend_cli.errors import DeviceFailedError, DeviceLostError, UsageError
 from flowblend_cli.jobs import ModelSpec
 from flowblend_cli.text import shorten
 
@@ -24,6 +26,18 @@ _SMALLER = {
 }
 # Where diffusers can copy weights to the device while it computes.
 _WITH_STREAMS = ("cuda", "xpu")
+# What backends say when a device fails, after which this process can't use it any more.
+_DEVICE_LOST = (
+    "cuda error",
+    "hip error",
+    "device-side assert",
+    "unspecified launch failure",
+    "device not available",
+    "device unavailable",
+    "device lost",
+    "no cuda-capable device",
+    "has fallen off the bus",
+)
 # What allocators say, which raise a plain RuntimeError in main memory.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
@@ -53,6 +67,11 @@ class Placement:
             f"offload = {self._written.offload!r} does nothing here: the device is the CPU, so "
             "that every model is in main memory anyway"
         )
+
+    @property
+    def stronger(self) -> str:
+        """The next way of offloading, with less in the device's memory; empty for none."""
+        return "" if self.device == _CPU else stronger_than(self.offload)
 
     @property
     def surroundings(self) -> dict[str, str]:
@@ -110,10 +129,19 @@ class Placement:
         except Exception as error:  # each backend has its own ways to fail
             if is_out_of_memory(error):
                 raise DeviceLostError(self.no_memory(doing, self.device, error)) from error
-            raise DeviceLostError(
-                f"{self.device} failed while {doing} ({reason(error)}): check the device and its "
-                f"driver, or {self._cpu_instead}"
-            ) from error
+            raise self.device_failed(doing, error) from error
+
+    def device_failed(self, doing: str, error: Exception) -> DeviceFailedError:
+        """The error that says what the device failed at.
+
+        Args:
+            doing: What was done, such as ``"model 'x' was loaded"``.
+            error: What the backend raised.
+        """
+        return DeviceFailedError(
+            f"{self.device} failed while {doing} ({reason(error)}): check the device and its "
+            f"driver, or {self._cpu_instead}"
+        )
 
     def no_memory(self, doing: str, device: torch.device, error: Exception) -> str:
         """Say what was tried when memory ran out, and what may help.
@@ -165,6 +193,21 @@ def _offload(pipe: Any, way: str, device: torch.device, denoiser: str) -> None:
     )
 
 
+def stronger_than(offload: str) -> str:
+    """The way of offloading after this one, which keeps less on the device; empty for none."""
+    return dict(pairwise(OFFLOADS)).get(offload, "")
+
+
+def free_memory() -> None:
+    """Let go of what nobody needs any more, also of what allocators keep for later."""
+    gc.collect()
+    for backend in (torch.cuda, torch.xpu):
+        if backend.is_available():
+            backend.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, or one that it came from, says that memory ran out."""
     while error is not None:
@@ -174,6 +217,16 @@ def is_out_of_memory(error: BaseException | None) -> bool:
             return True
         said = str(error).lower() if isinstance(error, RuntimeError) else ""
         if any(words in said for words in _NO_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def is_device_lost(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that the device failed."""
+    while error is not None:
+        said = str(error).lower() if isinstance(error, RuntimeError) else ""
+        if any(words in said for words in _DEVICE_LOST):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -80,13 +80,14 @@ class Plan:
             **{f"{letter}_steps": steps[letter] for letter in further},
         }
 
-    def to_document(self) -> dict[str, Any]:
-        """The plan as one versioned JSON object."""
+    def opening(self) -> dict[str, Any]:
+        """What comes before the jobs in the plan as one versioned JSON object."""
+        batch = self.batch
+        return {"v": 1, "recipe": batch.recipe_name, "output_dir": str(batch.output_dir)}
+
+    def closing(self) -> dict[str, Any]:
+        """What comes after them."""
         return {
-            "v": 1,
-            "recipe": self.batch.recipe_name,
-            "output_dir": str(self.batch.output_dir),
-            "jobs": [job.to_document() for job in self.jobs],
             "totals": self.totals(),
             "warnings": list(self.warnings),
             "may_follow": may_follow(self.batch),

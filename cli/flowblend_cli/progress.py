@@ -25,6 +25,7 @@ from flowblend_cli.events import (
     ModelLoaded,
     Summary,
 )
+from flowblend_cli.skips import Skips
 from flowblend_cli.text import printable
 
 QUIET = -1
@@ -73,6 +74,10 @@ class Reporter(Protocol):
         """Tell what the batch waits for, while no job renders; empty when it goes on."""
         ...
 
+    def estimate(self, seconds: float | None) -> None:
+        """Tell how many seconds the jobs left will take; None where that isn't known."""
+        ...
+
 
 class Silent:
     """A reporter that says nothing; the base of those that say something."""
@@ -103,6 +108,9 @@ class Silent:
 
     def waiting(self, text: str) -> None:
         """Ignore what is waited for."""
+
+    def estimate(self, seconds: float | None) -> None:
+        """Ignore the estimate."""
 
 
 class Lines:
@@ -174,6 +182,8 @@ class PlainReporter(Silent):
         self._verbosity = verbosity
         self._total = total_jobs
         self._ended = 0
+        self._skips = Skips(all_named=verbosity > 0)
+        self._left_s: float | None = None
 
     def event(self, event: Event) -> None:
         """Write the event's line, if it has one at this verbosity."""
@@ -184,9 +194,15 @@ class PlainReporter(Silent):
             return
         if self._verbosity < (1 if isinstance(event, SAID_WHEN_VERBOSE) else 0):
             return
+        if self._skips.withholds(event):
+            return
+        if not isinstance(event, JobSkipped) and (told := self._skips.ended()):
+            self._results.write(told)
         line = one_line(event, verbose=self._verbosity > 0)
         if isinstance(event, JobDone | JobSkipped | JobDropped):
-            line = f"[{self._ended}/{self._total}] {line}"
+            is_known = self._left_s is not None and self._ended < self._total
+            left = f", {clock(self._left_s or 0.0)} left" if is_known else ""
+            line = f"[{self._ended}/{self._total}{left}] {line}"
         self._results.write(line)
 
     def message(self, text: str, *, error: bool = False) -> None:
@@ -198,12 +214,22 @@ class PlainReporter(Silent):
         """Count on further jobs."""
         self._total += jobs
 
+    def estimate(self, seconds: float | None) -> None:
+        """Show it with the next finished job."""
+        self._left_s = seconds
+
 
 class Reporters(Silent):
-    """Several reporters told the same things."""
+    """Several reporters told the same things.
 
-    def __init__(self, reporters: Sequence[Reporter]) -> None:
-        self._reporters = tuple(reporters)
+    Args:
+        reporters: All of them; the last one talks to people, and gets the messages.
+        log: One more, which gets everything.
+    """
+
+    def __init__(self, reporters: Sequence[Reporter], log: Reporter | None = None) -> None:
+        self._talking = (reporters[-1], *([] if log is None else [log]))
+        self._reporters = (*reporters, *self._talking[1:])
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -234,8 +260,9 @@ class Reporters(Silent):
             reporter.step(step, total, role)
 
     def message(self, text: str, *, error: bool = False) -> None:
-        """Pass the message on to the one that talks to people, the last."""
-        self._reporters[-1].message(text, error=error)
+        """Pass the message on to the one that talks to people, and to the log."""
+        for reporter in self._talking:
+            reporter.message(text, error=error)
 
     def grow(self, jobs: int) -> None:
         """Pass the further jobs on."""
@@ -247,14 +274,22 @@ class Reporters(Silent):
         for reporter in self._reporters:
             reporter.waiting(text)
 
+    def estimate(self, seconds: float | None) -> None:
+        """Pass the estimate on."""
+        for reporter in self._reporters:
+            reporter.estimate(seconds)
 
-def make_reporter(*, json: bool, verbosity: int, total_jobs: int) -> Reporter:
+
+def make_reporter(
+    *, json: bool, verbosity: int, total_jobs: int, log: Lines | None = None
+) -> Reporter:
     """Choose how to show a batch on the streams of this process.
 
     Args:
         json: JSON lines on stdout; people then read stderr.
         verbosity: -1 errors only, 0 usual, 1 and more adds detail.
         total_jobs: Jobs in the batch, those already done included.
+        log: Where plain lines with detail go besides, however little is said here.
 
     Returns:
         A reporter with a live display where stderr is a capable terminal, with plain lines
@@ -270,14 +305,15 @@ def make_reporter(*, json: bool, verbosity: int, total_jobs: int) -> Reporter:
         and not (json and out_is_terminal)
     )
     chosen: list[Reporter] = [JsonReporter(out)] if json else []
+    logging = None if log is None else PlainReporter(log, log, 1, total_jobs)
     if not live:
         results = errors if json else out
-        return Reporters([*chosen, PlainReporter(results, errors, verbosity, total_jobs)])
+        return Reporters([*chosen, PlainReporter(results, errors, verbosity, total_jobs)], logging)
     from flowblend_cli.live import LiveReporter  # rich: only where there is a terminal
 
     if not json and not out_is_terminal:
         chosen.append(PlainReporter(out, Lines(None, ""), verbosity, total_jobs))
-    return Reporters([*chosen, LiveReporter(sys.stderr, verbosity, total_jobs)])
+    return Reporters([*chosen, LiveReporter(sys.stderr, verbosity, total_jobs)], logging)
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -320,9 +356,10 @@ def one_line(event: Event, *, verbose: bool = False) -> str:
         case ModelLoaded():
             return f"loaded {printable(event.pipeline)} in {event.elapsed_s:.1f} s"
         case Summary():
+            remaining = f", {event.remaining} remaining" if event.remaining else ""
             return (
-                f"{event.rendered} rendered, {event.skipped} already there, {event.failed} failed "
-                f"in {event.elapsed_s:.1f} s"
+                f"{event.rendered} rendered, {event.skipped} already there, {event.failed} failed"
+                f"{remaining} in {event.elapsed_s:.1f} s"
             )
 
 
@@ -337,6 +374,13 @@ def _details(event: JobDone) -> str:
 def count_runs(denoisers: str) -> str:
     """Abbreviate a denoiser string by its runs: ``"LLLLSSL"`` becomes ``"4L 2S 1L"``."""
     return " ".join(f"{len(list(run))}{letter}" for letter, run in itertools.groupby(denoisers))
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as ``m:ss`` or ``h:mm:ss``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def safe_lines(text: str) -> str:

@@ -17,6 +17,7 @@ from flowblend_cli.artifacts.publish import publish, temporary_path
 from flowblend_cli.errors import OutputError
 from flowblend_cli.jobs import Job
 from flowblend_cli.keys import Identity
+from flowblend_cli.records import JobRecord
 from flowblend_cli.rendering import Render
 
 if TYPE_CHECKING:
@@ -60,6 +61,21 @@ class Publication:
     render: Render
     elapsed_s: float
     error: Exception | None = None
+
+    @property
+    def record(self) -> JobRecord:
+        """What is kept of the render beside the file."""
+        job, render = self.pending.job, self.render
+        return JobRecord(
+            job=job.id,
+            recipe=job.recipe,
+            pixels_sha256=render.pixels_sha256,
+            elapsed_s=(round(render.elapsed_s + self.elapsed_s, 3),),
+            pixels=(render.pixels_sha256,),
+            step_s=render.step_s,
+            peak_rss_bytes=render.peak_rss_bytes,
+            peak_vram_bytes=render.peak_vram_bytes,
+        )
 
 
 class Publisher:
@@ -156,6 +172,8 @@ class Publisher:
             "sampling_s": round(render.elapsed_s, 3),
             "source": str(self._recipe_dir),
         }
+        if render.memory:
+            resolved["memory"] = list(render.memory)
         if render.caches:
             resolved["caches"] = list(render.caches)
         return {

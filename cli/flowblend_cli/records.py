@@ -68,6 +68,11 @@ def recipe_path(output_dir: Path, recipe_name: str) -> Path:
     return output_dir / FOLDER / "recipes" / f"{recipe_name}.json"
 
 
+def run_path(output_dir: Path, recipe_name: str) -> Path:
+    """Where the state of a recipe's last run is kept, or of the one that works now."""
+    return output_dir / FOLDER / "runs" / f"{recipe_name}.json"
+
+
 def looks_path(output_dir: Path, draft: str) -> Path:
     """Where early looks at drafts are kept, by the id of the first of them."""
     return output_dir / FOLDER / "selections" / f"{draft}.json"
@@ -99,6 +104,28 @@ def read_record(output_dir: Path, job_id: str) -> JobRecord | None:
     return record if _is_sound(record) else None
 
 
+def has_answered(output_dir: Path, job_id: str, pixels: str, asked: str) -> bool:
+    """Whether a job's record is of these pixels, and holds what is asked of them.
+
+    Looks for both in the text as ``write_record`` writes it: a record holds thousands of numbers,
+    and reading those of a large batch takes longer than all else of a run with nothing to do.
+    False only means that the record is to be read.
+
+    Args:
+        output_dir: Folder of the clips.
+        job_id: Id of the job.
+        pixels: Hash of the published pixels.
+        asked: See ``JobRecord.asked``.
+    """
+    try:
+        text = record_path(output_dir, job_id).read_bytes()
+    except OSError:
+        return False
+    is_whole = text.startswith(b'{"v": %d, ' % RECORD_VERSION) and text.endswith(b"}\n")
+    wanted = {"pixels_sha256": pixels, "asked": asked}
+    return is_whole and all(json.dumps({k: v})[1:-1].encode() in text for k, v in wanted.items())
+
+
 def _is_sound(record: JobRecord) -> bool:
     """Whether a record's values have the types that they should."""
     numbers = (record.elapsed_s, record.step_s)
@@ -121,21 +148,26 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
+def write_json(path: Path, document: Mapping[str, Any], *, durable: bool = True) -> None:
     """Publish one JSON object; the folders of ours that it lies in are made where they are missing.
+
+    Args:
+        path: The file.
+        document: The object.
+        durable: Wait until it is on the disk.
 
     Raises:
         OutputError: It can't be written, or a link sits where a folder of ours should be.
     """
     make_folders(path)
-    publish(path, (json.dumps(document, allow_nan=False) + "\n").encode())
+    publish(path, (json.dumps(document, allow_nan=False) + "\n").encode(), durable=durable)
 
 
 def make_folders(path: Path) -> None:
-    """Make the folders of ours that a file lies in, where they are missing.
+    """Make the folders of ours that a file is to lie in.
 
     Raises:
-        OutputError: One can't be made, or a link sits in its place.
+        OutputError: They can't be made, or a link sits where one of them should be.
     """
     for folder in reversed([parent for parent in path.parents if FOLDER in parent.parts]):
         try:

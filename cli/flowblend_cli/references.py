@@ -1,8 +1,8 @@
-"""Which job is the reference of which others, and that it is rendered before them. Pure Python."""
+"""Which job is the reference of which others. Pure Python."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from flowblend_cli.jobs import Batch, Job, freeze
@@ -50,17 +50,18 @@ def references(batch: Batch) -> dict[str, Job]:
         return {}
     jobs = [job for job in (*batch.jobs, *batch.reserve) if job.seed]
     others = [axis for axis in batch.study.axes if axis not in dict(wanted)]
+    relaxed = [axis for axis in others if axis != _MAY_DIFFER]
     found = [job for job in jobs if all(axis_value(job, a) == freeze(v) for a, v in wanted)]
     known: dict[tuple[Any, ...], Job] = {}
+    nearly: dict[tuple[Any, ...], Job] = {}
     for job in found:
         known.setdefault(_place(job, others), job)
+        nearly.setdefault(_place(job, relaxed), job)
+    ids = {job.id for job in found}
     chosen: dict[str, Job] = {}
     for job in jobs:
-        relaxed = [axis for axis in others if axis != _MAY_DIFFER]
-        reference = known.get(_place(job, others)) or next(
-            (one for one in found if _place(one, relaxed) == _place(job, relaxed)), None
-        )
-        if reference is not None and job not in found:
+        reference = known.get(_place(job, others)) or nearly.get(_place(job, relaxed))
+        if reference is not None and job.id not in ids:
             chosen[job.id] = reference
     return chosen
 
@@ -73,14 +74,3 @@ def _place(job: Job, axes: Iterable[str]) -> tuple[Any, ...]:
         for axis in axes
     )
     return (job.scene, job.prompt, job.seed, kind, *values)
-
-
-def references_first(jobs: Sequence[Job], chosen: Mapping[str, Job]) -> list[Job]:
-    """The jobs with references before the others; those of one model still stand together."""
-    ids = {job.id for job in chosen.values()}
-    models = dict.fromkeys(
-        job.model
-        for job in sorted(jobs, key=lambda job: job.id not in ids)  # a stable sort
-    )
-    rank = {model: place for place, model in enumerate(models)}
-    return sorted(jobs, key=lambda job: (rank[job.model], job.id not in ids))

@@ -1,10 +1,10 @@
 """Jobs rendered by a process of our own, which may die without taking the batch with it.
 
-Orders are JSON lines: ``begin`` (recipe_dir, warm_up, output_dir) comes first, then
-``load`` (model), ``render`` (job, seed, keeping) and ``preview`` (job, after_steps), each with a
-number; ``stop`` (number) ends an order after its present step. Jobs travel as their documents. The
-answer is ``done``, ``stopped``, or ``error`` with the name of its class; ``event``, ``step``,
-``message`` and ``waiting`` come before it.
+Orders are JSON lines: ``begin`` (recipe_dir, warm_up, output_dir) comes first, then ``load``
+(model), ``render`` (job, seed, keeping) and ``preview`` (job, after_steps), each with a number;
+``stop`` (number) ends an order after its present step. Jobs travel as their documents. The answer
+is ``done``, ``stopped``, or ``error`` with the name of its class; ``event``, ``step``, ``message``
+and ``waiting`` come before it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from flowblend_cli import errors
-from flowblend_cli.errors import DeviceFailedError, DeviceLostError, RecipeError, WorkerDiedError
+from flowblend_cli.errors import (
+    DeviceFailedError,
+    DeviceLostError,
+    RecipeError,
+    RemoteError,
+    WorkerDiedError,
+)
 from flowblend_cli.events import Event
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.keeping import Keeping
@@ -42,25 +48,6 @@ _LAST_LINES = 20
 _LAST_WORDS_S = 2.0
 _EVENTS = {event.name: event for event in get_args(Event)}
 _T = TypeVar("_T")
-
-
-class RemoteError(FlowBlendError, RuntimeError):
-    """What went wrong in a worker, where it has no error of the command's own.
-
-    Args:
-        kind: Name of its class there.
-        text: What it said.
-        exit_code: What the command exits with where it ends the batch.
-    """
-
-    def __init__(self, kind: str, text: str, exit_code: int) -> None:
-        super().__init__(text)
-        self.kind = kind
-        self.exit_code = exit_code
-
-
-class _DiedError(Exception):
-    """The process is gone; says why."""
 
 
 class WorkerRenderer:
@@ -101,7 +88,7 @@ class WorkerRenderer:
         """See ``Renders``; where loading is to stop, the process is ended at once."""
         try:
             self._twice("loading", lambda: self._load(model, check))
-        except _DiedError as error:
+        except WorkerDiedError as error:
             raise DeviceLostError(
                 f"model {model.pipeline!r} can't be loaded: {error}, twice; free memory, or run "
                 "flowblend doctor"
@@ -137,22 +124,23 @@ class WorkerRenderer:
 
         try:
             return self._twice(job.id, attempt)
-        except _DiedError as error:
+        except WorkerDiedError as error:
             raise WorkerDiedError(
-                f"{error}, twice, while it worked at this job, which is given up; the others go on"
+                f"{error}, twice, while it worked at this job, which is given up: fewer frames or "
+                "a smaller size need less memory, flowblend doctor looks at the machine"
             ) from error
 
     def _twice(self, what: str, attempt: Callable[[], _T]) -> _T:
         """Try once more, in a new process, what a process died of or lost its device in."""
         try:
             return attempt()
-        except (_DiedError, DeviceFailedError) as error:
+        except (WorkerDiedError, DeviceFailedError) as error:
             self.close()
             told = f"{error}: {what} begins again in a new process"
             self._reporter.message(told, error=True)
         try:
             return attempt()
-        except (_DiedError, DeviceFailedError):
+        except (WorkerDiedError, DeviceFailedError):
             self.close()
             raise
 
@@ -181,7 +169,7 @@ class WorkerRenderer:
         while True:
             try:
                 line = process.line(_POLL_S)
-            except _DiedError:
+            except WorkerDiedError:
                 if stopping is not None:
                     raise stopping from None
                 raise
@@ -275,14 +263,14 @@ class _Process:
         """The next thing that it says; None where it says nothing within the time.
 
         Raises:
-            _DiedError: It is gone.
+            WorkerDiedError: It is gone.
         """
         try:
             line = self._lines.get(timeout=timeout_s)
         except queue.Empty:
             return None
         if line is None:
-            raise _DiedError(self._end_told())
+            raise WorkerDiedError(self._end_told())
         return line
 
     def end(self) -> None:

@@ -117,7 +117,8 @@ class Wire(Silent):
 
 def main() -> None:
     """Carry out orders until stdin ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    asks = getattr(signal, "SIGUSR1", signal.SIGTERM)
+    for number in (signal.SIGINT, signal.SIGTERM, asks):
         signal.signal(number, signal.SIG_IGN)
     _end_with_parent()
     source, out = _private_streams()

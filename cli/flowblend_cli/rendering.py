@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flowblend_cli.events import JobStarted, ModelLoaded
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.keeping import Keeping
+from flowblend_cli.memory_ladder import MemoryLadder
 from flowblend_cli.peaks import forget_peak_rss, peak_rss_bytes
 from flowblend_cli.plan import plan_job
 from flowblend_cli.progress import Reporter
@@ -39,6 +40,7 @@ class Render:
         pixels_sha256: Hash of its frames.
         peak_rss_bytes: Most main memory meanwhile.
         peak_vram_bytes: Most accelerator memory meanwhile; None on a CPU.
+        memory: What was done since memory ran out, see ``memory_ladder.Rung.names``.
     """
 
     frames: Frames
@@ -52,16 +54,17 @@ class Render:
     pixels_sha256: str
     peak_rss_bytes: int
     peak_vram_bytes: int | None
+    memory: tuple[str, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
         """All but the frames."""
-        names = (field.name for field in fields(self) if field.name != "frames")
+        names = (one.name for one in fields(self) if one.name != "frames")
         return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any], frames: Frames) -> Render:
         """Put what ``to_document`` gave and the frames together again."""
-        lists = {name: tuple(document[name]) for name in ("step_s", "caches")}
+        lists = {name: tuple(document[name]) for name in ("step_s", "caches", "memory")}
         return cls(frames=frames, **{**document, **lists})
 
 
@@ -133,11 +136,13 @@ class Renderer:
         self._reporter = reporter
         self._warm_up = warm_up
         self._runtime: Runtime | None = None
+        self._model: ModelSpec | None = None
+        self._ladder = MemoryLadder(self._place, reporter.message)
 
     @property
     def model(self) -> ModelSpec | None:
-        """The models that are in memory."""
-        return None if self._runtime is None else self._runtime.model
+        """The models that are in memory, as their jobs name them."""
+        return None if self._runtime is None else self._model
 
     def load(self, model: ModelSpec, check: Callable[[], None]) -> None:
         """See ``Renders``; loading isn't interrupted."""
@@ -147,41 +152,21 @@ class Renderer:
         self, job: Job, seed: int, check: Callable[[], None], keeping: Keeping | None = None
     ) -> Render:
         """See ``Renders``."""
-        runtime = self._load(job.model)
+        self._load(job.model)  # nobody but the ladder holds it: it may be placed anew
         if self._warm_up is not None:
-            runtime.sample(self._warm_up, seed, lambda *_: check())
+            self._load(job.model).sample(self._warm_up, seed, lambda *_: check())
             self._warm_up = None
         planned = plan_job(job, self._recipe_dir)
-        steps = job.num_inference_steps
-        progress = Progress(job, seed, keeping, runtime, self._reporter)
-        first, times = progress.first_step, progress.times
-        begun = JobStarted(job.id, job.scene, seed, steps, planned, job.prompt, first)
-        self._reporter.event(begun)
+        tries = _Tries(job, seed, check, keeping, planned, self._reporter)
         forget_peak_rss()
-
-        def begins(index: int) -> None:
-            if index < len(planned):
-                self._reporter.step(index, len(planned), _role(planned, index))
-
-        def on_step(index: int, role: str) -> None:
-            progress.step_done(index, role, check)
-            if index >= first:
-                begins(index + 1)
-
-        begins(first)
-        try:
-            sampled = runtime.sample(job, seed, on_step, progress.checkpoints)
-        except CheckpointError as error:
-            if not first:
-                raise
-            progress.forget(str(error))
-            return self.render(job, seed, check, keeping)
-        elapsed = progress.elapsed_s
+        sampled, rungs = self._ladder.climb(job, tries.sample, tries.is_in_vae)
+        elapsed, times = tries.progress.elapsed_s, tries.progress.times
         slow = slow_steps(times.seconds, times.roles)
         if slow:
             self._reporter.message(f"{job.id}: {slow}")
         self._report_caches(job, sampled)
-        return _render_of(runtime, sampled, seed, elapsed, tuple(times.seconds))
+        render = _render_of(self._load(job.model), sampled, seed, elapsed, tuple(times.seconds))
+        return replace(render, memory=rungs)
 
     def preview(self, job: Job, after_steps: int, check: Callable[[], None]) -> Frames:
         """See ``Renders``."""
@@ -197,6 +182,14 @@ class Renderer:
         self._runtime = None
 
     def _load(self, model: ModelSpec) -> Runtime:
+        """Have these models in memory, and no others; the memory ladder may offload them more."""
+        if self._runtime is None or self._model != model:
+            self._place(model)
+            self._model = model
+        assert self._runtime is not None
+        return self._runtime
+
+    def _place(self, model: ModelSpec) -> Runtime:
         if self._runtime is None or self._runtime.model != model:
             from flowblend_cli.runtime import Runtime  # torch: only where something is to be done
 
@@ -220,6 +213,62 @@ class Renderer:
                 self._reporter.message(
                     f"{job.id}: cache {report.kind!r} of {where} skipped nothing", error=True
                 )
+
+
+class _Tries:
+    """A job sampled from its beginning, or from its stored state, as often as memory runs out."""
+
+    def __init__(
+        self,
+        job: Job,
+        seed: int,
+        check: Callable[[], None],
+        keeping: Keeping | None,
+        planned: str,
+        reporter: Reporter,
+    ) -> None:
+        self._job, self._seed = job, seed
+        self._check = check
+        self._keeping = keeping
+        self._planned = planned
+        self._reporter = reporter
+        self._is_told = False
+        self._steps = 0
+        self.progress: Progress
+
+    def sample(self, runtime: Runtime) -> Sampled:
+        """Try it."""
+        job, self._steps = self._job, 0
+        self.progress = Progress(job, self._seed, self._keeping, runtime, self._reporter)
+        first = self.progress.first_step
+        if not self._is_told:
+            total, planned = job.num_inference_steps, self._planned
+            begun = JobStarted(job.id, job.scene, self._seed, total, planned, job.prompt, first)
+            self._reporter.event(begun)
+            self._is_told = True
+        self._begins(first)
+        try:
+            return runtime.sample(job, self._seed, self._on_step, self.progress.checkpoints)
+        except CheckpointError as error:
+            if not first:
+                raise
+            self.progress.forget(str(error))
+        return self.sample(runtime)
+
+    def is_in_vae(self) -> bool:
+        """Whether it was the VAE's turn when the last try ended."""
+        is_encoding = self._job.image is not None and not self._steps
+        return self._steps >= len(self._planned) or is_encoding
+
+    def _on_step(self, index: int, role: str) -> None:
+        self._steps = index + 1
+        self.progress.step_done(index, role, self._check)
+        if index >= self.progress.first_step:
+            self._begins(index + 1)
+
+    def _begins(self, index: int) -> None:
+        if index < len(self._planned):
+            self._reporter.step(index, len(self._planned), _role(self._planned, index))
 
 
 def _render_of(

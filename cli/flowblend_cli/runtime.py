@@ -19,7 +19,6 @@ os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import diffusers
-import numpy as np
 import torch
 import transformers
 
@@ -31,7 +30,8 @@ from flowblend_cli.images import load_image
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.keys import local_folder
 from flowblend_cli.models import ModelSource, resolve_model, resolve_small
-from flowblend_cli.placement import Placement, is_out_of_memory, reason
+from flowblend_cli.placement import Placement, is_device_lost, is_out_of_memory, reason
+from flowblend_cli.soundness import SamplingError, Soundness, check_latents, to_uint8
 from flowblend_plugin import DenoiserSwitch, FlowBlendError
 from flowblend_plugin.adaptive import SelfDifference
 from flowblend_plugin.caching import CacheReport
@@ -52,10 +52,6 @@ diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
 
 OnStep = Callable[[int, str], None]
-
-
-class SamplingError(FlowBlendError, RuntimeError):
-    """A trajectory that went wrong: no numbers at a named step, or no memory for it."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +104,16 @@ class Runtime:
         remember_embeddings(self._pipe)
         self._takes = inspect.signature(self._pipe.__call__).parameters
         self.elapsed_s = time.monotonic() - began
+
+    @property
+    def vae(self) -> Any:
+        """The pipeline's VAE; None where it has none."""
+        return getattr(self._pipe, "vae", None)
+
+    @property
+    def stronger_offload(self) -> str:
+        """The next way of offloading, with less in the device's memory; empty for none."""
+        return self._placement.stronger
 
     def keep_embeddings(self, store: EmbeddingStore) -> None:
         """Look for prompts in a store before they are encoded, and keep them there."""
@@ -165,15 +171,16 @@ class Runtime:
         projection = LatentProjection.load(shown_by) if shown_by.is_file() else None
         with self._memory_told(f"{job.id} was looked at"):
             look = EarlyLook(self._pipe, after_steps, on_step)
-            with self._switched(job, seed, look.on_step) as switch, look.watching():
+            sound = Soundness(look.on_step)
+            with self._switched(job, seed, sound), look.watching():
 
                 def after_step(pipe: Any, index: int, timestep: Any, kwargs: Any) -> Any:
-                    kwargs = _after_step(switch, pipe, index, timestep, kwargs)
+                    kwargs = sound.after_step(pipe, index, timestep, kwargs)
                     return look.after_step(pipe, index, timestep, kwargs)
 
                 arguments = self._arguments(job, seed, after_step)
                 if projection is None:
-                    return _to_uint8(self._pipe(**arguments), job)
+                    return to_uint8(self._pipe(**arguments), job.id)
                 self._pipe(**(arguments | {"output_type": "latent"}))
                 return projection.project(look.latents)
 
@@ -222,7 +229,7 @@ class Runtime:
 
         def after_step(pipe: Any, index: int, timestep: Any, kwargs: Any) -> Mapping[str, Any]:
             on_step(index)
-            return _check_latents(pipe, index, timestep, kwargs)
+            return check_latents(pipe, index, timestep, kwargs)
 
         arguments = self._arguments(job, job.seed, after_step)
         output = self._pipe(**(arguments | {"output_type": "latent"}))
@@ -234,7 +241,11 @@ class Runtime:
         try:
             yield
         except Exception as error:
-            if isinstance(error, FlowBlendError) or not is_out_of_memory(error):
+            if isinstance(error, FlowBlendError):
+                raise
+            if not is_out_of_memory(error):
+                if is_device_lost(error):
+                    raise self._placement.device_failed(doing, error) from error
                 raise
             told = self._placement.no_memory(doing, self.device, error)
             raise SamplingError(
@@ -256,7 +267,7 @@ class Runtime:
             self._pipe.scheduler = self._own_scheduler
 
     @contextmanager
-    def _switched(self, job: Job, seed: int, on_step: OnStep) -> Iterator[DenoiserSwitch]:
+    def _switched(self, job: Job, seed: int, sound: Soundness) -> Iterator[DenoiserSwitch]:
         """Give the pipeline a job's solver and stages for a while."""
         with (
             torch.no_grad(),  # in inference_mode, weights that move round differently
@@ -269,8 +280,9 @@ class Runtime:
                 adapters=self._adapters(job),
                 adaptive=None if job.adaptive is None else SelfDifference(job.adaptive),
                 seed=seed if job.sampling.noise_seed is None else job.sampling.noise_seed,
-                on_step=on_step,
+                on_step=sound.on_step,
             ) as switch,
+            sound.watching(self._pipe, switch, has_callback="callback_on_step_end" in self._takes),
         ):
             self._pipe.scheduler.own_noise = job.sampling.noise_seed is not None
             yield switch
@@ -278,11 +290,12 @@ class Runtime:
     def _sample(self, job: Job, seed: int, on_step: OnStep, checkpoints: Checkpoints) -> Sampled:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        with self._switched(job, seed, on_step) as switch:
-            arguments = self._arguments(job, seed, partial(_after_step, switch))
+        sound = Soundness(on_step)
+        with self._switched(job, seed, sound) as switch:
+            arguments = self._arguments(job, seed, sound.after_step)
             with checkpoints.keep(switch, [arguments["generator"]]):
                 output = self._pipe(**arguments)
-        frames = _to_uint8(output, job)
+        frames = to_uint8(output, job.id)
         vram = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         return Sampled(frames, letters(switch.denoisers_run), vram, switch.cache_reports)
 
@@ -362,38 +375,5 @@ def _load_denoiser(source: ModelSource, pipe: Any) -> torch.nn.Module:
 def _missing(source: ModelSource, error: Exception) -> ModelMissingError:
     return ModelMissingError(
         f"model {source.name!r} can't be loaded ({reason(error)}): check that it is complete, "
-        "with safetensors weights; render never downloads"
+        "with safetensors weights (`flowblend models verify`)"
     )
-
-
-def _after_step(
-    switch: DenoiserSwitch, pipe: Any, step_index: int, timestep: Any, kwargs: dict[str, Any]
-) -> Mapping[str, Any]:
-    """Let the switch drive what its scheduler can't, and look at the latents."""
-    return _check_latents(
-        pipe, step_index, timestep, switch.callback_fn(pipe, step_index, timestep, kwargs)
-    )
-
-
-def _check_latents(
-    pipe: Any, step_index: int, timestep: Any, callback_kwargs: Mapping[str, Any]
-) -> Mapping[str, Any]:
-    latents = callback_kwargs["latents"]
-    if not torch.isfinite(latents).all():
-        raise SamplingError(
-            f"the latents are no numbers any more (NaN or infinity) after step {step_index}: try "
-            'dtype = "float32", or a lower guidance_scale'
-        )
-    return callback_kwargs
-
-
-def _to_uint8(output: Any, job: Job) -> Frames:
-    """Pixels as diffusers' own image conversion rounds them."""
-    pixels = np.asarray(output.frames if hasattr(output, "frames") else output.images)
-    pixels = pixels[0] if pixels.ndim == 5 else pixels
-    if not np.isfinite(pixels).all():
-        raise SamplingError(
-            f"the decoded pixels of {job.id} are no numbers (NaN or infinity): the VAE failed, try "
-            'dtype = "float32"'
-        )
-    return (pixels * 255).round().astype(np.uint8)

@@ -12,6 +12,7 @@ from flowblend_cli import engine
 from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.artifacts.pixels import Frames
 from flowblend_cli.errors import OutputError
+from flowblend_cli.finding import recorded
 from flowblend_cli.gallery import animated_webp, comparison_video, contact_sheet, side_by_side
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.options import RunOptions
@@ -76,7 +77,7 @@ def ours(path: Path) -> Path:
 def compared(batch: Batch, job: Job) -> Batch:
     """The same job and seed all large, as it is, and all small, in a folder of its own."""
     document = read_document(batch.path_of(job)) or {}
-    job = replace(job, seed=engine.recorded(document, "seed", job.seed))
+    job = replace(job, seed=recorded(document, "seed", job.seed))
     large = replace(job, stages=(Stage("large"),), stage_string="LLL", adapters=())
     small = replace(large, stages=(Stage("small"),), stage_string="SSS")
     jobs = tuple(replace(one, id=f"compare-{one.stage_string}") for one in (large, job, small))
@@ -96,7 +97,7 @@ def _compare(batch: Batch, comparison: Batch) -> list[str]:
     paths = [comparison.path_of(job) for job in comparison.jobs]
     clips = [read_frames(path) for path in paths]
     documents = [read_document(path) or {} for path in paths]
-    seconds = [engine.recorded(document, "sampling_s", 0.0) for document in documents]
+    seconds = [recorded(document, "sampling_s", 0.0) for document in documents]
     captioned = [
         (f"{name}  {second:.2f} s", frames)
         for name, second, frames in zip(names, seconds, clips, strict=True)
@@ -107,7 +108,7 @@ def _compare(batch: Batch, comparison: Batch) -> list[str]:
     animated_webp(side_by_side(captioned), path.with_suffix(".webp"), fps=fps)
     lines = [f"comparison:    {path}", f"  prompt: {comparison.jobs[0].prompt}"]
     for name, second, frames, document in zip(names, seconds, clips, documents, strict=True):
-        ran = engine.recorded(document, "denoisers", "")
+        ran = recorded(document, "denoisers", "")
         close = "" if frames is clips[0] else f"  {_psnr(frames, clips[0]):.1f} dB PSNR to LLL"
         lines.append(
             f"  {name}  {count_steps(ran)}"

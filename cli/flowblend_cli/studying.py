@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowblend_cli.adapting import Families
@@ -14,9 +13,17 @@ from flowblend_cli.events import JobDropped, JobMeasured
 from flowblend_cli.followups import Measured
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.measuring import FinishedFile, Measurement, Measurer, Request
+from flowblend_cli.ordering import ordered
 from flowblend_cli.progress import Reporter
-from flowblend_cli.records import JobRecord, read_record, recipe_path, write_json, write_record
-from flowblend_cli.references import references, references_first
+from flowblend_cli.records import (
+    JobRecord,
+    has_answered,
+    read_record,
+    recipe_path,
+    write_json,
+    write_record,
+)
+from flowblend_cli.references import references
 from flowblend_cli.scores import metrics_of, score_of
 from flowblend_cli.selecting import Drafts, Look, dropped, read_looks, write_looks
 from flowblend_cli.study import MeasureSpec, Selection, Study
@@ -57,6 +64,7 @@ class Studying:
         self._study = _NO_STUDY if overrides is None else batch.study
         self._weights = dict(self._study.measure.weights)
         self._families = Families(self._study, complaints)
+        self._has_followups = bool(self._study.selections or self._study.adapt or complaints)
         self._drafts = Drafts(batch, self._study.selections)
         self._references = references(batch) if overrides is not None else {}
         self._compared = {job.id for job in self._references.values()}
@@ -93,7 +101,7 @@ class Studying:
         """
         self._names = metrics_of(self._study)
         if self._overrides is None:
-            return list(self._batch.jobs)
+            return ordered(self._batch.jobs)
         if not self._names and self._study.measure.names is None:
             self._reporter.message(f"nothing is measured: {quality.missing()}")
         batch = self._batch
@@ -103,14 +111,22 @@ class Studying:
                 "v": RECIPE_VERSION,
                 "recipe": batch.recipe_name,
                 "path": str(batch.source),
-                "text": _text_of(batch.source),
+                "text": batch.text,
                 "overrides": list(self._overrides),
                 "warnings": list(batch.warnings),
                 "study": asdict(batch.study),
                 "jobs": [job.id for job in batch.jobs],
             },
         )
-        return references_first(batch.jobs, self._references)
+        return ordered(batch.jobs, self._compared)
+
+    def needs_nothing(self, job: Job, pixels: str) -> bool:
+        """Whether a finished job is measured and timed as asked, and nothing can follow from it."""
+        is_plain = not self._has_followups and self.time_repeats == 1
+        if self._overrides is None or not is_plain or job.id in self._compared:
+            return False
+        asked = self._question(self._reference_of(job))
+        return not self._names or has_answered(self._batch.output_dir, job.id, pixels, asked)
 
     def record_of(self, job: Job, pixels: str) -> JobRecord:
         """What is known of a job's finished file; an empty record where nothing is."""
@@ -280,6 +296,13 @@ class Studying:
 
     def _settle(self, job: Job, record: JobRecord) -> None:
         """Follow up a job of which all is known that will be known."""
+        if not self._has_followups:
+            # Nobody asks for it again but as a reference, and tracks are large.
+            self._jobs.pop(job.id, None)
+            self._records.pop(job.id, None)
+            if job.id in self._compared:
+                self._records[job.id] = replace(record, tracks=())
+            return
         score = score_of(job.prompt, record.metrics, self._weights)
         self._settle_draft(job, score)
         further = self._families.add(Measured(job, record.metrics, score))
@@ -329,10 +352,3 @@ class Studying:
         """What is asked of a clip, as one text: records that answer it needn't be made again."""
         pixels = self._records[reference.job].pixels_sha256 if reference is not None else None
         return json.dumps([quality.QUALITY_VERSION, self._names, pixels])
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, ValueError):  # only the copy is the poorer for it
-        return ""

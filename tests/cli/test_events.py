@@ -63,7 +63,7 @@ EVENTS = {
         ["job", "scene", "seed", "reason", "score"],
     ),
     "job_failed": (JobFailed("a", "s", 1, "why"), ["job", "scene", "seed", "error"]),
-    "summary": (Summary(1, 2, 3, 4.0), ["rendered", "skipped", "failed", "elapsed_s"]),
+    "summary": (Summary(1, 2, 3, 4.0), ["rendered", "skipped", "failed", "elapsed_s", "remaining"]),
 }
 
 

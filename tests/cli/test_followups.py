@@ -22,7 +22,8 @@ from flowblend_cli.followups import (
     verdict,
 )
 from flowblend_cli.jobs import Batch, Job
-from flowblend_cli.references import axis_value, references, references_first
+from flowblend_cli.ordering import ordered
+from flowblend_cli.references import axis_value, references
 from flowblend_cli.scores import metrics_of
 from flowblend_cli.selecting import dropped
 from flowblend_cli.steptimes import slow_steps
@@ -192,9 +193,9 @@ def test_a_reference_differs_in_its_axes_alone_and_comes_first(
         reference = found[job.id]
         assert reference.num_inference_steps == 30
         assert (reference.seed, reference.stage_string) == (job.seed, job.stage_string)
-    ordered = references_first(batch.jobs, found)
-    assert [job.num_inference_steps for job in ordered[:4]] == [30] * 4
-    assert sorted(job.id for job in ordered) == sorted(job.id for job in batch.jobs)
+    in_order = ordered(batch.jobs, {job.id for job in found.values()})
+    assert [job.num_inference_steps for job in in_order[:4]] == [30] * 4
+    assert sorted(job.id for job in in_order) == sorted(job.id for job in batch.jobs)
 
 
 def test_a_reference_has_the_same_stages_in_the_long_form_too(
@@ -224,18 +225,6 @@ reference = { num_inference_steps = 20 }
 
 def test_a_drawn_seed_has_no_reference(batch_of: Callable[..., Batch], minimal: str) -> None:
     assert not references(batch_of(minimal.replace("seeds = [1]", "seeds = [0]") + SWEEP))
-
-
-def test_jobs_of_one_model_stay_together_when_references_come_first(job: Job) -> None:
-    other = replace(job.model, device="cpu")
-    jobs = [
-        replace(job, id="a1"),
-        replace(job, id="a2"),
-        replace(job, id="b1", model=other),
-        replace(job, id="b2", model=other),
-    ]
-    ordered = references_first(jobs, {"a1": jobs[3]})
-    assert [one.id for one in ordered] == ["b2", "b1", "a1", "a2"]
 
 
 def test_axes_are_read_from_jobs(job: Job) -> None:

@@ -133,12 +133,15 @@ def test_the_schema_describes_every_table_and_argument() -> None:
 
     assert set(schema["properties"]) == {
         "recipe", "model", "blend", "sampling", "defaults", "presets", "scene", "sweep", "output",
-        "metrics", "score", "adapt", "draft", "review",
+        "metrics", "score", "adapt", "draft", "review", "include",
     }  # fmt: skip
     scene = schema["$defs"]["SceneTable"]
     assert scene["additionalProperties"] is False
     assert scene["properties"]["num_inference_steps"]["minimum"] == 1
-    assert scene["required"] == ["name", "prompt"]
+    alone, with_include = schema["anyOf"]
+    assert alone["required"] == ["model", "scene"]
+    assert alone["properties"]["scene"]["items"]["required"] == ["name", "prompt"]
+    assert with_include["required"] == ["include"]
 
 
 def test_a_bundled_recipe_is_copied_once_and_never_overwritten(tmp_path: Path) -> None:

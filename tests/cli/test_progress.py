@@ -17,14 +17,15 @@ from rich.console import Console
 
 from flowblend_cli.events import (
     JobDone,
+    JobDropped,
     JobFailed,
     JobSkipped,
     JobStarted,
     ModelLoaded,
     Summary,
 )
-from flowblend_cli.live import BatchClock, LiveReporter, clock, step_bar
-from flowblend_cli.progress import count_runs, make_reporter, one_line
+from flowblend_cli.live import BatchClock, LiveReporter, step_bar
+from flowblend_cli.progress import Lines, PlainReporter, clock, count_runs, make_reporter, one_line
 
 HOSTILE = "a [/b] [bold]cat[/bold] :smile: \x1b[31mred\x1b]52;c;aGk=\x07 \u202e \x9b2J\nnext"
 
@@ -310,3 +311,22 @@ def test_a_reporter_in_this_process_writes_where_stdout_is_now(
     captured = capsys.readouterr()
     assert json.loads(captured.out)["event"] == "summary"
     assert "1 already there" in captured.err
+
+
+@pytest.mark.parametrize("verbosity", [0, 1])
+def test_many_jobs_that_are_already_there_are_a_number_unless_all_is_asked_for(
+    verbosity: int,
+) -> None:
+    out = io.StringIO()
+    reporter = PlainReporter(Lines(out, "out"), Lines(None, ""), verbosity, 24)
+    for number in range(22):
+        reporter.event(JobSkipped(f"job{number}", "scene", 1, f"/out/job{number}"))
+    reporter.event(JobDropped("other", "scene", 1, "no", 0.1))
+    reporter.event(JobSkipped("last", "scene", 1, "/out/last"))
+    reporter.event(Summary(0, 23, 0, 1.0))
+
+    told = out.getvalue().splitlines()
+    assert told[:10] == [f"[{n + 1}/24] already there job{n}: /out/job{n}" for n in range(10)]
+    further = [f"[{n + 1}/24] already there job{n}: /out/job{n}" for n in range(10, 22)]
+    assert told[10:-3] == (further if verbosity else ["12 further jobs already there"])
+    assert told[-3:-1] == ["[23/24] dropped other: no", "[24/24] already there last: /out/last"]

@@ -93,9 +93,9 @@ def test_alternatives_and_lists_of_prompts_are_axes(batch_of: Load, minimal: str
     batch = batch_of(text)
 
     assert [(job.id, job.prompt) for job in batch.jobs] == [
-        ("square-s1-n10-prompt0", "a red ball"),
-        ("square-s1-n10-prompt1", "a blue ball"),
-        ("square-s1-n10-prompt2", "{x}"),
+        ("square-s1-n10-red-9bc68b5842", "a red ball"),
+        ("square-s1-n10-blue-3c2f8937ca", "a blue ball"),
+        ("square-s1-n10-x-d3ebeaf967", "{x}"),
     ]
     assert batch.jobs[1].prompt_template == "a {red|blue} ball"
 

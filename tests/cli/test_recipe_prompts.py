@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowblend_cli.recipe.prompts import count_prompts, expand_prompt
+from flowblend_cli.recipe.templates import parse_template
+
+
+def expand_prompt(text: str) -> list[str]:
+    return [prompt.text for prompt in parse_template(text).prompts()]
+
+
+def count_prompts(text: str) -> int:
+    return parse_template(text).count
 
 
 def test_alternatives_are_enumerated_with_the_leftmost_slowest() -> None:

@@ -370,3 +370,29 @@ def test_weights_cut_short_are_a_missing_model_not_a_traceback(recipe: Any) -> N
     result = invoke("render", path, "--set", "model.small=./model")
     assert result.exit_code == 3
     assert "can't be loaded" in result.stderr
+
+
+def test_a_run_that_a_limit_stops_counts_what_remains_and_the_next_one_goes_on(
+    recipe: Any, tmp_path: Path
+) -> None:
+    path = recipe()
+    first = invoke("render", path, "--json", "--max-jobs", 1, "--gallery")
+    done, late = tmp_path / "out" / "circle-s1-n3.mp4", tmp_path / "out" / "circle-s2-n3.mp4"
+    assert first.exit_code == 0
+    assert [event["path"] for event in of_kind(first, "job_done")] == [str(done)]
+    assert of_kind(first, "summary")[0]["remaining"] == 2
+    assert "stopped after 1 rendered job (--max-jobs): 2 jobs remain" in first.stderr
+    assert not list((tmp_path / "out").glob("contact-sheet*")), "that waits for the other jobs"
+
+    no_time = invoke("render", path, "--json", "--max-time", "0.001")
+    assert no_time.exit_code == 0
+    assert not of_kind(no_time, "model_loaded")
+    summary = of_kind(no_time, "summary")[0]
+    assert (summary["skipped"], summary["rendered"], summary["remaining"]) == (1, 0, 2)
+
+    late.write_bytes(b"somebody's")
+    failing = invoke("render", path, "--json", "--fail-fast")
+    assert failing.exit_code == 1
+    summary = of_kind(failing, "summary")[0]
+    assert (summary["skipped"], summary["failed"], summary["remaining"]) == (1, 1, 1)
+    assert late.read_bytes() == b"somebody's"

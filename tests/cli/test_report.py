@@ -535,6 +535,22 @@ def test_a_promoted_recipe_renders_the_winner(study: Path, tmp_path: Path) -> No
     assert "[sweep]" not in text
 
 
+def test_a_promoted_recipe_says_by_itself_what_the_former_one_included(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text('[model]\npipeline = "sprites"\n[blend]\nstages = "SSS"\n')
+    recipe = tmp_path / "study.toml"
+    recipe.write_text(
+        'include = ["base.toml"]\n[[scene]]\nname = "s"\nprompt = "a red square"\nseeds = [1, 2]\n'
+    )
+    jobs = list(load_batch(recipe).jobs)
+    for job, score in zip(jobs, (0.4, 0.6), strict=True):
+        write_clip(tmp_path / "out", job, metrics=values_for(score))
+
+    (job,) = load_promoted(tmp_path / "out", tmp_path / "elsewhere.toml").jobs
+
+    assert (job.seed, job.stages) == (2, jobs[1].stages)
+    assert "include" not in (tmp_path / "elsewhere.toml").read_text("utf-8")
+
+
 def test_a_promoted_recipe_keeps_what_stages_set_and_odd_words(tmp_path: Path) -> None:
     stages = (
         Stage("large", until=0.3, guidance_scale=6.0),

@@ -86,8 +86,45 @@ def test_an_exception_between_steps_leaves_the_runtime_usable(runtime: Runtime, 
 def test_numbers_that_are_no_numbers_fail_at_a_named_step(runtime: Runtime, job: Job) -> None:
     arguments = dict(job.arguments) | {"guidance_scale": 1e40}
     broken = replace(job, arguments=tuple(sorted(arguments.items())))
-    with pytest.raises(SamplingError, match="after step 0"):
+    with pytest.raises(SamplingError, match=r"after step 0, in stage 1 \(large\): try"):
         sample(runtime, broken)
+
+
+@pytest.mark.parametrize("has_callback", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_numbers_out_of_a_denoiser_name_its_stage_and_step_in_any_pipeline(
+    runtime: Runtime,
+    job: Job,
+    value: float,
+    has_callback: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not has_callback:
+        takes = {key: p for key, p in runtime._takes.items() if key != "callback_on_step_end"}
+        monkeypatch.setattr(runtime, "_takes", takes)
+    small = runtime._further["small"]
+    handle = small.proj_out.register_forward_hook(lambda _, __, out: torch.full_like(out, value))
+    with pytest.raises(SamplingError, match=r"after step 1, in stage 2 \(small\): try"):
+        sample(runtime, job)
+    handle.remove()
+    assert np.isfinite(sample(runtime, job).frames).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_numbers_out_of_the_vae_fail_the_job_also_where_the_pipeline_would_clip_them(
+    runtime: Runtime, job: Job, value: float
+) -> None:
+    def spoil(_: object, __: object, out: torch.Tensor) -> torch.Tensor:
+        out = out.clone()
+        out.view(-1)[0] = value
+        return out
+
+    handle = runtime.vae.decoder.conv_out.register_forward_hook(spoil)
+    with pytest.raises(SamplingError, match=r"VAE's pixels .* after step 1, in stage 2 \(small\)"):
+        sample(runtime, job)
+    handle.remove()
+    assert "decode" not in vars(runtime.vae)
+    sample(runtime, job)
 
 
 def test_a_solver_without_stochastic_form_is_refused(runtime: Runtime, job: Job) -> None:

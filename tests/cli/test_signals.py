@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,11 @@ FAST_THEN_LONG = ["--set", "defaults.num_inference_steps=400",
 # Steps of a second or more each, so that a signal falls into one.
 SLOW_STEPS = ["--set", "defaults.num_inference_steps=4", "--set", "defaults.num_frames=81",
               "--set", "defaults.height=192", "--set", "defaults.width=192"]  # fmt: skip
+
+STATUS = (
+    r"status: 0 done, 0 already there, 0 failed, 8 remaining; red-circle-\S+ at step 1 of 4; "
+    r"\d:\d\d:\d\d elapsed, time left unknown\n"
+)
 
 Event = dict[str, Any]
 
@@ -78,13 +84,16 @@ def test_a_second_signal_ends_the_render_at_once_with_its_own_code(tmp_path: Pat
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_same_signal_twice_ends_the_render_within_the_step(
+def test_the_status_is_told_and_the_same_signal_twice_ends_the_render_within_the_step(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     process = start(tmp_path, *SLOW_STEPS)
     seen = wait_for_job(process.stdout, "red-circle")
-    process.send_signal(number)
     assert process.stderr is not None
+    # Asked in the middle of the first step, it answers then, and renders on.
+    process.send_signal(signal.SIGUSR1)
+    assert re.fullmatch(STATUS, process.stderr.readline())
+    process.send_signal(number)
     assert any("stopping after this step" in line for line in process.stderr)
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=120)
@@ -92,6 +101,7 @@ def test_the_same_signal_twice_ends_the_render_within_the_step(
     assert process.returncode == 128 + number
     assert "Traceback" not in stderr
     check_end([*seen, *map(json.loads, stdout.splitlines())], tmp_path, rendered=0)
+    assert json.loads(stdout.splitlines()[-1])["remaining"] == 8
 
 
 IN_THE_BACKGROUND = """

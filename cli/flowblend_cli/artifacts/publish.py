@@ -19,7 +19,13 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(path.name + TEMPORARY_SUFFIX)
 
 
-def publish(path: Path, data: bytes, check: Callable[[BinaryIO], None] | None = None) -> None:
+def publish(
+    path: Path,
+    data: bytes,
+    check: Callable[[BinaryIO], None] | None = None,
+    *,
+    durable: bool = True,
+) -> None:
     """Write a file so that its final name only ever shows complete contents.
 
     The bytes go to a temporary name beside it, are flushed to the disk, read back by ``check``, and
@@ -30,6 +36,8 @@ def publish(path: Path, data: bytes, check: Callable[[BinaryIO], None] | None = 
         path: The final name; its folder exists.
         data: The whole contents.
         check: Reads the written file, and raises if it isn't what it should be.
+        durable: Flush to the disk, so that a power cut costs nothing; without that it doesn't
+            wait for the disk.
 
     Raises:
         OutputError: The file can't be written, or a link sits at the temporary name.
@@ -38,7 +46,7 @@ def publish(path: Path, data: bytes, check: Callable[[BinaryIO], None] | None = 
         temporary = temporary_path(path)
         _remove_leftover(temporary)
         try:
-            _write(temporary, data)
+            _write(temporary, data, durable=durable)
             if check is not None:
                 with _open(temporary, os.O_RDONLY, "rb") as file:
                     check(file)
@@ -47,7 +55,8 @@ def publish(path: Path, data: bytes, check: Callable[[BinaryIO], None] | None = 
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
-        _flush_folder(path.parent)
+        if durable:
+            _flush_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -86,11 +95,12 @@ def _open(path: Path, flags: int, mode: str) -> BinaryIO:
     return os.fdopen(descriptor, mode)  # type: ignore[return-value]
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes, *, durable: bool) -> None:
     with _open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:

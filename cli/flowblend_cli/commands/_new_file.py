@@ -1,10 +1,13 @@
-"""Files that commands write for people, never over another file."""
+"""Files that commands write for people, never over another file; words of recipes in them."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 from flowblend_cli.errors import OutputError, UsageError
+from flowblend_cli.models import ModelSource, find_pair
 
 
 def write_new(path: Path, content: str | bytes) -> None:
@@ -25,3 +28,24 @@ def write_new(path: Path, content: str | bytes) -> None:
         raise UsageError(f"{path} can't be written: its folder doesn't exist") from error
     except OSError as error:
         raise OutputError(f"{path} can't be written: {error.strerror}") from error
+
+
+def name_of(pipeline: str) -> str:
+    """Make a recipe's name of a model's or a file's: its last part, plain characters only."""
+    last = pipeline.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", last).strip(".-") or "recipe"
+
+
+def from_folder(source: ModelSource, folder: Path) -> str:
+    """Say how a recipe in a folder names a model: its own folders relative, others absolute."""
+    is_named = find_pair(source.name) is not None or source.pair is not None
+    if source.path is None or is_named:
+        return source.name
+    if source.path.is_relative_to(folder.resolve()):
+        return f"./{source.path.relative_to(folder.resolve()).as_posix()}"
+    return str(source.path)
+
+
+def quote(text: str) -> str:
+    """Write a text as a TOML basic string; JSON's escapes are a subset of TOML's."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

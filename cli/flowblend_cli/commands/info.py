@@ -69,6 +69,8 @@ def describe(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _present("stages", job.get("stage_string"))
     if isinstance(steps, str) and steps:
         yield "denoisers", describe_denoisers(steps)
+    if isinstance(resolved.get("memory"), list):
+        yield "memory ran out", ", ".join(map(str, resolved["memory"]))
     yield from _stage_settings(job.get("stages"))
     yield from _caches(resolved.get("caches"))
     for label, key in (("arguments", "arguments"), ("sampling", "sampling"), ("model", "model")):

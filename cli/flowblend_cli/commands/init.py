@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import click
 
 from flowblend_cli.arguments import argument_table
-from flowblend_cli.commands._new_file import write_new
+from flowblend_cli.commands._new_file import from_folder, name_of, quote, write_new
 from flowblend_cli.models import ModelSource, find_pair, read_json, resolve_model, resolve_small
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.text import printable
@@ -85,10 +83,10 @@ def init(pipeline: str, small: str | None, output: Path) -> None:
     write_new(
         output,
         _RECIPE.format(
-            name=_quote(_name_of(pipeline)),
-            pipeline=_quote(_from_folder(large_source, folder)),
-            small=f"small = {_quote(_from_folder(small_source, folder))}\n" if small else "",
-            prompt=_quote(_SPRITES_PROMPT if pair and pair.name == "sprites" else _PROMPT),
+            name=quote(name_of(pipeline)),
+            pipeline=quote(from_folder(large_source, folder)),
+            small=f"small = {quote(from_folder(small_source, folder))}\n" if small else "",
+            prompt=quote(_SPRITES_PROMPT if pair and pair.name == "sprites" else _PROMPT),
         ),
     )
     batch = load_batch(output)
@@ -165,24 +163,3 @@ def _cached(source: ModelSource, filename: str) -> Path | None:
 
     found = try_to_load_from_cache(source.repo, filename, revision=source.revision)
     return Path(found) if isinstance(found, str) else None
-
-
-def _name_of(pipeline: str) -> str:
-    """A recipe name made of a model's: its last part, plain characters only."""
-    last = pipeline.rstrip("/").rpartition("/")[2]
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", last).strip(".-") or "recipe"
-
-
-def _from_folder(source: ModelSource, folder: Path) -> str:
-    """How a recipe in a folder names a model: its own folders relative, others absolute."""
-    is_named = find_pair(source.name) is not None or source.pair is not None
-    if source.path is None or is_named:
-        return source.name
-    if source.path.is_relative_to(folder.resolve()):
-        return f"./{source.path.relative_to(folder.resolve()).as_posix()}"
-    return str(source.path)
-
-
-def _quote(text: str) -> str:
-    """A TOML basic string; JSON's escapes are a subset of TOML's."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -39,12 +39,20 @@ def show_plan(batch: Batch, *, as_json: bool, verbose: bool = False) -> None:
         click.echo(f"warning: {printable(warning)}", err=True)
     costs = cost_plan(planned, _say_counting if sys.stderr.isatty() else None)
     if as_json:
-        document = planned.to_document()
-        for job, cost in zip(document["jobs"], costs, strict=True):
-            job |= cost.to_document()
-        click.echo(json.dumps({**document, "flops": sum_up(costs)}))
+        _print_json(planned, costs)
     else:
         _print(planned, costs, verbose)
+
+
+def _print_json(planned: Plan, costs: list[Cost]) -> None:
+    """One object, written job by job, so that a large plan is nowhere in memory as a whole."""
+    known = {id(cost): cost.to_document() for cost in {id(cost): cost for cost in costs}.values()}
+    click.echo(json.dumps(planned.opening()).removesuffix("}") + ', "jobs": [', nl=False)
+    for number, (job, cost) in enumerate(zip(planned.jobs, costs, strict=True)):
+        comma = ", " if number else ""
+        click.echo(comma + json.dumps(job.to_document() | known[id(cost)]), nl=False)
+    closing = {**planned.closing(), "flops": sum_up(costs)}
+    click.echo("], " + json.dumps(closing).removeprefix("{"))
 
 
 def _print(planned: Plan, costs: list[Cost], verbose: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -10,6 +11,8 @@ from flowblend_cli.bundled import bundled_recipes
 from flowblend_cli.commands._new_file import write_new
 from flowblend_cli.errors import OutputError, UsageError
 from flowblend_cli.text import printable
+
+SCHEMA = "flowblend.schema.json"
 
 
 @click.group()
@@ -32,29 +35,48 @@ def ls() -> None:
 def cp(name: str, dest: Path) -> None:
     """Copy the bundled recipe NAME to the file or folder DEST; never overwrites.
 
-    The copy's output_dir is relative to the copy's folder. Pictures that the recipe begins with
-    are copied beside it.
+    The copy's output_dir is relative to the copy's folder. What the recipe needs is copied beside
+    it: pictures to begin with, files that its prompts come from, and flowblend.schema.json, which
+    its first line names for editors.
 
     \b
     Example:
       flowblend recipes cp quickstart mine.toml
     """
+    from flowblend_cli.recipe.document import SCHEMA_TITLE, schema_text
+
     found = bundled_recipes()
     if name not in found:
         raise UsageError(f"no bundled recipe is named {name!r}; there are {', '.join(found)}")
     target = dest / f"{name}.toml" if dest.is_dir() else dest
-    write_new(target, found[name].read_text("utf-8"))
-    for picture in _pictures(found[name]):
-        _copy(found[name].parent / picture, target.parent / picture)
+    schema = target.with_name(SCHEMA)
+    is_ours = not schema.exists() or _is_schema(schema, SCHEMA_TITLE)
+    header = f"#:schema ./{SCHEMA}\n" if is_ours else ""
+    write_new(target, header + found[name].read_text("utf-8"))
+    for file in _files(found[name]):
+        _copy(found[name].parent / file, target.parent / file)
+    if not is_ours:
+        click.echo(f"{printable(schema)} is another file, so editors get no schema", err=True)
+    elif not schema.exists():
+        write_new(schema, schema_text())
     click.echo(f"wrote {printable(target)}")
     click.echo(f"next: flowblend render {printable(target)}")
 
 
-def _pictures(path: Path) -> list[str]:
-    """The pictures of a recipe's scenes, by their paths relative to it."""
+def _is_schema(path: Path, title: str) -> bool:
+    """Whether a file is the schema of some version of flowblend; an older one is left as it is."""
+    try:
+        return path.is_file() and bool(json.loads(path.read_bytes())["title"] == title)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _files(path: Path) -> list[str]:
+    """What a recipe reads beside itself: pictures, wildcards, prompts; relative to its folder."""
     from flowblend_cli.recipe.loader import load_recipe
 
-    return sorted({picture.path for picture in load_recipe(path).pictures.values()})
+    recipe = load_recipe(path)
+    return sorted({*(picture.path for picture in recipe.pictures.values()), *recipe.prompts.files})
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flowblend_cli.commands._log_option import log_option
 from flowblend_cli.commands._run_options import run_options
-from flowblend_cli.commands.report import TakesManyFiles
+from flowblend_cli.commands.report import TakesManyFiles, command_line
 from flowblend_cli.errors import UsageError
 from flowblend_cli.progress import make_reporter
 from flowblend_cli.text import count
 
 if TYPE_CHECKING:
     from flowblend_cli.jobs import Batch
+    from flowblend_cli.logfile import LogFile
     from flowblend_cli.options import RunOptions
 
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--reviews", multiple=True, metavar="FILE...", type=click.Path(path_type=Path),
               help="Render again, adapted, what raters gave less than 5 of 10.")  # fmt: skip
 @run_options
+@log_option
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 @click.option("-v", "--verbose", count=True, help="Say more.")
 def render(
@@ -44,6 +47,7 @@ def render(
     with_report: bool | None,
     reviews: tuple[Path, ...],
     options: RunOptions,
+    log: LogFile | None,
     quiet: bool,
     verbose: int,
 ) -> int:
@@ -73,10 +77,11 @@ def render(
                 "a finished FILE is rendered again exactly as it was, beside itself: leave --out, "
                 "--set, --dry-run, --gallery, --report and --reviews out, or give its recipe"
             )
-        return _again(Path(recipe), as_json, verbosity, options)
+        return _again(Path(recipe), as_json, verbosity, options, log)
 
     from flowblend_cli import engine
     from flowblend_cli.recipe.loader import load_batch
+    from flowblend_cli.runstate import RunState
 
     batch = load_batch(recipe, overrides, out)
     if dry_run:
@@ -89,14 +94,19 @@ def render(
         from flowblend_cli.report.writing import require_extra
 
         require_extra()
-    reporter = make_reporter(json=as_json, verbosity=verbosity, total_jobs=len(batch.jobs))
+    told = make_reporter(json=as_json, verbosity=verbosity, total_jobs=len(batch.jobs), log=log)
+    reporter = RunState(told, batch, command_line())
     for warning in batch.warnings:
         reporter.message(warning)
     complaints = _complaints(batch, reviews)
-    code = engine.run(batch, reporter, options=options, overrides=overrides, complaints=complaints)
-    if with_gallery and code == 0:
+    run = engine.BatchRun(
+        batch, reporter, options=options, overrides=overrides, complaints=complaints
+    )
+    code = run.run()
+    is_complete = code == 0 and not run.remaining
+    if with_gallery and is_complete:
         code = _show_gallery(batch, as_json, verbosity, options)
-    if reports and code == 0:
+    if reports and is_complete and code == 0:
         _write_report(batch, as_json, verbosity)
     return code
 
@@ -141,7 +151,9 @@ def _show_gallery(batch: Batch, as_json: bool, verbosity: int, options: RunOptio
     return code
 
 
-def _again(path: Path, as_json: bool, verbosity: int, options: RunOptions) -> int:
+def _again(
+    path: Path, as_json: bool, verbosity: int, options: RunOptions, log: LogFile | None
+) -> int:
     from flowblend_cli.again import render_again
     from flowblend_cli.artifacts.metadata import read_document
 
@@ -151,5 +163,5 @@ def _again(path: Path, as_json: bool, verbosity: int, options: RunOptions) -> in
             f"{path}: holds no record of a render: render takes a recipe, or a file that "
             "flowblend rendered"
         )
-    reporter = make_reporter(json=as_json, verbosity=verbosity, total_jobs=1)
+    reporter = make_reporter(json=as_json, verbosity=verbosity, total_jobs=1, log=log)
     return render_again(document, path.absolute(), reporter, options)

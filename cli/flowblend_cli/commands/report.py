@@ -16,11 +16,21 @@ if TYPE_CHECKING:
     from flowblend_cli.report.findings import Report
 
 
+_GIVEN = "flowblend_cli.arguments"
+
+
+def command_line() -> list[str]:
+    """The command that runs now, as words of a shell."""
+    context = click.get_current_context()
+    return ["flowblend", context.info_name or "", *context.meta.get(_GIVEN, ())]
+
+
 class TakesManyFiles(click.Command):
     """A command whose ``--reviews`` takes every file after it, as a shell's pattern gives them."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the option before each file; a folder is never a rater's file."""
+        ctx.meta[_GIVEN] = tuple(args)
         spread, taking = [], False
         for arg in args:
             if arg.startswith("-"):

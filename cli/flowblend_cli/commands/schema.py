@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from flowblend_cli.recipe.document import json_schema
+from flowblend_cli.recipe.document import schema_text
 
 
 @click.command()
@@ -17,4 +15,4 @@ def schema() -> None:
     Example:
       flowblend schema > recipe.schema.json
     """
-    click.echo(json.dumps(json_schema(), indent=2))
+    click.echo(schema_text(), nl=False)

@@ -257,7 +257,7 @@ def about_encoder(problem: str | None) -> Finding:
 
 def about_hub(folder: str | None, *, is_there: bool, is_writable: bool) -> Finding:
     """Judge the Hub's cache, which published pairs are read from; None where it can't be told."""
-    offline = "render never downloads; `hf download` does"
+    offline = "render downloads only with --allow-download; `flowblend models fetch` does"
     if folder is None:
         return Finding("hub", "note", "the Hub's cache folder can't be told", offline)
     if not is_there:

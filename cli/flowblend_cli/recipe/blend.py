@@ -9,7 +9,7 @@ from typing import Any
 
 from flowblend_cli.adapter_files import check_source, is_source
 from flowblend_cli.errors import ModelNameError
-from flowblend_cli.jobs import AdapterSpec
+from flowblend_cli.jobs import AdapterSpec, schedule_of
 from flowblend_cli.recipe.automatic import AUTOMATIC_KEYS, Automatic
 from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.schema import AdapterTable, BlendTable, ModelTable, StageTable
@@ -42,7 +42,7 @@ class Blend:
     @property
     def roles(self) -> tuple[str, ...]:
         """The distinct roles, in order of appearance."""
-        return StageSchedule(self.stages).roles
+        return schedule_of(self.stages).roles
 
 
 def resolve_stages(

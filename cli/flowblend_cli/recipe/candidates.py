@@ -90,13 +90,11 @@ def name_jobs(recipe: Recipe, candidates: Iterable[Candidate]) -> list[Job]:
 
 def _clash(recipe: Recipe, job: Job, one: Candidate, other: Candidate) -> str:
     """Say which two jobs would share a file, and where each comes from."""
-    lines = [
-        recipe.source.position(Fault(("scene", candidate.scene_index), "")).line
-        for candidate in (other, one)
-    ]
+    seen_from: KeyPath = ("scene", one.scene_index)
     shown = [
-        f"{_describe(candidate)} (line {line})"
-        for candidate, line in zip((other, one), lines, strict=True)
+        f"{_describe(candidate)} "
+        f"({recipe.source.place(('scene', candidate.scene_index), seen_from)})"
+        for candidate in (other, one)
     ]
     return (
         f"two jobs would share the file {job.filename!r}: {shown[0]} and {shown[1]}; add what "

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from flowblend_cli.jobs import ImageSpec
 from flowblend_cli.recipe.presets import Preset
+from flowblend_cli.recipe.prompt_files import PromptLine
+from flowblend_cli.recipe.scene_prompts import Prompts
 from flowblend_cli.recipe.source import RecipeSource
 from flowblend_cli.recipe.validation import Tables
 from flowblend_cli.recipe.variants import Variant
@@ -25,8 +27,10 @@ class Recipe:
         tables: The recipe's tables; none of them is broken.
         presets: The shipped presets and the recipe's own, merged.
         variants: What each combination of the sweep means.
-        fields: File name field of each axis of the sweep.
-        pictures: The picture that each scene begins with, by the scene's index.
+        fields: File name field of each axis of [sweep] and [matrix].
+        pictures: The picture that each scene begins with, by the scene's index; those of single
+            lines of a prompts file by their name.
+        prompts: The prompts of the scenes.
     """
 
     path: Path
@@ -37,4 +41,10 @@ class Recipe:
     presets: Mapping[str, Preset]
     variants: tuple[Variant, ...]
     fields: Mapping[str, str]
-    pictures: Mapping[int, ImageSpec]
+    pictures: Mapping[int | str, ImageSpec]
+    prompts: Prompts
+
+    def picture_of(self, index: int, line: PromptLine | None) -> ImageSpec | None:
+        """The picture that a prompt begins with: its line's own, or that of its scene."""
+        own = line.image if line is not None else None
+        return self.pictures.get(own if own is not None else index)

@@ -101,7 +101,7 @@ def with_origins(jobs: list[Job], candidates: list[Candidate]) -> list[Job]:
             draft = ids[id(candidate.draft)]
             reason = f"finishes {draft} in {job.num_inference_steps} steps"
             origin = Origin("final", of=draft, reason=reason)
-        made.append(replace(job, origin=origin))
+        made.append(job if origin is None else replace(job, origin=origin))
     return made
 
 

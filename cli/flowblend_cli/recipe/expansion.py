@@ -1,49 +1,52 @@
-"""From a checked recipe to its jobs: one per scene, prompt, sweep combination and seed."""
+"""From a checked recipe to its jobs: one per scene, prompt, combination and seed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flowblend_cli.arguments import argument_table
 from flowblend_cli.errors import UsageError
 from flowblend_cli.forwards import PIPELINES
-from flowblend_cli.jobs import Batch, Job, OutputSpec, freeze
+from flowblend_cli.jobs import Batch, ImageSpec, Job, OutputSpec, freeze, schedule_of
 from flowblend_cli.levels import find_solver
 from flowblend_cli.recipe.automatic import Settler
 from flowblend_cli.recipe.blend import blamed_for_stages
 from flowblend_cli.recipe.candidates import Candidate, name_jobs
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.drafts import add_drafts, find_selections, with_origins
+from flowblend_cli.recipe.filenames import Fields
 from flowblend_cli.recipe.hints import find_hints
 from flowblend_cli.recipe.layers import (
     PromptSettings,
     Setting,
     is_picture,
+    line_settings,
     prompt_settings,
     scene_settings,
 )
-from flowblend_cli.recipe.naming import default_template
-from flowblend_cli.recipe.prompts import expand_prompt
+from flowblend_cli.recipe.limits import MAX_PROMPT
+from flowblend_cli.recipe.matrix import Binding
+from flowblend_cli.recipe.prompt_files import PromptLine
 from flowblend_cli.recipe.ranges import MAX_SEED
 from flowblend_cli.recipe.rows import SEED, Row
-from flowblend_cli.recipe.rules import repeats_of, written_seeds
+from flowblend_cli.recipe.rules import own_seeds, repeats_of
+from flowblend_cli.recipe.scene_prompts import WrittenPrompt
 from flowblend_cli.recipe.schema import SceneFields
 from flowblend_cli.recipe.shapes import fit_to_picture, shape_problems
+from flowblend_cli.recipe.shifts import shifted
 from flowblend_cli.recipe.studies import make_study
+from flowblend_cli.recipe.templates import Expanded, too_long
 from flowblend_cli.recipe.validation import Fault
 from flowblend_cli.recipe.variants import Variant
 from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
 from flowblend_plugin.noise_levels import noise_levels
-from flowblend_plugin.stages import EXTRAPOLATED, StageSchedule
+from flowblend_plugin.stages import EXTRAPOLATED
 
 DEFAULT_FPS = 16
-_LAYERS = ("output", "defaults", "presets", "scene", "sweep")
-# These vary in a way that the default name shows by itself.
-_IN_DEFAULT_NAME = ("num_inference_steps", SEED)
-# Free text and tables make no file name: they are named by their place in the list.
-_NAMED_BY_INDEX = ("negative_prompt", "blend.stage")
+_NO: tuple[Binding, ...] = ({},)
+_LAYERS = ("output", "defaults", "presets", "scene", "sweep", "matrix")
 
 
 def expand(recipe: Recipe, *, settle: bool = True) -> Batch:
@@ -63,12 +66,12 @@ def expand(recipe: Recipe, *, settle: bool = True) -> Batch:
     """
     faults: list[Fault] = []
     settler = Settler(recipe.path.absolute().parent, is_idle=not settle)
-    candidates = [
-        candidate
-        for index, scene in enumerate(recipe.tables.scenes)
-        if scene is not None
-        for candidate in _of_scene(recipe, index, scene, settler, faults)
-    ]
+    fields = Fields(recipe)
+    candidates: list[Candidate] = []
+    for index, scene in enumerate(recipe.tables.scenes):
+        if scene is not None:
+            base = scene_settings(recipe.tables, recipe.presets, index, scene)
+            candidates += _of_scene(_Scene(recipe, index, scene, base, settler, fields), faults)
     candidates = add_drafts(recipe, candidates, faults)
     recipe.source.fail(dict.fromkeys(faults))
     models = list(dict.fromkeys(candidate.job.model for candidate in candidates))
@@ -87,59 +90,142 @@ def expand(recipe: Recipe, *, settle: bool = True) -> Batch:
         recipe.path.absolute(),
         make_study(recipe, candidates, selections),
         tuple(job for job in jobs if job.id in reserve),
+        recipe.source.text,
     )
 
 
-def _of_scene(
-    recipe: Recipe, index: int, scene: SceneFields, settler: Settler, faults: list[Fault]
-) -> Iterator[Candidate]:
-    prompts = [(template, text) for template in scene.prompt for text in expand_prompt(template)]
-    base = scene_settings(recipe.tables, recipe.presets, index, scene)
-    template = _template(recipe, varies_by_prompt=len(prompts) > 1)
-    seen: set[Job] = set()
-    for prompt_index, (prompt_template, prompt) in enumerate(prompts):
-        for variant in recipe.variants:
-            found = prompt_settings(recipe, index, scene, base, prompt, variant)
-            _check_steps(found, variant, recipe, faults)
-            settings = _shaped(found.values, base, index, variant, recipe, faults)
-            negative_prompt = settings.pop("negative_prompt", None)
-            output = _output(recipe, variant, settings, faults)
-            first = Job(
-                id="",
-                recipe=recipe.name,
-                scene=scene.name,
-                prompt=prompt,
-                prompt_template=prompt_template,
-                negative_prompt=negative_prompt,
-                seed=0,
-                stages=variant.stages,
-                stage_string=variant.stage_string,
-                arguments=tuple(sorted((key, freeze(value)) for key, value in settings.items())),
-                model=variant.model,
-                sampling=variant.sampling,
-                output=output,
-                image=recipe.pictures.get(index),
-                adapters=variant.adapters,
+@dataclass(frozen=True)
+class _Scene:
+    """A scene on its way to jobs.
+
+    Args:
+        recipe: The recipe.
+        index: Index of the scene.
+        scene: The scene.
+        base: Its arguments before any sweep.
+        settler: Chooses stages that are left to data.
+        fields: What file names are made of.
+    """
+
+    recipe: Recipe
+    index: int
+    scene: SceneFields
+    base: Mapping[str, Setting]
+    settler: Settler
+    fields: Fields
+    _seeds: dict[int, list[int]] = field(default_factory=dict)
+
+    def seeds(
+        self, number: int, line: PromptLine | None, row: Row, faults: list[Fault]
+    ) -> list[int]:
+        """The seeds of a prompt in one combination: repeat r of seed s is s + r, each once."""
+        own = line.seed if line is not None else None
+        if own is None and number in self._seeds:
+            return self._seeds[number]
+        swept = row.axis_path(SEED)
+        written = [own] if own is not None else own_seeds(self.scene)
+        if swept is not None:
+            written = [row.values[SEED]]
+        repeats = range(repeats_of(self.recipe.tables, self.scene))
+        seeds = dict.fromkeys(s + r for s in written for r in repeats)
+        if max(seeds) > MAX_SEED:
+            message = f"repeats lead to seed {max(seeds)}, above the highest one, {MAX_SEED}"
+            path = ("scene", self.index, "seeds" if own is None else "prompts_file")
+            faults.append(Fault(swept or path, message))
+        elif own is None:
+            self._seeds[number] = list(seeds)
+        return list(seeds)
+
+
+def _of_scene(scene: _Scene, faults: list[Fault]) -> Iterator[Candidate]:
+    recipe, prompts = scene.recipe, scene.recipe.prompts.scenes[scene.index]
+    seen: dict[Job, set[int]] = {}
+    for prompt_index, (written, prompt) in enumerate(prompts.expand(faults)):
+        found: list[Fault] = []
+        for number, settled in enumerate(recipe.variants):
+            part = settled.row.has_variables
+            is_sure = part is not None and not prompts.negative_variables
+            if is_sure and part != bool(prompt.variables):
+                continue
+            variables = prompt.variables | prompts.negative_variables
+            bindings = (
+                scene.fields.binder.bind(settled.row, variables) if part is not False else _NO
             )
-            first = _settled(first, variant, settler, faults)
-            _check_guidance(first, variant, faults)
-            _check_first_step(first, variant, recipe, faults)
-            fields = _fields(recipe, first, variant, prompt_index)
-            for seed in _seeds(recipe, index, scene, variant.row, faults):
-                job = replace(first, seed=seed)
+            variant = shifted(recipe, settled, scene.index, written.line, found)
+            seeds = scene.seeds(number, written.line, variant.row, found)
+            for values in bindings:
+                job, settings, names = _of_prompt(scene, written, prompt, variant, values, found)
+                if part is not None and part != bool(names):
+                    continue
+                used = {name: value for name, value in values.items() if name in names}
+                fields = scene.fields.of(
+                    job, written, variant, prompt.choices, used, has_several=prompts.has_several
+                )
+                fields["prompt_index"] = prompt_index
+                template = scene.fields.template(variant, used, has_several=prompts.has_several)
                 # The template decides no pixel: two that lead to one prompt are one job.
-                content = replace(job, prompt_template="")
-                if content not in seen:
-                    seen.add(content)
-                    yield Candidate(
-                        job,
-                        index,
-                        {**fields, "seed": seed},
-                        template,
-                        pipeline_class=variant.pipeline_class,
-                        suits=found.suits,
-                        steps=found.steps,
-                    )
+                alike = seen.setdefault(replace(job, prompt_template=""), set())
+                for seed in seeds:
+                    if seed not in alike:
+                        alike.add(seed)
+                        yield Candidate(
+                            replace(job, seed=seed),
+                            scene.index,
+                            {**fields, "seed": seed},
+                            template,
+                            pipeline_class=variant.pipeline_class,
+                            suits=settings.suits,
+                            steps=settings.steps,
+                        )
+        has_flags = written.line is not None and written.line.has_flags
+        faults += [_of_line(fault, written) for fault in found] if has_flags else found
+
+
+def _of_line(fault: Fault, written: WrittenPrompt) -> Fault:
+    """A fault that the flags of a line may have to do with names the line."""
+    return replace(fault, message=written.fault(fault.message).message)
+
+
+def _of_prompt(
+    scene: _Scene,
+    written: WrittenPrompt,
+    prompt: Expanded,
+    variant: Variant,
+    values: Binding,
+    faults: list[Fault],
+) -> tuple[Job, PromptSettings, frozenset[str]]:
+    """The job of one prompt without its seed, who settled it, and the variables that it has."""
+    recipe, index, line, binder = scene.recipe, scene.index, written.line, scene.fields.binder
+    text = prompt.fill(values)
+    base = {**scene.base, **line_settings(index, line)} if line is not None else scene.base
+    found = prompt_settings(recipe, index, scene.scene, base, text, variant, line)
+    _check_steps(found, variant, recipe, faults)
+    picture = recipe.picture_of(index, line)
+    settings = _shaped(found.values, base, index, variant, picture, recipe, faults)
+    negative = settings.pop("negative_prompt", None)
+    if max(len(text), len(negative or "")) > MAX_PROMPT:
+        faults.append(written.fault(too_long()))
+    job = Job(
+        id="",
+        recipe=recipe.name,
+        scene=scene.scene.name,
+        prompt=text,
+        prompt_template=written.text,
+        negative_prompt=binder.fill(negative, values) if negative else negative,
+        seed=0,
+        stages=variant.stages,
+        stage_string=variant.stage_string,
+        arguments=tuple(sorted((key, freeze(value)) for key, value in settings.items())),
+        model=variant.model,
+        sampling=variant.sampling,
+        output=_output(recipe, variant, settings, faults),
+        image=picture,
+        adapters=variant.adapters,
+    )
+    job = _settled(job, variant, scene.settler, faults)
+    _check_guidance(job, variant, faults)
+    _check_first_step(job, variant, recipe, faults)
+    return job, found, prompt.variables | binder.find(negative or "")
 
 
 def _check_steps(
@@ -151,7 +237,7 @@ def _check_steps(
     if most is not None and steps > most:
         message = f"{steps} steps are more than max_steps = {most} in [recipe] allows"
         faults.append(Fault(found.path, message, related=(*_LAYERS, "recipe")))
-    own = StageSchedule(variant.stages).num_inference_steps
+    own = schedule_of(variant.stages).num_inference_steps
     if own is not None and steps != own:
         parts = " + ".join(str(stage.steps) for stage in variant.stages)
         message = (
@@ -166,14 +252,14 @@ def _shaped(
     base: Mapping[str, Setting],
     index: int,
     variant: Variant,
+    image: ImageSpec | None,
     recipe: Recipe,
     faults: list[Fault],
 ) -> dict[str, Any]:
     """The arguments with height and width, where their area is to have the picture's shape."""
     if "pixel_area" not in values:
         return values
-    image, swept = recipe.pictures.get(index), variant.row.settings()
-    written = {*base, *swept}
+    written = {*base, *variant.row.settings()}
     problems = [*shape_problems(written, variant.pipeline_class, has_image=image is not None)]
     written_at = base["pixel_area"].path if "pixel_area" in base else None
     path = variant.row.axis_path("pixel_area") or written_at or ("scene", index)
@@ -242,21 +328,6 @@ def _check_first_step(job: Job, variant: Variant, recipe: Recipe, faults: list[F
         faults.append(Fault(variant.row.path("blend", key), message, related=_LAYERS))
 
 
-def _seeds(
-    recipe: Recipe, index: int, scene: SceneFields, row: Row, faults: list[Fault]
-) -> list[int]:
-    """The seeds of a scene in one combination: repeat r of seed s is s + r, each once."""
-    is_swept = SEED in row.values
-    written = [row.values[SEED]] if is_swept else written_seeds(recipe.tables, scene)
-    repeats = range(repeats_of(recipe.tables, scene))
-    seeds = dict.fromkeys(s + r for s in written for r in repeats)
-    if max(seeds) > MAX_SEED:
-        message = f"repeats lead to seed {max(seeds)}, above the highest one, {MAX_SEED}"
-        path = ("sweep", SEED, row.indices[SEED]) if is_swept else ("scene", index, "seeds")
-        faults.append(Fault(path, message))
-    return list(seeds)
-
-
 def _output(
     recipe: Recipe, variant: Variant, settings: dict[str, Any], faults: list[Fault]
 ) -> OutputSpec:
@@ -284,32 +355,3 @@ def _output(
         message = f"H.264 needs even sizes, and {' and '.join(odd)} is odd: set scale = 2"
         faults.append(Fault(path("output", "scale"), message, related=_LAYERS))
     return OutputSpec(**values)
-
-
-def _template(recipe: Recipe, *, varies_by_prompt: bool) -> str:
-    """The name template of a scene: the recipe's own, or the default with what varies."""
-    assert recipe.tables.recipe is not None
-    if recipe.tables.recipe.filename is not None:
-        return recipe.tables.recipe.filename
-    varying = [
-        field
-        for axis, field in recipe.fields.items()
-        if axis not in _IN_DEFAULT_NAME
-        and len({repr(v.row.values[axis]) for v in recipe.variants}) > 1
-    ]
-    return default_template(varying) + ("-prompt{prompt_index}" if varies_by_prompt else "")
-
-
-def _fields(recipe: Recipe, job: Job, variant: Variant, prompt_index: int) -> dict[str, Any]:
-    """What the name template may use."""
-    axes = {
-        field: variant.row.indices[axis] if axis in _NAMED_BY_INDEX else variant.row.values[axis]
-        for axis, field in recipe.fields.items()
-    }
-    return {
-        **axes,
-        "scene": job.scene,
-        "num_inference_steps": job.num_inference_steps,
-        "prompt_index": prompt_index,
-        "stages": job.stage_string,
-    }

@@ -109,12 +109,13 @@ def _words_of_chance(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterato
 
 
 def _empty_stages(jobs: Sequence[Job]) -> Iterator[str]:
-    empty: dict[str, int] = {}
-    kinds = Counter((job.stages, job.num_inference_steps) for job in jobs)
-    samples = {(job.stages, job.num_inference_steps): job for job in jobs}
-    for kind, number in kinds.items():
-        if not samples[kind].schedule.needs_noise_levels:
-            for message in samples[kind].empty_stages():
-                empty[message] = empty.get(message, 0) + number
+    empty: Counter[str] = Counter()
+    # Jobs of one variant share their stages; hashing these for every job takes longer.
+    alike: dict[tuple[int, int], list[Job]] = {}
+    for job in jobs:
+        alike.setdefault((id(job.stages), job.num_inference_steps), []).append(job)
+    for some in alike.values():
+        if not some[0].schedule.needs_noise_levels:
+            empty.update({message: len(some) for message in some[0].empty_stages()})
     for message, number in empty.items():
         yield f"{message} ({count(number, 'job')})"

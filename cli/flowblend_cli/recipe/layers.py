@@ -1,4 +1,4 @@
-"""Who decides each pipeline argument of a scene: pair, defaults, preset, scene, sweep."""
+"""Who decides each argument: pair, defaults, preset, scene, line of a prompts file, sweep."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowblend_cli.arguments import argument_table
+from flowblend_cli.jobs import schedule_of
 from flowblend_cli.models import KnownPair
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.choosing import AUTO, Choice, choose_preset
 from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.presets import Preset
+from flowblend_cli.recipe.prompt_files import PromptLine
 from flowblend_cli.recipe.schema import SceneFields
 from flowblend_cli.recipe.steps import DEFAULT_STEPS, StepRange
 from flowblend_cli.recipe.validation import Tables
 from flowblend_cli.recipe.variants import Variant
 from flowblend_cli.study import StepChoice
-from flowblend_plugin.stages import StageSchedule
 
 _STEPS = "num_inference_steps"
 
@@ -43,8 +44,9 @@ def scene_settings(
     index: int,
     scene: SceneFields,
     choice: Choice | None = None,
+    line: PromptLine | None = None,
 ) -> dict[str, Setting]:
-    """The arguments of a scene before any sweep: defaults, preset, scene; later wins.
+    """The arguments of a prompt before any sweep: defaults, preset, scene, line; later wins.
 
     Args:
         tables: The recipe's tables.
@@ -52,6 +54,7 @@ def scene_settings(
         index: Index of the scene.
         scene: The scene.
         choice: What its ``preset = "auto"`` chose; None leaves such a preset out.
+        line: The line of the scene's prompts file, with its flags.
     """
     merged: dict[str, Setting] = {}
     if tables.defaults is not None:
@@ -67,7 +70,20 @@ def scene_settings(
         merged["num_inference_steps"] = chosen
     for key, value in scene.settings().items():
         merged[key] = Setting(value, ("scene", index, key), f"scene {scene.name!r}")
-    return merged
+    return merged | line_settings(index, line)
+
+
+def line_settings(index: int, line: PromptLine | None) -> dict[str, Setting]:
+    """The arguments that the flags of a line set.
+
+    Args:
+        index: Index of its scene.
+        line: The line; None sets nothing.
+    """
+    if line is None or not line.settings:
+        return {}
+    path, origin = ("scene", index, "prompts_file"), f"{line.file} line {line.line}"
+    return {key: Setting(value, path, origin) for key, value in line.settings.items()}
 
 
 @dataclass(frozen=True)
@@ -94,20 +110,22 @@ def prompt_settings(
     base: Mapping[str, Setting],
     prompt: str,
     variant: Variant,
+    line: PromptLine | None = None,
 ) -> PromptSettings:
-    """Settle the arguments of a prompt: pair, defaults, preset, scene, sweep; later wins.
+    """Settle the arguments of a prompt: pair, defaults, preset, scene, line, sweep; later wins.
 
     Args:
         recipe: The recipe.
         index: Index of the scene.
         scene: The scene.
-        base: Its arguments from ``scene_settings``.
+        base: Its arguments from ``scene_settings``, those of the line among them.
         prompt: Its prompt with every alternative chosen.
         variant: The combination.
+        line: The line of the scene's prompts file that it comes from.
     """
     pair, swept = variant.pair, variant.row.settings()
     lowest = {_STEPS: DEFAULT_STEPS, **(pair.defaults if pair is not None else {})}
-    own = StageSchedule(variant.stages).num_inference_steps
+    own = schedule_of(variant.stages).num_inference_steps
     if own is not None:
         lowest[_STEPS] = own
     layers, choice = base, None
@@ -119,7 +137,7 @@ def prompt_settings(
             "picture" if is_picture(values, variant) else "clip",
             *_steps_below(recipe.tables, lowest[_STEPS], pair),
         )
-        layers = scene_settings(recipe.tables, recipe.presets, index, scene, choice)
+        layers = scene_settings(recipe.tables, recipe.presets, index, scene, choice, line)
     preset = choice.preset if choice is not None else recipe.presets.get(scene.preset or "")
     values = lowest | {key: setting.value for key, setting in layers.items()} | swept
     setting = layers.get(_STEPS)
@@ -130,7 +148,7 @@ def prompt_settings(
             scene.name,
             prompt,
             None if _STEPS in swept else values[_STEPS],
-            _reason(recipe.tables, choice, setting, pair, scene, is_swept=_STEPS in swept),
+            _reason(variant, choice, setting, scene, line),
             preset.name if preset is not None else "",
             choice.words if choice is not None else (),
             choice is not None,
@@ -165,20 +183,21 @@ def _lowest_origin(pair: KnownPair | None) -> str:
 
 
 def _reason(
-    tables: Tables,
+    variant: Variant,
     choice: Choice | None,
     setting: Setting | None,
-    pair: KnownPair | None,
     scene: SceneFields,
-    *,
-    is_swept: bool,
+    line: PromptLine | None,
 ) -> str:
     """Who decided the steps, in words."""
-    wins = "[sweep]" if is_swept else None
-    if choice is not None and wins is None and _STEPS in scene.settings():
+    swept = variant.row.axis_path(_STEPS)
+    wins = f"[{swept[0]}]" if swept is not None else None
+    if choice is not None and wins is None and _STEPS in line_settings(0, line):
+        wins = setting.origin if setting is not None else None
+    elif choice is not None and wins is None and _STEPS in scene.settings():
         wins = "the scene"
     if choice is not None:
         return choice.reason + (f", but {wins} sets its own steps" if wins else "")
     if wins is not None:
         return f"from {wins}"
-    return f"from {setting.origin if setting is not None else _lowest_origin(pair)}"
+    return f"from {setting.origin if setting is not None else _lowest_origin(variant.pair)}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import gc
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,14 @@ from flowblend_cli.jobs import Batch
 from flowblend_cli.recipe import rules
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.expansion import expand
+from flowblend_cli.recipe.files import SWEEPS
+from flowblend_cli.recipe.matrix import check_matrix, check_used
 from flowblend_cli.recipe.naming import check_name
 from flowblend_cli.recipe.overrides import apply_overrides
 from flowblend_cli.recipe.pictures import scene_pictures
 from flowblend_cli.recipe.presets import merge_presets
-from flowblend_cli.recipe.rows import Row, axis_fields, sweep_rows
+from flowblend_cli.recipe.rows import Row, all_rows, axis_fields
+from flowblend_cli.recipe.scene_prompts import check_lines, find_prompts
 from flowblend_cli.recipe.source import read_source
 from flowblend_cli.recipe.studies import check_study
 from flowblend_cli.recipe.sweeps import write_out_ranges
@@ -68,27 +73,31 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     presets = merge_presets(tables.presets)
     # A preset that is broken is known all the same: its scenes shouldn't be blamed as well.
     faults += rules.check_scenes(tables, presets, source)
+    recipe_dir = path.absolute().parent
+    prompts = find_prompts(tables, presets, source, recipe_dir, faults)
     faults += rules.check_sweep(tables)
+    faults += check_matrix(tables)
     faults += check_study(tables)
     fields = axis_fields(tables)
     faults += rules.check_filename(tables, fields.values())
-    too_many = list(rules.check_count(tables))
+    too_many = list(rules.check_count(tables, prompts))
     faults += too_many
     rows = [] if too_many else _rows(tables, source.document)
-    recipe_dir = path.absolute().parent
     variants = _variants(tables, rows, recipe_dir, faults)
     faults += dict.fromkeys(rules.check_noise_levels(tables, variants, recipe_dir))
     classes = [variant.pipeline_class for variant in variants]
     faults += rules.check_arguments(tables, presets, classes)
-    pictures = scene_pictures(tables, classes, recipe_dir, faults)
+    faults += check_lines(prompts, classes)
+    pictures = scene_pictures(tables, prompts, classes, recipe_dir, faults)
     if not faults:
+        faults += check_used(tables, prompts.variables)
         faults += rules.check_adapters_used(tables, variants)
         faults += rules.check_overrides(tables, presets, options)
     name = _name(tables, path, faults)
     output_dir = _output_dir(tables, path, faults)
     source.fail(faults)
     found = tuple(variants)
-    return Recipe(path, name, output_dir, source, tables, presets, found, fields, pictures)
+    return Recipe(path, name, output_dir, source, tables, presets, found, fields, pictures, prompts)
 
 
 def load_batch(
@@ -109,28 +118,54 @@ def load_batch(
     Raises:
         RecipeError: See ``load_recipe`` and ``expand``.
     """
-    batch = expand(load_recipe(path, overrides), settle=settle)
+    with _without_collecting():
+        batch = expand(load_recipe(path, overrides), settle=settle)
     return replace(batch, output_dir=output_dir.absolute()) if output_dir else batch
 
 
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Don't look for garbage meanwhile.
+
+    What a large recipe becomes is none, and looking through it again and again takes a fifth of the
+    time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _rows(tables: Tables, document: dict[str, Any]) -> Iterable[Row]:
-    """The combinations to check: none where the sweep is broken and would be blamed again."""
-    if tables.sweep is None:
-        swept = document.get("sweep")
-        is_plain = isinstance(swept, dict) and not any("." in axis for axis in swept)
-        return [Row({}, {})] if is_plain else []
+    """The combinations to check: none where a table is broken and would be blamed again."""
+    if tables.sweep is None or tables.matrix is None:
+        written = [document[name] for name in SWEEPS if name in document]
+        plain = (isinstance(table, dict) and not any("." in a for a in table) for table in written)
+        return [Row({}, {})] if all(plain) else []
     if next(rules.check_sweep(tables), None) is not None:
         return []
-    return sweep_rows(tables.sweep)
+    return all_rows(tables)
 
 
 def _variants(
     tables: Tables, rows: Iterable[Row], recipe_dir: Path, faults: list[Fault]
 ) -> list[Variant]:
     found: list[Fault] = []
-    variants = [make_variant(tables, row, recipe_dir, found) for row in rows]
+    variants = []
+    known: dict[tuple[tuple[str, int], ...], Variant | None] = {}
+    for row in rows:
+        # A key of [defaults] changes nothing that a variant says.
+        place = tuple((axis, index) for axis, index in row.indices.items() if "." in axis)
+        if place not in known:
+            known[place] = make_variant(tables, row, recipe_dir, found)
+        variant = known[place]
+        if variant is not None:
+            variants.append(replace(variant, row=row))
     faults.extend(dict.fromkeys(found))
-    return [variant for variant in variants if variant is not None]
+    return variants
 
 
 def _name(tables: Tables, path: Path, faults: list[Fault]) -> str:

@@ -6,20 +6,33 @@ A job's name never leaves the output folder: it holds no separator, no control c
 
 from __future__ import annotations
 
+import hashlib
 import re
 import string
 import unicodedata
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from flowblend_cli.text import is_unsafe
 
 MAX_NAME_BYTES = 200
+# Free text in a file name.
+MAX_VALUE_BYTES = 40
 DEFAULT_TEMPLATE = "{scene}-s{seed}-n{num_inference_steps}"
-FIXED_FIELDS = ("scene", "seed", "num_inference_steps", "prompt_index", "stages")
+FIXED_FIELDS = (
+    "scene",
+    "seed",
+    "num_inference_steps",
+    "prompt_index",
+    "prompt_words",
+    "prompt_id",
+    "stages",
+)
 
 _FORBIDDEN = frozenset('/\\:*?"<>|')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_WORDS = re.compile(r"[^\W_]+")
 _NOT_IN_VALUE = re.compile(r"[^\w.+-]+")
 
 
@@ -34,10 +47,11 @@ def check_name(name: str) -> str:
     size = len(name.encode("utf-8", "surrogatepass"))
     if size > MAX_NAME_BYTES:
         raise ValueError(f"must be at most {MAX_NAME_BYTES} bytes as a file name, got {size}")
-    bad = sorted({character for character in name if character in _FORBIDDEN})
+    bad = sorted(_FORBIDDEN.intersection(name))
     if bad:
         raise ValueError(f"must not hold {' '.join(bad)}, got {name!r}")
-    if any(is_unsafe(character) for character in name):
+    is_plain = name.isascii() and name.isprintable()
+    if not is_plain and any(is_unsafe(character) for character in name):
         raise ValueError(f"must not hold control characters, got {name!r}")
     if ".." in name or name.startswith((".", "~")) or name != name.strip(" ") or name[-1] == ".":
         raise ValueError(
@@ -91,11 +105,17 @@ def fill(template: str, fields: Mapping[str, Any]) -> str:
         ValueError: The name would be unsafe.
     """
     parts = []
-    for literal, field, _, _ in string.Formatter().parse(template):
+    for literal, field in _parts(template):
         parts.append(literal)
         if field is not None:
             parts.append(fields[field] if field == "scene" else safe_value(fields[field]))
     return check_name("".join(parts))
+
+
+@lru_cache(maxsize=64)
+def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
+    """A template's literal texts, each with the field that follows it."""
+    return tuple((literal, field) for literal, field, _, _ in string.Formatter().parse(template))
 
 
 def safe_value(value: Any) -> str:
@@ -104,6 +124,31 @@ def safe_value(value: Any) -> str:
         return "_".join(safe_value(item) for item in value)
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return re.sub(r"\.{2,}", ".", _NOT_IN_VALUE.sub("_", text)).strip("._") or "_"
+
+
+def short_value(value: str) -> str:
+    """Write free text for a file name: what it would lose is told apart by a part of its hash."""
+    safe = safe_value(value)
+    cut = safe.encode()[:MAX_VALUE_BYTES].decode("utf-8", "ignore")
+    if cut == value.replace(" ", "_"):
+        return cut
+    return f"{cut.strip('._')}-{text_id(value, 6)}"
+
+
+def text_id(text: str, digits: int = 10) -> str:
+    """The first hexadecimal digits of a text's hash."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:digits]
+
+
+def slug(text: str, most_bytes: int = MAX_VALUE_BYTES) -> str:
+    """The first words of a text, small and joined by hyphens; ``"prompt"`` where it has none."""
+    made = ""
+    for match in _WORDS.finditer(text.casefold()):
+        longer = f"{made}-{match[0]}" if made else match[0]
+        if len(longer.encode("utf-8", "surrogatepass")) > most_bytes:
+            break
+        made = longer
+    return made or "prompt"
 
 
 def same_file_key(name: str) -> str:

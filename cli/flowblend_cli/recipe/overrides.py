@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from typing import Any
 import tomli
 
 from flowblend_cli.errors import Problem, RecipeError
-from flowblend_cli.recipe.positions import KeyPath, unquote
-from flowblend_cli.recipe.source import RecipeSource, sweep_name
+from flowblend_cli.recipe.document import kinds_at
+from flowblend_cli.recipe.files import SWEEPS, sweep_name
+from flowblend_cli.recipe.limits import MAX_DEPTH
+from flowblend_cli.recipe.positions import KeyPath, check_nesting, unquote
+from flowblend_cli.recipe.source import RecipeSource
 
 _KEY_PART = re.compile(r"""\s*([A-Za-z0-9_-]+|"(?:\\.|[^"\\])*"|'[^']*')((?:\[\d+\])*)\s*""")
 # What starts like this was meant as TOML, unless it is a template such as {scene}-s{seed}.
@@ -57,8 +61,9 @@ def apply_overrides(source: RecipeSource, options: Iterable[str]) -> tuple[Overr
     applied, problems = [], []
     for option in options:
         try:
-            key, value = _split(option)
+            key, text = _split(option)
             path = _resolve(source.document, _parse_key(key))
+            value = _typed(path, text)
             former = _write(source.document, path, value)
         except ValueError as error:
             problems.append(Problem(str(source.path), 1, 1, f"--set {option}", str(error)))
@@ -70,22 +75,41 @@ def apply_overrides(source: RecipeSource, options: Iterable[str]) -> tuple[Overr
     return tuple(applied)
 
 
-def _split(option: str) -> tuple[str, Any]:
+def _split(option: str) -> tuple[str, str]:
     key, equals, text = option.partition("=")
     if not equals or not key.strip():
         raise ValueError("expected KEY=VALUE, such as defaults.num_inference_steps=12")
     text = text.strip()
     if not text:
         raise ValueError('expected a value after =; write "" for an empty string')
+    return key, text
+
+
+def _typed(path: KeyPath, text: str) -> Any:
+    """The value that a text stands for: TOML, or the text itself where no TOML would fit."""
+    if check_nesting(text) is not None:
+        raise ValueError(f"the value is nested deeper than the limit of {MAX_DEPTH} levels")
     try:
         document = tomli.loads(f"value = {text}")
-        if list(document) == ["value"]:
-            return key, document["value"]
-    except (tomli.TOMLDecodeError, RecursionError, ValueError):
-        pass
+    except (tomli.TOMLDecodeError, ValueError):
+        document = {}
+    if list(document) == ["value"]:
+        value = document["value"]
+        is_plain = not isinstance(value, (str, list, dict))
+        kinds = kinds_at(path) if is_plain else frozenset()
+        return text if "string" in kinds and not kinds & _kinds_of(value) else value
     if _NO_BARE_WORD.match(text):
         raise ValueError(f"the value isn't valid TOML: {text}")
-    return key, text
+    return text
+
+
+def _kinds_of(value: Any) -> set[str]:
+    """The JSON types that a number or a truth value is of; dates and times are of none."""
+    if isinstance(value, bool):
+        return {"boolean"}
+    if isinstance(value, int):
+        return {"integer", "number"}
+    return {"number"} if isinstance(value, float) else set()
 
 
 def _parse_key(key: str) -> KeyPath:
@@ -101,23 +125,27 @@ def _parse_key(key: str) -> KeyPath:
         at = match.end()
         if at == len(key):
             return tuple(path)
-        if key[at] != ".":
+        if key[at] != "." or len(path) > MAX_DEPTH:
             raise ValueError(f"{key!r} is no dotted key, such as defaults.guidance_scale")
         at += 1
 
 
 def _resolve(document: dict[str, Any], path: KeyPath) -> KeyPath:
     """Turn a scene's name into its index, and join what a sweep writes as one key."""
-    if path[0] == "sweep" and len(path) > 1:
-        return ("sweep", sweep_name(".".join(str(part) for part in path[1:])))
+    if path[0] == "include":
+        raise ValueError("files are included before --set changes anything: edit the recipe")
+    if path[0] in SWEEPS and len(path) > 1:
+        return (path[0], sweep_name(".".join(str(part) for part in path[1:])))
     if path[0] != "scene" or len(path) < 2 or isinstance(path[1], int):
         return path
     scenes = document.get("scene")
     entries = scenes if isinstance(scenes, list) else []
     names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
     if path[1] not in names:
-        known = ", ".join(str(name) for name in names[:10])
-        raise ValueError(f"no scene is named {path[1]!r}; the scenes are {known}")
+        texts = [name for name in names if isinstance(name, str)]
+        close = difflib.get_close_matches(str(path[1]), texts[:1000], n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"the scenes are {', '.join(texts[:10])}"
+        raise ValueError(f"no scene is named {path[1]!r}; {hint}")
     return ("scene", names.index(path[1]), *path[2:])
 
 

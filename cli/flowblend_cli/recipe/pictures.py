@@ -4,53 +4,86 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from flowblend_cli.arguments import argument_table
 from flowblend_cli.errors import ImageError
 from flowblend_cli.images import hash_image
 from flowblend_cli.jobs import ImageSpec
+from flowblend_cli.recipe.positions import KeyPath
+from flowblend_cli.recipe.scene_prompts import Prompts
 from flowblend_cli.recipe.validation import Fault, Tables
 
 
 def scene_pictures(
-    tables: Tables, pipeline_classes: Iterable[str | None], recipe_dir: Path, faults: list[Fault]
-) -> dict[int, ImageSpec]:
-    """Check and hash the picture of every scene that names one.
+    tables: Tables,
+    prompts: Prompts,
+    pipeline_classes: Iterable[str | None],
+    recipe_dir: Path,
+    faults: list[Fault],
+) -> dict[int | str, ImageSpec]:
+    """Check and hash every picture that a scene, or a line of its prompts file, names.
 
     Args:
         tables: The checked tables.
+        prompts: The prompts of the scenes.
         pipeline_classes: Classes of the pipelines that the recipe names.
         recipe_dir: Folder that pictures lie in, or below.
         faults: Where faults go: pictures that can't be used, that a pipeline needs, or doesn't
             take.
 
     Returns:
-        The picture of each scene, by the scene's index.
+        The picture of each scene, by the scene's index; those of single lines by their name.
     """
-    table, classes = argument_table(), list(dict.fromkeys(pipeline_classes))
-    known: dict[str, ImageSpec | str] = {}
-    pictures: dict[int, ImageSpec] = {}
-    for index, scene in enumerate(tables.scenes):
-        if scene is None:
-            continue
-        path = ("scene", index, "image")
-        for name in classes:
-            if scene.image is None and table.needs_image(name):
-                message = f'is missing, and {name} begins with a picture: add image = "first.png"'
-                faults.append(Fault(path, message, at="key", related=("model",)))
-            elif scene.image is not None and not table.takes_image(name):
-                message = f"{name} takes no image: remove it, or name an image-to-video pipeline"
-                faults.append(Fault(path, message, at="key", related=("model",)))
-        if scene.image is None:
-            continue
-        if scene.image not in known:
-            known[scene.image] = _look_at(scene.image, recipe_dir)
-        found = known[scene.image]
-        if isinstance(found, str):
-            faults.append(Fault(path, found))
+    classes = list(dict.fromkeys(pipeline_classes))
+    album = _Album(recipe_dir, classes, faults)
+    without = set(range(len(tables.scenes))) - {index for index, *_ in prompts.lines}
+    for index, written, line in prompts.lines:
+        if line.image is None:
+            without.add(index)
         else:
-            pictures[index] = found
-    return pictures
+            album.add(line.image, line.image, written.path, written.fault("").message, "--i")
+    for index, scene in enumerate(tables.scenes):
+        path: KeyPath = ("scene", index, "image")
+        if scene is not None and scene.image is not None:
+            album.add(index, scene.image, path, "", "it")
+        elif scene is not None and index in without:
+            for name in classes:
+                if argument_table().needs_image(name):
+                    message = (
+                        f'is missing, and {name} begins with a picture: add image = "first.png"'
+                    )
+                    faults.append(Fault(path, message, at="key", related=("model",)))
+    return album.pictures
+
+
+class _Album:
+    """The pictures of a recipe, each looked at once."""
+
+    def __init__(
+        self, recipe_dir: Path, classes: Iterable[str | None], faults: list[Fault]
+    ) -> None:
+        self.pictures: dict[int | str, ImageSpec] = {}
+        self._recipe_dir = recipe_dir
+        self._takes_none = [name for name in classes if not argument_table().takes_image(name)]
+        self._known: dict[str, ImageSpec | str] = {}
+        self._faults = faults
+
+    def add(self, key: int | str, name: str, path: KeyPath, where: str, remedy: str) -> None:
+        for taker in self._takes_none:
+            message = (
+                f"{where}{taker} takes no image: remove {remedy}, or name an image-to-video "
+                "pipeline"
+            )
+            at: Literal["key", "value"] = "value" if where else "key"
+            self._faults.append(Fault(path, message, at=at, related=("model",)))
+        if name not in self._known:
+            self._known[name] = _look_at(name, self._recipe_dir)
+        found = self._known[name]
+        if isinstance(found, str):
+            self._faults.append(Fault(path, f"{where}{found}"))
+        else:
+            self.pictures[key] = found
 
 
 def _look_at(name: str, recipe_dir: Path) -> ImageSpec | str:

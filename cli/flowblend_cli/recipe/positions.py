@@ -8,12 +8,17 @@ from __future__ import annotations
 import bisect
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import tomli
 
+from flowblend_cli.recipe.limits import MAX_DEPTH
+from flowblend_cli.text import shorten
+
 KeyPath = tuple[str | int, ...]
 
-MAX_DEPTH = 32
+# Characters of a key that a message shows.
+MAX_SHOWN = 200
 
 # Possessive, so that an unclosed string fails in one pass.
 _ML_BASIC = r'"""[^\\"]*+(?:(?:\\.|""?(?!"))[^\\"]*+)*+"{3,5}'
@@ -82,6 +87,24 @@ def check_nesting(text: str) -> Position | None:
         if depth > MAX_DEPTH or dots > MAX_DEPTH:
             return _Lines(text).position(match.start())
     return None
+
+
+def measure(document: dict[str, Any]) -> tuple[int, KeyPath | None]:
+    """Count the keys and entries of a document, and find what nests deeper than ``MAX_DEPTH``.
+
+    Brackets and dotted keys count together here, which ``check_nesting`` looks at one by one.
+    """
+    values = 0
+    level: list[tuple[KeyPath, Any]] = [((), document)]
+    for _ in range(MAX_DEPTH + 1):
+        values += sum(len(value) for _, value in level)
+        level = [
+            ((*path, key), item)
+            for path, value in level
+            for key, item in (value.items() if isinstance(value, dict) else enumerate(value))
+            if isinstance(item, (dict, list))
+        ]
+    return values, level[0][0] if level else None
 
 
 def scan(text: str) -> Positions:
@@ -235,6 +258,7 @@ def format_path(path: KeyPath) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
+            part = shorten(part, MAX_SHOWN)
             name = part if _BARE_KEY.fullmatch(part) else f'"{part}"'
             text += f".{name}" if text else name
     return text

@@ -8,34 +8,45 @@ from pathlib import Path
 
 from flowblend_cli.arguments import argument_table
 from flowblend_cli.errors import UsageError
-from flowblend_cli.jobs import SamplingSpec
+from flowblend_cli.jobs import SamplingSpec, schedule_of
 from flowblend_cli.levels import find_solver
 from flowblend_cli.recipe import schema
 from flowblend_cli.recipe.choosing import AUTO
 from flowblend_cli.recipe.layers import scene_settings
+from flowblend_cli.recipe.limits import MAX_JOBS
+from flowblend_cli.recipe.matrix import Binder
 from flowblend_cli.recipe.naming import FIXED_FIELDS, same_file_key, template_fields
 from flowblend_cli.recipe.overrides import Override
 from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.presets import Preset
-from flowblend_cli.recipe.prompts import count_prompts
 from flowblend_cli.recipe.ranges import Exploration
-from flowblend_cli.recipe.rows import SEED, count_rows, sweep_axes
+from flowblend_cli.recipe.rows import (
+    SEED,
+    all_axes,
+    common_axes,
+    count_axes,
+    count_matrix,
+    count_rows,
+    sweep_axes,
+    table_of,
+)
+from flowblend_cli.recipe.scene_prompts import Prompts
 from flowblend_cli.recipe.schema import SceneFields
 from flowblend_cli.recipe.source import RecipeSource
+from flowblend_cli.recipe.sweep_schema import AxisFields
 from flowblend_cli.recipe.validation import Fault, Tables
 from flowblend_cli.recipe.variants import Variant
 from flowblend_plugin.errors import StageError
 from flowblend_plugin.grids import joined_grid, legs_of
-from flowblend_plugin.stages import SOLVERS, StageSchedule
+from flowblend_plugin.stages import SOLVERS
 
-MAX_JOBS = 100_000
 DEFAULT_SEEDS = (42,)
 
 
 def check_scenes(
     tables: Tables, presets: Mapping[str, Preset], source: RecipeSource
 ) -> Iterator[Fault]:
-    """Names are unique, presets exist, and every prompt's alternatives can be read."""
+    """Names are unique, and presets exist."""
     first: dict[str, int] = {}
     if AUTO in presets:
         message = f"{AUTO!r} chooses among the presets: take another name"
@@ -45,21 +56,16 @@ def check_scenes(
             continue
         key = same_file_key(scene.name)
         if key in first:
-            line = source.position(Fault(("scene", first[key], "name"), "")).line
+            path: KeyPath = ("scene", index, "name")
+            place = source.place(("scene", first[key], "name"), seen_from=path)
             yield Fault(
-                ("scene", index, "name"),
-                f"{scene.name!r} is the name of scene[{first[key]}] in line {line} already, "
+                path,
+                f"{scene.name!r} is the name of scene[{first[key]}] in {place} already, "
                 "which its files would share: rename one",
             )
         first.setdefault(key, index)
         if scene.preset not in (None, AUTO, *presets):
             yield Fault(("scene", index, "preset"), _unknown_preset(str(scene.preset), presets))
-        for number, prompt in enumerate(scene.prompt):
-            problem = _prompt_problem(prompt)
-            if problem:
-                is_list = isinstance(source.document["scene"][index]["prompt"], list)
-                path: KeyPath = ("scene", index, "prompt", *((number,) if is_list else ()))
-                yield Fault(path, problem)
 
 
 def _unknown_preset(name: str, presets: Mapping[str, Preset]) -> str:
@@ -68,25 +74,18 @@ def _unknown_preset(name: str, presets: Mapping[str, Preset]) -> str:
     return f"there is no preset {name!r}{hint}"
 
 
-def _prompt_problem(prompt: str) -> str | None:
-    if not prompt.strip():
-        return "must not be blank"
-    try:
-        count_prompts(prompt)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
 def check_sweep(tables: Tables) -> Iterator[Fault]:
-    """The axes of a zip are equally long."""
-    if tables.sweep is None or tables.sweep.mode != "zip":
-        return
-    lengths = {axis: len(values) for axis, values in sweep_axes(tables.sweep).items()}
-    if len(set(lengths.values())) > 1:
-        found = ", ".join(f"{axis} has {length}" for axis, length in lengths.items())
-        message = f"'zip' needs lists of one length; {found}"
-        yield Fault(("sweep", "mode"), message, related=("sweep",))
+    """The axes of a zip are equally long, also with the variables of prompts."""
+    found: dict[str, AxisFields | None] = {"sweep": tables.sweep, "matrix": tables.matrix}
+    for name, table in found.items():
+        if table is None or table.mode != "zip":
+            continue
+        lists = {**sweep_axes(table), **getattr(table, "variables", {})}
+        lengths = {axis: len(values) for axis, values in lists.items()}
+        if len(set(lengths.values())) > 1:
+            shown = ", ".join(f"{axis} has {length}" for axis, length in lengths.items())
+            message = f"'zip' needs lists of one length; {shown}"
+            yield Fault((name, "mode"), message, related=(name,))
 
 
 def check_filename(tables: Tables, fields: Iterable[str]) -> Iterator[Fault]:
@@ -94,7 +93,8 @@ def check_filename(tables: Tables, fields: Iterable[str]) -> Iterator[Fault]:
     template = tables.recipe.filename if tables.recipe else None
     if template is None:
         return
-    known = list(dict.fromkeys((*FIXED_FIELDS, *fields)))
+    variables = tables.matrix.variables if tables.matrix else ()
+    known = list(dict.fromkeys((*FIXED_FIELDS, *fields, *variables)))
     for field in template_fields(template):
         if field not in known:
             close = difflib.get_close_matches(field, known, n=1)
@@ -108,36 +108,45 @@ def repeats_of(tables: Tables, scene: SceneFields) -> int:
     return swept or scene.repeats or 1
 
 
-def written_seeds(tables: Tables, scene: SceneFields) -> Sequence[int]:
-    """The seeds of a scene without repeats; one stands for those of a sweep, which win."""
-    if tables.sweep is not None and tables.sweep.seed is not None:
-        return DEFAULT_SEEDS
+def own_seeds(scene: SceneFields) -> Sequence[int]:
+    """The seeds of a scene without repeats and sweeps."""
     if isinstance(scene.seeds, Exploration):
         return scene.seeds.seeds
     return scene.seeds or DEFAULT_SEEDS
 
 
-def check_count(tables: Tables) -> Iterator[Fault]:
-    """The recipe makes at most ``MAX_JOBS`` jobs; counted, never built."""
-    rows = count_rows(tables.sweep) if tables.sweep else 1
+def check_count(tables: Tables, prompts: Prompts) -> Iterator[Fault]:
+    """The recipe makes at most ``MAX_JOBS`` jobs; counted, never built.
+
+    Args:
+        tables: The recipe's tables.
+        prompts: Its prompts.
+    """
+    rows, binder = count_rows(tables), Binder(tables.matrix)
     total, largest = 0, 0
     blamed: KeyPath = ("scene",)
-    for index, scene in enumerate(tables.scenes):
-        if scene is None or any(_prompt_problem(prompt) for prompt in scene.prompt):
-            continue
-        prompts = sum(count_prompts(prompt) for prompt in scene.prompt)
-        count = rows * prompts * len(written_seeds(tables, scene)) * repeats_of(tables, scene)
+    for index, found in prompts.scenes.items():
+        scene = tables.scenes[index]
+        assert scene is not None
+        of_matrix = count_matrix(tables.matrix, binder.count(found.variables), found.variables)
+        axes = all_axes(tables) if found.variables else common_axes(tables)
+        seeds = 1 if SEED in axes else len(own_seeds(scene))
+        count = count_axes(tables.sweep) * of_matrix * found.count * seeds
+        count *= repeats_of(tables, scene)
         total += count
         if count > largest:
             largest, blamed = count, ("scene", index)
     total = max(total, rows)
     if total > MAX_JOBS:
-        path: KeyPath = ("sweep",) if rows > 1 else blamed
+        if tables.matrix is not None and tables.matrix.model_fields_set:
+            blamed = ("matrix",)
+        if count_axes(tables.sweep) > 1:
+            blamed = ("sweep",)
         yield Fault(
-            path,
+            blamed,
             f"the recipe makes {total:,} jobs, more than the limit of {MAX_JOBS:,}: shorten its "
-            "sweep, seeds, repeats or alternatives",
-            related=("scene", "sweep"),
+            "sweep, matrix, seeds, repeats or alternatives, or draw some prompts with sample",
+            related=("scene", "sweep", "matrix"),
         )
 
 
@@ -169,7 +178,7 @@ def check_noise_levels(
     yield from _check_grids(variants, recipe_dir)
     known: dict[tuple[str, SamplingSpec], str | None] = {}
     for variant in variants:
-        if not StageSchedule(variant.stages).needs_noise_levels:
+        if not schedule_of(variant.stages).needs_noise_levels:
             continue
         pipeline, sampling = variant.model.pipeline, variant.sampling
         if (pipeline, sampling) not in known:
@@ -187,7 +196,7 @@ def check_noise_levels(
 def _check_grids(variants: Iterable[Variant], recipe_dir: Path) -> Iterator[Fault]:
     """Stages with steps of their own have levels that descend, on solvers with a known grid."""
     for variant in variants:
-        has_steps = StageSchedule(variant.stages).num_inference_steps is not None
+        has_steps = schedule_of(variant.stages).num_inference_steps is not None
         if not has_steps and variant.sampling.sigma_max is None:
             continue
         path = (*variant.row.path("blend", "stage"), 0, "steps")
@@ -244,10 +253,9 @@ def _setting_paths(tables: Tables, presets: Mapping[str, Preset]) -> list[KeyPat
     for index, scene in enumerate(tables.scenes):
         if scene is not None:
             paths += [("scene", index, key) for key in scene.settings()]
-    if tables.sweep is not None:
-        paths += [
-            ("sweep", axis) for axis in sweep_axes(tables.sweep) if "." not in axis and axis != SEED
-        ]
+    for axis in all_axes(tables):
+        if "." not in axis and axis != SEED:
+            paths.append((table_of(tables, axis), axis))
     return paths
 
 
@@ -257,7 +265,7 @@ def check_overrides(
     overrides: Iterable[Override],
 ) -> Iterator[Fault]:
     """Every ``--set`` reaches a job, unless it sets what is there already."""
-    axes = sweep_axes(tables.sweep) if tables.sweep else {}
+    axes = common_axes(tables)
     for override in overrides:
         for path, value, former in override.leaves():
             if value == former and type(value) is type(former):
@@ -278,16 +286,16 @@ def _unread(
     table, key = path[0], str(path[-1])
     dotted = f"{table}.{key}"
     if dotted in axes and len(path) == 2:
-        return f"[sweep] sets {dotted} for every job"
+        return f"[{table_of(tables, dotted)}] sets {dotted} for every job"
     if table == "scene" and key == "repeats" and tables.sweep and tables.sweep.repeats:
         return "[sweep] sets repeats for every job"
     if table == "scene" and key == "seeds" and SEED in axes:
-        return "[sweep] sets seed for every job"
+        return f"[{table_of(tables, SEED)}] sets seed for every job"
     if table not in ("defaults", "presets", "scene") or key not in schema.SETTINGS:
         return None
     if key in axes:
         same = all(swept == value for swept in axes[key])
-        return None if same else f"[sweep] sets {key} for every job"
+        return None if same else f"[{table_of(tables, key)}] sets {key} for every job"
     winners = [
         scene_settings(tables, presets, index, scene).get(key)
         for index, scene in enumerate(tables.scenes)

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from flowblend_cli.arguments import argument_table
+from flowblend_cli.recipe.limits import MAX_PROMPT, MAX_SAMPLE
 from flowblend_cli.recipe.naming import check_name, check_template
 from flowblend_cli.recipe.ranges import (
     MAX_SEED,
@@ -48,6 +49,8 @@ Seeds = Annotated[
     WithJsonSchema(SEEDS_SCHEMA),
 ]
 Repeats = Annotated[int, Field(ge=1)]
+FlowShift = Annotated[float, Field(gt=0, le=100)]
+SampleSize = Annotated[int, Field(ge=1, le=MAX_SAMPLE)]
 Steps = Annotated[
     StepRange,
     BeforeValidator(StepRange.parse),
@@ -98,6 +101,12 @@ class RecipeTable(Table):
     """Most steps that a job may have."""
     report: bool = False
     """Whether a render ends with a report of the folder."""
+    wildcards: Text = "wildcards"
+    """Folder of the files that __name__ in a prompt stands for, in the recipe's own."""
+    sample: SampleSize | None = None
+    """Most prompts of a scene; more are drawn from. Without it, all are rendered."""
+    sample_seed: Seed = 0
+    """Another one draws others."""
 
 
 class ModelTable(Table):
@@ -207,7 +216,7 @@ class SamplingTable(Table):
         | None
     ) = None
     """The solver; without it, the pipeline's own."""
-    flow_shift: Annotated[float, Field(gt=0, le=100)] | None = None
+    flow_shift: FlowShift | None = None
     """Shift of the noise levels; without it, the scheduler's own."""
     solver_history: Literal["keep", "reset"] = "keep"
     """What a multi-step solver does with its memory where the denoiser changes."""
@@ -264,14 +273,17 @@ ARGUMENTS: dict[str, Any] = {
 }
 # What the layers defaults -> preset -> scene -> sweep may set.
 PIXEL_AREA = Annotated[int, Field(ge=256, le=16_384**2)]
-SETTINGS: dict[str, Any] = {**ARGUMENTS, "negative_prompt": str, "pixel_area": PIXEL_AREA}
+NEGATIVE = Annotated[str, Field(max_length=MAX_PROMPT)]
+SETTINGS: dict[str, Any] = {**ARGUMENTS, "negative_prompt": NEGATIVE, "pixel_area": PIXEL_AREA}
+_PLACES = {name: place for place, name in enumerate(SETTINGS)}
 _OPTIONAL: dict[str, Any] = {name: (kind | None, None) for name, kind in SETTINGS.items()}
 
 
 class _Settings(Table):
     def settings(self) -> dict[str, Any]:
         """The arguments that the table sets, and only those."""
-        return self.model_dump(include=set(SETTINGS), exclude_unset=True)
+        written = self.model_fields_set & SETTINGS.keys()
+        return {key: getattr(self, key) for key in sorted(written, key=_PLACES.__getitem__)}
 
 
 class SceneFields(_Settings):
@@ -279,8 +291,14 @@ class SceneFields(_Settings):
 
     name: Name
     """Unique name, the first part of its files' names."""
-    prompt: Prompts
-    """What to show; a list, or {alternatives|like these}, renders each."""
+    prompt: Prompts | None = None
+    """What to show; a list, {alternatives|like these}, or a __wildcard__ renders each."""
+    prompts_file: Text | None = None
+    """Instead of prompt: a text file in the recipe's folder, one prompt a line."""
+    sample: SampleSize | None = None
+    """How many of the scene's prompts are drawn; without it, all are rendered."""
+    sample_seed: Seed | None = None
+    """Another one draws others; without it, that of [recipe]."""
     image: Text | None = None
     """Picture to begin with: a PNG or JPEG in the recipe's folder, or below it."""
     seeds: Seeds | None = None

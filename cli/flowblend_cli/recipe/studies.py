@@ -10,7 +10,7 @@ from flowblend_cli.jobs import freeze
 from flowblend_cli.recipe.candidates import Candidate
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.ranges import Exploration
-from flowblend_cli.recipe.rows import SEED, sweep_axes
+from flowblend_cli.recipe.rows import SEED, all_axes, common_axes, table_of
 from flowblend_cli.recipe.study_schema import OF_REFERENCE, OF_RUNS, DraftTable
 from flowblend_cli.recipe.validation import Fault, Tables
 from flowblend_cli.references import OF_STAGES
@@ -44,7 +44,7 @@ def make_study(
     assert tables.review is not None
     assert tables.recipe is not None
     return Study(
-        axes=tuple(sweep_axes(tables.sweep)),
+        axes=tuple(all_axes(tables)),
         time_repeats=tables.sweep.time_repeats,
         measure=_measure(tables),
         adapt=_adapt(tables),
@@ -98,7 +98,7 @@ def _adapt(tables: Tables) -> AdaptSpec | None:
 def references(tables: Tables) -> dict[str, Any]:
     """The axes of a reference, dotted, with the value of each; ``"highest"`` is an axis's own."""
     assert tables.metrics is not None
-    axes = sweep_axes(tables.sweep) if tables.sweep is not None else {}
+    axes = all_axes(tables)
     found: dict[str, Any] = {}
     for key, value in tables.metrics.reference.items():
         if isinstance(value, Mapping):
@@ -117,15 +117,16 @@ def _highest(value: Any, values: Sequence[Any]) -> Any:
 def check_study(tables: Tables) -> Iterator[Fault]:
     """References are of the sweep, what is weighted is measured, and drafts are drafts."""
     if tables.metrics is not None and tables.sweep is not None:
-        yield from _check_reference(tables, sweep_axes(tables.sweep))
+        yield from _check_reference(tables, all_axes(tables))
     yield from _check_score(tables)
     if tables.draft is not None:
         yield from _check_draft(tables.draft)
-    if tables.sweep is not None and SEED in sweep_axes(tables.sweep):
+    if SEED in common_axes(tables):
+        table = table_of(tables, SEED)
         for index, scene in enumerate(tables.scenes):
             if scene is not None and isinstance(scene.seeds, Exploration):
-                message = "explores seeds, and [sweep] sets seed for every job: keep one of them"
-                yield Fault(("scene", index, "seeds"), message, related=("sweep",))
+                message = f"explores seeds, and [{table}] sets seed for every job: keep one of them"
+                yield Fault(("scene", index, "seeds"), message, related=(table,))
 
 
 def _check_score(tables: Tables) -> Iterator[Fault]:

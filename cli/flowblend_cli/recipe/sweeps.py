@@ -1,11 +1,11 @@
-"""Ranges of a sweep, written out in a recipe's document before it is checked."""
+"""Ranges of [sweep] and [matrix], written out in a recipe's document before it is checked."""
 
 from __future__ import annotations
 
 import typing
 from typing import Any
 
-from flowblend_cli.recipe.positions import KeyPath
+from flowblend_cli.recipe.files import SWEEPS
 from flowblend_cli.recipe.ranges import Ranges, parse_range
 from flowblend_cli.recipe.source import RecipeSource
 from flowblend_cli.recipe.sweep_schema import SweepTable
@@ -24,11 +24,15 @@ def write_out_ranges(source: RecipeSource) -> None:
     Args:
         source: The recipe; its document changes, and its record of where things stand.
     """
-    sweep = source.document.get("sweep")
-    if not isinstance(sweep, dict):
-        return
+    for table in SWEEPS:
+        sweep = source.document.get(table)
+        if isinstance(sweep, dict):
+            _write_out(source, table, sweep)
+
+
+def _write_out(source: RecipeSource, table: str, sweep: dict[str, Any]) -> None:
     for axis in NUMERIC_AXES & set(sweep):
-        path: KeyPath = source.renamed.get(("sweep", axis), ("sweep", axis))
+        file, path = source.origin((table, axis))
         written = sweep[axis]
         entries = written if isinstance(written, list) else [written]
         if not any(isinstance(entry, str) for entry in entries):
@@ -37,7 +41,7 @@ def write_out_ranges(source: RecipeSource) -> None:
         for index, entry in enumerate(entries):
             place = (*path, index) if isinstance(written, list) else path
             for value in _values(entry):
-                source.renamed["sweep", axis, len(values)] = place
+                source.origins[table, axis, len(values)] = (file, place)
                 values.append(value)
         is_sound = isinstance(written, list) or values != [written]
         sweep[axis] = values if is_sound else written

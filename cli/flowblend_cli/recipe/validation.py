@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from flowblend_cli.recipe import schema
-from flowblend_cli.recipe.positions import KeyPath
+from flowblend_cli.recipe.limits import MAX_PROBLEMS
+from flowblend_cli.recipe.positions import MAX_SHOWN, KeyPath
 from flowblend_cli.recipe.schema import (
     AdapterTable,
     BlendTable,
@@ -32,7 +34,7 @@ from flowblend_cli.recipe.study_schema import (
     ScoreFields,
     ScoreTable,
 )
-from flowblend_cli.recipe.sweep_schema import SweepFields, SweepTable
+from flowblend_cli.recipe.sweep_schema import MatrixFields, MatrixTable, SweepFields, SweepTable
 from flowblend_cli.text import shorten
 
 
@@ -63,6 +65,7 @@ class Tables:
     sampling: SamplingTable | None = None
     defaults: Any = None
     sweep: SweepFields | None = None
+    matrix: MatrixFields | None = None
     output: OutputTable | None = None
     metrics: MetricsTable | None = None
     score: ScoreFields | None = None
@@ -80,6 +83,7 @@ _SINGLE: dict[str, type[BaseModel]] = {
     "sampling": SamplingTable,
     "defaults": schema.DefaultsTable,
     "sweep": SweepTable,
+    "matrix": MatrixTable,
     "output": OutputTable,
     "metrics": MetricsTable,
     "score": ScoreTable,
@@ -87,7 +91,7 @@ _SINGLE: dict[str, type[BaseModel]] = {
     "draft": DraftTable,
     "review": ReviewTable,
 }
-_TOP = (*_SINGLE, "presets", "scene")
+_TOP = (*_SINGLE, "presets", "scene", "include")
 
 _ELSEWHERE = {
     "seed": "seeds of a [[scene]]",
@@ -96,6 +100,7 @@ _ELSEWHERE = {
     "timesteps": "num_inference_steps: free timesteps aren't supported",
     "sigmas": "num_inference_steps: free sigmas aren't supported",
     "output_type": "container of [output]",
+    "include": 'include = ["base.toml"] before the first table',
 }
 # What other programs call the share of keys that sparse attention keeps.
 _SPARSE = ("attention_top_k", "attention_topk", "sla_topk", "sla_top_k")
@@ -125,7 +130,9 @@ def validate(document: dict[str, Any]) -> tuple[Tables, list[Fault]]:
     tables, faults = Tables(), [*_unknown_tables(document)]
     for name, model in _SINGLE.items():
         if name == "model" and name not in document:
-            faults.append(Fault(("model",), 'is missing: add [model] with pipeline = "sprites"'))
+            if not any(_meant(key, _TOP) == name for key in document):
+                message = 'is missing: add [model] with pipeline = "sprites"'
+                faults.append(Fault(("model",), message))
             continue
         if name == "adapt" and name not in document:
             continue  # nothing is adapted where nobody asks for it
@@ -142,9 +149,9 @@ def validate(document: dict[str, Any]) -> tuple[Tables, list[Fault]]:
 
 
 def _unknown_tables(document: dict[str, Any]) -> Iterator[Fault]:
-    for key in document:
-        if key not in _TOP:
-            yield Fault((key,), _unknown(key, "", list(_TOP)), at="key")
+    unknown = (key for key in document if key not in _TOP)
+    for key in itertools.islice(unknown, MAX_PROBLEMS + 1):
+        yield Fault((key,), _unknown(key, "", list(_TOP)), at="key")
 
 
 def _scenes(value: Any, faults: list[Fault]) -> Iterator[SceneFields | None]:
@@ -171,7 +178,7 @@ def _check(model: type[BaseModel], value: Any, path: KeyPath, faults: list[Fault
 
 def _salvage(model: type[BaseModel], value: Any, path: KeyPath, broken: set[str]) -> Any:
     """A table without its broken keys; None where others depend on them, and would be blamed."""
-    if path[0] in ("blend", "sampling", "sweep") or broken & {
+    if path[0] in ("blend", "sampling", "sweep", "matrix") or broken & {
         "pipeline",
         "small",
         "denoisers",
@@ -193,7 +200,12 @@ def _faults(
     merged: dict[KeyPath, list[ErrorDetails]] = {}
     for error in errors:
         merged.setdefault(prefix + _real_path(error, value), []).append(error)
-    for path, group in merged.items():
+    mistyped = {
+        _meant(str(path[-1]), _table_around(path, model)[1])
+        for path, group in merged.items()
+        if group[0]["type"] == "extra_forbidden" and len(merged) <= MAX_PROBLEMS
+    }
+    for path, group in itertools.islice(merged.items(), MAX_PROBLEMS + 1):
         # The branch of a union that went deeper is the one that was meant.
         if any(len(other) > len(path) and other[: len(path)] == path for other in merged):
             continue
@@ -201,13 +213,15 @@ def _faults(
         if kind == "extra_forbidden":
             table, known = _table_around(path, model)
             yield Fault(path, _unknown(str(path[-1]), table, known), at="key")
+        elif kind == "missing" and path[-1] in mistyped:
+            continue  # the key that was meant is told already
         elif kind == "missing":
             yield Fault(path, "is missing", at="key")
         elif len(group) > 1:
             wanted = " or ".join(dict.fromkeys(_wanted(error) for error in group))
             yield Fault(path, f"must be {wanted}, got {_show(group[0]['input'])}")
         else:
-            yield Fault(path, _explain(group[0]))
+            yield Fault(path, explain(group[0]))
 
 
 def _real_path(error: ErrorDetails, value: Any) -> KeyPath:
@@ -226,12 +240,18 @@ def _real_path(error: ErrorDetails, value: Any) -> KeyPath:
 
 def _table_around(path: KeyPath, model: type[BaseModel]) -> tuple[str, list[str]]:
     """Name and keys of the table that holds an unknown key."""
-    if path[:2] in (("blend", "stage"), ("sweep", "blend.stage")):
+    if path[:2] in (("blend", "stage"), *((each, "blend.stage") for each in ("sweep", "matrix"))):
         if "adapters" in path:
             return "adapters", list(AdapterTable.model_fields)
         return "stage", list(StageTable.model_fields)
     known = [info.alias or name for name, info in model.model_fields.items()]
     return str(path[0]), known
+
+
+def _meant(key: str, known: Sequence[str]) -> str | None:
+    """The known key that a mistyped one is nearest to."""
+    close = difflib.get_close_matches(key[:MAX_SHOWN], known, n=1, cutoff=0.65)
+    return close[0] if close and key not in known else None
 
 
 def _unknown(key: str, table: str, known: list[str]) -> str:
@@ -242,19 +262,17 @@ def _unknown(key: str, table: str, known: list[str]) -> str:
         where = " in [[blend.stage]]"
     elif table == "adapters":
         where = " in adapters of a stage"
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.65)
-    if table == "scene" and key == "seed":
-        close = ["seeds"]
+    meant = "seeds" if table == "scene" and key == "seed" else _meant(key, known)
     if key in _SPARSE:
         return f"unknown key{where}; {_NO_SPARSE}"
     owners = _owners(key)
     if owners and table:
         return f"unknown key{where}; {key} belongs in {owners}"
-    if close:
-        return f"unknown key{where}; did you mean {close[0]!r}?"
+    if meant:
+        return f"unknown key{where}; did you mean {meant!r}?"
     if owners or key in _ELSEWHERE:
         return f"unknown key{where}; use {_ELSEWHERE.get(key, owners)}"
-    if len(known) <= 12 or table == "score":
+    if len(known) <= 12 or table in ("", "score"):
         return f"unknown key{where}; known keys are {', '.join(known)}"
     return f"unknown key{where}; no pipeline that flowblend knows takes it"
 
@@ -271,7 +289,7 @@ def _owners(key: str) -> str:
     return " or ".join(
         f"[{name}]"
         for name, model in tables.items()
-        if name not in ("defaults", "sweep", "score") and key in model.model_fields
+        if name not in ("defaults", "sweep", "matrix", "score") and key in model.model_fields
     )
 
 
@@ -290,10 +308,13 @@ def _wanted(error: ErrorDetails) -> str:
     return str(error["msg"])
 
 
-def _explain(error: ErrorDetails) -> str:
+def explain(error: ErrorDetails) -> str:
+    """Say what is wrong with a value: what was found, and what was expected."""
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     if kind == "value_error":
         return str(context["error"])
+    if kind == "string_too_long":
+        return f"has {len(value):,} characters, more than the limit of {context['max_length']:,}"
     if kind in ("string_too_short", "too_short"):
         return "must not be empty"
     if kind == "string_pattern_mismatch" and error["loc"][-1] == "device":

@@ -22,7 +22,7 @@ from flowblend_cli.recipe.blend import (
     resolve_stages,
 )
 from flowblend_cli.recipe.positions import KeyPath
-from flowblend_cli.recipe.rows import Row, sweep_axes
+from flowblend_cli.recipe.rows import Row, all_axes
 from flowblend_cli.recipe.sampling_rules import Sampler, check_one_evaluation, check_sampling
 from flowblend_cli.recipe.sweep_schema import SWEPT_TABLES
 from flowblend_cli.recipe.validation import Fault, Tables
@@ -219,6 +219,6 @@ def _sampler(models: _Models, recipe_dir: Path) -> Sampler:
 
 def _modes(tables: Tables) -> frozenset[str]:
     """The modes of all combinations."""
-    swept = sweep_axes(tables.sweep).get("sampling.mode") if tables.sweep is not None else None
+    swept = all_axes(tables).get("sampling.mode")
     written = [tables.sampling.mode] if tables.sampling is not None else []
     return frozenset(swept or written)

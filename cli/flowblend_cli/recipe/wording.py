@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -31,6 +32,19 @@ class Found:
     place: int
 
 
+@dataclass(frozen=True)
+class _Index:
+    """A list of words, each with its place in the list: Chinese ones, and others by beginning.
+
+    Args:
+        chinese: Words that are found wherever they stand.
+        latin: By each form of its first part: a word, and the forms of all its parts.
+    """
+
+    chinese: tuple[tuple[int, str], ...]
+    latin: Mapping[str, Sequence[tuple[int, str, tuple[frozenset[str], ...]]]]
+
+
 @lru_cache(maxsize=4096)
 def find_words(prompt: str, words: tuple[str, ...]) -> tuple[Found, ...]:
     """Find the words of a list in a prompt.
@@ -43,22 +57,43 @@ def find_words(prompt: str, words: tuple[str, ...]) -> tuple[Found, ...]:
     Returns:
         What was found, in the order of the prompt; each word of the list once.
     """
-    tokens = list(_WORD.finditer(prompt))
-    found = [each for word in words if (each := _find(prompt, tokens, word)) is not None]
-    return tuple(sorted(found, key=lambda each: each.place))
-
-
-def _find(prompt: str, tokens: list[re.Match[str]], word: str) -> Found | None:
-    if re.search(f"[{_HAN}]", word):
+    index, tokens = _index(words), _tokens(prompt)
+    found: dict[int, Found] = {}
+    for start, (token, first, _) in enumerate(tokens):
+        for number, word, wanted in index.latin.get(token, ()):
+            part = tokens[start : start + len(wanted)]
+            fits = len(part) == len(wanted) and all(map(_is_form, part, wanted))
+            if fits and number not in found:
+                found[number] = Found(word, prompt[first : part[-1][2]], first)
+    for number, word in index.chinese:
         place = prompt.find(word)
-        return Found(word, word, place) if place >= 0 else None
-    wanted = [forms(part) for part in _WORD.findall(word)]
-    for start in range(len(tokens) - len(wanted) + 1) if wanted else ():
-        part = tokens[start : start + len(wanted)]
-        if all(_plain(t.group()) in each for t, each in zip(part, wanted, strict=True)):
-            first, last = part[0].start(), part[-1].end()
-            return Found(word, prompt[first:last], first)
-    return None
+        if place >= 0:
+            found[number] = Found(word, word, place)
+    return tuple(found[number] for number in sorted(found, key=lambda n: (found[n].place, n)))
+
+
+@lru_cache(maxsize=16)
+def _tokens(prompt: str) -> list[tuple[str, int, int]]:
+    """The words of a prompt as they are compared, each with where it begins and ends."""
+    return [(_plain(found.group()), *found.span()) for found in _WORD.finditer(prompt)]
+
+
+def _is_form(token: tuple[str, int, int], wanted: frozenset[str]) -> bool:
+    return token[0] in wanted
+
+
+@cache
+def _index(words: tuple[str, ...]) -> _Index:
+    chinese: list[tuple[int, str]] = []
+    latin: dict[str, list[tuple[int, str, tuple[frozenset[str], ...]]]] = {}
+    for number, word in enumerate(words):
+        wanted = tuple(forms(part) for part in _WORD.findall(word))
+        if re.search(f"[{_HAN}]", word):
+            chinese.append((number, word))
+        else:
+            for form in wanted[0] if wanted else ():
+                latin.setdefault(form, []).append((number, word, wanted))
+    return _Index(tuple(chinese), latin)
 
 
 def forms(word: str) -> frozenset[str]:

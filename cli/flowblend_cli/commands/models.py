@@ -1,0 +1,234 @@
+"""``flowblend models``: which models are here, fetching them, checking their files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flowblend_cli.hub.contents import components, files_of, missing_of_pipeline, reader_of
+from flowblend_cli.models import find_pair, known_pairs, resolve_model
+from flowblend_cli.text import count, printable
+
+if TYPE_CHECKING:
+    from flowblend_cli.hub.verifying import Verdict
+    from flowblend_cli.hub.wants import Holding
+    from flowblend_cli.jobs import Batch
+
+_SHORT = 12
+
+
+@click.group()
+def models() -> None:
+    """Tell which models are here, fetch them, check their files."""
+
+
+@models.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def ls(as_json: bool) -> None:
+    """List the known pairs, and the other pipelines in the local Hub cache; offline.
+
+    A half model lacks files that it can't be loaded without: `flowblend models fetch` goes on.
+    """
+    from flowblend_cli.hub.wants import hub_cache
+
+    rows = list(_pairs())
+    others = list(_others({(row["repo"], row["commit"]) for row in rows}))
+    if as_json:
+        cache = str(hub_cache())
+        click.echo(json.dumps({"v": 1, "cache": cache, "models": rows, "others": others}))
+        return
+    name = ""
+    for row in rows:
+        if row["name"] != name:
+            name = row["name"]
+            click.echo(f"{name}  {row['description']}")
+        click.echo(f"  {row['role']:<8}  {_line(row)}")
+    if others:
+        click.echo(f"also in {printable(hub_cache())}")
+    for row in others:
+        click.echo(f"  {_line(row)}")
+
+
+@models.command()
+@click.argument("names", nargs=-1, required=True, metavar="MODEL|RECIPE...")
+@click.option("--update", is_flag=True,
+              help="Take the newest commits instead of the lock's, and pin those.")  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+def fetch(names: tuple[str, ...], update: bool, quiet: bool) -> None:
+    """Download what each MODEL or RECIPE needs into the local Hub cache; needs the network.
+
+    MODEL is a known pair or owner/name on the Hub; RECIPE is a .toml file or the name of a bundled
+    recipe. Only configs, tokenizers and safetensors weights are fetched, never code. Beside a
+    RECIPE, flowblend.lock pins the commits, so that it renders with the same ones from then on.
+    What was interrupted goes on where it was.
+
+    \b
+    Examples:
+      flowblend models fetch wan2.1-t2v
+      flowblend models fetch my.toml
+    """
+    from flowblend_cli.hub import fetching
+
+    def tell(text: str) -> None:
+        if not quiet:
+            click.echo(printable(text), err=True)
+
+    asked = [(name, _meant(name)) for name in names]  # names that mean nothing, before any download
+    for name, meant in asked:
+        if isinstance(meant, list):
+            holdings = fetching.fetch([one.want for one in meant], tell)
+        else:
+            holdings = fetching.fetch_for_batch(meant, tell, update=update)
+        if not quiet:
+            for one in holdings:
+                click.echo(f"{one.want.repo} {one.commit} {printable(one.folder)}")
+            if not holdings:
+                click.echo(f"{printable(name)} needs nothing of the Hub", err=True)
+
+
+@models.command()
+@click.argument("names", nargs=-1, required=True, metavar="MODEL|RECIPE...")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(names: tuple[str, ...], as_json: bool) -> int:
+    """Check the files of each MODEL or RECIPE, every byte of them; offline.
+
+    Files of the Hub's cache have to have the hash that they were published with. Safetensors have
+    to be whole, shards to be all there, configs to be JSON. Exits 3 where anything is wrong.
+    """
+    verdicts = list(dict.fromkeys(one for name in names for one in _verdicts(name)))
+    if as_json:
+        click.echo(json.dumps({"v": 1, "models": [_document(verdict) for verdict in verdicts]}))
+    for verdict in verdicts:
+        if not as_json and not verdict.faults:
+            click.echo(_praise(verdict))
+        for fault in verdict.faults:
+            what = f"{verdict.name} {fault.file}".strip()
+            click.echo(printable(f"{what} {fault.problem}: {fault.remedy}"), err=True)
+    return 3 if any(verdict.faults for verdict in verdicts) else 0
+
+
+def _meant(name: str) -> list[Holding] | Batch:
+    """A model's parts and how much of them is here, or a recipe's jobs."""
+    from flowblend_cli.bundled import bundled_recipes
+    from flowblend_cli.errors import ModelNameError
+    from flowblend_cli.hub.wants import hold, unknown_model, wants_of_name
+
+    is_file = name.endswith(".toml") or Path(name).is_file()
+    if name not in known_pairs() and (name in bundled_recipes() or is_file):
+        from flowblend_cli.recipe.loader import load_batch
+
+        return load_batch(name, settle=False)
+    try:
+        return [hold(want) for want in wants_of_name(name, Path.cwd())]
+    except ModelNameError as error:
+        raise unknown_model(name) from error
+
+
+def _verdicts(name: str) -> Iterator[Verdict]:
+    from flowblend_cli.hub.verifying import verify_folder, verify_holding
+    from flowblend_cli.hub.wants import hold, wants_of_batch
+
+    meant = _meant(name)
+    if isinstance(meant, list):
+        yield from map(verify_holding, meant)
+        local = {name: Path.cwd()} if not meant else {}
+    else:
+        yield from (verify_holding(hold(want)) for want in wants_of_batch(meant))
+        local = {job.model.pipeline: meant.source.absolute().parent for job in meant.jobs}
+    for model, folder in local.items():
+        path = resolve_model(model, folder).path
+        if path is not None:
+            yield verify_folder(model, path)
+
+
+def _pairs() -> Iterator[dict[str, Any]]:
+    """One row for each model of each known pair."""
+    from flowblend_cli.hub.wants import hold, wants_of_name
+
+    for pair in known_pairs().values():
+        told = {"name": pair.name, "description": " ".join(pair.description.split())}
+        path = resolve_model(pair.name, Path.cwd()).path
+        if path is not None:
+            yield {**told, "role": "bundled", **_row(path, pair.pipeline_class)}
+        for want in wants_of_name(pair.name, Path.cwd()):
+            held = hold(want)
+            role = "pipeline" if want.part == "pipeline" else "small"
+            yield {
+                **told,
+                "role": role,
+                "repo": want.repo,
+                "commit": held.commit,
+                "folder": str(held.folder) if held.folder else None,
+                "pipeline_class": pair.pipeline_class,
+                "state": held.state,
+                "missing": list(held.missing),
+                "bytes": held.size_bytes,
+            }
+
+
+def _others(known: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """One row for each further commit of a pipeline in the Hub's cache."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    from flowblend_cli.hub.wants import hub_cache
+
+    try:
+        found = scan_cache_dir(hub_cache())
+    except (CacheNotFound, ValueError, OSError):
+        return
+    for repo in sorted(found.repos, key=lambda one: str(one.repo_id)):
+        for revision in sorted(repo.revisions, key=lambda one: str(one.commit_hash)):
+            index = reader_of(revision.snapshot_path)("model_index.json")
+            is_known = (repo.repo_id, revision.commit_hash) in known
+            if repo.repo_type == "model" and components(index) and not is_known:
+                row = _row(revision.snapshot_path, str(index.get("_class_name")))
+                commit = {"repo": repo.repo_id, "commit": revision.commit_hash}
+                newest = "main" in revision.refs
+                pair = find_pair(repo.repo_id)
+                yield {**row, **commit, "is_main": newest, "pair": pair.name if pair else None}
+
+
+def _row(folder: Path, kind: str) -> dict[str, Any]:
+    names = files_of(folder)
+    missing = missing_of_pipeline(names, reader_of(folder))
+    return {
+        "repo": None,
+        "commit": None,
+        "folder": str(folder),
+        "pipeline_class": kind,
+        "state": "half" if missing else "complete",
+        "missing": missing,
+        "bytes": sum((folder / name).stat().st_size for name in names),
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    from flowblend_cli.hub.contents import say_files
+    from flowblend_cli.hub.fetching import size
+
+    place = f"{row['repo']} {(row['commit'] or '')[:_SHORT]}" if row["repo"] else row["folder"]
+    state = row["state"]
+    if state == "half":
+        state = f"half: {say_files(row['missing'])} missing"
+    amount = f", {size(row['bytes'])}" if row["bytes"] else ""
+    return printable(f"{place}  {state}{amount}")
+
+
+def _praise(verdict: Verdict) -> str:
+    from flowblend_cli.hub.fetching import size
+
+    told = f"{count(verdict.files, 'file')}, {size(verdict.size_bytes)}"
+    if verdict.unhashed:
+        told += f", {verdict.unhashed} without a recorded hash"
+    return printable(f"OK {verdict.name}: {told}")
+
+
+def _document(verdict: Verdict) -> dict[str, Any]:
+    place = str(verdict.place) if verdict.place else None
+    return {**asdict(verdict), "place": place, "ok": not verdict.faults}

@@ -1,0 +1,127 @@
+"""Whether a job's file is there already, and if not, whether its name is free to be written to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowblend_cli.artifacts.finished import FileState, Finished, inspect_final
+from flowblend_cli.jobs import Job
+from flowblend_cli.manifest import Entry, Manifest, fingerprint, matches
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies at the final name of a job.
+
+    Args:
+        done: What its finished file says; None where there is none of this very job.
+        is_damaged: Whether a damaged file of this recipe lies there, which may be replaced.
+        obstacle: Why nothing may be written there, and what to do; empty where it may.
+    """
+
+    done: Entry | None = None
+    is_damaged: bool = False
+    obstacle: str = ""
+
+
+class Finder:
+    """Looks for the finished files of a batch.
+
+    Args:
+        manifest: What is known of the folder's files; None to look into each.
+        verify: Hash every byte of what the manifest knows.
+    """
+
+    def __init__(self, manifest: Manifest | None, *, verify: bool = False) -> None:
+        self._manifest = manifest
+        self._verify = verify
+
+    def find(self, job: Job, path: Path, key: str) -> Found:
+        """Find out whether a job is done, and whether its file may be written if it isn't.
+
+        The manifest is believed only where it says that the job is done; everything else is told by
+        the file itself.
+
+        Args:
+            job: The job.
+            path: Its file.
+            key: Its job key.
+
+        Raises:
+            OutputError: The file can't be read.
+        """
+        known = self._manifest.entry(path.name) if self._manifest is not None else None
+        is_ours = known is not None and (known.recipe, known.job_key) == (job.recipe, key)
+        if known is not None and is_ours and matches(known, path, verify=self._verify):
+            return Found(known)
+        # Before the look: what changes between the two is looked into again by the next run.
+        mark = fingerprint(path) if self._manifest is not None else None
+        found = inspect_final(path)
+        owner = _other_owner(found, job)
+        if owner:
+            return Found(
+                obstacle=f"{path} belongs to {owner} and is left alone: move it away, or change "
+                "recipe.output_dir or recipe.filename"
+            )
+        document = found.document or {}
+        if found.state is not FileState.INTACT or document.get("job_key") != key:
+            return Found(is_damaged=found.state is FileState.DAMAGED)
+        size, digest = mark or (0, None)
+        entry = Entry(
+            file=path.name,
+            size=size,
+            sha256=digest or "",
+            recipe=job.recipe,
+            job_key=key,
+            pixels_sha256=str(document.get("pixels_sha256")),
+            seed=recorded(document, "seed", job.seed),
+            sampling_s=recorded(document, "sampling_s", 0.0),
+        )
+        if self._manifest is not None and digest is not None:
+            self._manifest.note(entry)
+        return Found(entry)
+
+    def published(
+        self, job: Job, path: Path, key: str, *, pixels: str, seed: int, sampling_s: float
+    ) -> None:
+        """Note a file that was published just now.
+
+        Args:
+            job: Its job.
+            path: The file.
+            key: Its job key.
+            pixels: Hash of its frames.
+            seed: Seed of its noise.
+            sampling_s: Seconds for sampling and decoding.
+        """
+        if self._manifest is None:
+            return
+        size, digest = fingerprint(path) or (0, None)
+        if digest is not None:
+            recipe = job.recipe
+            entry = Entry(path.name, size, digest, recipe, key, pixels, seed, sampling_s)
+            self._manifest.note(entry)
+
+    def close(self) -> None:
+        """Leave the manifest as the next run needs it."""
+        if self._manifest is not None:
+            self._manifest.close()
+
+
+def recorded(document: dict[str, Any], name: str, default: Any) -> Any:
+    """One resolved value of a file's document, of the default's type, or the default."""
+    resolved = document.get("resolved")
+    value = resolved.get(name, default) if isinstance(resolved, dict) else default
+    return value if isinstance(value, type(default)) else default
+
+
+def _other_owner(found: Finished, job: Job) -> str:
+    """Whose file it is, if it isn't this recipe's; empty if it is, or if there is none."""
+    if found.state is FileState.MISSING:
+        return ""
+    known = found.recipe is not None or found.state is FileState.INTACT
+    if known and found.recipe != job.recipe:
+        return f"recipe {found.recipe!r}"
+    return "someone else" if found.state is FileState.FOREIGN else ""

@@ -1,0 +1,224 @@
+"""The only module of flowblend that meets the network: downloads, in a process of its own.
+
+It reads one request as JSON on stdin and writes one JSON line on stdout for each thing that
+happens. What a server says is never passed on, since it could repeat the token that it was sent.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Before huggingface_hub is imported, which reads them once; see flowblend_cli/__init__.py.
+os.environ.pop("HF_HUB_OFFLINE", None)
+os.environ.pop("TRANSFORMERS_OFFLINE", None)
+
+from huggingface_hub import HfApi, errors, get_token, hf_hub_download, try_to_load_from_cache
+
+from flowblend_cli.hub.contents import (
+    DENOISER_FOLDERS,
+    INDEX,
+    components,
+    denoiser_folder,
+    missing_of_denoiser,
+    missing_of_pipeline,
+    pickled,
+    reader_of,
+    wanted,
+)
+
+_PATIENCE_S = 10.0
+# The first that fits counts: some are kinds of others.
+_PROBLEMS = {
+    errors.GatedRepoError: "gated",
+    errors.RevisionNotFoundError: "no_commit",
+    errors.RepositoryNotFoundError: "not_found",
+    errors.HfHubHTTPError: "http",
+}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Refused(Exception):  # noqa: N818 - it never leaves this module
+    """Something that can't be fetched: which problem it is, and what the parent may say of it."""
+
+    def __init__(self, problem: str, detail: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Found:
+    """What of a repository is to be fetched: the commit, and the files with their sizes."""
+
+    want: Mapping[str, Any]
+    commit: str
+    sizes: Mapping[str, int]
+    lacking: Mapping[str, int]
+
+
+def main() -> None:
+    """Look everything up, then download it all, or nothing where anything is refused."""
+    request = json.load(sys.stdin)
+    cache = Path(request["cache"])
+    found: list[Found] = []
+    refused = False
+    for want in request["wants"]:
+        try:
+            found.append(_look_up(want, cache))
+        except Exception as error:  # noqa: BLE001 - whatever libraries and servers come up with
+            refused = True
+            _tell(event="refused", repo=want["repo"], asked=want["asked"], **_reason(error))
+    if refused:
+        return
+    lacking = {
+        (one.want["repo"], one.commit, k): v for one in found for k, v in one.lacking.items()
+    }
+    for one in found:
+        told = {"files": len(one.sizes), "bytes": sum(one.sizes.values())}
+        left = sum(one.lacking.values())
+        _tell(event="found", repo=one.want["repo"], commit=one.commit, lacking_bytes=left, **told)
+    needed, free = sum(lacking.values()), shutil.disk_usage(_existing(cache)).free
+    if needed > free:
+        _tell(event="refused", repo="", asked="", problem="space", detail=f"{needed} {free}")
+        return
+    for one in found:
+        if not _download(one, cache):
+            return
+    _tell(event="done")
+
+
+def _download(found: Found, cache: Path) -> bool:
+    repo = found.want["repo"]
+    # By the branch's name where that is what the cache is to note the commit of.
+    revision = found.want["revision"] or "main" if found.want["part"] == "file" else found.commit
+    for name in found.sizes:
+        try:
+            hf_hub_download(repo, name, revision=revision, cache_dir=cache)
+        except Exception as error:  # noqa: BLE001 - likewise
+            _tell(event="refused", repo=repo, asked=found.want["asked"], **_reason(error))
+            return False
+        if name in found.lacking:
+            _tell(event="fetched", repo=repo, file=name, bytes=found.sizes[name])
+    return True
+
+
+def _look_up(want: Mapping[str, Any], cache: Path) -> Found:
+    """Ask the Hub what a repository holds, and choose the files; fetches the smallest one."""
+    repo, revision = want["repo"], want["revision"]
+    info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=_PATIENCE_S)
+    if info.id.casefold() != repo.casefold():
+        raise Refused("renamed", info.id)
+    commit = str(info.sha)
+    if not _COMMIT.fullmatch(commit):
+        raise Refused("commit")
+    sizes = {one.rfilename: int(one.size or 0) for one in info.siblings or []}
+    probe = _probe(want, sizes)
+    if want["part"] == "file":  # it may be large: nothing is fetched before the sizes are known
+        held = try_to_load_from_cache(repo, probe, cache_dir=cache, revision=revision or "main")
+        is_here = isinstance(held, str) and commit in Path(held).parts
+        only = {probe: sizes[probe]}
+        return Found(want, commit, only, {} if is_here else only)
+    # Asked for by the branch's name where nothing is pinned, so that the cache notes its commit.
+    where = hf_hub_download(
+        repo, probe, revision=revision or "main", cache_dir=cache, etag_timeout=_PATIENCE_S
+    )
+    if commit not in Path(where).parts:
+        raise Refused("moved")
+    chosen = _choose(want, sizes, Path(where))
+    folder = Path(where).parents[probe.count("/")]
+    lacking = {name: sizes[name] for name in chosen if not (folder / name).is_file()}
+    return Found(want, commit, {name: sizes[name] for name in chosen}, lacking)
+
+
+def _probe(want: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
+    """The first file to fetch: small, and there wherever the model is."""
+    if want["part"] == "file":
+        probe = str(want["inside"])
+    elif want["part"] == "pipeline":
+        probe = INDEX
+    else:
+        folder = want["inside"] or denoiser_folder(sizes)
+        probe = f"{folder or DENOISER_FOLDERS[1]}/config.json"
+    if probe not in sizes:
+        raise Refused("no_file", probe)
+    return probe
+
+
+def _choose(want: Mapping[str, Any], sizes: Mapping[str, int], probe: Path) -> list[str]:
+    """All files that the part consists of."""
+    if want["part"] == "pipeline":
+        read = reader_of(probe.parent)
+        missing = missing_of_pipeline(sizes, read)
+        chosen = wanted(sizes, components(read(INDEX)))
+    else:
+        folder = probe.parent.name
+        read = reader_of(probe.parent.parent)
+        missing = missing_of_denoiser(sizes, read, folder)
+        # The VAE's config tells whether the latent spaces fit; the index, that this is a pipeline.
+        chosen = [*wanted(sizes, [folder]), *({"vae/config.json"} & set(sizes))]
+    pickle = pickled(sizes, missing)
+    if pickle is not None:
+        raise Refused("pickle", pickle)
+    if missing:
+        raise Refused("no_file", missing[0])
+    return chosen
+
+
+def _reason(error: Exception) -> dict[str, str]:
+    """Which problem an exception is; only what this machine says is passed on."""
+    if isinstance(error, Refused):
+        return {"problem": error.problem, "detail": error.detail}
+    chain = list(_chain(error))
+    for one in chain:
+        for kind, problem in _PROBLEMS.items():
+            if isinstance(one, kind):
+                code = getattr(getattr(one, "response", None), "status_code", "")
+                return {"problem": problem, "detail": str(code)}
+    if any(getattr(one, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for one in chain):
+        return {"problem": "full", "detail": ""}
+    # What the system says, or the kind of the error: other words may be the server's.
+    said = next((one.strerror for one in chain if isinstance(one, OSError) and one.strerror), "")
+    if any(_is_network(one) for one in chain):
+        return {"problem": "offline", "detail": said or type(chain[-1]).__name__}
+    return {"problem": "other", "detail": said or type(error).__name__}
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_network(error: BaseException) -> bool:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"ConnectionError", "TransportError", "TimeoutException", "Timeout"})
+
+
+def _without_secrets(text: str) -> str:
+    token = get_token()
+    if token:
+        text = text.replace(token, "***")
+    text = re.sub(r"hf_[A-Za-z0-9]{20,}", "***", text)
+    return re.sub(r"//[^/@\s]+@", "//***@", text)
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def _tell(**said: Any) -> None:
+    sys.stdout.write(_without_secrets(json.dumps(said)) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

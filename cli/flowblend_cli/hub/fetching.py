@@ -1,0 +1,265 @@
+"""Fetch models: sizes first, then the files, by a process of its own that alone is online."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import IO, Any
+
+from flowblend_cli.bundled import is_bundled
+from flowblend_cli.errors import ModelMissingError, OutputError
+from flowblend_cli.hub.contents import check_contents
+from flowblend_cli.hub.lockfile import Pin, write_lock
+from flowblend_cli.hub.wants import Holding, Want, hold, hub_cache, pins_of, wants_of_batch
+from flowblend_cli.jobs import Batch
+from flowblend_cli.models import known_pairs, pins
+from flowblend_cli.text import count
+from flowblend_cli.workers import worker_environment
+
+_WORKER = "flowblend_cli.hub.fetch_worker"
+_POLL_S = 0.2
+_DISK = ("space", "full")
+_YES = ("1", "ON", "YES", "TRUE")
+
+# Of {repo}, as {asked} in the recipe; {detail} depends on the problem.
+_WORDS = {
+    "gated": "{repo} is gated: accept its licence at https://huggingface.co/{repo}, then log in "
+    "with `hf auth login`, and run the same command again",
+    "not_found": "{repo} isn't on the Hub, or is private: check the name, which may have changed; "
+    "a private one needs `hf auth login`",
+    "renamed": "{repo} is called {detail} now: write that into the recipe instead of {asked}",
+    "no_commit": "{repo} hasn't the commit that is asked for: check flowblend.lock, or fetch with "
+    "--update",
+    "no_file": "{repo} has no {detail}: expected a diffusers pipeline, or a denoiser, as "
+    "safetensors",
+    "pickle": "{repo} has pickle weights only ({detail}), which can run any code: use a repository "
+    "with safetensors weights",
+    "moved": "{repo} changed while it was looked up: run the same command again",
+    "commit": "{repo} has no commit that can be pinned",
+    "http": "the Hub refuses {repo} (HTTP {detail}): try later; 401 and 403 may be cured by "
+    "`hf auth login`",
+    "offline": "the Hub can't be reached for {repo} ({detail}): fetching needs the network; "
+    "connect, or copy the cache from a machine that has it (docs/models.md)",
+    "full": "the disk is full: {repo} is fetched in part, and the same command goes on with it",
+    "other": "{repo} can't be fetched ({detail})",
+}
+
+
+def fetch(
+    wants: Sequence[Want],
+    tell: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+) -> list[Holding]:
+    """Download parts of repositories into the local Hub cache; what is there isn't asked for again.
+
+    Args:
+        wants: The parts.
+        tell: Told the sizes beforehand, and each file.
+        check: Called several times a second; may raise, which ends the download. What was fetched
+            stays, and the next call goes on from there.
+
+    Returns:
+        What is in the cache now, for each part.
+
+    Raises:
+        ModelMissingError: There is no network, or a repository is gated, private, gone, renamed,
+            or holds no safetensors; says all such problems at once.
+        ModelNameError: A fetched model brings code of its own.
+        OutputError: The disk has no room for it.
+    """
+    if not wants:
+        return []
+    if os.environ.get("FLOWBLEND_USER_OFFLINE", "").upper() in _YES:
+        raise ModelMissingError(
+            f"{wants[0].repo} can't be fetched: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, "
+            "which keeps the network out; unset it to fetch"
+        )
+    _download(wants, tell, check)
+    holdings = [hold(want) for want in wants]
+    for holding in holdings:
+        if holding.folder is not None and holding.want.part != "file":
+            is_pipeline = holding.want.part == "pipeline"
+            where = (holding.folder, holding.want.asked, holding.want.inside)
+            check_contents(*where, pipeline=is_pipeline)
+    return holdings
+
+
+def _download(
+    wants: Sequence[Want], tell: Callable[[str], None], check: Callable[[], None]
+) -> None:
+    """Have the process download everything, and pass on what it says."""
+    refused: list[tuple[str, str]] = []
+    is_done = False
+    for event in _events(wants, check):
+        if event["event"] == "refused":
+            refused.append((event["problem"], _say(event)))
+        elif event["event"] == "found":
+            tell(_found(event))
+        elif event["event"] == "fetched":
+            tell(f"fetched {event['repo']} {event['file']} ({size(event['bytes'])})")
+        is_done = event["event"] == "done"
+    if refused:
+        kind = OutputError if any(problem in _DISK for problem, _ in refused) else ModelMissingError
+        raise kind("\n".join(dict.fromkeys(told for _, told in refused)))
+    if not is_done:
+        raise ModelMissingError("the download process ended before it was done: run it again")
+
+
+def fetch_for_batch(
+    batch: Batch,
+    tell: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+    *,
+    only_missing: bool = False,
+    update: bool = False,
+) -> list[Holding]:
+    """Fetch what a recipe needs, and pin the commits in the lock beside it.
+
+    A bundled recipe gets no lock: its folder isn't the user's, and its pairs are pinned.
+
+    Args:
+        batch: The recipe's jobs.
+        tell: See ``fetch``.
+        check: See ``fetch``.
+        only_missing: Whether to ask the Hub for nothing where everything is here.
+        update: Whether repositories that only the lock pins are fetched at their newest commit.
+
+    Raises:
+        FlowBlendError: See ``fetch``; or the lock can't be written.
+    """
+    folder = batch.source.absolute().parent
+    former = pins(folder)
+    wants = [_newest(want, former) if update else want for want in wants_of_batch(batch)]
+    fetch([w for w in wants if not only_missing or hold(w).state != "complete"], tell, check)
+    holdings = [hold(want) for want in wants]
+    pinned = former | {pin.repo: pin for pin in pins_of(holdings)}
+    # A pair's name and the repository's own mean one entry; who asked first is kept.
+    for repo, pin in former.items():
+        if pinned[repo].revision == pin.revision:
+            pinned[repo] = pin
+    if pinned != former and not is_bundled(batch.source):
+        path = write_lock(folder, pinned.values())
+        tell(f"wrote {path}: {count(len(pinned), 'commit')} pinned")
+    return holdings
+
+
+def unpinned(batch: Batch) -> str | None:
+    """Say which models of a recipe are whatever the cache last got; None if none is."""
+    loose = {want.repo: want for want in wants_of_batch(batch) if want.revision is None}
+    if not loose:
+        return None
+    commits = [f"{repo} (now {(hold(want).commit or 'none')[:12]})" for repo, want in loose.items()]
+    return (
+        f"not pinned: {', '.join(commits)}: a newer commit in the cache renders every job again; "
+        "`flowblend models fetch` with this recipe pins it in flowblend.lock"
+    )
+
+
+def size(number: float) -> str:
+    """Write a number of bytes for people: ``"28.4 GB"``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000 or unit == "GB":
+            break
+        number /= 1000
+    return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+
+
+def _found(event: dict[str, Any]) -> str:
+    lacking = event["lacking_bytes"]
+    left = f"{size(lacking)} to download" if lacking else "all of it is here"
+    told = f"{count(event['files'], 'file')}, {size(event['bytes'])}, {left}"
+    return f"{event['repo']} at {event['commit'][:12]}: {told}"
+
+
+def _say(event: dict[str, Any]) -> str:
+    if event["problem"] == "space":
+        needed, free = map(float, event["detail"].split())
+        return (
+            f"{hub_cache()} has no room: {size(needed)} to download, {size(free)} free; free some, "
+            "or set HF_HOME to a folder on another disk"
+        )
+    words = _WORDS.get(event["problem"], _WORDS["other"])
+    return words.format(**{key: event[key] for key in ("repo", "asked", "detail")})
+
+
+def _events(wants: Sequence[Want], check: Callable[[], None]) -> Iterator[dict[str, Any]]:
+    """What the download process says, as it says it; the process is gone afterwards."""
+    request = {"cache": str(hub_cache()), "wants": [asdict(want) for want in wants]}
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_VERBOSITY": "error"}
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", _WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**worker_environment(), **quiet},
+        )
+    except OSError as error:
+        raise ModelMissingError(f"the download process can't be started ({error})") from error
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        with process.stdin as stdin:
+            stdin.write(json.dumps(request).encode())
+        lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
+        while True:
+            check()
+            try:
+                line = lines.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+            if not line:
+                return
+            yield json.loads(line)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _read(stream: IO[bytes], lines: queue.SimpleQueue[bytes]) -> None:
+    """Pass on lines, and an empty one at the end."""
+    with stream:
+        for line in stream:
+            lines.put(line)
+    lines.put(b"")
+
+
+def prepare_models(
+    batch: Batch,
+    allow_download: bool,
+    tell: Callable[[str], None],
+    check: Callable[[], None],
+) -> None:
+    """Before a render: fetch what is missing, if that is allowed, and say what isn't pinned.
+
+    Args:
+        batch: The jobs.
+        allow_download: Whether the network may be used.
+        tell: Told what happens.
+        check: See ``fetch``.
+
+    Raises:
+        FlowBlendError: See ``fetch``.
+    """
+    if allow_download:
+        fetch_for_batch(batch, tell, check, only_missing=True)
+    told = unpinned(batch)
+    if told is not None:
+        tell(told)
+
+
+def _newest(want: Want, locked: Mapping[str, Pin]) -> Want:
+    """A part at the newest commit where only the lock keeps it at another."""
+    pin = locked.get(want.repo)
+    if pin is None or "@" in want.asked:
+        return want
+    pair = known_pairs().get(want.asked)
+    own = {pair.pipeline: pair.revision, pair.small: pair.small_revision} if pair else {}
+    return replace(want, revision=own.get(want.repo))

@@ -1,0 +1,163 @@
+"""``flowblend.lock``: the commits that the recipes of a folder render with."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from flowblend_cli.errors import Problem, RecipeError
+from flowblend_cli.recipe.positions import KeyPath, Positions, check_nesting, format_path, scan
+
+LOCK_NAME = "flowblend.lock"
+VERSION = 1
+MAX_BYTES = 1024 * 1024
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_KEYS = ("repo", "revision", "asked")
+_HEADER = """\
+# Written by `flowblend models fetch`: the commits of models that the recipes in this folder render
+# with. Delete an entry, or fetch with --update, to take the newest commit.
+version = 1
+"""
+
+
+@dataclass(frozen=True, order=True)
+class Pin:
+    """One repository at one commit.
+
+    Args:
+        repo: The Hub id.
+        revision: The commit, 40 hexadecimal digits.
+        asked: What a recipe calls it: the id, a known pair, or a file of the repository.
+    """
+
+    repo: str
+    revision: str
+    asked: str
+
+
+# Name and repository of every known pair's models.
+Aliases = frozenset[tuple[str, str]]
+
+
+def read_lock(folder: Path, aliases: Aliases) -> Mapping[str, Pin]:
+    """The pins of a folder by repository; empty where it has no lock.
+
+    Args:
+        folder: The recipe's folder.
+        aliases: Which repositories the names of known pairs stand for.
+
+    Raises:
+        RecipeError: The lock can't be read, or says what can't be; holds every problem.
+    """
+    path = folder / LOCK_NAME
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise _error(path, None, None, f"can't be read: {reason}") from error
+    return _parse(path, data, aliases)
+
+
+def write_lock(folder: Path, pins: Iterable[Pin]) -> Path:
+    """Write the lock of a folder, replacing the former one.
+
+    Raises:
+        OutputError: It can't be written.
+    """
+    from flowblend_cli.artifacts.publish import publish
+
+    entries = [
+        "\n[[model]]\n" + "".join(f"{key} = {_quote(getattr(pin, key))}\n" for key in _KEYS)
+        for pin in sorted(pins)
+    ]
+    path = folder / LOCK_NAME
+    publish(path, (_HEADER + "".join(entries)).encode())
+    return path
+
+
+@lru_cache(maxsize=64)
+def _parse(path: Path, data: bytes, aliases: Aliases) -> Mapping[str, Pin]:
+    if len(data) > MAX_BYTES:
+        raise _error(path, 1, 1, "larger than the limit of 1 MiB for a lock")
+    try:
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise _error(path, line, 1, "not UTF-8 text: delete it and fetch again") from error
+    if check_nesting(text) is not None:
+        raise _error(path, 1, 1, "nested too deep for a lock")
+    try:
+        document = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        raise _error(path, error.lineno, error.colno, f"not valid TOML: {error.msg}") from error
+    except (RecursionError, ValueError) as error:
+        raise _error(path, 1, 1, f"not valid TOML: {error}") from error
+    faults = list(_faults(document, aliases))
+    if faults:
+        positions = scan(text)
+        raise RecipeError(_problem(path, positions, where, told) for where, told in faults)
+    return {entry["repo"]: Pin(**entry) for entry in document.get("model", [])}
+
+
+def _faults(document: dict[str, Any], aliases: Aliases) -> Iterator[tuple[KeyPath, str]]:
+    """Everything that is wrong in a lock, and where."""
+    if document.get("version") != VERSION:
+        found = document.get("version")
+        yield ("version",), f"must be {VERSION}, got {found!r}: another flowblend wrote this lock"
+    for key in document.keys() - {"version", "model"}:
+        yield (key,), "is no key of a lock: expected version and [[model]]"
+    entries = document.get("model", [])
+    if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
+        yield ("model",), "must be [[model]] tables"
+        return
+    repos: set[str] = set()
+    for number, entry in enumerate(entries):
+        where: KeyPath = ("model", number)
+        faults = list(_faults_of_entry(entry, aliases))
+        yield from (((*where, key), told) for key, told in faults)
+        if not faults and entry["repo"] in repos:
+            yield (*where, "repo"), f"{entry['repo']!r} is pinned twice: keep one entry"
+        repos.add(str(entry.get("repo")))
+
+
+def _faults_of_entry(entry: dict[str, Any], aliases: Aliases) -> Iterator[tuple[str, str]]:
+    for key in entry.keys() - set(_KEYS):
+        yield key, f"is no key of an entry: expected {', '.join(_KEYS)}"
+    for key in _KEYS:
+        if not isinstance(entry.get(key), str):
+            yield key, f"must be a string, got {entry.get(key)!r}"
+            return
+    repo, revision, asked = (entry[key] for key in _KEYS)
+    if not _REPO.fullmatch(repo):
+        yield "repo", f"must be a Hub id owner/name, got {repo!r}"
+    if not _COMMIT.fullmatch(revision):
+        yield "revision", f"must be a commit of 40 hexadecimal digits, got {revision!r}"
+    is_its_own = asked == repo or asked.startswith(f"{repo}/")
+    if not is_its_own and (asked, repo) not in aliases:
+        told = f"{asked!r} doesn't stand for {repo!r}: delete the entry and fetch again"
+        yield "asked", told
+
+
+def _quote(text: str) -> str:
+    """A TOML basic string; JSON's escapes are a subset of TOML's."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _problem(path: Path, positions: Positions, where: KeyPath, told: str) -> Problem:
+    place = positions.key(where)
+    return Problem(str(path), place.line, place.column, format_path(where), told)
+
+
+def _error(path: Path, line: int | None, column: int | None, message: str) -> RecipeError:
+    return RecipeError([Problem(str(path), line, column, "", message)])

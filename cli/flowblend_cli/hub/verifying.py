@@ -1,0 +1,154 @@
+"""Whether model files are what they should be: hashes, headers, shards, configs; offline."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flowblend_cli.hub.contents import (
+    SUFFIXES,
+    code_of,
+    files_of,
+    missing_of_pipeline,
+    reader_of,
+)
+from flowblend_cli.hub.wants import Holding
+
+_CHUNK = 1024 * 1024
+_MAX_HEADER = 100_000_000  # safetensors' own limit
+_FETCH = "fetch it with `flowblend models fetch`"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One file that isn't what it should be.
+
+    Args:
+        file: Its name in the model.
+        problem: What is wrong.
+        remedy: What to do.
+    """
+
+    file: str
+    problem: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of one model.
+
+    Args:
+        name: What it is called in the recipe, or its Hub id.
+        place: Its folder; None where it isn't here.
+        files: How many files were looked at.
+        size_bytes: Their size.
+        unhashed: How many have no recorded hash, so that only their form could be checked.
+        faults: What is wrong.
+    """
+
+    name: str
+    place: Path | None
+    files: int = 0
+    size_bytes: int = 0
+    unhashed: int = 0
+    faults: Sequence[Fault] = field(default_factory=tuple)
+
+
+def verify_holding(holding: Holding) -> Verdict:
+    """Check every file of a part of a repository in the local Hub cache, byte by byte."""
+    want, folder = holding.want, holding.folder
+    if folder is None:
+        at = f" at commit {want.revision}" if want.revision else ""
+        return Verdict(want.repo, None, faults=(Fault("", f"isn't in the cache{at}", _FETCH),))
+    faults = [Fault(name, "is missing", _FETCH) for name in holding.missing]
+    if want.part != "file":
+        faults += _code_faults(folder)
+    return _verdict(want.repo, folder, holding.files, faults)
+
+
+def verify_folder(name: str, folder: Path) -> Verdict:
+    """Check a pipeline's folder, which has no recorded hashes: whether its files can be read."""
+    names = files_of(folder)
+    missing = missing_of_pipeline(names, reader_of(folder))
+    faults = [Fault(lacking, "is missing", "copy or install it again") for lacking in missing]
+    chosen = sorted(one for one in names if one.endswith(SUFFIXES))
+    return _verdict(name, folder, chosen, faults + _code_faults(folder))
+
+
+def _verdict(name: str, folder: Path, files: Sequence[str], faults: list[Fault]) -> Verdict:
+    unhashed = size = 0
+    for file in files:
+        path = folder / file
+        digest = _recorded(path)
+        unhashed += digest is None
+        size += path.stat().st_size
+        remedy = f"delete {path.resolve()} and {_FETCH}" if digest else "install or copy it again"
+        faults += [Fault(file, problem, remedy) for problem in _problems(path, digest)]
+    return Verdict(name, folder, len(files), size, unhashed, tuple(faults))
+
+
+def _code_faults(folder: Path) -> list[Fault]:
+    remedy = "use a model that needs no code of its own"
+    found = (told.partition(": ") for told in code_of(files_of(folder), reader_of(folder)))
+    return [Fault(file, f"has code of its own run ({key})", remedy) for file, _, key in found]
+
+
+def _problems(path: Path, digest: str | None) -> Iterator[str]:
+    try:
+        if digest is not None and _hash(path, digest) != digest:
+            yield f"has other bytes than were published (hash {digest[:12]} expected)"
+        elif path.suffix == ".safetensors":
+            yield from _header_problems(path)
+        elif path.suffix == ".json":
+            json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        yield f"can't be read ({error.strerror or error})"
+    except (ValueError, RecursionError):
+        yield "isn't JSON"
+
+
+def _recorded(path: Path) -> str | None:
+    """The hash that a file of the Hub's cache is stored under; None where it has none.
+
+    The cache stores a file under its ETag, which is the SHA-256 of large files, and Git's SHA-1 of
+    small ones. See the Hub's documentation of the cache's layout.
+    """
+    blob = path.resolve()
+    is_blob = blob.parent.name == "blobs" and blob != path.absolute()
+    return blob.name if is_blob and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name) else None
+
+
+def _hash(path: Path, like: str) -> str:
+    if len(like) == 64:
+        digest = hashlib.sha256()
+    else:
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _header_problems(path: Path) -> Iterator[str]:
+    """Whether a safetensors file has a sound header, and all of the bytes that it tells of."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(_MAX_HEADER, size - 8):
+            yield "is no safetensors file, or is cut short"
+            return
+        header = file.read(length)
+    try:
+        tensors = json.loads(header)
+        ends = [one["data_offsets"][1] for name, one in tensors.items() if name != "__metadata__"]
+        end = int(max(ends, default=0))
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        yield "has a header that can't be read"
+        return
+    if 8 + length + end != size:
+        yield f"has {size} bytes, and its header tells of {8 + length + end}"

@@ -1,0 +1,70 @@
+"""The log of a render: everything it says, with times in UTC, followed where logrotate moves it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+
+from flowblend_cli.progress import Lines
+from flowblend_cli.runstate import utc_now
+from flowblend_cli.text import printable
+
+
+class LogFile(Lines):
+    """Lines of a log file, each with its time; one that can't be written is said once.
+
+    A line that is refused is lost, and the next one is tried again: disks get free.
+
+    Args:
+        path: The file; it is added to, and made anew where it was moved or deleted.
+        complaints: Where the one line about a failure goes.
+    """
+
+    def __init__(self, path: Path, complaints: Lines) -> None:
+        super().__init__(None, str(path), complaints)
+        self._handler = _Handler(path.absolute(), encoding="utf-8", delay=True)
+        self._complained = False
+
+    def write(self, line: str) -> None:
+        """Write a line; one of several lines as so many, each harmless to any terminal."""
+        for part in line.split("\n"):
+            text = f"{utc_now()} {printable(part)}".encode(errors="backslashreplace").decode()
+            try:
+                self._handler.emit(logging.makeLogRecord({"msg": text}))
+            except (OSError, ValueError) as error:
+                self._handler.forget()
+                self._complain(error)
+                return
+            except RuntimeError:  # a signal's handler spoke in the middle of another line
+                return
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError, ValueError):
+            self._handler.close()
+
+    def _complain(self, error: Exception) -> None:
+        if self._complained or self._complaints is None:
+            return
+        self._complained = True
+        reason = getattr(error, "strerror", None) or str(error)
+        self._complaints.write(
+            f"error: the log {printable(self._name)} can't be written ({reason}): the batch goes on"
+        )
+
+
+class _Handler(WatchedFileHandler):
+    """The standard library's handler, which lets us hear of what fails."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base's name
+        """Raise what ``emit`` caught."""
+        raise
+
+    def forget(self) -> None:
+        """Drop what couldn't be written, so that it doesn't fail once more at the end."""
+        stream, self.stream = self.stream, None
+        with contextlib.suppress(OSError, ValueError):
+            if stream is not None:
+                stream.close()

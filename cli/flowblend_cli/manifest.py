@@ -1,0 +1,195 @@
+"""What a folder's finished files were when they were last looked into, so that most need no look.
+
+One JSON line each in ``DIR/.flowblend/manifest.jsonl``, of which the last one of a file counts. It
+is a cache: a file that isn't what its line says is looked into, and so is every file where the
+manifest is missing or damaged. It can only ever say that a file is still what it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flowblend_cli.artifacts.publish import publish
+from flowblend_cli.errors import OutputError
+from flowblend_cli.records import FOLDER, make_folders
+
+NAME = "manifest.jsonl"
+MANIFEST_VERSION = 1
+# Larger files are judged by their size alone, unless everything is to be verified.
+HASHED_BYTES = 4 * 1024 * 1024
+_SPARE_LINES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A finished file, and what its document says as far as a run needs it.
+
+    Args:
+        file: Its name in the output folder.
+        size: Its length, in bytes.
+        sha256: Hash of its bytes.
+        recipe: Name of the recipe that made it.
+        job_key: Its job key.
+        pixels_sha256: Hash of its frames.
+        seed: Seed of its noise.
+        sampling_s: Seconds for sampling and decoding.
+    """
+
+    file: str
+    size: int
+    sha256: str
+    recipe: str
+    job_key: str
+    pixels_sha256: str
+    seed: int
+    sampling_s: float
+
+
+class Manifest:
+    """The manifest of one output folder, for the one run that holds the folder's lock.
+
+    Args:
+        output_dir: The folder.
+        tell: Called with a message if the manifest can't be written, which ends no batch.
+    """
+
+    def __init__(self, output_dir: Path, tell: Callable[[str], None]) -> None:
+        self._path = output_dir / FOLDER / NAME
+        self._tell = tell
+        self._file: int | None = None
+        self._is_broken = False
+        self._entries: dict[str, Entry] = {}
+        data = _read(self._path)
+        self._is_torn = bool(data) and not data.endswith(b"\n")
+        self._lines = 0
+        for line in data.splitlines():
+            self._lines += 1
+            entry = _entry(line)
+            if entry is not None:
+                self._entries[entry.file] = entry
+
+    def entry(self, name: str) -> Entry | None:
+        """What is known of the file of this name; whether it still holds, only ``matches`` says."""
+        return self._entries.get(name)
+
+    def note(self, entry: Entry) -> None:
+        """Keep what is known of a file now; a manifest that can't be written only costs time."""
+        if self._entries.get(entry.file) == entry:
+            return
+        self._entries[entry.file] = entry
+        self._lines += 1
+        if self._is_broken:
+            return
+        try:
+            if self._file is None:
+                self._file = self._open()
+            line = _line(entry)
+            if os.write(self._file, line) < len(line):
+                raise OSError("the disk took only a part of it")
+        except OSError as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        """Stop writing, and leave out the lines that no longer count where they are the most."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._file)
+            self._file = None
+        if self._is_broken or self._lines <= 2 * len(self._entries) + _SPARE_LINES:
+            return
+        try:
+            publish(self._path, b"".join(map(_line, self._entries.values())))
+        except OutputError as error:
+            self._give_up(error)
+
+    def _open(self) -> int:
+        make_folders(self._path)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open(self._path, flags, 0o666)
+        if self._is_torn:
+            os.write(file, b"\n")
+        return file
+
+    def _give_up(self, error: OSError) -> None:
+        self._is_broken = True
+        reason = str(error) if isinstance(error, OutputError) else error.strerror or str(error)
+        self._tell(
+            f"{self._path}: can't be written ({reason}): the batch goes on, and the next run looks "
+            "into every file that isn't in it"
+        )
+
+
+def matches(entry: Entry, path: Path, *, verify: bool) -> bool:
+    """Whether a file still is what its entry says.
+
+    Args:
+        entry: The entry.
+        path: The file.
+        verify: Hash it however large it is; otherwise the size decides above ``HASHED_BYTES``.
+    """
+    found = fingerprint(path, up_to=None if verify else HASHED_BYTES)
+    return found is not None and found[0] == entry.size and found[1] in (None, entry.sha256)
+
+
+def fingerprint(path: Path, *, up_to: int | None = None) -> tuple[int, str | None] | None:
+    """Size and hash of a plain file; None where there is none, or none that can be read.
+
+    Args:
+        path: The file. Links aren't followed.
+        up_to: Most bytes that are hashed; the hash of a larger file is None. None for all files.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                return None
+            if up_to is not None and status.st_size > up_to:
+                return status.st_size, None
+            if status.st_size > HASHED_BYTES:
+                return status.st_size, hashlib.file_digest(file, "sha256").hexdigest()
+            data = file.read()
+            return len(data), hashlib.sha256(data).hexdigest()
+        except OSError:
+            return None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _line(entry: Entry) -> bytes:
+    return (json.dumps({"v": MANIFEST_VERSION, **asdict(entry)}) + "\n").encode()
+
+
+def _entry(line: bytes) -> Entry | None:
+    """An entry's line read back; None where it was cut off, or is none of ours."""
+    try:
+        document: Any = json.loads(line)
+        if document.pop("v") != MANIFEST_VERSION:
+            return None
+        entry = Entry(**document)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    texts = (entry.file, entry.sha256, entry.recipe, entry.job_key, entry.pixels_sha256)
+    numbers = (entry.size, entry.seed, entry.sampling_s)
+    is_sound = all(isinstance(text, str) for text in texts) and all(
+        isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers
+    )
+    return entry if is_sound else None

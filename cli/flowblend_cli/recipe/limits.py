@@ -1,0 +1,29 @@
+"""How large a recipe may be; every limit is named in the error of what exceeds it."""
+
+from __future__ import annotations
+
+MIB = 1024 * 1024
+
+# Bytes of a recipe, all that it includes counted.
+MAX_RECIPE_BYTES = 4 * MIB
+# Levels of brackets, tables and dotted keys inside of each other.
+MAX_DEPTH = 32
+# Files that a recipe includes, directly and through others.
+MAX_INCLUDED = 32
+# Files that include each other in a row, the recipe itself not counted.
+MAX_INCLUDE_DEPTH = 8
+# Jobs of one recipe, and tables [[scene]].
+MAX_JOBS = 100_000
+# Characters of one prompt with everything put in.
+MAX_PROMPT = 10_000
+# Bytes and lines of a file of wildcards or prompts.
+MAX_TEXT_BYTES = 4 * MIB
+MAX_TEXT_LINES = 100_000
+# Files of wildcards inside one another.
+MAX_WILDCARD_DEPTH = 5
+# Prompts that are drawn of a scene.
+MAX_SAMPLE = 50_000
+# Keys, and entries of lists, of one file.
+MAX_VALUES = 300_000
+# Problems that are told.
+MAX_PROBLEMS = 100

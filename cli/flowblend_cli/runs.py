@@ -1,0 +1,159 @@
+"""What runs into a folder have done and do now, read without a lock and without writing."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowblend_cli.aliveness import is_running
+from flowblend_cli.errors import UsageError
+from flowblend_cli.records import FOLDER, read_json, recipe_path, run_path
+from flowblend_cli.runstate import present_files, read_state
+
+STATUS_VERSION = 1
+_SUFFIXES = (".mp4", ".png")
+
+
+@dataclass(frozen=True)
+class RecipeStatus:
+    """How far a recipe is in one output folder.
+
+    Args:
+        recipe: Its name.
+        state: ``"running"``; ``"ended"``; ``"killed"``, where the last run ended without its
+            summary; ``"elsewhere"``, where it was begun by another machine and didn't say that it
+            ended; ``"unknown"``, where no run kept a state.
+        jobs: Its jobs, with those that measurements added.
+        done: Those with a file.
+        dropped: Drafts that aren't rendered.
+        failures: Those that failed and have not succeeded since: scene, seed, error, by job.
+        present: The job that renders, and its step; None where none does.
+        waiting: What the run waits for; may be empty.
+        error: The last error that wasn't one job's; may be empty.
+        elapsed_s: Seconds of the run so far, or until it was last heard of; None if unknown.
+        remaining_s: Seconds that the jobs left will take; None if unknown.
+        started: When the run began, in UTC; None if unknown.
+        ended: When it ended, likewise.
+        pid: Its process.
+        host: The machine that it runs on.
+        command: What goes on with it, typed in any folder; empty if unknown.
+    """
+
+    recipe: str
+    state: str
+    jobs: int
+    done: int
+    dropped: int
+    failures: dict[str, dict[str, Any]]
+    present: dict[str, Any] | None = None
+    waiting: str = ""
+    error: str = ""
+    elapsed_s: float | None = None
+    remaining_s: float | None = None
+    started: str | None = None
+    ended: str | None = None
+    pid: int | None = None
+    host: str | None = None
+    command: str = ""
+
+    @property
+    def remaining(self) -> int:
+        """Jobs without a file that didn't fail and weren't dropped."""
+        return max(0, self.jobs - self.done - self.dropped - len(self.failures))
+
+    @property
+    def is_well(self) -> bool:
+        """Whether nothing failed, and no run was killed."""
+        return not self.failures and self.state != "killed"
+
+    def to_document(self) -> dict[str, Any]:
+        """The status as plain JSON values."""
+        failures = [{"job": job, **told} for job, told in self.failures.items()]
+        return {
+            **{name: getattr(self, name) for name in self.__dataclass_fields__},
+            "failures": failures,
+            "failed": len(failures),
+            "remaining": self.remaining,
+        }
+
+
+def read_statuses(folder: Path) -> list[RecipeStatus]:
+    """Tell how far each recipe of an output folder is.
+
+    Raises:
+        UsageError: There is no such folder, or nothing was rendered into it.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: is no folder: name the one that a recipe renders into")
+    names = {
+        path.stem
+        for kept in ("runs", "recipes")
+        for path in sorted((folder / FOLDER / kept).glob("*.json"))
+    }
+    found = [_status(folder, name) for name in sorted(names)]
+    statuses = [status for status in found if status is not None]
+    if not statuses:
+        raise UsageError(
+            f"{folder}: no run of flowblend is kept there: name the folder that a recipe renders "
+            "into, which `flowblend plan RECIPE` says in its first line"
+        )
+    return statuses
+
+
+def _status(folder: Path, recipe: str) -> RecipeStatus | None:
+    kept = read_json(recipe_path(folder, recipe)) or {}
+    ids = [job for job in kept.get("jobs") or () if isinstance(job, str)]
+    run = read_state(run_path(folder, recipe))
+    if not ids and not run:
+        return None
+    there = present_files(folder)
+    failures = run.get("failed", {})
+    done = [job for job in ids if any(job + suffix in there for suffix in _SUFFIXES)]
+    missed = {*failures, *_strings(run.get("dropped"))}
+    present = (run.get("present") or {}).get("job")
+    ready = sum(job not in missed and job != present for job in done)
+    jobs = (len(ids) or run["jobs"]) + run.get("added", 0)
+    if not run:
+        return RecipeStatus(recipe, "unknown", jobs, ready, 0, {})
+    ready = (ready if ids else run["rendered"] + run["skipped"]) + run["added_done"]
+    dropped = len(_strings(run["dropped"]))
+    return RecipeStatus(recipe, jobs=jobs, done=ready, dropped=dropped, **_of_run(run))
+
+
+def _of_run(run: dict[str, Any]) -> dict[str, Any]:
+    process = run["process"]
+    lives = None if run["ended"] else is_running(process)
+    if run["ended"]:
+        state = "ended"
+    else:
+        state = "elsewhere" if lives is None else "running" if lives else "killed"
+    # Clocks of one boot can be compared, and never jump.
+    since = max(0.0, time.monotonic() - run["clock_s"]) if state == "running" else 0.0
+    left = run["remaining_s"]
+    return {
+        "state": state,
+        "failures": run["failed"],
+        "present": run["present"],
+        "waiting": run["waiting"],
+        "error": run["error"],
+        "elapsed_s": round(run["elapsed_s"] + since, 3),
+        "remaining_s": None if left is None else round(max(0.0, left - since), 3),
+        "started": run["started"],
+        "ended": run["ended"],
+        "pid": process.get("pid"),
+        "host": process.get("host"),
+        "command": _command(run),
+    }
+
+
+def _command(run: dict[str, Any]) -> str:
+    words = shlex.join(map(str, run["command"]))
+    return f"cd {shlex.quote(run['folder'])} && {words}" if run["folder"] != os.sep else words
+
+
+def _strings(values: Any) -> list[str]:
+    return [value for value in values or () if isinstance(value, str)]

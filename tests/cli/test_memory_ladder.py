@@ -1,0 +1,213 @@
+"""Memory that runs out while a job renders: tried again with less, with the same seed.
+
+Real modules of the bundled pair raise what an allocator would; ``cpu:0`` stands for the device of
+an accelerator, see ``fake_device``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+from fake_device import ACCELERATOR
+
+from flowblend_cli.artifacts.metadata import read_document
+from flowblend_cli.engine import BatchRun
+from flowblend_cli.events import Event, JobDone, JobFailed
+from flowblend_cli.jobs import Batch, Job, ModelSpec
+from flowblend_cli.memory_ladder import can_tile, tiled
+from flowblend_cli.progress import Silent
+from flowblend_cli.rendering import Render, Renderer
+from flowblend_cli.runtime import Runtime
+from flowblend_cli.soundness import SamplingError
+
+WAYS = ("none", "model", "group", "sequential")
+
+
+class Told(Silent):
+    """Remembers what is told."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.messages: list[str] = []
+
+    def event(self, event: Event) -> None:
+        self.events.append(event)
+
+    def message(self, text: str, *, error: bool = False) -> None:
+        self.messages.append(text)
+
+
+class Device:
+    """A device with too little memory: forwards and decodes fail as often as is asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.loaded: list[str] = []
+        self.failures: dict[str, int] = {}
+        self.fits = "never"  # the offloading under which everything fits
+        self.tiles: list[bool] = []
+        real = Runtime.__init__
+
+        def load(runtime: Runtime, model: ModelSpec, recipe_dir: Path) -> None:
+            real(runtime, model, recipe_dir)
+            self.loaded.append(model.offload)
+            pipe = runtime._pipe
+            pipe.transformer.proj_out.register_forward_pre_hook(self._fails("denoiser"))
+            pipe.vae.post_quant_conv.register_forward_pre_hook(self._fails("vae", pipe.vae))
+
+        monkeypatch.setattr(Runtime, "__init__", load)
+
+    def _fails(self, part: str, vae: Any = None) -> Callable[..., None]:
+        def fail(*_: Any) -> None:
+            if vae is not None:
+                self.tiles.append(vae.use_tiling)
+            if self.failures.get(part, 0) and self.loaded[-1] != self.fits:
+                self.failures[part] -= 1
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+        return fail
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    real = accelerate.cpu_offload
+
+    @functools.wraps(real)
+    def cpu_offload(module: Any, device: torch.device, **options: Any) -> Any:
+        return real(module, torch.device("cpu") if device == ACCELERATOR else device, **options)
+
+    monkeypatch.setattr(accelerate, "cpu_offload", cpu_offload)
+    torch.set_num_threads(1)
+    return Device(monkeypatch)
+
+
+@pytest.fixture
+def job(batch_of: Any) -> Job:
+    found: Job = batch_of().jobs[0]
+    small = {"num_inference_steps": 2, "num_frames": 1, "height": 32, "width": 32}
+    arguments = dict(found.arguments) | small | {"max_sequence_length": 32}
+    model = ModelSpec("sprites", "sprites", dtype="float32", device="cpu")
+    return replace(found, arguments=tuple(sorted(arguments.items())), model=model)
+
+
+def on_device(job: Job, **arguments: Any) -> Job:
+    settings = dict(job.arguments) | arguments
+    model = replace(job.model, device="cpu:0")
+    return replace(job, model=model, arguments=tuple(sorted(settings.items())))
+
+
+def render(renderer: Renderer, job: Job) -> Render:
+    return renderer.render(job, 7, lambda: None)
+
+
+def test_memory_that_runs_out_once_costs_no_bit_and_no_other_seed(device: Device, job: Job) -> None:
+    told = Told()
+    renderer = Renderer(Path.cwd(), told, None)
+    expected = render(renderer, job)
+    device.failures = {"denoiser": 1}
+    once = render(renderer, job)
+
+    assert np.array_equal(once.frames, expected.frames)
+    assert (expected.memory, once.memory, once.seed) == ((), ("freed",), 7)
+    assert len(once.step_s) == 2, "only the steps of the try that worked"
+    assert [text for text in told.messages if "out of memory" in text] == [
+        f"{job.id}: out of memory, tried again with the same seed: freed"
+    ]
+    assert render(renderer, job).memory == (), "what was freed for one is no matter to others"
+
+
+def test_a_vae_without_memory_is_tiled_for_that_size_and_larger_ones_only(
+    device: Device, job: Job
+) -> None:
+    renderer = Renderer(Path.cwd(), Told(), None)
+    device.failures = {"vae": 2}
+    assert render(renderer, job).memory == ("freed", "tiled")
+    larger = replace(job, arguments=tuple(sorted({**dict(job.arguments), "width": 64}.items())))
+    smaller = replace(job, arguments=tuple(sorted({**dict(job.arguments), "width": 16}.items())))
+    assert render(renderer, larger).memory == ("tiled",)
+    assert render(renderer, smaller).memory == ()
+    assert device.tiles == [False, False, True, True, False]
+
+
+def test_a_denoiser_without_memory_is_offloaded_ever_more_and_keeps_its_bits(
+    device: Device, job: Job
+) -> None:
+    plain = render(Renderer(Path.cwd(), Told(), None), job).frames
+    device.loaded.clear()
+    renderer = Renderer(Path.cwd(), Told(), None)
+    device.failures, device.fits = {"denoiser": 99}, "sequential"
+    last = render(renderer, on_device(job))
+
+    assert last.memory == ("freed", "offload=sequential")
+    assert np.array_equal(last.frames, plain)
+    assert tuple(device.loaded) == WAYS
+    assert not any(device.tiles), "tiles would help no denoiser"
+    again = render(renderer, on_device(job))
+    assert again.memory == ("offload=sequential",)
+    assert tuple(device.loaded) == WAYS, "nothing is loaded again"
+    device.failures = {}
+    assert render(renderer, on_device(job, width=16)).memory == ()
+    assert device.loaded[-1] == "none"
+
+
+def test_a_job_that_never_fits_fails_alone_and_says_so(
+    device: Device, job: Job, tmp_path: Path
+) -> None:
+    other = replace(job, id="other", prompt="a blue ring")
+    batch = Batch("harbour", tmp_path / "out", (job, other), (), tmp_path / "recipe.toml")
+    device.failures = {"denoiser": 2}
+    told = Told()
+
+    assert BatchRun(batch, told).run() == 1
+    (failed,) = [event for event in told.events if isinstance(event, JobFailed)]
+    (done,) = [event for event in told.events if isinstance(event, JobDone)]
+    assert (failed.job, done.job) == (job.id, "other")
+    assert "out of main memory while" in failed.error
+    assert "fewer num_frames" in failed.error
+    document = read_document(tmp_path / "out" / other.filename)
+    assert document is not None
+    assert "memory" not in document["resolved"]
+
+
+def test_the_finished_file_records_what_was_done(device: Device, job: Job, tmp_path: Path) -> None:
+    batch = Batch("harbour", tmp_path / "out", (job,), (), tmp_path / "recipe.toml")
+    device.failures = {"vae": 2}
+    assert BatchRun(batch, Told()).run() == 0
+    document = read_document(tmp_path / "out" / job.filename)
+    assert document is not None
+    assert document["resolved"]["memory"] == ["freed", "tiled"]
+    device.failures = {}
+    told = Told()
+    assert BatchRun(batch, told).run() == 0
+    assert not [event for event in told.events if isinstance(event, JobDone)], "the key is the same"
+
+
+def test_another_failure_climbs_nothing(device: Device, job: Job) -> None:
+    renderer = Renderer(Path.cwd(), Told(), None)
+    renderer.load(job.model, lambda: None)
+    wrong = replace(job, arguments=tuple(sorted((*job.arguments, ("nonsense", 1)))))
+    with pytest.raises(SamplingError, match="takes no nonsense"):
+        render(renderer, wrong)
+    assert device.loaded == ["none"]
+
+
+def test_a_vae_that_cant_tile_or_does_already_is_left_as_it_is() -> None:
+    class Vae:
+        use_tiling = True
+
+        def enable_tiling(self) -> None:
+            raise AssertionError
+
+    vae = Vae()
+    with tiled(vae, True):
+        assert vae.use_tiling
+    assert vae.use_tiling
+    assert not can_tile(None)
+    assert not can_tile(object())

@@ -1,0 +1,312 @@
+"""``flowblend status``: what runs of all fates left behind, read while and after they work."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from filelock import FileLock
+
+from flowblend_cli import runstate
+from flowblend_cli.aliveness import is_running, process_mark
+from flowblend_cli.events import (
+    JobDone,
+    JobDropped,
+    JobFailed,
+    JobSkipped,
+    JobStarted,
+    ModelLoaded,
+    Summary,
+)
+from flowblend_cli.jobs import Batch, Job
+from flowblend_cli.main import main
+from flowblend_cli.progress import Silent
+from flowblend_cli.records import run_path
+from flowblend_cli.runstate import RunState
+from tests.naughty import NAUGHTY
+from tests.rendered import a_job, keep_recipe
+
+COMMAND = ["flowblend", "render", "study of mine.toml", "--set", "defaults.num_frames=9"]
+
+
+class Heard(Silent):
+    """What came out behind the state: messages and estimates."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.estimates: list[float | None] = []
+
+    def message(self, text: str, *, error: bool = False) -> None:
+        self.messages.append(text)
+
+    def estimate(self, seconds: float | None) -> None:
+        self.estimates.append(seconds)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Night:
+    """A batch of four jobs that is told what happens, as an engine tells it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.jobs = [a_job(f"clip-{n}", steps=4, seed=n) for n in range(1, 5)]
+        self.batch = Batch("study", folder, tuple(self.jobs), (), folder / "study.toml")
+        self.clock, self.heard = Clock(), Heard()
+        folder.mkdir(exist_ok=True)
+        keep_recipe(folder, self.jobs)
+        self.state = RunState(self.heard, self.batch, COMMAND, self.clock)
+
+    def start(self, job: Job, steps: int = 4, step_s: float = 2.0) -> None:
+        self.state.event(JobStarted(job.id, job.scene, job.seed, 4, "LLSL", job.prompt))
+        for index in range(steps):
+            self.state.step(index, 4, "large")
+            self.clock.now += step_s
+
+    def finish(self, job: Job, **how: Any) -> None:
+        self.start(job, **how)
+        (self.folder / job.filename).write_bytes(b"a clip")
+        path = str(self.folder / job.filename)
+        self.state.event(JobDone(job.id, job.scene, job.seed, 4, path, 8.0, "LLSL", 1, None, "ab"))
+
+    def fail(self, job: Job, error: str) -> None:
+        self.state.event(JobFailed(job.id, job.scene, job.seed, error))
+
+    def kept(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(run_path(self.folder, "study").read_text("utf-8"))
+        return document
+
+    def seem_killed(self) -> None:
+        """Make the state that of a process which is over."""
+        path = run_path(self.folder, "study")
+        done = subprocess.Popen([sys.executable, "-c", ""])
+        mark = process_mark(done.pid)
+        done.wait()
+        path.write_text(json.dumps({**self.kept(), "process": mark}), "utf-8")
+
+
+@pytest.fixture
+def night(tmp_path: Path) -> Night:
+    return Night(tmp_path / "out")
+
+
+def status(folder: Path, *options: str) -> Result:
+    return CliRunner().invoke(main, ["status", str(folder), *options])
+
+
+def only(folder: Path) -> dict[str, Any]:
+    result = status(folder, "--json")
+    document = json.loads(result.stdout)
+    assert document["v"] == 1
+    assert document["output_dir"] == str(folder)
+    (recipe,) = document["recipes"]
+    assert result.exit_code == int(bool(recipe["failed"]) or recipe["state"] == "killed")
+    return dict(recipe)
+
+
+def test_a_run_at_work_shows_its_job_its_step_and_how_long_it_will_take(night: Night) -> None:
+    with night.state:
+        night.state.event(ModelLoaded("sprites", 2.0))
+        night.finish(night.jobs[0])
+        night.fail(night.jobs[1], "NumericsError: inf in stage 2")
+        night.start(night.jobs[2], steps=2)
+        found, shown = only(night.folder), status(night.folder)
+
+    assert (found["state"], found["pid"]) == ("running", os.getpid())
+    assert (found["jobs"], found["done"], found["failed"], found["remaining"]) == (4, 1, 1, 2)
+    assert found["present"]["job"] == "clip-3"
+    assert found["present"]["step"] == 2
+    assert found["remaining_s"] == pytest.approx(2 * 8 - 2, abs=1)
+    assert "study: running for 0:1" in shown.stdout
+    assert "  now: clip-3, step 2 of 4 large" in shown.stdout
+    assert "  failed: clip-2: NumericsError: inf in stage 2" in shown.stdout
+    assert night.heard.estimates[-1] is not None
+
+
+def test_a_killed_run_says_so_and_how_to_go_on(night: Night) -> None:
+    with night.state:
+        night.finish(night.jobs[0])
+        night.start(night.jobs[1], steps=2)
+        night.seem_killed()
+        shown = status(night.folder)
+
+    assert shown.exit_code == 1
+    assert "was killed after 0:" in shown.stdout
+    assert "1 of 4 jobs done, 0 failed, 3 left" in shown.stdout
+    command = f"cd {os.getcwd()} && flowblend render 'study of mine.toml' --set"
+    assert f"  go on with: {command}" in shown.stdout
+
+
+def test_a_finished_run_is_well_and_asks_for_nothing(night: Night) -> None:
+    with night.state:
+        for job in night.jobs:
+            night.finish(job)
+        night.state.event(Summary(4, 0, 0, 1.0))
+    shown = status(night.folder)
+
+    assert shown.exit_code == 0
+    assert re.search(
+        r"study: not running; the last run ended \d{4}-\d\d-\d\dT[\d:]{8}Z", shown.stdout
+    )
+    assert "4 of 4 jobs done, 0 failed, 0 left" in shown.stdout
+    assert "go on with" not in shown.stdout
+
+
+def test_a_failure_is_kept_over_runs_until_the_job_succeeds(night: Night, tmp_path: Path) -> None:
+    with night.state:
+        night.fail(night.jobs[0], "out of paint")
+        night.fail(night.jobs[1], "out of canvas")
+        night.state.event(Summary(0, 0, 2, 1.0))
+    second = Night(tmp_path / "out")
+    with second.state:
+        assert [told["job"] for told in only(night.folder)["failures"]] == ["clip-1", "clip-2"]
+        second.finish(second.jobs[0])
+        second.state.event(Summary(1, 0, 0, 1.0))
+
+    assert [told["error"] for told in only(night.folder)["failures"]] == ["out of canvas"]
+
+
+def test_skipped_dropped_and_added_jobs_are_counted(night: Night) -> None:
+    skipped, dropped = night.jobs[:2]
+    with night.state:
+        (night.folder / skipped.filename).touch()
+        night.state.event(JobSkipped(skipped.id, "s", 1, "/p"))
+        night.state.event(JobDropped(dropped.id, "s", 2, "no promise", 0.1))
+        night.state.grow(1)
+        night.finish(replace(skipped, id="clip-1-adapt1"))
+    found = only(night.folder)
+
+    assert (found["jobs"], found["done"], found["dropped"], found["remaining"]) == (5, 2, 1, 2)
+
+
+def test_an_earlier_run_lets_the_next_one_estimate_from_its_start(night: Night) -> None:
+    with night.state:
+        night.state.event(ModelLoaded("sprites", 2.0))
+        night.finish(night.jobs[0])
+        night.finish(night.jobs[1])
+    second = Night(night.folder)
+    with second.state:
+        second.state.event(ModelLoaded("sprites", 2.0))
+
+        assert second.state.remaining_s() == pytest.approx(2 * 8, abs=1)
+        assert second.state.seconds_of("clip-3") == pytest.approx(8, abs=1)
+
+
+def test_steps_are_written_at_most_once_a_second_and_nothing_is_flushed(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[float] = []
+    real = runstate.write_json
+
+    def write(*arguments: Any, **options: Any) -> None:
+        written.append(night.clock.now)
+        real(*arguments, **options)
+
+    monkeypatch.setattr(runstate, "write_json", write)
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("the state is flushed to the disk"))
+    with night.state:
+        night.start(night.jobs[0], steps=100, step_s=0.05)
+
+    assert 5 <= len(written) <= 9
+
+
+def test_a_state_that_cannot_be_written_costs_one_message(night: Night) -> None:
+    run_path(night.folder, "study").parent.write_text("no folder", "utf-8")
+    with night.state:
+        night.finish(night.jobs[0])
+        night.finish(night.jobs[1])
+
+    (message,) = night.heard.messages
+    assert "status" in message
+
+
+def test_status_takes_no_lock_and_writes_nothing(night: Night) -> None:
+    with night.state:
+        night.finish(night.jobs[0])
+
+    def contents() -> dict[str, bytes]:
+        return {str(p): p.read_bytes() for p in night.folder.rglob("*") if p.is_file()}
+
+    with FileLock(night.folder / ".flowblend.lock"):
+        before = contents()
+        assert status(night.folder).exit_code == 0
+        assert contents() == before
+
+
+def test_a_folder_without_runs_and_no_folder_are_clear_errors(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        result = status(folder)
+        assert result.exit_code == 2
+        assert re.match(r"flowblend: .*(no run of flowblend|no folder)", result.stderr)
+
+
+def test_a_folder_of_an_older_version_is_told_from_its_files(night: Night) -> None:
+    (night.folder / night.jobs[0].filename).touch()
+    found = only(night.folder)
+
+    assert (found["state"], found["done"], found["remaining"]) == ("unknown", 1, 3)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"v": 2}', '{"v": 1, "failed": {"a": 1}}'])
+def test_a_damaged_state_counts_as_none(night: Night, text: str) -> None:
+    path = run_path(night.folder, "study")
+    path.parent.mkdir()
+    path.write_text(text, "utf-8")
+
+    assert only(night.folder)["state"] == "unknown"
+    with night.state:
+        night.finish(night.jobs[0])
+    assert only(night.folder)["done"] == 1
+
+
+def test_clocks_that_jump_and_times_of_files_decide_nothing(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with night.state:
+        night.finish(night.jobs[0])
+        night.start(night.jobs[1], steps=1)
+        before = only(night.folder)
+        for path in night.folder.rglob("*"):
+            os.utime(path, (1, 1))  # 1970
+        monkeypatch.setattr(time, "time", lambda: 4e9)  # 2096
+        after = only(night.folder)
+
+    assert after["elapsed_s"] == pytest.approx(before["elapsed_s"], abs=5)
+    assert after | {"elapsed_s": 0, "remaining_s": 0} == before | {"elapsed_s": 0, "remaining_s": 0}
+
+
+def test_a_process_is_known_by_more_than_its_number() -> None:
+    mark = process_mark(os.getpid())
+
+    assert is_running(mark) is True
+    assert is_running({**mark, "born": "1"}) is False
+    assert is_running({**mark, "boot": "another"}) is False
+    assert is_running({**mark, "host": "another"}) is None
+    assert is_running({}) is None
+
+
+@pytest.mark.parametrize("text", NAUGHTY.values(), ids=NAUGHTY)
+def test_nothing_in_a_state_reaches_the_terminal_as_a_command(night: Night, text: str) -> None:
+    with night.state:
+        night.fail(night.jobs[0], text)
+        night.state.message(text, error=True)
+        night.state.waiting(text)
+        shown = status(night.folder)
+        assert only(night.folder)["failures"][0]["error"] == text
+
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown.stdout)

@@ -1,0 +1,1 @@
+"""Faults on purpose: kills at random moments, and input and output that fail at the Nth call."""
