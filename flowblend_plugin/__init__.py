@@ -16,6 +16,7 @@ from flowblend_plugin.errors import (
     AdapterError,
     BudgetError,
     CalibrationError,
+    CheckpointError,
     FlopsError,
     FlowBlendError,
     MeasureError,
@@ -28,6 +29,7 @@ from flowblend_plugin.stages import Adapter, Cache, Stage, StageSchedule
 
 if TYPE_CHECKING:
     from flowblend_plugin.background import load_in_background
+    from flowblend_plugin.checkpoints import Checkpoint, Checkpoints
     from flowblend_plugin.flops import Clip, count_flops
     from flowblend_plugin.modular import FlowBlendBlock
     from flowblend_plugin.probing import Probe, calibrate
@@ -41,6 +43,9 @@ __all__ = [
     "Cache",
     "Calibration",
     "CalibrationError",
+    "Checkpoint",
+    "CheckpointError",
+    "Checkpoints",
     "Clip",
     "DenoiserSwitch",
     "FlopsError",
@@ -62,6 +67,8 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Checkpoint": "flowblend_plugin.checkpoints",
+    "Checkpoints": "flowblend_plugin.checkpoints",
     "Clip": "flowblend_plugin.flops",
     "DenoiserSwitch": "flowblend_plugin.switch",
     "FlowBlendBlock": "flowblend_plugin.modular",

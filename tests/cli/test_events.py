@@ -36,7 +36,7 @@ EVENTS = {
     "model_loaded": (ModelLoaded("sprites", 2.0), ["pipeline", "elapsed_s"]),
     "job_started": (
         JobStarted("a", "s", 1, 2, "LS", "a\n😀\x1b[31m"),
-        ["job", "scene", "seed", "num_inference_steps", "denoisers", "prompt"],
+        ["job", "scene", "seed", "num_inference_steps", "denoisers", "prompt", "resumed_at"],
     ),
     "job_done": (
         DONE,
