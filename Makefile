@@ -16,13 +16,14 @@ quickstart: $(VENV)/.runtime
 	$(BIN)/flowblend render quickstart --gallery --report
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not night"
 
-# Kills, failing system calls and a bad night, in full; and the property tests with many examples.
+# Kills, failing system calls and a bad night, in full; slow tests, and properties with many examples.
 faults: $(VENV)/.dev
 	$(BIN)/python -m tests.faults.kill_publishing --kills 150
 	$(BIN)/python -m tests.faults.inject
 	$(BIN)/python -m tests.faults.night --kills 20 --command $(FLOWBLEND)
+	$(BIN)/python -m pytest -q -n 2 -m night
 	FLOWBLEND_EXAMPLES=2000 $(BIN)/python -m pytest -q -n 2 --dist load -m thorough
 
 quality: $(VENV)/.dev

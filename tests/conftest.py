@@ -20,3 +20,4 @@ os.environ["FLOWBLEND_ISOLATE"] = "0"
 def pytest_configure(config: pytest.Config) -> None:
     """Name our marks."""
     config.addinivalue_line("markers", "thorough: a property, which CI tries with many examples")
+    config.addinivalue_line("markers", "night: takes long and is run by make faults, and by CI")

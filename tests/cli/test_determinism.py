@@ -142,6 +142,7 @@ def test_the_noise_of_an_sde_differs_by_seed_from_the_first_step_on(
     assert not np.array_equal(render(runtime, "sde", 2), expected["sde"])
 
 
+@pytest.mark.night
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, to spare imports")
 def test_ten_processes_render_a_seed_equally(expected: dict[Mode, Frames]) -> None:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "cli"), *filter(None, sys.path)])

@@ -66,6 +66,7 @@ def examined(tmp_path_factory: pytest.TempPathFactory) -> Result:
         return invoke("--json", "--out", str(tmp_path_factory.mktemp("out") / "new"))
 
 
+@pytest.mark.night
 def test_a_machine_that_renders_has_no_problem(examined: Result) -> None:
     document = json.loads(examined.stdout)
 
@@ -82,6 +83,7 @@ def test_a_machine_that_renders_has_no_problem(examined: Result) -> None:
     assert found["thread-test"]["found"].endswith("with 2 threads")
 
 
+@pytest.mark.night
 def test_what_torch_is_set_to_is_what_a_render_here_would_find(examined: Result) -> None:
     found = {one["name"]: one for one in json.loads(examined.stdout)["findings"]}
 

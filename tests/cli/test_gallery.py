@@ -145,6 +145,7 @@ def forwards() -> Iterator[list[str]]:
 QUICK = ["--set", "defaults.num_inference_steps=3", "--set", "defaults.max_sequence_length=32"]
 
 
+@pytest.mark.night
 def test_the_gallery_shows_every_clip_and_compares_the_stages(
     recipe_file: Callable[[], Path],
 ) -> None:

@@ -133,7 +133,7 @@ def test_the_schema_describes_every_table_and_argument() -> None:
 
     assert set(schema["properties"]) == {
         "recipe", "model", "blend", "sampling", "defaults", "presets", "scene", "sweep", "output",
-        "metrics", "score", "adapt", "draft", "review", "include",
+        "metrics", "score", "adapt", "draft", "review", "include", "matrix",
     }  # fmt: skip
     scene = schema["$defs"]["SceneTable"]
     assert scene["additionalProperties"] is False

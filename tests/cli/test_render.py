@@ -297,7 +297,10 @@ def test_a_bad_recipe_is_exit_2_with_every_problem(recipe: Any) -> None:
     assert result.stderr.count(f"{path}:") >= 2
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.night)],
+)
 def test_a_signal_stops_at_the_next_step_and_keeps_what_is_done(
     recipe: Any, number: int, code: int
 ) -> None:

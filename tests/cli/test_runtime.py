@@ -259,6 +259,7 @@ except DeviceLostError as error:
 """
 
 
+@pytest.mark.night
 @pytest.mark.skipif(sys.platform != "linux", reason="limits address space as Linux does")
 def test_weights_larger_than_the_memory_are_no_missing_model(tmp_path: Path) -> None:
     folder = tmp_path / "model"

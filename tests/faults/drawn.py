@@ -12,6 +12,7 @@ import numpy as np
 from flowblend_cli.artifacts.pixels import Frames, pixels_sha256
 from flowblend_cli.engine import BatchRun
 from flowblend_cli.jobs import Batch, Job, ModelSpec
+from flowblend_cli.keeping import Keeping
 from flowblend_cli.progress import make_reporter
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.rendering import Render
@@ -68,7 +69,9 @@ class Drawing:
         """Have the model."""
         self.model = model
 
-    def render(self, job: Job, seed: int, check: Callable[[], None]) -> Render:
+    def render(
+        self, job: Job, seed: int, check: Callable[[], None], keeping: Keeping | None = None
+    ) -> Render:
         """Draw it, step by step."""
         for _ in range(STEPS):
             time.sleep(self._step_s)

@@ -108,7 +108,11 @@ def one_fault(number: int, name: str, tally: Tally) -> bool:
 def inject_all(every: int) -> Tally:
     """Fail each call (or each ``every``th) with each error."""
     tally, number = Tally(), 1
-    while one_fault(number, ERRORS[0], tally):
+    with tempfile.TemporaryDirectory(prefix="inject-") as scratch:
+        code, _ = attempt(drawn.write_recipe(Path(scratch), JOBS), 0, 0)
+    if code:
+        tally.wrong.append(f"exit code {code} without any fault")
+    while not tally.wrong and one_fault(number, ERRORS[0], tally):
         tally.calls = number
         for name in ERRORS[1:]:
             one_fault(number, name, tally)
