@@ -140,7 +140,10 @@ def test_the_schema_describes_every_table_and_argument() -> None:
     assert scene["properties"]["num_inference_steps"]["minimum"] == 1
     alone, with_include = schema["anyOf"]
     assert alone["required"] == ["model", "scene"]
-    assert alone["properties"]["scene"]["items"]["required"] == ["name", "prompt"]
+    assert alone["properties"]["scene"]["items"] == {
+        "required": ["name"],
+        "anyOf": [{"required": ["prompt"]}, {"required": ["prompts_file"]}],
+    }
     assert with_include["required"] == ["include"]
 
 
