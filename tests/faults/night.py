@@ -107,7 +107,7 @@ def kill_one(cron: Cron, moment: random.Random, *options: str) -> None:
     process = cron.start(*options)
     if moment.random() < 0.8:
         wait_for(process, "job_started")
-        time.sleep(moment.uniform(0, 1.5))
+        time.sleep(moment.uniform(0, 4))
     else:
         time.sleep(moment.uniform(0, 3))
     process.kill()
