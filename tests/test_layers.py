@@ -333,12 +333,14 @@ ALLOWED: dict[str, set[str]] = {
     # Running: the only rooms of the command that meet models are runtime and placement.
     "flowblend_cli.files": {"flowblend_cli.errors"},
     "flowblend_cli.stopping": {"flowblend_cli.errors"},
-    "flowblend_cli.tally": {"flowblend_cli.events", "flowblend_cli.progress"},
-    "flowblend_cli.limits": {
+    "flowblend_cli.tally": {
         "flowblend_cli.events",
+        "flowblend_cli.progress",
+        "flowblend_cli.text",
+    },
+    "flowblend_cli.limits": {
         "flowblend_cli.jobs",
         "flowblend_cli.options",
-        "flowblend_cli.records",
         "flowblend_cli.stopping",
         "flowblend_cli.tally",
         "flowblend_cli.text",

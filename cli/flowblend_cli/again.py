@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.artifacts.finished import inspect_final
-from flowblend_cli.engine import SOME_FAILED, run
+from flowblend_cli.engine import SOME_FAILED, BatchRun
 from flowblend_cli.finding import recorded
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.options import RunOptions
@@ -26,7 +26,8 @@ def render_again(
         options: How the job is rendered.
 
     Returns:
-        0 if the pixels are the same, 1 if not, other codes as ``BatchRun.run``.
+        0 if the pixels are the same, or a limit stopped the run before that could be told, 1 if
+        not, other codes as ``BatchRun.run``.
 
     Raises:
         DocumentError: The document's job can't be read.
@@ -36,8 +37,9 @@ def render_again(
     source = Path(recorded(document, "source", str(path.parent))) / path.name
     batch = Batch(job.recipe, path.parent, (job,), (), source)
     again = batch.path_of(job)
-    code = run(batch, reporter, anew=True, options=options)
-    if code:
+    run = BatchRun(batch, reporter, anew=True, options=options)
+    code = run.run()
+    if code or run.remaining:
         return code
     mine = (inspect_final(again).document or {}).get("pixels_sha256")
     same = mine == document.get("pixels_sha256")

@@ -18,7 +18,7 @@ from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
 from flowblend_cli.keeping import Keeping
 from flowblend_cli.keys import Identity, job_key, model_identity
 from flowblend_cli.leftovers import sweep
-from flowblend_cli.limits import LimitReached, Limits
+from flowblend_cli.limits import LimitReached, Limits, Timing
 from flowblend_cli.locking import output_lock
 from flowblend_cli.looking import look_at
 from flowblend_cli.manifest import Entry, Manifest
@@ -53,6 +53,7 @@ class BatchRun:
         overrides: The ``--set`` options that made the batch from its recipe; given where records
             are kept beside the files, and the batch's study is carried out.
         complaints: What people found wrong with clips, by job; these are adapted.
+        timing: Tells how long jobs take, for what is to end in time.
     """
 
     def __init__(
@@ -65,12 +66,12 @@ class BatchRun:
         warm_up: Job | None = None,
         overrides: Sequence[str] | None = None,
         complaints: Mapping[str, str] | None = None,
+        timing: Timing | None = None,
     ) -> None:
         self._batch = batch
         self._options = options or RunOptions()
         self._anew = anew
-        known = (*batch.jobs, *batch.reserve)
-        self._limits = Limits(self._options, known, batch.output_dir, len(batch.jobs))
+        self._limits = Limits(self._options, len(batch.jobs), timing)
         self._reporter = reporter = Reporters([self._limits, reporter])
         self._recipe_dir = batch.source.parent
         self._stop = StopSignals(reporter.message, self._limits.check)
@@ -102,8 +103,8 @@ class BatchRun:
         Raises:
             LockedError: Another run holds the output folder.
         """
-        began = time.monotonic()
-        asked = StatusSignal(lambda: self._complain(self._limits.line()))
+        began, reporter = time.monotonic(), self._reporter
+        asked = StatusSignal(lambda: reporter.answer(self._limits.line()))
         with output_lock(self._batch.output_dir), self._reporter, asked, self._stop:
             sweep(self._batch.output_dir, map(self._batch.path_of, self._batch.jobs))
             try:

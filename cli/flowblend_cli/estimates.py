@@ -241,8 +241,10 @@ class Estimates:
     def seconds_of(self, job: str) -> float | None:
         """Seconds that a job will take; None before anything is known."""
         work = self._works.get(job)
-        seconds = None if work is None else self.speeds.total(work.tasks)
-        return None if work is None or seconds is None else seconds * work.repeats
+        if work is None:  # one that a measurement led to
+            return self._usual_s() or None
+        seconds = self.speeds.total(work.tasks)
+        return None if seconds is None else seconds * work.repeats
 
     def _usual_s(self) -> float:
         some = next(iter(self._works.values()), None)

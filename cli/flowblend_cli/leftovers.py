@@ -28,7 +28,9 @@ def sweep(output_dir: Path, finals: Iterable[Path]) -> None:
     for entry in _files(output_dir):
         if entry.name in beside:
             _remove(entry)
-    for folder, names, _ in os.walk(output_dir / FOLDER):
+    ours = output_dir / FOLDER
+    # A link is nobody's of ours, and the walk would follow it.
+    for folder, names, _ in () if ours.is_symlink() else os.walk(ours):
         names[:] = [name for name in names if name != _NOT_OURS]
         for entry in _files(Path(folder)):
             if entry.name.endswith(TEMPORARY_SUFFIX):

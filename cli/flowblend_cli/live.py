@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from flowblend_cli.events import Event, JobDone, JobDropped, JobFailed, JobSkipped, JobStarted
-from flowblend_cli.progress import SAID_WHEN_VERBOSE, Silent, clock, one_line, safe_lines
+from flowblend_cli.progress import SAID_WHEN_VERBOSE, Silent, one_line, safe_lines
 from flowblend_cli.skips import Skips
-from flowblend_cli.text import printable
+from flowblend_cli.text import clock, printable
 from flowblend_plugin.stages import LETTERS
 
 REFRESHES_PER_SECOND = 8

@@ -26,7 +26,7 @@ from flowblend_cli.events import (
     Summary,
 )
 from flowblend_cli.skips import Skips
-from flowblend_cli.text import printable
+from flowblend_cli.text import clock, printable
 
 QUIET = -1
 SAID_WHEN_VERBOSE = (JobStarted, ModelLoaded, JobMeasured)
@@ -66,6 +66,10 @@ class Reporter(Protocol):
         """Say something else on stderr; only errors are said under ``-q``."""
         ...
 
+    def answer(self, text: str) -> None:
+        """Say what somebody asked for just now, however little is said otherwise."""
+        ...
+
     def grow(self, jobs: int) -> None:
         """Tell that the batch has so many more jobs than it began with."""
         ...
@@ -102,6 +106,10 @@ class Silent:
 
     def message(self, text: str, *, error: bool = False) -> None:
         """Ignore the message."""
+
+    def answer(self, text: str) -> None:
+        """Say it as loud as an error."""
+        self.message(text, error=True)
 
     def grow(self, jobs: int) -> None:
         """Ignore the further jobs."""
@@ -264,6 +272,11 @@ class Reporters(Silent):
         for reporter in self._talking:
             reporter.message(text, error=error)
 
+    def answer(self, text: str) -> None:
+        """Pass the answer on, likewise."""
+        for reporter in self._talking:
+            reporter.answer(text)
+
     def grow(self, jobs: int) -> None:
         """Pass the further jobs on."""
         for reporter in self._reporters:
@@ -374,13 +387,6 @@ def _details(event: JobDone) -> str:
 def count_runs(denoisers: str) -> str:
     """Abbreviate a denoiser string by its runs: ``"LLLLSSL"`` becomes ``"4L 2S 1L"``."""
     return " ".join(f"{len(list(run))}{letter}" for letter, run in itertools.groupby(denoisers))
-
-
-def clock(seconds: float) -> str:
-    """Write a duration as ``m:ss`` or ``h:mm:ss``."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def safe_lines(text: str) -> str:

@@ -95,6 +95,7 @@ class RunState:
         self._estimates: Estimates | None = None
         self._expected: list[str] = []
         self._learned: Any = None
+        self._left: tuple[float | None, float] = (None, self._began)  # as told last, and when
         self._written = -_SECONDS_BETWEEN
         self._is_broken = False
 
@@ -173,6 +174,10 @@ class RunState:
             self._error = text
         self._inner.message(text, error=error)
 
+    def answer(self, text: str) -> None:
+        """Pass the answer on: it is no error that is to be kept."""
+        self._inner.answer(text)
+
     def grow(self, jobs: int) -> None:
         """Count on further jobs."""
         self._counts.added += jobs
@@ -194,17 +199,30 @@ class RunState:
         """Seconds until all jobs are done; None before anything is known."""
         return None if self._estimates is None else self._estimates.remaining_s(self._clock())
 
+    def left_s(self) -> float | None:
+        """The same as it was told last, less what has passed since; for any thread."""
+        left, told = self._left
+        return None if left is None else max(0.0, left - (self._clock() - told))
+
     def seconds_of(self, job_id: str) -> float | None:
         """Seconds that one job will take; None before anything is known."""
-        return None if self._estimates is None else self._estimates.seconds_of(job_id)
+        return self._begun().seconds_of(job_id)
 
-    def _learn(self, event: Event, now: float) -> None:
-        if self._estimates is None and isinstance(event, ModelLoaded | JobStarted):
-            # Only now: where all is done already, nobody asks what jobs would take.
+    def _begun(self) -> Estimates:
+        """The estimates, begun where somebody asks first: where all is done already, nobody does.
+
+        Only ``left_s`` may be asked by another thread than that of the run.
+        """
+        if self._estimates is None:
             self._estimates = Estimates(works_of(self._batch), Speeds())
             self._estimates.speeds.recall(self._learned)
             self._estimates.expect(self._expected)
             self._estimates.grow(self._counts.added)
+        return self._estimates
+
+    def _learn(self, event: Event, now: float) -> None:
+        if isinstance(event, ModelLoaded | JobStarted):
+            self._begun()
         if self._estimates is None:
             return
         match event:
@@ -221,7 +239,8 @@ class RunState:
 
     def _tell(self, now: float) -> None:
         if self._estimates is not None:
-            self._inner.estimate(self._estimates.remaining_s(now))
+            self._left = self._estimates.remaining_s(now), now
+            self._inner.estimate(self._left[0])
 
     def _write(self) -> None:
         now = self._clock()

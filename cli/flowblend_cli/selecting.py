@@ -158,12 +158,12 @@ def write_looks(
     keys: Mapping[str, str],
     looks: Mapping[str, Look],
 ) -> None:
-    """Keep what was seen of a selection's drafts.
+    """Keep what was seen of a selection's drafts; those that no look was taken at aren't told.
 
     Raises:
         OutputError: It can't be written.
     """
-    told = {draft: looks.get(draft, Look()) for draft in keys}
+    told = {draft: looks[draft] for draft in keys if draft in looks}
     write_json(
         looks_path(output_dir, selection.drafts[0]),
         {

@@ -74,6 +74,7 @@ class Studying:
         self._records: dict[str, JobRecord] = {}
         self._asked: dict[str, str] = {}
         self._looks: dict[str, Look] = {}
+        self._looking: tuple[Selection, Mapping[str, str]] | None = None
         self._ids = {job.id for job in (*batch.jobs, *batch.reserve)}
         self._new: list[Job] = []
         self._is_over = False
@@ -233,7 +234,8 @@ class Studying:
         return None if selection is None else (selection, self._drafts.jobs_of(selection))
 
     def known_looks(self, selection: Selection, keys: Mapping[str, str]) -> set[str]:
-        """The drafts that an earlier run looked at already."""
+        """The drafts that an earlier run looked at already; what follows are looks at the rest."""
+        self._looking = selection, keys
         asked = self._question(None)
         known = read_looks(self._batch.output_dir, selection, asked, keys)
         self._looks |= known
@@ -259,9 +261,9 @@ class Studying:
             OutputError: The choice can't be kept.
         """
         drafts = self._drafts.jobs_of(selection)
-        asked = self._question(None)
-        write_looks(self._batch.output_dir, selection, asked, keys, self._looks)
-        scores = {draft.id: self._looks.get(draft.id, Look()).score for draft in drafts}
+        looks = {draft.id: self._looks.get(draft.id, Look()) for draft in drafts}
+        self._keep_looks(selection, keys, looks)
+        scores = {draft: look.score for draft, look in looks.items()}
         reasons = dropped(selection, drafts, scores)
         for draft in drafts:
             if draft.id in reasons:
@@ -271,11 +273,19 @@ class Studying:
                 self._settle_draft(draft, None)
         return set(reasons)
 
+    def _keep_looks(
+        self, selection: Selection, keys: Mapping[str, str], looks: Mapping[str, Look]
+    ) -> None:
+        write_looks(self._batch.output_dir, selection, self._question(None), keys, looks)
+
     def _take(self, found: Measurement) -> None:
         job = self._jobs[found.job]
         score = score_of(job.prompt, found.metrics, self._weights)
         if found.job.startswith(_LOOK):
             self._looks[job.id] = replace(self._looks[job.id], score=score)
+            if self._looking is not None:  # a run that is interrupted here needn't look again
+                seen = {one: look for one, look in self._looks.items() if look.score is not None}
+                self._keep_looks(*self._looking, seen)
             return
         record = self._records[job.id]
         if found.error:

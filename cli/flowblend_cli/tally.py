@@ -8,12 +8,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
 from flowblend_cli.events import Event, JobDone, JobDropped, JobFailed, JobSkipped, JobStarted
 from flowblend_cli.progress import Silent
+from flowblend_cli.text import clock
 
 _SIGNAL: int | None = getattr(signal, "SIGUSR1", None)
 _THE_END = b"\0"  # no signal has this number
@@ -149,8 +149,3 @@ class StatusSignal:
 
 def _nothing(*_: Any) -> None:
     """A handler, without which the signal would end the process."""
-
-
-def clock(seconds: float) -> str:
-    """Write a duration as ``h:mm:ss``."""
-    return str(timedelta(seconds=round(seconds)))

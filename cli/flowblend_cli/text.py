@@ -42,3 +42,10 @@ def shorten(text: object, limit: int = 60) -> str:
 def count(number: int, noun: str) -> str:
     """Write a number with its noun: ``"1 job"``, ``"1,200 jobs"``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as ``m:ss`` or ``h:mm:ss``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

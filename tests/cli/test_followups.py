@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.ordering import ordered
 from flowblend_cli.references import axis_value, references
 from flowblend_cli.scores import metrics_of
-from flowblend_cli.selecting import dropped
+from flowblend_cli.selecting import Look, dropped, read_looks, write_looks
 from flowblend_cli.steptimes import slow_steps
 from flowblend_cli.study import AdaptSpec, MeasureSpec, Selection, Study
 
@@ -267,3 +268,13 @@ def test_what_is_weighted_is_measured() -> None:
 
     assert "lpips" in metrics_of(study)
     assert "lpips" not in metrics_of(Study())
+
+
+def test_an_interrupted_early_look_keeps_the_looks_that_were_taken_and_no_others(
+    tmp_path: Path,
+) -> None:
+    selection = Selection("s", ("d1", "d2", "d3"), (), 1, reject_after=2)
+    keys = {"d1": "a", "d2": "b", "d3": "c"}
+    seen = {"d1": Look(0.5, 1.0), "another": Look(0.7, 1.0)}
+    write_looks(tmp_path, selection, "q", keys, seen)
+    assert read_looks(tmp_path, selection, "q", keys) == {"d1": Look(0.5, 1.0)}

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +14,8 @@ from rendered import a_job
 
 from flowblend_cli.events import JobDone, JobDropped, JobFailed, JobSkipped, JobStarted
 from flowblend_cli.jobs import Job
-from flowblend_cli.limits import MARGIN, LimitReached, Limits, Pace
+from flowblend_cli.limits import MARGIN, LimitReached, Limits
 from flowblend_cli.options import RunOptions
-from flowblend_cli.records import JobRecord, write_record
 from flowblend_cli.stopping import StopSignals
 from flowblend_cli.tally import StatusSignal, Tally
 
@@ -50,8 +46,21 @@ def failed(job: Job) -> JobFailed:
     return JobFailed(job.id, job.scene, job.seed, "no")
 
 
-def limits(folder: Path, clock: Callable[[], float], **options: Any) -> Limits:
-    return Limits(RunOptions(**options), JOBS, folder, len(JOBS), clock)
+class Learned:
+    """What is known of how long jobs take: nothing before one was rendered."""
+
+    def __init__(self, seconds: float | None = None, left: float | None = None) -> None:
+        self.seconds, self.left = seconds, left
+
+    def seconds_of(self, job_id: str) -> float | None:
+        return self.seconds
+
+    def left_s(self) -> float | None:
+        return self.left
+
+
+def limits(clock: Clock, learned: Learned | None = None, **options: Any) -> Limits:
+    return Limits(RunOptions(**options), len(JOBS), learned, clock)
 
 
 def render(run: Limits, job: Job, clock: Clock, seconds: float) -> None:
@@ -63,9 +72,9 @@ def render(run: Limits, job: Job, clock: Clock, seconds: float) -> None:
     run.event(done(job, seconds))
 
 
-def test_without_limits_every_job_is_rendered_and_nothing_is_read(tmp_path: Path) -> None:
+def test_without_limits_every_job_is_rendered() -> None:
     clock = Clock()
-    run = limits(tmp_path / "nowhere", clock)
+    run = limits(clock)
     for job in JOBS:
         assert run.lets(job)
         run.check()
@@ -73,8 +82,8 @@ def test_without_limits_every_job_is_rendered_and_nothing_is_read(tmp_path: Path
     assert (run.failed, run.remaining, run.reached, run.told()) == (6, 0, "", "")
 
 
-def test_the_first_failure_ends_a_batch_that_is_to_fail_fast(tmp_path: Path) -> None:
-    run = limits(tmp_path, Clock(), fail_fast=True)
+def test_the_first_failure_ends_a_batch_that_is_to_fail_fast() -> None:
+    run = limits(Clock(), fail_fast=True)
     run.event(done(JOBS[0]))
     assert run.lets(JOBS[1])
     run.event(failed(JOBS[1]))
@@ -82,8 +91,8 @@ def test_the_first_failure_ends_a_batch_that_is_to_fail_fast(tmp_path: Path) -> 
     assert run.told().startswith("stopped at the first job that failed (--fail-fast): 4 jobs")
 
 
-def test_jobs_that_are_there_already_dont_count_as_rendered(tmp_path: Path) -> None:
-    run = limits(tmp_path, Clock(), max_jobs=2)
+def test_jobs_that_are_there_already_dont_count_as_rendered() -> None:
+    run = limits(Clock(), max_jobs=2)
     run.event(JobSkipped(JOBS[0].id, "square", 1, "p"))
     assert run.lets(JOBS[1])
     run.event(done(JOBS[1]))
@@ -103,13 +112,15 @@ def test_a_job_begins_only_where_it_will_end_in_time_and_all_that_fit_are_render
     seconds: float, limit: float
 ) -> None:
     clock = Clock()
-    run = limits(Path("/nowhere"), clock, max_time_s=limit)
+    learned = Learned()
+    run = limits(clock, learned, max_time_s=limit)
     rendered = 0
     for job in JOBS:
         if not run.lets(job):
             break
         assert rendered == 0 or clock.now + seconds * MARGIN < 1000 + limit
         render(run, job, clock, seconds)
+        learned.seconds = seconds
         rendered += 1
     if rendered < len(JOBS):
         assert clock.now + seconds * MARGIN >= 1000 + limit
@@ -117,11 +128,9 @@ def test_a_job_begins_only_where_it_will_end_in_time_and_all_that_fit_are_render
         assert "--max-time" in run.told()
 
 
-def test_time_that_runs_out_in_a_job_stops_it_before_the_step_that_has_none_left(
-    tmp_path: Path,
-) -> None:
+def test_time_that_runs_out_in_a_job_stops_it_before_the_step_that_has_none_left() -> None:
     clock = Clock()
-    run = limits(tmp_path, clock, max_time_s=100)
+    run = limits(clock, max_time_s=100)
     stop = StopSignals(lambda _: None, run.check)
     assert run.lets(JOBS[0]), "nothing is known yet"
     run.event(started(JOBS[0]))
@@ -139,29 +148,17 @@ def test_time_that_runs_out_in_a_job_stops_it_before_the_step_that_has_none_left
     assert "6 jobs remain" in run.told()
 
 
-def test_records_of_former_runs_tell_whether_a_job_fits(tmp_path: Path) -> None:
-    write_record(tmp_path, JobRecord("j0", "study", "0", elapsed_s=(50.0, 70.0, 60.0)))
-    assert not limits(tmp_path, Clock(), max_time_s=65).lets(JOBS[3])
-    assert limits(tmp_path, Clock(), max_time_s=67).lets(JOBS[3])
+def test_what_is_known_of_a_job_before_it_begins_tells_whether_it_fits() -> None:
+    assert not limits(Clock(), Learned(60), max_time_s=65).lets(JOBS[3])
+    assert limits(Clock(), Learned(60), max_time_s=67).lets(JOBS[3])
 
 
-def test_this_runs_seconds_count_more_and_other_kinds_tell_in_proportion() -> None:
-    half = replace(a_job("half", steps=5))
-    pace = Pace([(JOBS[0], 100.0)])
-    assert pace.estimate_s(half) == 50
-    pace.note(half, 10.0)
-    assert pace.estimate_s(half) == 10
-    assert pace.estimate_s(JOBS[1]) == 100
-    pace.note(JOBS[1], 30.0)
-    assert pace.estimate_s(JOBS[2]) == 30
-    assert Pace().estimate_s(half) is None
-
-
-def test_the_status_line_says_what_is_done_and_what_is_left(tmp_path: Path) -> None:
+def test_the_status_line_says_what_is_done_and_what_is_left() -> None:
     clock = Clock()
-    run = limits(tmp_path, clock)
+    learned = Learned()
+    run = limits(clock, learned)
     assert run.line() == (
-        "status: 0 done, 0 already there, 0 failed, 6 remaining; 0:00:00 elapsed, time left unknown"
+        "status: 0 done, 0 already there, 0 failed, 6 remaining; 0:00 elapsed, time left unknown"
     )
     render(run, JOBS[0], clock, 600)
     run.event(JobDropped(JOBS[1].id, "square", 1, "why", 0.1))
@@ -169,9 +166,10 @@ def test_the_status_line_says_what_is_done_and_what_is_left(tmp_path: Path) -> N
     run.event(started(JOBS[2]))
     run.step(3, 10, "large")
     clock.now += 60
+    learned.left = 2940
     assert run.line() == (
         "status: 1 done, 0 already there, 0 failed, 5 remaining; j2 at step 4 of 10; "
-        "0:11:00 elapsed, about 0:49:00 left"
+        "11:00 elapsed, about 49:00 left"
     )
 
 

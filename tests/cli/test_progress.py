@@ -25,7 +25,8 @@ from flowblend_cli.events import (
     Summary,
 )
 from flowblend_cli.live import BatchClock, LiveReporter, step_bar
-from flowblend_cli.progress import Lines, PlainReporter, clock, count_runs, make_reporter, one_line
+from flowblend_cli.progress import Lines, PlainReporter, count_runs, make_reporter, one_line
+from flowblend_cli.text import clock
 
 HOSTILE = "a [/b] [bold]cat[/bold] :smile: \x1b[31mred\x1b]52;c;aGk=\x07 \u202e \x9b2J\nnext"
 

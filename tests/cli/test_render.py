@@ -198,6 +198,16 @@ def test_the_file_of_another_recipe_is_left_alone(recipe: Any) -> None:
     assert (path.parent / "out" / "circle-s1-n3.mp4").read_bytes() == before
 
 
+def test_a_limit_before_a_finished_file_is_rendered_again_says_nothing_of_its_bits(
+    rendered: tuple[Path, Result],
+) -> None:
+    clip = rendered[0].parent / "out" / "circle-s1-n3.mp4"
+    result = invoke("render", clip, "--max-time", "0.001s")
+    assert result.exit_code == 0
+    assert "1 job remains" in result.stderr
+    assert "pixels" not in result.stderr
+
+
 def test_a_finished_file_renders_again_to_the_same_bits(rendered: tuple[Path, Result]) -> None:
     clip = rendered[0].parent / "out" / "circle-s1-n3.mp4"
     result = invoke("render", clip)

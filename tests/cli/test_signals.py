@@ -31,7 +31,7 @@ SLOW_STEPS = ["--set", "defaults.num_inference_steps=4", "--set", "defaults.num_
 
 STATUS = (
     r"status: 0 done, 0 already there, 0 failed, 8 remaining; red-circle-\S+ at step 1 of 4; "
-    r"\d:\d\d:\d\d elapsed, time left unknown\n"
+    r"\d+:\d\d elapsed, time left unknown\n"
 )
 
 Event = dict[str, Any]

@@ -119,6 +119,31 @@ def only(folder: Path) -> dict[str, Any]:
     return dict(recipe)
 
 
+def test_an_answer_to_a_signal_is_no_error_that_the_status_keeps(night: Night) -> None:
+    with night.state:
+        night.state.message("a problem", error=True)
+        night.state.answer("status: 1 done")
+    assert only(night.folder)["error"] == "a problem"
+
+
+def test_a_job_is_estimated_before_the_run_loads_anything_and_a_further_one_too(
+    night: Night,
+) -> None:
+    with night.state:
+        assert night.state.seconds_of("clip-1") is None
+        night.finish(night.jobs[0])
+    second = Night(night.folder)
+    with second.state:
+        known = second.state.seconds_of("clip-2")
+        assert known == pytest.approx(8, abs=1)
+        assert second.state.seconds_of("clip-1-adapt1") == pytest.approx(known)
+        second.finish(second.jobs[1])
+        told = second.state.left_s()
+        second.clock.now += 5
+        assert told is not None
+        assert second.state.left_s() == told - 5
+
+
 def test_a_run_at_work_shows_its_job_its_step_and_how_long_it_will_take(night: Night) -> None:
     with night.state:
         night.state.event(ModelLoaded("sprites", 2.0))

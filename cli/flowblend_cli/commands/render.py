@@ -100,7 +100,12 @@ def render(
         reporter.message(warning)
     complaints = _complaints(batch, reviews)
     run = engine.BatchRun(
-        batch, reporter, options=options, overrides=overrides, complaints=complaints
+        batch,
+        reporter,
+        options=options,
+        overrides=overrides,
+        complaints=complaints,
+        timing=reporter,
     )
     code = run.run()
     is_complete = code == 0 and not run.remaining

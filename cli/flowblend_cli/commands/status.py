@@ -8,9 +8,8 @@ from pathlib import Path
 
 import click
 
-from flowblend_cli.progress import clock
 from flowblend_cli.runs import STATUS_VERSION, RecipeStatus, read_statuses
-from flowblend_cli.text import count, printable
+from flowblend_cli.text import clock, count, printable
 
 
 @click.command()
