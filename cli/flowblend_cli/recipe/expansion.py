@@ -37,7 +37,7 @@ from flowblend_cli.recipe.schema import SceneFields
 from flowblend_cli.recipe.shapes import fit_to_picture, shape_problems
 from flowblend_cli.recipe.shifts import shifted
 from flowblend_cli.recipe.studies import make_study
-from flowblend_cli.recipe.templates import Expanded, too_long
+from flowblend_cli.recipe.templates import Expanded, problem_of, too_long
 from flowblend_cli.recipe.validation import Fault
 from flowblend_cli.recipe.variants import Variant
 from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
@@ -177,13 +177,15 @@ def _of_scene(scene: _Scene, faults: list[Fault]) -> Iterator[Candidate]:
                             suits=settings.suits,
                             steps=settings.steps,
                         )
-        has_flags = written.line is not None and written.line.has_flags
-        faults += [_of_line(fault, written) for fault in found] if has_flags else found
+        faults += [_of_line(fault, written) for fault in found]
 
 
 def _of_line(fault: Fault, written: WrittenPrompt) -> Fault:
-    """A fault that the flags of a line may have to do with names the line."""
-    return replace(fault, message=written.fault(fault.message).message)
+    """A fault that a line's prompt or its flags may have to do with names the line."""
+    line = written.line
+    if line is None or not (line.has_flags or fault.path == written.path):
+        return fault
+    return replace(fault, message=f"{line.where}{fault.message}")
 
 
 def _of_prompt(
@@ -203,8 +205,9 @@ def _of_prompt(
     picture = recipe.picture_of(index, line)
     settings = _shaped(found.values, base, index, variant, picture, recipe, faults)
     negative = settings.pop("negative_prompt", None)
-    if max(len(text), len(negative or "")) > MAX_PROMPT:
-        faults.append(written.fault(too_long()))
+    problem = too_long() if len(negative or "") > MAX_PROMPT else problem_of(text)
+    if problem:
+        faults.append(Fault(written.path, problem))
     job = Job(
         id="",
         recipe=recipe.name,
