@@ -97,6 +97,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.artifacts.publish",
         "flowblend_cli.errors",
         "flowblend_cli.recipe.positions",
+        "flowblend_cli.streams",
         "tomli",
     },
     "flowblend_cli.hub.fetch_worker": {"flowblend_cli.hub.contents", "huggingface_hub"},

@@ -164,12 +164,12 @@ def _of_scene(scene: _Scene, faults: list[Fault]) -> Iterator[Candidate]:
                 fields["prompt_index"] = prompt_index
                 template = scene.fields.template(variant, used, has_several=prompts.has_several)
                 # The template decides no pixel: two that lead to one prompt are one job.
-                alike = seen.setdefault(replace(job, prompt_template=""), set())
+                alike = seen.setdefault(job, set())
                 for seed in seeds:
                     if seed not in alike:
                         alike.add(seed)
                         yield Candidate(
-                            replace(job, seed=seed),
+                            replace(job, seed=seed, prompt_template=written.text),
                             scene.index,
                             {**fields, "seed": seed},
                             template,
@@ -196,7 +196,7 @@ def _of_prompt(
     values: Binding,
     faults: list[Fault],
 ) -> tuple[Job, PromptSettings, frozenset[str]]:
-    """The job of one prompt without its seed, who settled it, and the variables that it has."""
+    """The job of one prompt without its seed and template, who settled it, and the variables that it has."""
     recipe, index, line, binder = scene.recipe, scene.index, written.line, scene.fields.binder
     text = prompt.fill(values)
     base = {**scene.base, **line_settings(index, line)} if line is not None else scene.base
@@ -213,7 +213,7 @@ def _of_prompt(
         recipe=recipe.name,
         scene=scene.scene.name,
         prompt=text,
-        prompt_template=written.text,
+        prompt_template="",
         negative_prompt=binder.fill(negative, values) if negative else negative,
         seed=0,
         stages=variant.stages,
