@@ -196,7 +196,7 @@ def _of_prompt(
     values: Binding,
     faults: list[Fault],
 ) -> tuple[Job, PromptSettings, frozenset[str]]:
-    """The job of one prompt without its seed and template, who settled it, and the variables that it has."""
+    """The job of one prompt without seed and template, who settled it, and its variables."""
     recipe, index, line, binder = scene.recipe, scene.index, written.line, scene.fields.binder
     text = prompt.fill(values)
     base = {**scene.base, **line_settings(index, line)} if line is not None else scene.base
