@@ -61,13 +61,8 @@ class _Handler(WatchedFileHandler):
     """The standard library's handler, which lets us hear of what fails."""
 
     def _open(self) -> TextIOWrapper:
-        return open(
-            self.baseFilename,
-            self.mode,
-            encoding=self.encoding,
-            errors=self.errors,
-            opener=without_waiting,
-        )
+        file = open(self.baseFilename, "ab", opener=without_waiting)  # noqa: SIM115 - the handler's
+        return TextIOWrapper(file, encoding=self.encoding, errors=self.errors)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base's name
         """Raise what ``emit`` caught."""
