@@ -187,6 +187,16 @@ def test_links_inside_the_repository_lead_somewhere() -> None:
     assert not broken
 
 
+def test_every_fault_names_tests_that_exist() -> None:
+    rows = re.findall(r"^\| (\d+)\. .*\|([^|]*)\|$", DOCS["robustness.md"], re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 30))
+    for number, cell in rows:
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", cell)
+        assert named, f"fault {number} names no test"
+        for file, name in named:
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text("utf-8"), name
+
+
 def test_the_changelog_has_a_section_for_what_comes() -> None:
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
 

@@ -97,6 +97,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.artifacts.publish",
         "flowblend_cli.errors",
         "flowblend_cli.recipe.positions",
+        "flowblend_cli.streams",
         "tomli",
     },
     "flowblend_cli.hub.fetch_worker": {"flowblend_cli.hub.contents", "huggingface_hub"},
@@ -196,7 +197,11 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.errors",
         *PIXELS,
     },
-    "flowblend_cli.records": {"flowblend_cli.artifacts", "flowblend_cli.errors"},
+    "flowblend_cli.records": {
+        "flowblend_cli.artifacts",
+        "flowblend_cli.errors",
+        "flowblend_cli.streams",
+    },
     "flowblend_cli.manifest": {
         "flowblend_cli.artifacts",
         "flowblend_cli.errors",
@@ -303,6 +308,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.logfile": {
         "flowblend_cli.progress",
         "flowblend_cli.runstate",
+        "flowblend_cli.streams",
         "flowblend_cli.text",
     },
     # What a run does, for others to look at: how long it takes, and how far it is.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from io import TextIOWrapper
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 from flowblend_cli.progress import Lines
 from flowblend_cli.runstate import utc_now
+from flowblend_cli.streams import without_waiting
 from flowblend_cli.text import printable
 
 
@@ -57,6 +59,10 @@ class LogFile(Lines):
 
 class _Handler(WatchedFileHandler):
     """The standard library's handler, which lets us hear of what fails."""
+
+    def _open(self) -> TextIOWrapper:
+        file = open(self.baseFilename, "ab", opener=without_waiting)  # noqa: SIM115 - the handler's
+        return TextIOWrapper(file, encoding=self.encoding, errors=self.errors)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base's name
         """Raise what ``emit`` caught."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from flowblend_cli.artifacts.publish import publish
 from flowblend_cli.errors import OutputError
+from flowblend_cli.streams import without_waiting
 
 FOLDER = ".flowblend"
 RECORD_VERSION = 1
@@ -187,7 +188,8 @@ def make_folders(path: Path) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """One JSON object, or None where the file isn't there or holds none."""
     try:
-        document = json.loads(path.read_text("utf-8"))
+        with open(path, encoding="utf-8", opener=without_waiting) as file:
+            document = json.load(file)
     except (OSError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None

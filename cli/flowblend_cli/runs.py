@@ -106,7 +106,7 @@ def read_statuses(folder: Path) -> list[RecipeStatus]:
 
 def _status(folder: Path, recipe: str) -> RecipeStatus | None:
     kept = read_json(recipe_path(folder, recipe)) or {}
-    ids = [job for job in kept.get("jobs") or () if isinstance(job, str)]
+    ids = _strings(kept.get("jobs"))
     run = read_state(run_path(folder, recipe))
     if not ids and not run:
         return None
@@ -156,4 +156,4 @@ def _command(run: dict[str, Any]) -> str:
 
 
 def _strings(values: Any) -> list[str]:
-    return [value for value in values or () if isinstance(value, str)]
+    return [v for v in values if isinstance(v, str)] if isinstance(values, list) else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 from pathlib import Path
@@ -103,6 +104,19 @@ def test_a_log_that_cannot_be_written_is_said_once(
     (line,) = said.lines()
     assert line.startswith("error: the log ")
     assert reason in line
+
+
+def test_a_pipe_that_nobody_reads_is_said_once_and_waited_for_never(
+    tmp_path: Path, said: Spoken
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    log = opened(tmp_path / "pipe", said)
+    log.write("one")
+    log.write("two")
+    log.close()
+
+    (line,) = said.lines()
+    assert "can't be written" in line
 
 
 def test_a_log_goes_on_once_its_folder_is_back(tmp_path: Path, said: Spoken) -> None:

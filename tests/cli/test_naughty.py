@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,34 @@ def test_bytes_of_a_command_line_that_are_no_text_are_refused(
 
     is_clean(result)
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize("key", ["recipe", "model", "pipeline", "scene", "name", "prompt",
+                                 "presets", "matrix", "sweep", "defaults"])  # fmt: skip
+def test_a_mistyped_key_is_one_error_whatever_depends_on_it(recipe: Path, key: str) -> None:
+    text = """
+    [recipe]
+    [model]
+    pipeline = "sprites"
+    [presets.mine]
+    num_inference_steps = 4
+    [[scene]]
+    name = "a"
+    prompt = "a {colour} square"
+    preset = "mine"
+    [matrix]
+    colour = ["red", "blue"]
+    [sweep]
+    guidance_scale = [1, 5]
+    [defaults]
+    num_frames = 1
+    """
+    swapped = key[0] + key[2] + key[1] + key[3:]
+    recipe.write_text(re.sub(rf"\b{key}\b", swapped, text, count=1))
+
+    (line,) = run("check", "recipe.toml").stderr.splitlines()
+
+    assert f"did you mean {key!r}?" in line
 
 
 def test_three_mistyped_keys_are_three_errors_with_places_and_suggestions(recipe: Path) -> None:

@@ -305,6 +305,9 @@ def test_an_imported_recipe_makes_the_jobs_of_its_file(write: Write, tmp_path: P
         ("a --q 3\nb {c\n", "night.txt:2:1: has a { that is never closed"),
         ("a --fs 3\nb\n", "night.txt:2:1: has another --fs than line 1"),
         ("# nothing\n", "night.txt has no prompt"),
+        ("a\n\n{|b}\n", "night.txt:3:1: prompt: makes a blank prompt"),
+        ("a\nb __none__\n", "night.txt:2:1: prompt: there is no file 'wildcards/none.txt'"),
+        ("a --w 63\n", "night.txt: output.scale: H.264 needs even sizes"),
     ],
 )
 def test_a_file_that_can_not_be_imported_leaves_nothing(

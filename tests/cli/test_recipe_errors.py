@@ -61,7 +61,8 @@ GOLDEN = """\
 recipe.toml:2:1: recipe.nam: unknown key in [recipe]; did you mean 'name'?
 recipe.toml:5:12: model.pipeline: 'sprite' is no model: use a bundled or known pair \
 (i2vgen-xl, ltx-video, qwen-image, sprites, wan2.1-t2v, wan2.2-i2v, wan2.2-t2v), ./folder, an \
-absolute folder, or a Hub id owner/name; did you mean 'sprites'?
+absolute folder, or a Hub id owner/name or owner/name@COMMIT (40 hexadecimal digits); did you \
+mean 'sprites'?
 recipe.toml:6:9: model.dtype: must be one of 'auto', 'float32', 'bfloat16' or 'float16', got \
 'fp16'
 recipe.toml:10:14: blend.boundaries: boundaries must be ascending, got [0.8, 0.4]; did you \

@@ -210,12 +210,18 @@ def test_two_jobs_of_one_file_are_refused_with_both_lines(
     assert "seed 2 (line 14)" in line
 
 
-@pytest.mark.parametrize("name", ["SQUARE", "\u017fquare"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("square", "SQUARE"), ("square", "\u017fquare"), ("caf\u00e9", "cafe\u0301")],
+)
 def test_names_that_some_file_system_takes_for_one_are_refused(
-    problems_of: Problems, minimal: str, name: str
+    problems_of: Problems, minimal: str, first: str, second: str
 ) -> None:
-    (line,) = problems_of(minimal + f'[[scene]]\nname = "{name}"\nprompt = "x"\n')
+    text = minimal.replace('"square"', f'"{first}"')
 
+    (line,) = problems_of(text + f'[[scene]]\nname = "{second}"\nprompt = "x"\n')
+
+    assert line.startswith("recipe.toml:19:8: ")
     assert "line 15 already" in line
 
 

@@ -299,6 +299,19 @@ def test_a_damaged_state_counts_as_none(night: Night, text: str) -> None:
     assert only(night.folder)["done"] == 1
 
 
+def test_files_that_are_none_of_ours_count_as_none(night: Night) -> None:
+    with night.state:
+        night.finish(night.jobs[0])
+    kept = night.folder / ".flowblend"
+    for document in ({"jobs": 5}, {"jobs": {"a": 1}}, {"jobs": "abc"}, {"jobs": [1, None]}):
+        (kept / "recipes" / "study.json").write_text(json.dumps(document), "utf-8")
+        found = only(night.folder)
+        assert (found["jobs"], found["done"]) == (4, 1), document
+    os.mkfifo(kept / "runs" / "pipe.json")
+    (kept / "recipes" / "folder.json").mkdir()
+    assert only(night.folder)["recipe"] == "study"
+
+
 def test_clocks_that_jump_and_times_of_files_decide_nothing(
     night: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:

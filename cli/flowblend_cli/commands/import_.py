@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import click
 
 from flowblend_cli.commands._new_file import from_folder, name_of, quote, write_new
 from flowblend_cli.errors import Problem, RecipeError
+from flowblend_cli.jobs import Batch
 from flowblend_cli.models import find_pair, resolve_model, resolve_small
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.recipe.naming import check_name, same_file_key, slug
@@ -78,7 +81,7 @@ def import_(prompts: Path, output: Path | None, pipeline: str, small: str | None
     scenes = [_scene(line, name, comments) for line, name in zip(lines, _names(lines), strict=True)]
     write_new(target, "\n".join([header, *scenes]))
     shown = printable(target)
-    batch = load_batch(target)
+    batch = _load(target, prompts, lines)
     click.echo(f"wrote {shown}: {count(len(lines), 'scene')}, {count(len(batch.jobs), 'job')}")
     click.echo(f"next: flowblend plan {shown}")
     click.echo(f"      flowblend render {shown}")
@@ -115,6 +118,27 @@ def _read(path: Path) -> list[PromptLine]:
             for problem in problems
         )
     return lines
+
+
+def _load(target: Path, prompts: Path, lines: Sequence[PromptLine]) -> Batch:
+    """The jobs of the recipe that was written.
+
+    Raises:
+        RecipeError: It doesn't pass check, and is removed: what is wrong, with the prompts' lines.
+    """
+    try:
+        return load_batch(target)
+    except RecipeError as error:
+        target.unlink()
+        raise RecipeError(_of_line(problem, prompts, lines) for problem in error.problems) from None
+
+
+def _of_line(problem: Problem, prompts: Path, lines: Sequence[PromptLine]) -> Problem:
+    scene = re.match(r"scene\[(\d+)\]\.?", problem.location)
+    if scene is None:
+        return replace(problem, path=str(prompts), line=None, column=None)
+    line, key = lines[int(scene[1])].line, problem.location[scene.end() :]
+    return replace(problem, path=str(prompts), line=line, column=1, location=key)
 
 
 def _any_wildcard(name: str) -> Choice:

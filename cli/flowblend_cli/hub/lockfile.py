@@ -14,6 +14,7 @@ import tomli
 
 from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.recipe.positions import KeyPath, Positions, check_nesting, format_path, scan
+from flowblend_cli.streams import without_waiting
 
 LOCK_NAME = "flowblend.lock"
 VERSION = 1
@@ -59,7 +60,7 @@ def read_lock(folder: Path, aliases: Aliases) -> Mapping[str, Pin]:
     """
     path = folder / LOCK_NAME
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=without_waiting) as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         return {}
@@ -134,15 +135,14 @@ def _faults(document: dict[str, Any], aliases: Aliases) -> Iterator[tuple[KeyPat
 def _faults_of_entry(entry: dict[str, Any], aliases: Aliases) -> Iterator[tuple[str, str]]:
     for key in entry.keys() - set(_KEYS):
         yield key, f"is no key of an entry: expected {', '.join(_KEYS)}"
-    for key in _KEYS:
-        if not isinstance(entry.get(key), str):
-            yield key, f"must be a string, got {entry.get(key)!r}"
-            return
-    repo, revision, asked = (entry[key] for key in _KEYS)
-    if not _REPO.fullmatch(repo):
+    repo, revision, asked = (entry.get(key) for key in _KEYS)
+    if not isinstance(repo, str) or not _REPO.fullmatch(repo):
         yield "repo", f"must be a Hub id owner/name, got {repo!r}"
-    if not _COMMIT.fullmatch(revision):
+    if not isinstance(revision, str) or not _COMMIT.fullmatch(revision):
         yield "revision", f"must be a commit of 40 hexadecimal digits, got {revision!r}"
+    if not isinstance(asked, str):
+        yield "asked", f"must be a string, got {asked!r}"
+        return
     is_its_own = asked == repo or asked.startswith(f"{repo}/")
     if not is_its_own and (asked, repo) not in aliases:
         told = f"{asked!r} doesn't stand for {repo!r}: delete the entry and fetch again"

@@ -37,7 +37,7 @@ from flowblend_cli.recipe.schema import SceneFields
 from flowblend_cli.recipe.shapes import fit_to_picture, shape_problems
 from flowblend_cli.recipe.shifts import shifted
 from flowblend_cli.recipe.studies import make_study
-from flowblend_cli.recipe.templates import Expanded, too_long
+from flowblend_cli.recipe.templates import Expanded, problem_of, too_long
 from flowblend_cli.recipe.validation import Fault
 from flowblend_cli.recipe.variants import Variant
 from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
@@ -164,12 +164,12 @@ def _of_scene(scene: _Scene, faults: list[Fault]) -> Iterator[Candidate]:
                 fields["prompt_index"] = prompt_index
                 template = scene.fields.template(variant, used, has_several=prompts.has_several)
                 # The template decides no pixel: two that lead to one prompt are one job.
-                alike = seen.setdefault(replace(job, prompt_template=""), set())
+                alike = seen.setdefault(job, set())
                 for seed in seeds:
                     if seed not in alike:
                         alike.add(seed)
                         yield Candidate(
-                            replace(job, seed=seed),
+                            replace(job, seed=seed, prompt_template=written.text),
                             scene.index,
                             {**fields, "seed": seed},
                             template,
@@ -177,13 +177,15 @@ def _of_scene(scene: _Scene, faults: list[Fault]) -> Iterator[Candidate]:
                             suits=settings.suits,
                             steps=settings.steps,
                         )
-        has_flags = written.line is not None and written.line.has_flags
-        faults += [_of_line(fault, written) for fault in found] if has_flags else found
+        faults += [_of_line(fault, written) for fault in found]
 
 
 def _of_line(fault: Fault, written: WrittenPrompt) -> Fault:
-    """A fault that the flags of a line may have to do with names the line."""
-    return replace(fault, message=written.fault(fault.message).message)
+    """A fault that a line's prompt or its flags may have to do with names the line."""
+    line = written.line
+    if line is None or not (line.has_flags or fault.path == written.path):
+        return fault
+    return replace(fault, message=f"{line.where}{fault.message}")
 
 
 def _of_prompt(
@@ -194,7 +196,7 @@ def _of_prompt(
     values: Binding,
     faults: list[Fault],
 ) -> tuple[Job, PromptSettings, frozenset[str]]:
-    """The job of one prompt without its seed, who settled it, and the variables that it has."""
+    """The job of one prompt without seed and template, who settled it, and its variables."""
     recipe, index, line, binder = scene.recipe, scene.index, written.line, scene.fields.binder
     text = prompt.fill(values)
     base = {**scene.base, **line_settings(index, line)} if line is not None else scene.base
@@ -203,14 +205,15 @@ def _of_prompt(
     picture = recipe.picture_of(index, line)
     settings = _shaped(found.values, base, index, variant, picture, recipe, faults)
     negative = settings.pop("negative_prompt", None)
-    if max(len(text), len(negative or "")) > MAX_PROMPT:
-        faults.append(written.fault(too_long()))
+    problem = too_long() if len(negative or "") > MAX_PROMPT else problem_of(text)
+    if problem:
+        faults.append(Fault(written.path, problem))
     job = Job(
         id="",
         recipe=recipe.name,
         scene=scene.scene.name,
         prompt=text,
-        prompt_template=written.text,
+        prompt_template="",
         negative_prompt=binder.fill(negative, values) if negative else negative,
         seed=0,
         stages=variant.stages,

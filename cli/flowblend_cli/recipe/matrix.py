@@ -12,7 +12,7 @@ from typing import Any
 from flowblend_cli.recipe.naming import FIXED_FIELDS
 from flowblend_cli.recipe.rows import Row, sweep_axes
 from flowblend_cli.recipe.sweep_schema import MatrixFields, SweepTable, Value
-from flowblend_cli.recipe.validation import Fault, Tables
+from flowblend_cli.recipe.validation import Fault, Tables, written_as
 from flowblend_cli.text import shorten
 
 Binding = Mapping[str, str]
@@ -27,9 +27,10 @@ def variable_names(tables: Tables, document: Mapping[str, Any]) -> list[str]:
         tables: The recipe's tables.
         document: The recipe as parsed.
     """
-    if tables.matrix is not None:
+    key = written_as("matrix", document)
+    if tables.matrix is not None and key == "matrix":
         return list(tables.matrix.variables)
-    written = document.get("matrix")
+    written = document.get(key)
     return [str(key) for key in written] if isinstance(written, dict) else []
 
 

@@ -33,6 +33,7 @@ FIXED_FIELDS = (
 _FORBIDDEN = frozenset('/\\:*?"<>|')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _WORDS = re.compile(r"[^\W_]+")
+_DOTS = re.compile(r"\.{2,}")
 _NOT_IN_VALUE = re.compile(r"[^\w.+-]+")
 
 
@@ -120,10 +121,12 @@ def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
 
 def safe_value(value: Any) -> str:
     """Write a value so that it can stand in a file name: ``[0.4, 0.8]`` becomes ``0.4_0.8``."""
+    if type(value) is int:
+        return str(value)
     if isinstance(value, (list, tuple)):
         return "_".join(safe_value(item) for item in value)
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    return re.sub(r"\.{2,}", ".", _NOT_IN_VALUE.sub("_", text)).strip("._") or "_"
+    return _DOTS.sub(".", _NOT_IN_VALUE.sub("_", text)).strip("._") or "_"
 
 
 def short_value(value: str) -> str:

@@ -17,10 +17,10 @@ from flowblend_cli.recipe.prompt_files import FLAG_OF, LineProblem, PromptLine, 
 from flowblend_cli.recipe.ranges import Exploration
 from flowblend_cli.recipe.rows import all_axes
 from flowblend_cli.recipe.samples import draw_sample
-from flowblend_cli.recipe.schema import RecipeTable, SceneFields
+from flowblend_cli.recipe.schema import RecipeTable, SceneFields, SceneTable
 from flowblend_cli.recipe.source import RecipeSource
 from flowblend_cli.recipe.templates import Choice, Expanded, Template
-from flowblend_cli.recipe.validation import Fault, Tables
+from flowblend_cli.recipe.validation import Fault, Tables, mistyped
 from flowblend_cli.recipe.wildcards import Wildcards
 
 _NEGATIVE = "negative_prompt"
@@ -163,10 +163,13 @@ def find_prompts(
     for index, scene in enumerate(tables.scenes):
         if scene is None:
             continue
-        is_list = isinstance(source.document["scene"][index].get("prompt"), list)
+        document = source.document["scene"][index]
+        is_list = isinstance(document.get("prompt"), list)
         before = len(faults)
         if scene.prompts_file is not None:
             files.append(scene.prompts_file)
+        if {"prompt", "prompts_file"} & mistyped(document, SceneTable):
+            continue  # the key that was meant is told already
         written = tuple(_written(scene, index, is_list, recipe_dir, wildcards, faults))
         if scene.sample_seed is not None and scene.sample is None and recipe.sample is None:
             path = ("scene", index, "sample_seed")

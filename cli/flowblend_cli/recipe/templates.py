@@ -202,6 +202,13 @@ class _Maker:
             raise ValueError(too_long())
 
 
+def problem_of(text: str) -> str | None:
+    """What is wrong with a prompt with everything put in; None if nothing is."""
+    if not text.strip():
+        return "makes a blank prompt: write a word into or beside what may be empty"
+    return too_long() if len(text) > MAX_PROMPT else None
+
+
 def too_long() -> str:
     """What is wrong with a prompt that is too long."""
     return f"makes a prompt longer than the limit of {MAX_PROMPT:,} characters"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -130,22 +130,31 @@ def validate(document: dict[str, Any]) -> tuple[Tables, list[Fault]]:
     tables, faults = Tables(), [*_unknown_tables(document)]
     for name, model in _SINGLE.items():
         if name == "model" and name not in document:
-            if not any(_meant(key, _TOP) == name for key in document):
+            if written_as(name, document) == name:
                 message = 'is missing: add [model] with pipeline = "sprites"'
                 faults.append(Fault(("model",), message))
             continue
         if name == "adapt" and name not in document:
             continue  # nothing is adapted where nobody asks for it
         setattr(tables, name, _check(model, document.get(name, {}), (name,), faults))
-    presets = document.get("presets", {})
+    key = written_as("presets", document)
+    presets = document.get(key, {})
     if isinstance(presets, dict):
         for name, value in presets.items():
-            path = ("presets", name)
+            path = (key, name)
             tables.presets[name] = _check(schema.PresetTable, value, path, faults)
     else:
-        faults.append(Fault(("presets",), f"must be a table, got {_show(presets)}"))
-    tables.scenes = list(_scenes(document.get("scene"), faults))
+        faults.append(Fault((key,), f"must be a table, got {_show(presets)}"))
+    if written_as("scene", document) == "scene":
+        tables.scenes = list(_scenes(document.get("scene"), faults))
     return tables, faults
+
+
+def written_as(name: str, document: Mapping[str, Any]) -> str:
+    """The key that a table stands under: its name, or a mistyped one, which is told already."""
+    keys = itertools.islice(document, MAX_PROBLEMS)
+    known = () if name in document else keys
+    return next((key for key in known if _meant(key, _TOP) == name), name)
 
 
 def _unknown_tables(document: dict[str, Any]) -> Iterator[Fault]:
@@ -250,8 +259,18 @@ def _table_around(path: KeyPath, model: type[BaseModel]) -> tuple[str, list[str]
 
 def _meant(key: str, known: Sequence[str]) -> str | None:
     """The known key that a mistyped one is nearest to."""
-    close = difflib.get_close_matches(key[:MAX_SHOWN], known, n=1, cutoff=0.65)
-    return close[0] if close and key not in known else None
+    if key in known:
+        return None
+    swapped = [each for each in known if sorted(each) == sorted(key[:MAX_SHOWN])]
+    close = swapped or difflib.get_close_matches(key[:MAX_SHOWN], known, n=1, cutoff=0.65)
+    return close[0] if close else None
+
+
+def mistyped(table: Any, model: type[BaseModel]) -> set[str]:
+    """The keys that were meant by unknown ones: nobody is told that they are missing, too."""
+    known = [info.alias or name for name, info in model.model_fields.items()]
+    keys = itertools.islice(table, MAX_PROBLEMS) if isinstance(table, dict) else ()
+    return {meant for key in keys if (meant := _meant(key, known)) is not None}
 
 
 def _unknown(key: str, table: str, known: list[str]) -> str:
@@ -320,6 +339,8 @@ def explain(error: ErrorDetails) -> str:
     if kind == "string_pattern_mismatch" and error["loc"][-1] == "device":
         return f"must be auto, cpu, cuda, cuda:0, mps or xpu, got {_show(value)}"
     message = f"must be {_wanted(error)}, got {_show(value)}"
+    if kind == "list_type" and error["loc"][-1] == "stage" and isinstance(value, str):
+        return f"{message}; did you mean 'stages'?"
     if kind == "literal_error" and isinstance(value, str):
         close = difflib.get_close_matches(value, re.findall(r"'([^']*)'", context["expected"]), n=1)
         message += f"; did you mean {close[0]!r}?" if close else ""

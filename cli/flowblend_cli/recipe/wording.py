@@ -111,7 +111,8 @@ def forms(word: str) -> frozenset[str]:
 
 
 def _plain(word: str) -> str:
-    return _POSSESSIVE.sub("", word.casefold())
+    word = word.casefold()
+    return _POSSESSIVE.sub("", word) if "'" in word or "\u2019" in word else word
 
 
 @cache
