@@ -172,6 +172,7 @@ class WorkerRenderer:
             except WorkerDiedError:
                 if stopping is not None:
                     raise stopping from None
+                check()  # a signal to all of a service's processes ended this one first
                 raise
             if line is not None and not self._pass_on(line):
                 return _answer(line, stopping)
