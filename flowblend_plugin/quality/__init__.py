@@ -6,10 +6,11 @@ Pure functions of uint8 RGB frames, (T, H, W, 3), as they were before encoding. 
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from flowblend_plugin.quality.catalogue import METRICS, QUALITY_VERSION, Metric
-from flowblend_plugin.quality.colour import chart_difference
-from flowblend_plugin.quality.measuring import is_available, measure, missing
-from flowblend_plugin.quality.motion import tracks, trajectory_spread
+from flowblend_plugin.quality.extra import is_available, missing
 from flowblend_plugin.quality.scoring import (
     DEFAULT_WEIGHTS,
     JITTER,
@@ -18,7 +19,12 @@ from flowblend_plugin.quality.scoring import (
     motion_floor,
     score,
 )
-from flowblend_plugin.quality.similarity import bit_equal
+
+if TYPE_CHECKING:
+    from flowblend_plugin.quality.colour import chart_difference
+    from flowblend_plugin.quality.measuring import measure
+    from flowblend_plugin.quality.motion import tracks, trajectory_spread
+    from flowblend_plugin.quality.similarity import bit_equal
 
 __all__ = [
     "DEFAULT_WEIGHTS",
@@ -38,3 +44,18 @@ __all__ = [
     "tracks",
     "trajectory_spread",
 ]
+
+# What needs numpy is imported when it is first used: a command that finds nothing to do needs none.
+_LAZY = {
+    "bit_equal": "similarity",
+    "chart_difference": "colour",
+    "measure": "measuring",
+    "tracks": "motion",
+    "trajectory_spread": "motion",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

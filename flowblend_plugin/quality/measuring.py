@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,7 @@ from flowblend_plugin.errors import MeasureError
 from flowblend_plugin.quality import colour, learned, motion, similarity, structure
 from flowblend_plugin.quality.catalogue import METRICS, Metric
 from flowblend_plugin.quality.checks import Frames, check_frames, check_same_shape
-
-_PACKAGES = {"cv2": "opencv-python-headless", "skimage": "scikit-image"}
-
-
-def is_available() -> bool:
-    """Whether the packages of the extra ``metrics`` are installed."""
-    return not missing()
-
-
-def missing() -> str:
-    """What to install before anything can be measured; empty if nothing is missing."""
-    absent = [
-        name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None
-    ]
-    if not absent:
-        return ""
-    return f"measuring needs {' and '.join(absent)}: pip install 'flowblend[metrics]'"
+from flowblend_plugin.quality.extra import is_available, missing
 
 
 def measure(
