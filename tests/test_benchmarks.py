@@ -210,6 +210,7 @@ def test_equal_results_draw_equal_pictures(quality: Any, every: Any, tmp_path: P
     assert all((tmp_path / name).stat().st_size < 150_000 for name in ("c.webp", "d.png"))
 
 
+@pytest.mark.night
 def test_two_rows_are_measured_once_and_timed(quality: Any, tmp_path: Path) -> None:
     row, rows, main = quality.rows.Row, quality.rows, quality.main
     large = row("LLL", "reference", rows.StageSchedule.parse("L"), steps=3, headline=True)

@@ -268,7 +268,6 @@ class BatchRun:
     def _identity(self, job: Job) -> Identity:
         weights = (job.model, job.adapters)
         if weights not in self._identities:
-            self._stop.check()  # large files may have to be hashed
             self._identities[weights] = model_identity(job.model, self._recipe_dir, job.adapters)
         return self._identities[weights]
 

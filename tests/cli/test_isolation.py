@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from flowblend_cli.artifacts.metadata import read_document
@@ -258,9 +259,11 @@ def test_the_pixels_are_the_same_in_either_process_and_the_command_needs_no_torc
         "r = CliRunner().invoke(main, ['render', sys.argv[1], '--json']); "
         "print(r.stdout, 'torch' in sys.modules, r.exit_code)"
     )
+    threads = str(torch.get_num_threads())  # earlier tests may have changed them here
+    environment = {**os.environ, "FLOWBLEND_ISOLATE": "1", "OMP_NUM_THREADS": threads}
     isolated = subprocess.run(
         [sys.executable, "-c", code, str(recipe)],
-        capture_output=True, text=True, check=True, env={**os.environ, "FLOWBLEND_ISOLATE": "1"},
+        capture_output=True, text=True, check=True, env=environment,
     )  # fmt: skip
     *lines, last = isolated.stdout.splitlines()
     assert last.split() == ["False", "0"]

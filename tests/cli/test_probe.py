@@ -483,6 +483,7 @@ def test_the_calibration_is_kept_where_the_picture_fails(tmp_path: Path) -> None
     assert outputs(tmp_path / "a.json")[1:] == (tmp_path / "a.svg", tmp_path / "a.png")
 
 
+@pytest.mark.night
 def test_ctrl_c_stops_it_after_the_step_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(RECIPE, "utf-8")
     process = subprocess.Popen(

@@ -321,6 +321,7 @@ def test_a_record_that_cant_be_written_ends_the_batch_and_keeps_the_clip(
     assert sorted(jobs(healed, "job_measured")) == ["circle-s1-n2", "circle-s2-n2"]
 
 
+@pytest.mark.night
 def test_killed_while_measuring_the_next_run_heals(recipe: WriteRecipe) -> None:
     path = recipe()
     out = path.parent / "out"
