@@ -15,6 +15,7 @@ settings.register_profile("flowblend", deadline=None, derandomize=True)
 settings.load_profile("flowblend")
 
 os.environ["FLOWBLEND_ISOLATE"] = "0"
+os.environ.setdefault("MKL_CBWR", "AUTO")  # before torch: equal products wherever weights lie
 
 
 def pytest_configure(config: pytest.Config) -> None:

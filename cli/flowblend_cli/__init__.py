@@ -15,6 +15,9 @@ os.environ.setdefault(
 # starts, never download. Fetching is done by a process of its own.
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Before anything imports torch: without it, MKL chooses a matrix product's code, and so its last
+# bits, by where the weights lie in memory. A value of the user's own stays.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 from flowblend_cli.main import main
 

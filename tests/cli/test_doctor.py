@@ -106,6 +106,7 @@ def test_a_cpu_left_to_itself_has_only_its_threads_and_its_missing_gpu_noted() -
     [
         ({"OMP_NUM_THREADS": "8"}, "threads"),
         ({**PINNED, "ATEN_CPU_CAPABILITY": "avx2"}, "cpu"),
+        ({**PINNED, "MKL_CBWR": "AVX2"}, "cpu"),
         ({**PINNED, "ONEDNN_DEFAULT_FPMATH_MODE": "BF16"}, "onednn"),
         ({**PINNED, "NVIDIA_TF32_OVERRIDE": "1"}, "precision"),
     ],

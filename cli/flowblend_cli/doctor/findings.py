@@ -12,6 +12,7 @@ _MIB = 2**20
 _TOO_LITTLE_DISK, _LITTLE_DISK = 64 * _MIB, 1024 * _MIB
 # Each chooses other kernels than a machine of this kind would take by itself.
 _CPU_VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR")
+_OUR_VALUES = {"MKL_CBWR": "AUTO"}  # set by every process of ours
 _FPMATH_VARIABLES = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 _TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 _WORKSPACES = (":4096:8", ":16:8")
@@ -182,7 +183,11 @@ def _about_onednn(settings: Mapping[str, Any], environ: Mapping[str, str]) -> Fi
 
 def _about_cpu(settings: Mapping[str, Any], environ: Mapping[str, str]) -> Finding:
     told = f"torch's kernels for {settings['cpu_capability']}"
-    forced = [f"{name}={environ[name]}" for name in _CPU_VARIABLES if environ.get(name)]
+    forced = [
+        f"{name}={value}"
+        for name in _CPU_VARIABLES
+        if (value := environ.get(name)) and value != _OUR_VALUES.get(name)
+    ]
     if forced:
         advice = "files rendered without it may have other pixels: set it everywhere, or nowhere"
         return Finding("cpu", "note", f"{told}; {', '.join(forced)}", advice)
