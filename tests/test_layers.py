@@ -82,8 +82,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "flowblend_cli.batching": set(),
     "flowblend_cli.estimates": set(),
-    "flowblend_cli.aliveness": set(),
-    "flowblend_cli.caches": {"platformdirs"},
+    "flowblend_cli.utils.process": set(),
+    "flowblend_cli.utils.cache_dirs": {"platformdirs"},
     # From a recipe to jobs: no engine, no artifact, no model is ever loaded.
     "flowblend_cli.models": {
         "flowblend_cli.bundled",
@@ -94,10 +94,10 @@ ALLOWED: dict[str, set[str]] = {
     # Models of the Hub: which files, at which commit; the one process that goes online.
     "flowblend_cli.hub.contents": {"flowblend_cli.errors"},
     "flowblend_cli.hub.lockfile": {
-        "flowblend_cli.artifacts.publish",
+        "flowblend_cli.utils.files",
         "flowblend_cli.errors",
-        "flowblend_cli.recipe.positions",
-        "flowblend_cli.streams",
+        "flowblend_cli.utils.toml_positions",
+        "flowblend_cli.utils.streams",
         "tomli",
     },
     "flowblend_cli.hub.fetch_worker": {"flowblend_cli.hub.contents", "huggingface_hub"},
@@ -109,7 +109,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.jobs",
         "flowblend_cli.models",
         "flowblend_cli.text",
-        "flowblend_cli.workers",
+        "flowblend_cli.utils.worker_process",
         "huggingface_hub",
     },
     "flowblend_cli.adapter_files": {
@@ -118,7 +118,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.models",
         "huggingface_hub",
     },
-    "flowblend_cli.images": {"flowblend_cli.errors", "flowblend_cli.text", "PIL"},
+    "flowblend_cli.utils.images": {"flowblend_cli.errors", "flowblend_cli.text", "PIL"},
     "flowblend_cli.calibrations": {"flowblend_plugin.calibration", "flowblend_plugin.errors"},
     "flowblend_cli.levels": {
         "flowblend_cli.errors",
@@ -135,7 +135,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.calibrations",
         "flowblend_cli.errors",
         "flowblend_cli.forwards",
-        "flowblend_cli.images",
+        "flowblend_cli.utils.images",
         "flowblend_cli.jobs",
         "flowblend_cli.levels",
         "flowblend_cli.models",
@@ -167,7 +167,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "flowblend_cli.keys": {
         "flowblend_cli.adapter_files",
-        "flowblend_cli.caches",
+        "flowblend_cli.utils.cache_dirs",
         "flowblend_cli.calibrations",
         "flowblend_cli.errors",
         "flowblend_cli.hub.contents",
@@ -175,11 +175,14 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.models",
         "huggingface_hub",
     },
-    "flowblend_cli.workers": {"flowblend_plugin.errors", "numpy"},
+    "flowblend_cli.utils.worker_process": {"flowblend_plugin.errors", "numpy"},
     # What jobs cost: torch only in the worker, which is a process of its own.
     "flowblend_cli.forwards": {"flowblend_cli.jobs", "flowblend_plugin.stages"},
     "flowblend_cli.flops_worker": {"flowblend_plugin.flops"},
-    "flowblend_cli.flops_cache": {"flowblend_cli.caches", "flowblend_cli.workers"},
+    "flowblend_cli.flops_cache": {
+        "flowblend_cli.utils.cache_dirs",
+        "flowblend_cli.utils.worker_process",
+    },
     "flowblend_cli.flops": {
         "flowblend_cli.errors",
         "flowblend_cli.flops_cache",
@@ -200,7 +203,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.records": {
         "flowblend_cli.artifacts",
         "flowblend_cli.errors",
-        "flowblend_cli.streams",
+        "flowblend_cli.utils.streams",
     },
     "flowblend_cli.manifest": {
         "flowblend_cli.artifacts",
@@ -217,7 +220,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.pages": {"flowblend_cli.errors", "jinja2"},
     # Blind reviews: anonymous copies out, raters' files in.
     # What a folder's files say: the pure rooms first, then those that read files and write pages.
-    "flowblend_cli.drawing": {"flowblend_cli.caches"},
+    "flowblend_cli.drawing": {"flowblend_cli.utils.cache_dirs"},
     **{
         f"flowblend_cli.report.{room}": {
             "flowblend_cli.jobs",
@@ -308,7 +311,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.logfile": {
         "flowblend_cli.progress",
         "flowblend_cli.runstate",
-        "flowblend_cli.streams",
+        "flowblend_cli.utils.streams",
         "flowblend_cli.text",
     },
     # What a run does, for others to look at: how long it takes, and how far it is.
@@ -321,7 +324,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.stages",
     },
     "flowblend_cli.runstate": {
-        "flowblend_cli.aliveness",
+        "flowblend_cli.utils.process",
         "flowblend_cli.errors",
         "flowblend_cli.estimates",
         "flowblend_cli.events",
@@ -331,7 +334,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.workloads",
     },
     "flowblend_cli.runs": {
-        "flowblend_cli.aliveness",
+        "flowblend_cli.utils.process",
         "flowblend_cli.errors",
         "flowblend_cli.records",
         "flowblend_cli.runstate",
@@ -381,7 +384,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.adapter_files",
         "flowblend_cli.artifacts",
         "flowblend_cli.errors",
-        "flowblend_cli.images",
+        "flowblend_cli.utils.images",
         "flowblend_cli.jobs",
         "flowblend_cli.keys",
         "flowblend_cli.models",
@@ -437,7 +440,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.progress",
         "flowblend_cli.rendering",
         "flowblend_cli.stopping",
-        "flowblend_cli.workers",
+        "flowblend_cli.utils.worker_process",
         "flowblend_plugin.errors",
     },
     "flowblend_cli.remote": {
@@ -449,7 +452,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.rendering",
         "flowblend_cli.stopping",
         "flowblend_cli.text",
-        "flowblend_cli.workers",
+        "flowblend_cli.utils.worker_process",
         "flowblend_plugin.errors",
     },
     "flowblend_cli.publishing": {
@@ -465,9 +468,9 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.artifacts",
         "flowblend_plugin.errors",
         "flowblend_plugin.quality",
-        "flowblend_cli.workers",
+        "flowblend_cli.utils.worker_process",
     },
-    "flowblend_cli.measuring": {"flowblend_cli.workers"},
+    "flowblend_cli.measuring": {"flowblend_cli.utils.worker_process"},
     "flowblend_cli.scores": {
         "flowblend_cli.errors",
         "flowblend_cli.study",
@@ -605,7 +608,7 @@ ALLOWED: dict[str, set[str]] = {
     # What could go wrong on a machine: torch only in the worker, likewise.
     "flowblend_cli.doctor": {
         "flowblend_cli.artifacts",
-        "flowblend_cli.workers",
+        "flowblend_cli.utils.worker_process",
         "huggingface_hub",
         "numpy",
     },
@@ -623,10 +626,10 @@ ALLOWED: dict[str, set[str]] = {
         "huggingface_hub",
         "rich",
     },
-    "flowblend_cli.streams": set(),
+    "flowblend_cli.utils.streams": set(),
     "flowblend_cli.main": {
         "flowblend_cli.errors",
-        "flowblend_cli.streams",
+        "flowblend_cli.utils.streams",
         "flowblend_cli.text",
         "flowblend_plugin.errors",
         "click",

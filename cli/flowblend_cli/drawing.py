@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flowblend_cli.caches import cache_path
+from flowblend_cli.utils.cache_dirs import cache_path
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.caches import cache_path
-from flowblend_cli.workers import run_worker
+from flowblend_cli.utils.cache_dirs import cache_path
+from flowblend_cli.utils.worker_process import run_worker
 
 # Raised when a change here or in the library's counting makes other numbers of the same request.
 COUNTING_VERSION = 1

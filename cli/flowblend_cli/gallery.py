@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from flowblend_cli import __version__
 from flowblend_cli.artifacts.image import encode_png
-from flowblend_cli.artifacts.pixels import Frames, FramesError, require_frames
-from flowblend_cli.artifacts.publish import publish
 from flowblend_cli.artifacts.video import publish_video
 from flowblend_cli.text import printable
+from flowblend_cli.utils.files import publish
+from flowblend_cli.utils.frames import Frames, FramesError, require_frames
 
 Clip = tuple[str, Frames]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from flowblend_cli.progress import Lines
 from flowblend_cli.runstate import utc_now
-from flowblend_cli.streams import without_waiting
 from flowblend_cli.text import printable
+from flowblend_cli.utils.streams import without_waiting
 
 
 class LogFile(Lines):

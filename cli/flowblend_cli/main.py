@@ -18,8 +18,8 @@ import click
 
 from flowblend_cli import __version__
 from flowblend_cli.errors import OutputError, RecipeError
-from flowblend_cli.streams import open_missing_streams
 from flowblend_cli.text import printable
+from flowblend_cli.utils.streams import open_missing_streams
 from flowblend_plugin.errors import FlowBlendError
 
 INTERRUPTED = 128 + signal.SIGINT

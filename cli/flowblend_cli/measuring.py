@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from flowblend_cli.workers import worker_environment, write_frames
+from flowblend_cli.utils.worker_process import worker_environment, write_frames
 
 if TYPE_CHECKING:
-    from flowblend_cli.artifacts.pixels import Frames
+    from flowblend_cli.utils.frames import Frames
 
 MODULE = "flowblend_cli.measuring_worker"
 WAITING_BYTES = 2**30

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.workers import read_frames
+from flowblend_cli.utils.worker_process import read_frames
 
 NICENESS = 10
 KEPT_BYTES = 2**30

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from flowblend_cli import __version__
-from flowblend_cli.artifacts.publish import publish, temporary_path
 from flowblend_cli.errors import OutputError
 from flowblend_cli.jobs import Job
 from flowblend_cli.keys import Identity
 from flowblend_cli.records import JobRecord
 from flowblend_cli.rendering import Render
+from flowblend_cli.utils.files import publish, temporary_path
 
 if TYPE_CHECKING:
-    from flowblend_cli.artifacts.pixels import Frames
+    from flowblend_cli.utils.frames import Frames
 
 WAITING_CLIPS = 2
 WAITING_BYTES = 2**30

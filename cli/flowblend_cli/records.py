@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.artifacts.publish import publish
 from flowblend_cli.errors import OutputError
-from flowblend_cli.streams import without_waiting
+from flowblend_cli.utils.files import publish
+from flowblend_cli.utils.streams import without_waiting
 
 FOLDER = ".flowblend"
 RECORD_VERSION = 1

@@ -36,11 +36,11 @@ from flowblend_cli.progress import Reporter
 from flowblend_cli.rendering import Render
 from flowblend_cli.stopping import StopRequested
 from flowblend_cli.text import shorten
-from flowblend_cli.workers import read_frames, worker_environment
+from flowblend_cli.utils.worker_process import read_frames, worker_environment
 from flowblend_plugin.errors import FlowBlendError
 
 if TYPE_CHECKING:
-    from flowblend_cli.artifacts.pixels import Frames
+    from flowblend_cli.utils.frames import Frames
 
 MODULE = "flowblend_cli.render_worker"
 _POLL_S = 0.1

@@ -29,11 +29,11 @@ from flowblend_cli.keeping import Keeping
 from flowblend_cli.progress import Silent
 from flowblend_cli.rendering import Renderer
 from flowblend_cli.stopping import StopRequested
-from flowblend_cli.workers import write_frames
+from flowblend_cli.utils.worker_process import write_frames
 from flowblend_plugin.errors import FlowBlendError
 
 if TYPE_CHECKING:
-    from flowblend_cli.artifacts.pixels import Frames
+    from flowblend_cli.utils.frames import Frames
 
 Line = dict[str, Any]
 _PR_SET_PDEATHSIG = 1

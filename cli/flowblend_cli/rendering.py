@@ -20,8 +20,8 @@ from flowblend_plugin.errors import CheckpointError
 from flowblend_plugin.stages import LETTERS
 
 if TYPE_CHECKING:
-    from flowblend_cli.artifacts.pixels import Frames
     from flowblend_cli.runtime import Runtime, Sampled
+    from flowblend_cli.utils.frames import Frames
 
 
 @dataclass(frozen=True)
@@ -274,8 +274,8 @@ class _Tries:
 def _render_of(
     runtime: Runtime, sampled: Sampled, seed: int, elapsed_s: float, step_s: tuple[float, ...]
 ) -> Render:
-    from flowblend_cli.artifacts.pixels import pixels_sha256
     from flowblend_cli.runtime import versions
+    from flowblend_cli.utils.frames import pixels_sha256
 
     return Render(
         frames=sampled.frames,

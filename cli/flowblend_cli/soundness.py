@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flowblend_cli.artifacts.pixels import Frames
+from flowblend_cli.utils.frames import Frames
 from flowblend_plugin import DenoiserSwitch, FlowBlendError
 
 _TRY = 'try dtype = "float32", or a lower guidance_scale'

@@ -31,7 +31,7 @@ from flowblend_cli.text import count
 from flowblend_plugin import quality
 
 if TYPE_CHECKING:
-    from flowblend_cli.artifacts.pixels import Frames
+    from flowblend_cli.utils.frames import Frames
 
 RECIPE_VERSION = 1
 _LONG_WAIT_S = 1.0

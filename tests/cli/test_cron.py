@@ -18,8 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from flowblend_cli.artifacts.metadata import read_document
-from flowblend_cli.caches import cache_path
 from flowblend_cli.main import main
+from flowblend_cli.utils.cache_dirs import cache_path
 from tests.naughty import NAUGHTY
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,11 +16,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from flowblend_cli.artifacts.pixels import Frames, pixels_sha256
 from flowblend_cli.doctor.worker import sprites_job
 from flowblend_cli.jobs import Job, SamplingSpec
 from flowblend_cli.main import main
 from flowblend_cli.runtime import Runtime
+from flowblend_cli.utils.frames import Frames, pixels_sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 Mode = Literal["ode", "sde"]
@@ -35,7 +35,7 @@ from dataclasses import replace
 from pathlib import Path
 from diffusers import AutoencoderKLWan, WanPipeline
 from transformers import AutoTokenizer, UMT5EncoderModel
-from flowblend_cli.artifacts.pixels import pixels_sha256
+from flowblend_cli.utils.frames import pixels_sha256
 from flowblend_cli.doctor.worker import sprites_job
 from flowblend_cli.jobs import SamplingSpec
 from flowblend_cli.runtime import Runtime

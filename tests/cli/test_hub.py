@@ -26,7 +26,7 @@ from flowblend_cli.hub.lockfile import LOCK_NAME, Pin, write_lock
 from flowblend_cli.jobs import ModelSpec
 from flowblend_cli.keys import model_identity
 from flowblend_cli.models import pins, resolve_model, resolve_small
-from flowblend_cli.workers import worker_environment
+from flowblend_cli.utils.worker_process import worker_environment
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 NEEDED = sorted(

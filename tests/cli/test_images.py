@@ -31,13 +31,13 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from flowblend_cli import images
 from flowblend_cli.bundled import bundled_dir
 from flowblend_cli.errors import ImageError
-from flowblend_cli.images import hash_image, load_image
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.keys import job_key
 from flowblend_cli.runtime import Runtime
+from flowblend_cli.utils import images
+from flowblend_cli.utils.images import hash_image, load_image
 
 RECIPE = """\
 [model]

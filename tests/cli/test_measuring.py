@@ -17,11 +17,11 @@ import pytest
 
 from flowblend_cli import measuring, measuring_worker
 from flowblend_cli.artifacts.image import publish_image
-from flowblend_cli.artifacts.pixels import Frames
 from flowblend_cli.artifacts.reading import read_native_frames
 from flowblend_cli.artifacts.video import publish_video
 from flowblend_cli.errors import OutputError
 from flowblend_cli.measuring import FinishedFile, Measurement, Measurer, Request
+from flowblend_cli.utils.frames import Frames
 from flowblend_plugin import quality
 from flowblend_plugin.quality import learned
 

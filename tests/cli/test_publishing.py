@@ -15,14 +15,14 @@ import pytest
 
 from flowblend_cli import engine, publishing
 from flowblend_cli.artifacts.finished import FileState, inspect_final
-from flowblend_cli.artifacts.pixels import pixels_sha256
-from flowblend_cli.artifacts.publish import temporary_path
 from flowblend_cli.errors import OutputError
 from flowblend_cli.events import Event, JobDone, JobFailed, Summary
 from flowblend_cli.jobs import Batch, Job, ModelSpec
 from flowblend_cli.progress import Silent
 from flowblend_cli.publishing import Pending, Publication, Publisher
 from flowblend_cli.rendering import Render
+from flowblend_cli.utils.files import temporary_path
+from flowblend_cli.utils.frames import pixels_sha256
 
 LoadText = Callable[..., Batch]
 SEEDS = ["scene.square.seeds=[1,2,3,4,5,6]", "metrics.names=[]"]

@@ -7,7 +7,7 @@ import tomli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowblend_cli.recipe.positions import KeyPath, Position, check_nesting, format_path, scan
+from flowblend_cli.utils.toml_positions import KeyPath, Position, check_nesting, format_path, scan
 
 TEXT = '''\
 # a comment with [brackets] = and "quotes"

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flowblend_cli.artifacts.image import publish_image
-from flowblend_cli.artifacts.pixels import pixels_sha256
 from flowblend_cli.artifacts.video import publish_video
 from flowblend_cli.jobs import Batch, Job, SamplingSpec
 from flowblend_cli.main import main
@@ -31,6 +30,7 @@ from flowblend_cli.review.copies import copy_anonymously
 from flowblend_cli.review.folder import write_review
 from flowblend_cli.review.ratings import Rating, RatingsError, read, read_keys
 from flowblend_cli.review.unblinding import alpha, flagged, read_reviews, unblind
+from flowblend_cli.utils.frames import pixels_sha256
 
 SWEEP = '[sweep]\n"blend.stages" = ["LLL", "LSL", "SSS"]\n'
 LoadText = Callable[..., Batch]

@@ -17,7 +17,6 @@ from click.testing import CliRunner, Result
 from filelock import FileLock
 
 from flowblend_cli import runstate
-from flowblend_cli.aliveness import is_running, process_mark
 from flowblend_cli.events import (
     JobDone,
     JobDropped,
@@ -32,6 +31,7 @@ from flowblend_cli.main import main
 from flowblend_cli.progress import Silent
 from flowblend_cli.records import run_path
 from flowblend_cli.runstate import RunState
+from flowblend_cli.utils.process import is_running, process_mark
 from tests.naughty import NAUGHTY
 from tests.rendered import a_job, keep_recipe
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from flowblend_cli.artifacts.pixels import Frames, pixels_sha256
 from flowblend_cli.engine import BatchRun
 from flowblend_cli.jobs import Batch, Job, ModelSpec
 from flowblend_cli.keeping import Keeping
 from flowblend_cli.progress import make_reporter
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.rendering import Render
+from flowblend_cli.utils.frames import Frames, pixels_sha256
 
 FRAMES = 3
 STEPS = 4

@@ -21,9 +21,9 @@ from flowblend_cli.artifacts.metadata import (
     read_comment,
     to_text,
 )
-from flowblend_cli.artifacts.pixels import Frames, require_frames, upscale
-from flowblend_cli.artifacts.publish import publish
 from flowblend_cli.errors import OutputError
+from flowblend_cli.utils.files import publish
+from flowblend_cli.utils.frames import Frames, require_frames, upscale
 
 
 def publish_image(frame: Frames, path: Path, *, document: Document, scale: int = 1) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from PIL import Image
 
-from flowblend_cli.artifacts.pixels import Frames
 from flowblend_cli.artifacts.video import CONVERSION
 from flowblend_cli.errors import OutputError
+from flowblend_cli.utils.frames import Frames
 
 
 def read_native_frames(path: Path, scale: int = 1) -> Frames:

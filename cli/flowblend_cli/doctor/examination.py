@@ -18,7 +18,7 @@ from flowblend_cli.doctor.surroundings import (
     tested_versions,
     try_encoder,
 )
-from flowblend_cli.workers import run_worker
+from flowblend_cli.utils.worker_process import run_worker
 
 _PATIENCE_S = 600
 _ADVICE = "nothing can be rendered here: mend what it says, then run flowblend doctor again"

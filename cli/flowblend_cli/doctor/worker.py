@@ -38,8 +38,8 @@ def _answer(asked: dict[str, Any], answer: dict[str, Any]) -> None:
     answer["settings"] = settings = numeric_settings()
     if not asked["renders"]:
         return
-    from flowblend_cli.artifacts.pixels import pixels_sha256
     from flowblend_cli.runtime import Runtime
+    from flowblend_cli.utils.frames import pixels_sha256
 
     job = sprites_job()
     runtime = Runtime(job.model, Path.cwd())

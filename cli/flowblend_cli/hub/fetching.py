@@ -20,7 +20,7 @@ from flowblend_cli.hub.wants import Holding, Want, hold, hub_cache, pins_of, wan
 from flowblend_cli.jobs import Batch
 from flowblend_cli.models import known_pairs, pins
 from flowblend_cli.text import count
-from flowblend_cli.workers import worker_environment
+from flowblend_cli.utils.worker_process import worker_environment
 
 _WORKER = "flowblend_cli.hub.fetch_worker"
 _POLL_S = 0.2

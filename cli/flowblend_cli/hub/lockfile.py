@@ -13,8 +13,8 @@ from typing import Any
 import tomli
 
 from flowblend_cli.errors import Problem, RecipeError
-from flowblend_cli.recipe.positions import KeyPath, Positions, check_nesting, format_path, scan
-from flowblend_cli.streams import without_waiting
+from flowblend_cli.utils.streams import without_waiting
+from flowblend_cli.utils.toml_positions import KeyPath, Positions, check_nesting, format_path, scan
 
 LOCK_NAME = "flowblend.lock"
 VERSION = 1
@@ -76,7 +76,7 @@ def write_lock(folder: Path, pins: Iterable[Pin]) -> Path:
     Raises:
         OutputError: It can't be written.
     """
-    from flowblend_cli.artifacts.publish import publish
+    from flowblend_cli.utils.files import publish
 
     entries = [
         "\n[[model]]\n" + "".join(f"{key} = {_quote(getattr(pin, key))}\n" for key in _KEYS)

@@ -7,13 +7,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from flowblend_cli.artifacts.publish import publish
 from flowblend_cli.calibrations import read_calibration
 from flowblend_cli.errors import OutputError, UsageError
 from flowblend_cli.jobs import ModelSpec
 from flowblend_cli.probing.preparation import Probing
 from flowblend_cli.probing.progress import Progress, runs_of
 from flowblend_cli.stopping import StopRequested, StopSignals
+from flowblend_cli.utils.files import publish
 from flowblend_plugin.calibration import Calibration
 from flowblend_plugin.errors import CalibrationError
 

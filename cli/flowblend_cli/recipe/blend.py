@@ -11,9 +11,9 @@ from flowblend_cli.adapter_files import check_source, is_source
 from flowblend_cli.errors import ModelNameError
 from flowblend_cli.jobs import AdapterSpec, schedule_of
 from flowblend_cli.recipe.automatic import AUTOMATIC_KEYS, Automatic
-from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.schema import AdapterTable, BlendTable, ModelTable, StageTable
 from flowblend_cli.recipe.validation import Fault
+from flowblend_cli.utils.toml_positions import KeyPath
 from flowblend_plugin.errors import StageError
 from flowblend_plugin.stages import LETTERS, Adapter, Stage, StageSchedule
 from flowblend_plugin.support import guidance_problem

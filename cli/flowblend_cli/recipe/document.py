@@ -9,7 +9,6 @@ from typing import Annotated, Any, cast
 
 from pydantic import Field
 
-from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.schema import (
     BlendTable,
     DefaultsTable,
@@ -30,6 +29,7 @@ from flowblend_cli.recipe.study_schema import (
     ScoreTable,
 )
 from flowblend_cli.recipe.sweep_schema import NO_AXES, MatrixTable, SweepTable
+from flowblend_cli.utils.toml_positions import KeyPath
 
 
 class RecipeDocument(Table):

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import tomli
 
 from flowblend_cli.errors import Problem, RecipeError
-from flowblend_cli.recipe.limits import MAX_DEPTH, MAX_RECIPE_BYTES, MAX_VALUES, MIB
-from flowblend_cli.recipe.positions import (
+from flowblend_cli.recipe.limits import MAX_RECIPE_BYTES, MAX_VALUES, MIB
+from flowblend_cli.utils.toml_positions import (
+    MAX_DEPTH,
     START,
     KeyPath,
     Position,

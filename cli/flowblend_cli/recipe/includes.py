@@ -16,8 +16,8 @@ from typing import Any
 from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.recipe.files import RecipeFile, read_file
 from flowblend_cli.recipe.limits import MAX_INCLUDE_DEPTH, MAX_INCLUDED, MAX_RECIPE_BYTES
-from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.text import is_unsafe, shorten
+from flowblend_cli.utils.toml_positions import KeyPath
 
 KEY = "include"
 Origin = tuple[RecipeFile, KeyPath]

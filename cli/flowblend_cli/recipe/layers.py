@@ -11,7 +11,6 @@ from flowblend_cli.jobs import schedule_of
 from flowblend_cli.models import KnownPair
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.choosing import AUTO, Choice, choose_preset
-from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.presets import Preset
 from flowblend_cli.recipe.prompt_files import PromptLine
 from flowblend_cli.recipe.schema import SceneFields
@@ -19,6 +18,7 @@ from flowblend_cli.recipe.steps import DEFAULT_STEPS, StepRange
 from flowblend_cli.recipe.validation import Tables
 from flowblend_cli.recipe.variants import Variant
 from flowblend_cli.study import StepChoice
+from flowblend_cli.utils.toml_positions import KeyPath
 
 _STEPS = "num_inference_steps"
 

@@ -6,8 +6,6 @@ MIB = 1024 * 1024
 
 # Bytes of a recipe, all that it includes counted.
 MAX_RECIPE_BYTES = 4 * MIB
-# Levels of brackets, tables and dotted keys inside of each other.
-MAX_DEPTH = 32
 # Files that a recipe includes, directly and through others.
 MAX_INCLUDED = 32
 # Files that include each other in a row, the recipe itself not counted.

@@ -13,9 +13,8 @@ import tomli
 from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.recipe.document import kinds_at
 from flowblend_cli.recipe.files import SWEEPS, sweep_name
-from flowblend_cli.recipe.limits import MAX_DEPTH
-from flowblend_cli.recipe.positions import KeyPath, check_nesting, unquote
 from flowblend_cli.recipe.source import RecipeSource
+from flowblend_cli.utils.toml_positions import MAX_DEPTH, KeyPath, check_nesting, unquote
 
 _KEY_PART = re.compile(r"""\s*([A-Za-z0-9_-]+|"(?:\\.|[^"\\])*"|'[^']*')((?:\[\d+\])*)\s*""")
 # What starts like this was meant as TOML, unless it is a template such as {scene}-s{seed}.

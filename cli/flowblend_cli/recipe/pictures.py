@@ -8,11 +8,11 @@ from typing import Literal
 
 from flowblend_cli.arguments import argument_table
 from flowblend_cli.errors import ImageError
-from flowblend_cli.images import hash_image
 from flowblend_cli.jobs import ImageSpec
-from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.scene_prompts import Prompts
 from flowblend_cli.recipe.validation import Fault, Tables
+from flowblend_cli.utils.images import hash_image
+from flowblend_cli.utils.toml_positions import KeyPath
 
 
 def scene_pictures(

@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.sweep_schema import AxisFields, MatrixFields
 from flowblend_cli.recipe.validation import Tables
+from flowblend_cli.utils.toml_positions import KeyPath
 
 # An axis that is neither a pipeline argument nor a key of a table.
 SEED = "seed"

@@ -17,7 +17,6 @@ from flowblend_cli.recipe.limits import MAX_JOBS
 from flowblend_cli.recipe.matrix import Binder
 from flowblend_cli.recipe.naming import FIXED_FIELDS, same_file_key, template_fields
 from flowblend_cli.recipe.overrides import Override
-from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.presets import Preset
 from flowblend_cli.recipe.ranges import Exploration
 from flowblend_cli.recipe.rows import (
@@ -36,6 +35,7 @@ from flowblend_cli.recipe.source import RecipeSource
 from flowblend_cli.recipe.sweep_schema import AxisFields
 from flowblend_cli.recipe.validation import Fault, Tables
 from flowblend_cli.recipe.variants import Variant
+from flowblend_cli.utils.toml_positions import KeyPath
 from flowblend_plugin.errors import StageError
 from flowblend_plugin.grids import joined_grid, legs_of
 from flowblend_plugin.stages import SOLVERS

@@ -11,7 +11,6 @@ from typing import Any
 from flowblend_cli.arguments import argument_table
 from flowblend_cli.recipe.choosing import AUTO
 from flowblend_cli.recipe.matrix import Binder, variable_names
-from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.presets import Preset
 from flowblend_cli.recipe.prompt_files import FLAG_OF, LineProblem, PromptLine, read_prompts
 from flowblend_cli.recipe.ranges import Exploration
@@ -22,6 +21,7 @@ from flowblend_cli.recipe.source import RecipeSource
 from flowblend_cli.recipe.templates import Choice, Expanded, Template
 from flowblend_cli.recipe.validation import Fault, Tables, mistyped
 from flowblend_cli.recipe.wildcards import Wildcards
+from flowblend_cli.utils.toml_positions import KeyPath
 
 _NEGATIVE = "negative_prompt"
 

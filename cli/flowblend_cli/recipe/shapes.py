@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.arguments import argument_table
-from flowblend_cli.images import load_image
 from flowblend_cli.jobs import ImageSpec
+from flowblend_cli.utils.images import load_image
 
 MULTIPLE = 16
 _SIDES = ("height", "width")

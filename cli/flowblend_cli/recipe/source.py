@@ -10,8 +10,8 @@ from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.recipe.files import RecipeFile, read_file
 from flowblend_cli.recipe.includes import Origin, merge_files, read_included
 from flowblend_cli.recipe.limits import MAX_PROBLEMS
-from flowblend_cli.recipe.positions import START, KeyPath, Position, format_path
 from flowblend_cli.recipe.validation import Fault
+from flowblend_cli.utils.toml_positions import START, KeyPath, Position, format_path
 
 
 class RecipeSource:

@@ -14,7 +14,6 @@ from pydantic_core import ErrorDetails
 
 from flowblend_cli.recipe import schema
 from flowblend_cli.recipe.limits import MAX_PROBLEMS
-from flowblend_cli.recipe.positions import MAX_SHOWN, KeyPath
 from flowblend_cli.recipe.schema import (
     AdapterTable,
     BlendTable,
@@ -36,6 +35,7 @@ from flowblend_cli.recipe.study_schema import (
 )
 from flowblend_cli.recipe.sweep_schema import MatrixFields, MatrixTable, SweepFields, SweepTable
 from flowblend_cli.text import shorten
+from flowblend_cli.utils.toml_positions import MAX_SHOWN, KeyPath
 
 
 @dataclass(frozen=True)

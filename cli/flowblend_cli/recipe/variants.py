@@ -21,11 +21,11 @@ from flowblend_cli.recipe.blend import (
     find_adapters,
     resolve_stages,
 )
-from flowblend_cli.recipe.positions import KeyPath
 from flowblend_cli.recipe.rows import Row, all_axes
 from flowblend_cli.recipe.sampling_rules import Sampler, check_one_evaluation, check_sampling
 from flowblend_cli.recipe.sweep_schema import SWEPT_TABLES
 from flowblend_cli.recipe.validation import Fault, Tables
+from flowblend_cli.utils.toml_positions import KeyPath
 from flowblend_plugin.errors import StageError
 from flowblend_plugin.stages import Stage
 

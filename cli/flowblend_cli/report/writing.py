@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.artifacts.publish import publish
 from flowblend_cli.errors import UsageError
 from flowblend_cli.report import opinions, tables
 from flowblend_cli.report.document import to_document, to_text
@@ -18,6 +17,7 @@ from flowblend_cli.report.page import to_html
 from flowblend_cli.report.words import Verdict
 from flowblend_cli.review.unblinding import Reviews, read_reviews
 from flowblend_cli.text import printable
+from flowblend_cli.utils.files import publish
 
 PAGE, NUMBERS = "report.html", "report.json"
 _LOOKED_AT = 64 * 1024

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from flowblend_plugin import errors as plugin_errors
 
 if TYPE_CHECKING:
-    from flowblend_cli.artifacts.pixels import Frames
+    from flowblend_cli.utils.frames import Frames
 
 _LENGTH_BYTES = 8
 
@@ -50,7 +50,7 @@ def run_worker(module: str, told: str, *, doing: str, patience_s: int) -> tuple[
 
 def worker_environment() -> dict[str, str]:
     """The environment of such a process: it finds both packages however this one found them."""
-    packages = [Path(__file__).parents[1], Path(plugin_errors.__file__).parents[1]]
+    packages = [Path(__file__).parents[2], Path(plugin_errors.__file__).parents[1]]
     given = os.environ.get("PYTHONPATH")
     paths = [*dict.fromkeys(map(str, packages)), *([given] if given else [])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -12,7 +12,6 @@ from typing import Any
 
 import tomli
 
-from flowblend_cli.recipe.limits import MAX_DEPTH
 from flowblend_cli.text import shorten
 
 KeyPath = tuple[str | int, ...]
@@ -33,6 +32,10 @@ _BLANK = re.compile(r"(?:[ \t\n\r]|#[^\n]*)*")
 # A date and a time may be one value with a space between them.
 _SCALAR = re.compile(r"\d{4}-\d\d-\d\d \d\d:[^,\]}\s#]*|[^,\]}\s#]+")
 _NESTING = re.compile(f"{_STRING.pattern}|#[^\n]*|[\\[\\]{{}}.=,\n]", re.DOTALL)
+
+
+# Levels of brackets, tables and dotted keys inside of each other.
+MAX_DEPTH = 32
 
 
 @dataclass(frozen=True)

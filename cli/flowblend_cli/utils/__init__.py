@@ -1,0 +1,1 @@
+"""Files, frames, processes and streams: helpers that know nothing of jobs."""
