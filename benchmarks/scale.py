@@ -23,8 +23,8 @@ from shared import ROOT, machine, parse, publish, table
 from flowblend_cli import __version__, engine
 from flowblend_cli.finding import Finder
 from flowblend_cli.jobs import Batch, Job
-from flowblend_cli.keys import job_key, model_identity
 from flowblend_cli.manifest import Manifest
+from flowblend_cli.models.identity import job_key, model_identity
 from flowblend_cli.progress import Silent
 from flowblend_cli.publishing import publish_frames
 from flowblend_cli.recipe.loader import load_batch

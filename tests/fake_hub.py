@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from flowblend_cli.bundled import bundled_dir
+from flowblend_cli.models.bundled import bundled_dir
 
 SPRITES = bundled_dir() / "models" / "sprites"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from flowblend_cli import main
-from flowblend_cli.bundled import bundled_recipes
-from flowblend_cli.models import known_pairs
+from flowblend_cli.models.bundled import bundled_recipes
+from flowblend_cli.models.registry import known_pairs
 from flowblend_cli.plan import plan_batch
 from flowblend_cli.recipe.loader import load_batch
 

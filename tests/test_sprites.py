@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from safetensors import safe_open
 from transformers import UMT5EncoderModel
 
-from flowblend_cli.bundled import bundled_dir
+from flowblend_cli.models.bundled import bundled_dir
 from flowblend_plugin.pairing import config_mismatches
 
 SPRITES = bundled_dir() / "models" / "sprites"

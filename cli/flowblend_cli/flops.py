@@ -17,10 +17,16 @@ from typing import Any
 
 from flowblend_cli.errors import ModelMissingError
 from flowblend_cli.flops_cache import Count, count_all, request
-from flowblend_cli.forwards import PIPELINES, PipelineFacts, forwards_by_role
 from flowblend_cli.jobs import Job, ModelSpec
-from flowblend_cli.keys import local_folder
-from flowblend_cli.models import ModelSource, known_pairs, read_json, resolve_model, resolve_small
+from flowblend_cli.models.forwards import PIPELINES, PipelineFacts, forwards_by_role
+from flowblend_cli.models.identity import local_folder
+from flowblend_cli.models.registry import (
+    ModelSource,
+    known_pairs,
+    read_json,
+    resolve_model,
+    resolve_small,
+)
 from flowblend_cli.plan import Plan, job_noise_levels
 from flowblend_plugin.stages import EXTRAPOLATED
 

@@ -11,7 +11,7 @@ from typing import Any
 from flowblend_cli.errors import UsageError
 from flowblend_cli.followups import announced
 from flowblend_cli.jobs import Batch, Job
-from flowblend_cli.levels import find_solver
+from flowblend_cli.models.solvers import find_solver
 from flowblend_cli.study import StepChoice
 from flowblend_cli.text import count, printable, shorten
 from flowblend_plugin.errors import StageError

@@ -249,7 +249,7 @@ def test_adaptive_stages_of_one_step_are_all_large(
 
 
 def test_a_calibration_beside_the_weights_changes_no_job_key(tmp_path: Path) -> None:
-    from flowblend_cli.keys import hash_folder
+    from flowblend_cli.models.identity import hash_folder
 
     (tmp_path / "config.json").write_text("{}")
     before = hash_folder(tmp_path)

@@ -13,8 +13,8 @@ import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 
 from flowblend_cli.batching import measured_deviations, why_alone
-from flowblend_cli.bundled import bundled_dir
-from flowblend_cli.keys import job_key, model_identity
+from flowblend_cli.models.bundled import bundled_dir
+from flowblend_cli.models.identity import job_key, model_identity
 from flowblend_plugin import DenoiserSwitch
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from flowblend_cli import embeddings
-from flowblend_cli.bundled import bundled_dir
 from flowblend_cli.doctor.worker import sprites_job
 from flowblend_cli.embeddings import EmbeddingFiles, keep_embeddings
 from flowblend_cli.jobs import Job
-from flowblend_cli.keys import text_identity
-from flowblend_cli.models import resolve_model
+from flowblend_cli.models.bundled import bundled_dir
+from flowblend_cli.models.identity import text_identity
+from flowblend_cli.models.registry import resolve_model
 from flowblend_cli.runtime import Runtime
 
 SURROUNDINGS = {"torch": "2", "device": "cpu"}

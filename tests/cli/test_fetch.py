@@ -13,10 +13,10 @@ from fake_hub import COMMIT, EXTRAS, NEXT_COMMIT, Hub, cache_repo, serve, sprite
 from flowblend_cli import main
 from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.errors import ModelMissingError, OutputError
-from flowblend_cli.hub.fetching import fetch
-from flowblend_cli.hub.lockfile import LOCK_NAME
-from flowblend_cli.hub.wants import Want, snapshot
-from flowblend_cli.keys import model_identity
+from flowblend_cli.models.hub.fetch import fetch
+from flowblend_cli.models.hub.requirements import Want, snapshot
+from flowblend_cli.models.identity import model_identity
+from flowblend_cli.models.lockfile import LOCK_NAME
 from flowblend_cli.recipe.loader import load_batch
 
 TOKEN = "hf_Canary0123456789abcdefghijklmnopqr"

@@ -13,19 +13,19 @@ from click.testing import CliRunner, Result
 from fake_hub import COMMIT, NEXT_COMMIT, SPRITES, Hub, cache_repo, serve, sprites_files
 
 from flowblend_cli import main
-from flowblend_cli.bundled import bundled_dir
 from flowblend_cli.errors import ModelMissingError, ModelNameError, RecipeError
-from flowblend_cli.hub.contents import (
+from flowblend_cli.jobs import ModelSpec
+from flowblend_cli.models.bundled import bundled_dir
+from flowblend_cli.models.contents import (
     check_contents,
     files_of,
     missing_of_pipeline,
     reader_of,
     wanted,
 )
-from flowblend_cli.hub.lockfile import LOCK_NAME, Pin, write_lock
-from flowblend_cli.jobs import ModelSpec
-from flowblend_cli.keys import model_identity
-from flowblend_cli.models import pins, resolve_model, resolve_small
+from flowblend_cli.models.identity import model_identity
+from flowblend_cli.models.lockfile import LOCK_NAME, Pin, write_lock
+from flowblend_cli.models.registry import pins, resolve_model, resolve_small
 from flowblend_cli.utils.worker_process import worker_environment
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

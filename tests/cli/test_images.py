@@ -31,10 +31,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from flowblend_cli.bundled import bundled_dir
 from flowblend_cli.errors import ImageError
 from flowblend_cli.jobs import Job, ModelSpec
-from flowblend_cli.keys import job_key
+from flowblend_cli.models.bundled import bundled_dir
+from flowblend_cli.models.identity import job_key
 from flowblend_cli.runtime import Runtime
 from flowblend_cli.utils import images
 from flowblend_cli.utils.images import hash_image, load_image

@@ -16,11 +16,11 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowblend_cli.bundled import bundled_dir
 from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import SamplingSpec
-from flowblend_cli.levels import RULES, find_solver
 from flowblend_cli.main import main
+from flowblend_cli.models.bundled import bundled_dir
+from flowblend_cli.models.solvers import RULES, find_solver
 from flowblend_cli.plan import plan_batch
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_plugin.errors import SchedulerConfigError

@@ -20,9 +20,9 @@ from rendered import a_job, frames_of, write_clip
 
 from flowblend_cli.finding import Finder, Found
 from flowblend_cli.jobs import Batch, Job
-from flowblend_cli.keys import job_key, model_identity
 from flowblend_cli.main import main
 from flowblend_cli.manifest import HASHED_BYTES, NAME, Entry, Manifest
+from flowblend_cli.models.identity import job_key, model_identity
 from flowblend_cli.publishing import publish_frames
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.records import FOLDER, JobRecord, has_answered, record_path, write_record

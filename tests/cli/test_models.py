@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flowblend_cli import main
-from flowblend_cli.arguments import argument_table
-from flowblend_cli.bundled import bundled_dir
 from flowblend_cli.errors import ModelMissingError, ModelNameError
 from flowblend_cli.jobs import Batch, ModelSpec
-from flowblend_cli.keys import local_folder, model_identity
-from flowblend_cli.models import KnownPair, known_pairs, resolve_model, resolve_small
+from flowblend_cli.models.bundled import bundled_dir
+from flowblend_cli.models.identity import local_folder, model_identity
+from flowblend_cli.models.pipeline_arguments import argument_table
+from flowblend_cli.models.registry import KnownPair, known_pairs, resolve_model, resolve_small
 from flowblend_cli.recipe.loader import load_batch
 
 CONFIG = {"_class_name": "WanTransformer3DModel", "in_channels": 16, "text_dim": 64}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from flowblend_cli.arguments import argument_table
+from flowblend_cli.models.pipeline_arguments import argument_table
 
 ROOT = Path(__file__).resolve().parents[2]
 

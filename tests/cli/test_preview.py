@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from flowblend_cli import keys
-from flowblend_cli.bundled import bundled_dir
 from flowblend_cli.jobs import Job, ModelSpec
+from flowblend_cli.models import identity
+from flowblend_cli.models.bundled import bundled_dir
 from flowblend_cli.runtime import Runtime
 from flowblend_plugin import SwitchError
 from flowblend_plugin.preview import PROJECTION_NAME
@@ -94,12 +94,12 @@ def test_an_exception_between_steps_of_a_preview_leaves_the_runtime_usable(
 def test_the_bundled_projection_is_small_and_changes_no_job_key(tmp_path: Path) -> None:
     folder = bundled_dir() / "models" / "sprites"
     assert (folder / PROJECTION_NAME).stat().st_size < 200_000
-    assert PROJECTION_NAME in keys._NO_MODEL
+    assert PROJECTION_NAME in identity._NO_MODEL
     for name in ("model_index.json", "weights.safetensors"):
         (tmp_path / name).write_text(name, "utf-8")
-    before = keys.hash_folder(tmp_path)
+    before = identity.hash_folder(tmp_path)
     (tmp_path / PROJECTION_NAME).write_text("a", "utf-8")
-    assert keys.hash_folder(tmp_path) == before
+    assert identity.hash_folder(tmp_path) == before
 
 
 def test_the_noise_seed_moves_an_sdes_noise_and_nothing_else(runtime: Runtime, job: Job) -> None:

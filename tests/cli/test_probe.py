@@ -20,10 +20,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from flowblend_cli import __version__
-from flowblend_cli.bundled import bundled_dir
 from flowblend_cli.errors import OutputError, UsageError
 from flowblend_cli.jobs import Batch
 from flowblend_cli.main import main
+from flowblend_cli.models.bundled import bundled_dir
 from flowblend_cli.probing.plot import draw_pictures
 from flowblend_cli.probing.preparation import check_budget, prepare
 from flowblend_cli.probing.progress import runs_of

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.jobs import Batch
-from flowblend_cli.models import known_pairs
+from flowblend_cli.models.registry import known_pairs
 from flowblend_cli.recipe.loader import load_batch
 
 Problems = Callable[..., list[str]]

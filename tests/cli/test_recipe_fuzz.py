@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from naughty import NAUGHTY
 from thorough import examples, thorough
 
-from flowblend_cli.bundled import bundled_recipes
 from flowblend_cli.errors import Problem, RecipeError
+from flowblend_cli.models.bundled import bundled_recipes
 from flowblend_cli.recipe import rules
 from flowblend_cli.recipe.document import json_schema
 from flowblend_cli.recipe.loader import load_batch

@@ -19,10 +19,10 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from flowblend_cli.bundled import bundled_dir
 from flowblend_cli.errors import DeviceFailedError, DeviceLostError, ModelMissingError
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.main import main
+from flowblend_cli.models.bundled import bundled_dir
 from flowblend_cli.placement import is_out_of_memory
 from flowblend_cli.runtime import Runtime, SamplingError
 from flowblend_plugin import SchedulerConfigError

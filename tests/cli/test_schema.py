@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from flowblend_cli import main
-from flowblend_cli.bundled import bundled_recipes
+from flowblend_cli.models.bundled import bundled_recipes
 from flowblend_cli.recipe.document import kinds_at, schema_text
 
 TAPLO = shutil.which("taplo") or shutil.which("taplo", path=str(Path(sys.executable).parent))

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.errors import ModelMissingError
 from flowblend_cli.jobs import AdapterSpec, Batch, Job
-from flowblend_cli.keys import job_key, model_identity
+from flowblend_cli.models.identity import job_key, model_identity
 from flowblend_cli.plan import plan_batch, summarize
 from flowblend_plugin.stages import Adapter, Cache, Stage
 

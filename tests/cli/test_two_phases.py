@@ -11,7 +11,7 @@ import torch
 
 from flowblend_cli.flops import cost_plan
 from flowblend_cli.jobs import Batch, Job
-from flowblend_cli.levels import find_solver
+from flowblend_cli.models.solvers import find_solver
 from flowblend_cli.plan import plan_batch, summarize
 from flowblend_cli.recipe.schema import StageTable
 from flowblend_cli.runtime import Runtime

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from flowblend_cli.errors import OutputError, UsageError
-from flowblend_cli.models import ModelSource, find_pair
+from flowblend_cli.models.registry import ModelSource, find_pair
 
 
 def write_new(path: Path, content: str | bytes) -> None:

@@ -13,7 +13,7 @@ import click
 from flowblend_cli.commands._new_file import from_folder, name_of, quote, write_new
 from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.jobs import Batch
-from flowblend_cli.models import find_pair, resolve_model, resolve_small
+from flowblend_cli.models.registry import find_pair, resolve_model, resolve_small
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.recipe.naming import check_name, same_file_key, slug
 from flowblend_cli.recipe.prompt_files import LineProblem, PromptLine, read_prompts

@@ -8,9 +8,15 @@ from typing import Any
 
 import click
 
-from flowblend_cli.arguments import argument_table
 from flowblend_cli.commands._new_file import from_folder, name_of, quote, write_new
-from flowblend_cli.models import ModelSource, find_pair, read_json, resolve_model, resolve_small
+from flowblend_cli.models.pipeline_arguments import argument_table
+from flowblend_cli.models.registry import (
+    ModelSource,
+    find_pair,
+    read_json,
+    resolve_model,
+    resolve_small,
+)
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.text import printable
 from flowblend_plugin.errors import PairMismatchError

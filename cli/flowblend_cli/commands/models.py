@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flowblend_cli.hub.contents import components, files_of, missing_of_pipeline, reader_of
-from flowblend_cli.models import find_pair, known_pairs, resolve_model
+from flowblend_cli.models.contents import components, files_of, missing_of_pipeline, reader_of
+from flowblend_cli.models.registry import find_pair, known_pairs, resolve_model
 from flowblend_cli.text import count, printable
 
 if TYPE_CHECKING:
-    from flowblend_cli.hub.verifying import Verdict
-    from flowblend_cli.hub.wants import Holding
     from flowblend_cli.jobs import Batch
+    from flowblend_cli.models.hub.requirements import Holding
+    from flowblend_cli.models.hub.verify import Verdict
 
 _SHORT = 12
 
@@ -34,7 +34,7 @@ def ls(as_json: bool) -> None:
 
     A half model lacks files that it can't be loaded without: `flowblend models fetch` goes on.
     """
-    from flowblend_cli.hub.wants import hub_cache
+    from flowblend_cli.models.hub.requirements import hub_cache
 
     rows = list(_pairs())
     others = list(_others({(row["repo"], row["commit"]) for row in rows}))
@@ -72,7 +72,7 @@ def fetch(names: tuple[str, ...], update: bool, quiet: bool) -> None:
       flowblend models fetch wan2.1-t2v
       flowblend models fetch my.toml
     """
-    from flowblend_cli.hub import fetching
+    from flowblend_cli.models.hub import fetch
 
     def tell(text: str) -> None:
         if not quiet:
@@ -81,9 +81,9 @@ def fetch(names: tuple[str, ...], update: bool, quiet: bool) -> None:
     asked = [(name, _meant(name)) for name in names]  # names that mean nothing, before any download
     for name, meant in asked:
         if isinstance(meant, list):
-            holdings = fetching.fetch([one.want for one in meant], tell)
+            holdings = fetch.fetch([one.want for one in meant], tell)
         else:
-            holdings = fetching.fetch_for_batch(meant, tell, update=update)
+            holdings = fetch.fetch_for_batch(meant, tell, update=update)
         if not quiet:
             for one in holdings:
                 click.echo(f"{one.want.repo} {one.commit} {printable(one.folder)}")
@@ -114,9 +114,9 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
 
 def _meant(name: str) -> list[Holding] | Batch:
     """A model's parts and how much of them is here, or a recipe's jobs."""
-    from flowblend_cli.bundled import bundled_recipes
     from flowblend_cli.errors import ModelNameError
-    from flowblend_cli.hub.wants import hold, unknown_model, wants_of_name
+    from flowblend_cli.models.bundled import bundled_recipes
+    from flowblend_cli.models.hub.requirements import hold, unknown_model, wants_of_name
 
     is_file = name.endswith(".toml") or Path(name).is_file()
     if name not in known_pairs() and (name in bundled_recipes() or is_file):
@@ -130,8 +130,8 @@ def _meant(name: str) -> list[Holding] | Batch:
 
 
 def _verdicts(name: str) -> Iterator[Verdict]:
-    from flowblend_cli.hub.verifying import verify_folder, verify_holding
-    from flowblend_cli.hub.wants import hold, wants_of_batch
+    from flowblend_cli.models.hub.requirements import hold, wants_of_batch
+    from flowblend_cli.models.hub.verify import verify_folder, verify_holding
 
     meant = _meant(name)
     if isinstance(meant, list):
@@ -148,7 +148,7 @@ def _verdicts(name: str) -> Iterator[Verdict]:
 
 def _pairs() -> Iterator[dict[str, Any]]:
     """One row for each model of each known pair."""
-    from flowblend_cli.hub.wants import hold, wants_of_name
+    from flowblend_cli.models.hub.requirements import hold, wants_of_name
 
     for pair in known_pairs().values():
         told = {"name": pair.name, "description": " ".join(pair.description.split())}
@@ -176,7 +176,7 @@ def _others(known: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    from flowblend_cli.hub.wants import hub_cache
+    from flowblend_cli.models.hub.requirements import hub_cache
 
     try:
         found = scan_cache_dir(hub_cache())
@@ -209,8 +209,8 @@ def _row(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    from flowblend_cli.hub.contents import say_files
-    from flowblend_cli.hub.fetching import size
+    from flowblend_cli.models.contents import say_files
+    from flowblend_cli.models.hub.fetch import size
 
     place = f"{row['repo']} {(row['commit'] or '')[:_SHORT]}" if row["repo"] else row["folder"]
     state = row["state"]
@@ -221,7 +221,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _praise(verdict: Verdict) -> str:
-    from flowblend_cli.hub.fetching import size
+    from flowblend_cli.models.hub.fetch import size
 
     told = f"{count(verdict.files, 'file')}, {size(verdict.size_bytes)}"
     if verdict.unhashed:

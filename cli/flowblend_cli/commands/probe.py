@@ -115,7 +115,7 @@ def _report(
     as_json: bool,
     began: float,
 ) -> None:
-    from flowblend_cli.bundled import is_bundled
+    from flowblend_cli.models.bundled import is_bundled
     from flowblend_cli.probing.words import facts, recipe_lines, summary
 
     elapsed = time.monotonic() - began

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from flowblend_cli.bundled import bundled_recipes
 from flowblend_cli.commands._new_file import write_new
 from flowblend_cli.errors import OutputError, UsageError
+from flowblend_cli.models.bundled import bundled_recipes
 from flowblend_cli.text import printable
 
 SCHEMA = "flowblend.schema.json"

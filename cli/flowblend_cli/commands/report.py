@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flowblend_cli.report.findings import Report
 
 
-_GIVEN = "flowblend_cli.arguments"
+_GIVEN = "flowblend_cli.models.pipeline_arguments"
 
 
 def command_line() -> list[str]:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from flowblend_cli.calibrations import BUNDLED_NAME, read_calibration
 from flowblend_cli.errors import ModelNameError, UsageError
-from flowblend_cli.forwards import PIPELINES
 from flowblend_cli.jobs import Job
-from flowblend_cli.levels import find_solver
-from flowblend_cli.models import find_pair, resolve_model
+from flowblend_cli.models.calibrations import BUNDLED_NAME, read_calibration
+from flowblend_cli.models.forwards import PIPELINES
+from flowblend_cli.models.registry import find_pair, resolve_model
+from flowblend_cli.models.solvers import find_solver
 from flowblend_plugin.boundaries import choose
 from flowblend_plugin.calibration import Calibration, most_large_steps
 from flowblend_plugin.errors import BudgetError, CalibrationError, StageError

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.adapter_files import check_source, is_source
 from flowblend_cli.errors import ModelNameError
 from flowblend_cli.jobs import AdapterSpec, schedule_of
+from flowblend_cli.models.adapters import check_source, is_source
 from flowblend_cli.recipe.automatic import AUTOMATIC_KEYS, Automatic
 from flowblend_cli.recipe.schema import AdapterTable, BlendTable, ModelTable, StageTable
 from flowblend_cli.recipe.validation import Fault

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flowblend_cli.arguments import argument_table
 from flowblend_cli.errors import UsageError
-from flowblend_cli.forwards import PIPELINES
 from flowblend_cli.jobs import Batch, ImageSpec, Job, OutputSpec, freeze, schedule_of
-from flowblend_cli.levels import find_solver
+from flowblend_cli.models.forwards import PIPELINES
+from flowblend_cli.models.pipeline_arguments import argument_table
+from flowblend_cli.models.solvers import find_solver
 from flowblend_cli.recipe.automatic import Settler
 from flowblend_cli.recipe.blend import blamed_for_stages
 from flowblend_cli.recipe.candidates import Candidate, name_jobs

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from flowblend_cli.advice import LESS_MEMORY
-from flowblend_cli.forwards import PIPELINES
 from flowblend_cli.jobs import Job
+from flowblend_cli.models.forwards import PIPELINES
 from flowblend_cli.recipe.candidates import Candidate
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.steps import MANY_STEPS

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flowblend_cli.arguments import argument_table
 from flowblend_cli.jobs import schedule_of
-from flowblend_cli.models import KnownPair
+from flowblend_cli.models.pipeline_arguments import argument_table
+from flowblend_cli.models.registry import KnownPair
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.choosing import AUTO, Choice, choose_preset
 from flowblend_cli.recipe.presets import Preset

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.bundled import bundled_recipes, is_bundled
 from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.jobs import Batch
+from flowblend_cli.models.bundled import bundled_recipes, is_bundled
 from flowblend_cli.recipe import rules
 from flowblend_cli.recipe.checked import Recipe
 from flowblend_cli.recipe.expansion import expand

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from flowblend_cli.arguments import argument_table
 from flowblend_cli.errors import ImageError
 from flowblend_cli.jobs import ImageSpec
+from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.recipe.scene_prompts import Prompts
 from flowblend_cli.recipe.validation import Fault, Tables
 from flowblend_cli.utils.images import hash_image

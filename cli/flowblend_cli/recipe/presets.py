@@ -9,7 +9,7 @@ from typing import Any
 
 import tomli
 
-from flowblend_cli.bundled import PRESETS, bundled_dir
+from flowblend_cli.models.bundled import PRESETS, bundled_dir
 from flowblend_cli.recipe.schema import PresetFields, PresetTable
 from flowblend_cli.recipe.steps import StepRange
 

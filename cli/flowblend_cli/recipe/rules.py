@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from flowblend_cli.arguments import argument_table
 from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import SamplingSpec, schedule_of
-from flowblend_cli.levels import find_solver
+from flowblend_cli.models.pipeline_arguments import argument_table
+from flowblend_cli.models.solvers import find_solver
 from flowblend_cli.recipe import schema
 from flowblend_cli.recipe.choosing import AUTO
 from flowblend_cli.recipe.layers import scene_settings

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowblend_cli.jobs import SamplingSpec
-from flowblend_cli.levels import CLASSIC_SOLVERS, NoiseKind
-from flowblend_cli.models import KnownPair
+from flowblend_cli.models.registry import KnownPair
+from flowblend_cli.models.solvers import CLASSIC_SOLVERS, NoiseKind
 from flowblend_cli.recipe.blend import Blend
 from flowblend_cli.recipe.rows import Row
 from flowblend_cli.recipe.validation import Fault

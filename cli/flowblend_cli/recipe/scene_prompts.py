@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.arguments import argument_table
+from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.recipe.choosing import AUTO
 from flowblend_cli.recipe.matrix import Binder, variable_names
 from flowblend_cli.recipe.presets import Preset

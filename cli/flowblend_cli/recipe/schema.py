@@ -18,7 +18,7 @@ from pydantic import (
     create_model,
 )
 
-from flowblend_cli.arguments import argument_table
+from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.recipe.limits import MAX_PROMPT, MAX_SAMPLE
 from flowblend_cli.recipe.naming import check_name, check_template
 from flowblend_cli.recipe.ranges import (

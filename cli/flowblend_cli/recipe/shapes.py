@@ -8,8 +8,8 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.arguments import argument_table
 from flowblend_cli.jobs import ImageSpec
+from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.utils.images import load_image
 
 MULTIPLE = 16

@@ -10,8 +10,8 @@ from typing import Any
 from flowblend_cli.batching import why_alone
 from flowblend_cli.errors import ModelNameError
 from flowblend_cli.jobs import AdapterSpec, ModelSpec, SamplingSpec
-from flowblend_cli.levels import noise_kind, own_solver
-from flowblend_cli.models import KnownPair, find_pair, resolve_model, resolve_small
+from flowblend_cli.models.registry import KnownPair, find_pair, resolve_model, resolve_small
+from flowblend_cli.models.solvers import noise_kind, own_solver
 from flowblend_cli.recipe.automatic import Automatic
 from flowblend_cli.recipe.blend import (
     Blend,

@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.adapter_files import adapter_file
-from flowblend_cli.calibrations import BUNDLED_NAME
 from flowblend_cli.errors import ModelMissingError
-from flowblend_cli.hub.contents import check_contents
 from flowblend_cli.jobs import AdapterSpec, Job, ModelSpec
-from flowblend_cli.models import ModelSource, resolve_model, resolve_small
+from flowblend_cli.models.adapters import adapter_file
+from flowblend_cli.models.calibrations import BUNDLED_NAME
+from flowblend_cli.models.contents import check_contents
+from flowblend_cli.models.registry import ModelSource, resolve_model, resolve_small
 from flowblend_cli.utils.cache_dirs import cache_path
 
 NUMERICS_VERSION = 1

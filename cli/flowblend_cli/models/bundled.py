@@ -13,7 +13,7 @@ PRESETS = "presets"
 def bundled_dir() -> Path:
     """The bundled folder: inside the installed package, or the checkout's ``recipes/``."""
     installed = Path(str(files("flowblend_cli"))) / "recipes"
-    return installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
+    return installed if installed.is_dir() else Path(__file__).resolve().parents[3] / "recipes"
 
 
 def bundled_recipes() -> dict[str, Path]:

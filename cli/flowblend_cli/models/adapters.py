@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from flowblend_cli.bundled import bundled_dir
 from flowblend_cli.errors import ModelMissingError, ModelNameError
-from flowblend_cli.models import find_pair, pinned_revision
+from flowblend_cli.models.bundled import bundled_dir
+from flowblend_cli.models.registry import find_pair, pinned_revision
 
 _HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(.+))?", re.ASCII)
 _SUFFIX = ".safetensors"

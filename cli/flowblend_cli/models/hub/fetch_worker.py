@@ -23,7 +23,7 @@ os.environ.pop("TRANSFORMERS_OFFLINE", None)
 
 from huggingface_hub import HfApi, errors, get_token, hf_hub_download, try_to_load_from_cache
 
-from flowblend_cli.hub.contents import (
+from flowblend_cli.models.contents import (
     DENOISER_FOLDERS,
     INDEX,
     components,

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flowblend_cli.adapter_files import hub_file
 from flowblend_cli.errors import ModelNameError
-from flowblend_cli.hub.contents import (
+from flowblend_cli.jobs import Batch, ModelSpec
+from flowblend_cli.models.adapters import hub_file
+from flowblend_cli.models.contents import (
     components,
     denoiser_folder,
     files_of,
@@ -18,9 +19,8 @@ from flowblend_cli.hub.contents import (
     reader_of,
     wanted,
 )
-from flowblend_cli.hub.lockfile import Pin
-from flowblend_cli.jobs import Batch, ModelSpec
-from flowblend_cli.models import ModelSource, pinned_revision, resolve_model, resolve_small
+from flowblend_cli.models.lockfile import Pin
+from flowblend_cli.models.registry import ModelSource, pinned_revision, resolve_model, resolve_small
 
 Part = Literal["pipeline", "denoiser", "file"]
 

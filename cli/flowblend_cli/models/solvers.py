@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from flowblend_cli.errors import ModelNameError, UsageError
 from flowblend_cli.jobs import SamplingSpec
-from flowblend_cli.models import find_pair, read_json, resolve_model
+from flowblend_cli.models.registry import find_pair, read_json, resolve_model
 from flowblend_plugin.grids import PLAIN_PIPELINES, start_level
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import tomli
 
-from flowblend_cli.bundled import bundled_dir
 from flowblend_cli.errors import ModelNameError
-from flowblend_cli.hub.lockfile import Aliases, Pin, read_lock
+from flowblend_cli.models.bundled import bundled_dir
+from flowblend_cli.models.lockfile import Aliases, Pin, read_lock
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[0-9a-f]{40})?", re.ASCII)
 _UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

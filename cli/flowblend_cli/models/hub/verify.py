@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flowblend_cli.hub.contents import (
+from flowblend_cli.models.contents import (
     SUFFIXES,
     code_of,
     files_of,
     missing_of_pipeline,
     reader_of,
 )
-from flowblend_cli.hub.wants import Holding
+from flowblend_cli.models.hub.requirements import Holding
 
 _CHUNK = 1024 * 1024
 _MAX_HEADER = 100_000_000  # safetensors' own limit

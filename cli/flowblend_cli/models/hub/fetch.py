@@ -12,17 +12,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import IO, Any
 
-from flowblend_cli.bundled import is_bundled
 from flowblend_cli.errors import ModelMissingError, OutputError
-from flowblend_cli.hub.contents import check_contents
-from flowblend_cli.hub.lockfile import Pin, write_lock
-from flowblend_cli.hub.wants import Holding, Want, hold, hub_cache, pins_of, wants_of_batch
 from flowblend_cli.jobs import Batch
-from flowblend_cli.models import known_pairs, pins
+from flowblend_cli.models.bundled import is_bundled
+from flowblend_cli.models.contents import check_contents
+from flowblend_cli.models.hub.requirements import (
+    Holding,
+    Want,
+    hold,
+    hub_cache,
+    pins_of,
+    wants_of_batch,
+)
+from flowblend_cli.models.lockfile import Pin, write_lock
+from flowblend_cli.models.registry import known_pairs, pins
 from flowblend_cli.text import count
 from flowblend_cli.utils.worker_process import worker_environment
 
-_WORKER = "flowblend_cli.hub.fetch_worker"
+_WORKER = "flowblend_cli.models.hub.fetch_worker"
 _POLL_S = 0.2
 _DISK = ("space", "full")
 _YES = ("1", "ON", "YES", "TRUE")
