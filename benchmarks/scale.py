@@ -21,14 +21,14 @@ import numpy as np
 from shared import ROOT, machine, parse, publish, table
 
 from flowblend_cli import __version__, engine
-from flowblend_cli.finding import Finder
+from flowblend_cli.artifacts.existing import Finder
+from flowblend_cli.artifacts.manifest import Manifest
+from flowblend_cli.artifacts.records import read_record, write_record
 from flowblend_cli.jobs import Batch, Job
-from flowblend_cli.manifest import Manifest
 from flowblend_cli.models.identity import job_key, model_identity
 from flowblend_cli.progress import Silent
 from flowblend_cli.publishing import publish_frames
 from flowblend_cli.recipe.loader import load_batch
-from flowblend_cli.records import read_record, write_record
 from flowblend_cli.utils.frames import Frames, pixels_sha256
 
 SEEDS = 10

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from flowblend_cli.artifacts.image import publish_image
+from flowblend_cli.artifacts.records import JobRecord, recipe_path, write_json, write_record
 from flowblend_cli.artifacts.video import publish_video
 from flowblend_cli.jobs import Job, ModelSpec, OutputSpec, SamplingSpec
-from flowblend_cli.records import JobRecord, recipe_path, write_json, write_record
 from flowblend_cli.study import Study
 from flowblend_cli.utils.frames import Frames, pixels_sha256
 from flowblend_plugin.stages import StageSchedule

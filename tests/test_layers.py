@@ -203,20 +203,20 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.errors",
         *PIXELS,
     },
-    "flowblend_cli.records": {
+    "flowblend_cli.artifacts.records": {
         "flowblend_cli.artifacts",
         "flowblend_cli.errors",
         "flowblend_cli.utils.streams",
     },
-    "flowblend_cli.manifest": {
+    "flowblend_cli.artifacts.manifest": {
         "flowblend_cli.artifacts",
         "flowblend_cli.errors",
-        "flowblend_cli.records",
+        "flowblend_cli.artifacts.records",
     },
-    "flowblend_cli.finding": {
+    "flowblend_cli.artifacts.existing": {
         "flowblend_cli.artifacts",
         "flowblend_cli.jobs",
-        "flowblend_cli.manifest",
+        "flowblend_cli.artifacts.manifest",
     },
     "flowblend_cli.gallery": {"flowblend_cli.artifacts", "flowblend_cli.text", *PIXELS},
     # Pages for browsers: plain data in, one string out.
@@ -252,7 +252,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.errors",
         "flowblend_cli.jobs",
         "flowblend_cli.pages",
-        "flowblend_cli.records",
+        "flowblend_cli.artifacts.records",
         "flowblend_cli.report",
         "flowblend_cli.references",
         "flowblend_cli.scores",
@@ -276,7 +276,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.artifacts",
         "flowblend_cli.errors",
         "flowblend_cli.pages",
-        "flowblend_cli.records",
+        "flowblend_cli.artifacts.records",
         "flowblend_cli.report",
         "flowblend_cli.review",
         "flowblend_cli.text",
@@ -285,7 +285,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.review.arrangement": {"flowblend_cli.report"},
     "flowblend_cli.review.ratings": {
         "flowblend_cli.errors",
-        "flowblend_cli.records",
+        "flowblend_cli.artifacts.records",
         "flowblend_cli.review.arrangement",
         "flowblend_cli.text",
     },
@@ -299,11 +299,11 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.skips": {"flowblend_cli.events", "flowblend_cli.text"},
     "flowblend_cli.progress": {
         "flowblend_cli.events",
-        "flowblend_cli.live",
+        "flowblend_cli.console.live",
         "flowblend_cli.skips",
         "flowblend_cli.text",
     },
-    "flowblend_cli.live": {
+    "flowblend_cli.console.live": {
         "flowblend_cli.events",
         "flowblend_cli.progress",
         "flowblend_cli.skips",
@@ -311,9 +311,9 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.stages",
         "rich",
     },
-    "flowblend_cli.logfile": {
+    "flowblend_cli.console.log_file": {
         "flowblend_cli.progress",
-        "flowblend_cli.runstate",
+        "flowblend_cli.console.run_state",
         "flowblend_cli.utils.streams",
         "flowblend_cli.text",
     },
@@ -326,21 +326,21 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.errors",
         "flowblend_plugin.stages",
     },
-    "flowblend_cli.runstate": {
+    "flowblend_cli.console.run_state": {
         "flowblend_cli.utils.process",
         "flowblend_cli.errors",
         "flowblend_cli.estimates",
         "flowblend_cli.events",
         "flowblend_cli.jobs",
         "flowblend_cli.progress",
-        "flowblend_cli.records",
+        "flowblend_cli.artifacts.records",
         "flowblend_cli.workloads",
     },
-    "flowblend_cli.runs": {
+    "flowblend_cli.console.status": {
         "flowblend_cli.utils.process",
         "flowblend_cli.errors",
-        "flowblend_cli.records",
-        "flowblend_cli.runstate",
+        "flowblend_cli.artifacts.records",
+        "flowblend_cli.console.run_state",
     },
     # Running: the only rooms of the command that meet models are runtime and placement.
     "flowblend_cli.files": {"flowblend_cli.errors"},
@@ -376,7 +376,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.embeddings": {
         "flowblend_cli.artifacts",
         "flowblend_cli.errors",
-        "flowblend_cli.records",
+        "flowblend_cli.artifacts.records",
         "flowblend_cli.models.identity",
         "flowblend_cli.models.registry",
         "flowblend_cli.runtime",
@@ -400,7 +400,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.peaks": set(),
     "flowblend_cli.steptimes": set(),
     "flowblend_cli.options": set(),
-    "flowblend_cli.leftovers": {"flowblend_cli.artifacts", "flowblend_cli.records"},
+    "flowblend_cli.leftovers": {"flowblend_cli.artifacts", "flowblend_cli.artifacts.records"},
     "flowblend_cli.rendering": {
         "flowblend_cli.keeping",
         "flowblend_cli.embeddings",
@@ -420,7 +420,7 @@ ALLOWED: dict[str, set[str]] = {
     # A job in mid-render: what is stored of it, and what is known of that without torch.
     "flowblend_cli.keeping": {
         "flowblend_cli.artifacts",
-        "flowblend_cli.records",
+        "flowblend_cli.artifacts.records",
         "flowblend_plugin.errors",
         "flowblend_plugin.headers",
     },
@@ -463,7 +463,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.errors",
         "flowblend_cli.jobs",
         "flowblend_cli.models.identity",
-        "flowblend_cli.records",
+        "flowblend_cli.artifacts.records",
         "flowblend_cli.rendering",
     },
     # Beside the renders: measuring in a process of its own, and pure decisions about what follows.
@@ -489,7 +489,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.selecting": {
         "flowblend_cli.followups",
         "flowblend_cli.jobs",
-        "flowblend_cli.records",
+        "flowblend_cli.artifacts.records",
         "flowblend_cli.study",
     },
     "flowblend_cli.adapting": {
@@ -506,7 +506,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.measuring",
         "flowblend_cli.ordering",
         "flowblend_cli.progress",
-        "flowblend_cli.records",
+        "flowblend_cli.artifacts.records",
         "flowblend_cli.references",
         "flowblend_cli.scores",
         "flowblend_cli.selecting",
@@ -526,7 +526,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.errors",
         "flowblend_cli.jobs",
         "flowblend_cli.progress",
-        "flowblend_cli.records",
+        "flowblend_cli.artifacts.records",
         "flowblend_cli.rendering",
         "flowblend_cli.studying",
     },
@@ -534,7 +534,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.again": {
         "flowblend_cli.artifacts",
         "flowblend_cli.engine",
-        "flowblend_cli.finding",
+        "flowblend_cli.artifacts.existing",
         "flowblend_cli.jobs",
         "flowblend_cli.options",
         "flowblend_cli.progress",
@@ -544,7 +544,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.artifacts",
         "flowblend_cli.errors",
         "flowblend_cli.events",
-        "flowblend_cli.finding",
+        "flowblend_cli.artifacts.existing",
         "flowblend_cli.models.hub.fetch",
         "flowblend_cli.jobs",
         "flowblend_cli.models.identity",
@@ -552,11 +552,11 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.limits",
         "flowblend_cli.locking",
         "flowblend_cli.looking",
-        "flowblend_cli.manifest",
+        "flowblend_cli.artifacts.manifest",
         "flowblend_cli.options",
         "flowblend_cli.progress",
         "flowblend_cli.publishing",
-        "flowblend_cli.records",
+        "flowblend_cli.artifacts.records",
         "flowblend_cli.remote",
         "flowblend_cli.rendering",
         "flowblend_cli.repeating",
@@ -600,7 +600,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.artifacts",
         "flowblend_cli.engine",
         "flowblend_cli.errors",
-        "flowblend_cli.finding",
+        "flowblend_cli.artifacts.existing",
         "flowblend_cli.gallery",
         "flowblend_cli.jobs",
         "flowblend_cli.options",

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flowblend_cli.artifacts.existing import recorded
 from flowblend_cli.artifacts.finished import inspect_final
 from flowblend_cli.engine import SOME_FAILED, BatchRun
-from flowblend_cli.finding import recorded
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.options import RunOptions
 from flowblend_cli.progress import Reporter

@@ -10,22 +10,22 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from flowblend_cli.artifacts.existing import Finder
+from flowblend_cli.artifacts.manifest import Entry, Manifest
+from flowblend_cli.artifacts.records import JobRecord
 from flowblend_cli.errors import ENDS_THE_BATCH, RemoteError
 from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Summary
-from flowblend_cli.finding import Finder
 from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
 from flowblend_cli.keeping import Keeping
 from flowblend_cli.leftovers import sweep
 from flowblend_cli.limits import LimitReached, Limits, Timing
 from flowblend_cli.locking import output_lock
 from flowblend_cli.looking import look_at
-from flowblend_cli.manifest import Entry, Manifest
 from flowblend_cli.models.hub.fetch import prepare_models
 from flowblend_cli.models.identity import Identity, job_key, model_identity
 from flowblend_cli.options import RunOptions
 from flowblend_cli.progress import Reporter, Reporters
 from flowblend_cli.publishing import Pending, Publication, Publisher
-from flowblend_cli.records import JobRecord
 from flowblend_cli.remote import WorkerRenderer
 from flowblend_cli.rendering import Render, Renderer, Renders
 from flowblend_cli.repeating import time_again

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from flowblend_cli.records import FOLDER
+from flowblend_cli.artifacts.records import FOLDER
 from flowblend_cli.utils.files import TEMPORARY_SUFFIX, temporary_path
 
 # What other commands may be writing at the same time, who hold no lock.

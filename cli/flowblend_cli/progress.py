@@ -322,7 +322,7 @@ def make_reporter(
     if not live:
         results = errors if json else out
         return Reporters([*chosen, PlainReporter(results, errors, verbosity, total_jobs)], logging)
-    from flowblend_cli.live import LiveReporter  # rich: only where there is a terminal
+    from flowblend_cli.console.live import LiveReporter  # rich: only where there is a terminal
 
     if not json and not out_is_terminal:
         chosen.append(PlainReporter(out, Lines(None, ""), verbosity, total_jobs))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from flowblend_cli.artifacts.records import JobRecord
 from flowblend_cli.errors import ENDS_THE_BATCH
 from flowblend_cli.jobs import Job
 from flowblend_cli.progress import Reporter
-from flowblend_cli.records import JobRecord
 from flowblend_cli.rendering import Renders
 from flowblend_cli.studying import Studying
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from flowblend_cli.artifacts.records import looks_path, read_json, write_json
 from flowblend_cli.followups import best, go_on, verdict
 from flowblend_cli.jobs import Batch, Job
-from flowblend_cli.records import looks_path, read_json, write_json
 from flowblend_cli.study import Selection
 
 _VERSION = 1

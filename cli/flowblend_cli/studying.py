@@ -9,13 +9,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from flowblend_cli.adapting import Families
-from flowblend_cli.events import JobDropped, JobMeasured
-from flowblend_cli.followups import Measured
-from flowblend_cli.jobs import Batch, Job
-from flowblend_cli.measuring import FinishedFile, Measurement, Measurer, Request
-from flowblend_cli.ordering import ordered
-from flowblend_cli.progress import Reporter
-from flowblend_cli.records import (
+from flowblend_cli.artifacts.records import (
     JobRecord,
     has_answered,
     read_record,
@@ -23,6 +17,12 @@ from flowblend_cli.records import (
     write_json,
     write_record,
 )
+from flowblend_cli.events import JobDropped, JobMeasured
+from flowblend_cli.followups import Measured
+from flowblend_cli.jobs import Batch, Job
+from flowblend_cli.measuring import FinishedFile, Measurement, Measurer, Request
+from flowblend_cli.ordering import ordered
+from flowblend_cli.progress import Reporter
 from flowblend_cli.references import references
 from flowblend_cli.scores import metrics_of, score_of
 from flowblend_cli.selecting import Drafts, Look, dropped, read_looks, write_looks

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from flowblend_cli.console.log_file import LogFile
 from flowblend_cli.events import JobDone, JobFailed, Summary
-from flowblend_cli.logfile import LogFile
 from flowblend_cli.main import main
 from flowblend_cli.progress import Lines, Reporter, make_reporter
 from tests.naughty import NAUGHTY, SURROGATES

@@ -18,14 +18,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rendered import a_job, frames_of, write_clip
 
-from flowblend_cli.finding import Finder, Found
+from flowblend_cli.artifacts.existing import Finder, Found
+from flowblend_cli.artifacts.manifest import HASHED_BYTES, NAME, Entry, Manifest
+from flowblend_cli.artifacts.records import (
+    FOLDER,
+    JobRecord,
+    has_answered,
+    record_path,
+    write_record,
+)
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.main import main
-from flowblend_cli.manifest import HASHED_BYTES, NAME, Entry, Manifest
 from flowblend_cli.models.identity import job_key, model_identity
 from flowblend_cli.publishing import publish_frames
 from flowblend_cli.recipe.loader import load_batch
-from flowblend_cli.records import FOLDER, JobRecord, has_answered, record_path, write_record
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "key"  # what write_clip writes

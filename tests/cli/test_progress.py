@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from flowblend_cli.console.live import BatchClock, LiveReporter, step_bar
 from flowblend_cli.events import (
     JobDone,
     JobDropped,
@@ -24,7 +25,6 @@ from flowblend_cli.events import (
     ModelLoaded,
     Summary,
 )
-from flowblend_cli.live import BatchClock, LiveReporter, step_bar
 from flowblend_cli.progress import Lines, PlainReporter, count_runs, make_reporter, one_line
 from flowblend_cli.text import clock
 

@@ -17,10 +17,10 @@ from click.testing import CliRunner, Result
 from rendered import a_job, frames_of, keep_recipe, values_for, write_clip
 
 from flowblend_cli import main
+from flowblend_cli.artifacts.records import FOLDER, JobRecord, record_path, write_record
 from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import ImageSpec, Origin, OutputSpec
 from flowblend_cli.recipe.loader import load_batch
-from flowblend_cli.records import FOLDER, JobRecord, record_path, write_record
 from flowblend_cli.report.document import to_document, to_text
 from flowblend_cli.report.findings import conclude
 from flowblend_cli.report.gather import gather

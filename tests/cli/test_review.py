@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flowblend_cli.artifacts.image import publish_image
+from flowblend_cli.artifacts.records import recipe_path, write_json
 from flowblend_cli.artifacts.video import publish_video
 from flowblend_cli.jobs import Batch, Job, SamplingSpec
 from flowblend_cli.main import main
-from flowblend_cli.records import recipe_path, write_json
 from flowblend_cli.report.clips import Clip
 from flowblend_cli.review.arrangement import CLIP_CRITERIA, PICTURE_CRITERIA, arrange
 from flowblend_cli.review.copies import copy_anonymously

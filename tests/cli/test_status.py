@@ -16,7 +16,9 @@ import pytest
 from click.testing import CliRunner, Result
 from filelock import FileLock
 
-from flowblend_cli import runstate
+from flowblend_cli.artifacts.records import run_path
+from flowblend_cli.console import run_state
+from flowblend_cli.console.run_state import RunState
 from flowblend_cli.events import (
     JobDone,
     JobDropped,
@@ -29,8 +31,6 @@ from flowblend_cli.events import (
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.main import main
 from flowblend_cli.progress import Silent
-from flowblend_cli.records import run_path
-from flowblend_cli.runstate import RunState
 from flowblend_cli.utils.process import is_running, process_mark
 from tests.naughty import NAUGHTY
 from tests.rendered import a_job, keep_recipe
@@ -236,13 +236,13 @@ def test_steps_are_written_at_most_once_a_second_and_nothing_is_flushed(
     night: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[float] = []
-    real = runstate.write_json
+    real = run_state.write_json
 
     def write(*arguments: Any, **options: Any) -> None:
         written.append(night.clock.now)
         real(*arguments, **options)
 
-    monkeypatch.setattr(runstate, "write_json", write)
+    monkeypatch.setattr(run_state, "write_json", write)
     monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("the state is flushed to the disk"))
     with night.state:
         night.start(night.jobs[0], steps=100, step_s=0.05)

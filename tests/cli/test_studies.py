@@ -17,8 +17,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flowblend_cli.artifacts.reading import read_native_frames
+from flowblend_cli.artifacts.records import (
+    looks_path,
+    read_json,
+    read_record,
+    recipe_path,
+    record_path,
+)
 from flowblend_cli.main import main
-from flowblend_cli.records import looks_path, read_json, read_record, recipe_path, record_path
 from flowblend_cli.report.document import to_document
 from flowblend_cli.report.findings import conclude
 from flowblend_cli.report.gather import gather

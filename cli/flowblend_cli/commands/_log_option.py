@@ -26,7 +26,7 @@ def log_option(command: Callable[..., Any]) -> Callable[..., Any]:
     def logged(*, log_file: Path | None, **given: Any) -> Any:
         if log_file is None:
             return command(log=None, **given)
-        from flowblend_cli.logfile import LogFile
+        from flowblend_cli.console.log_file import LogFile
         from flowblend_cli.progress import Lines
 
         log = LogFile(log_file, Lines(sys.stderr, "standard error"))

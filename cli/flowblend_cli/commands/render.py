@@ -15,8 +15,8 @@ from flowblend_cli.progress import make_reporter
 from flowblend_cli.text import count
 
 if TYPE_CHECKING:
+    from flowblend_cli.console.log_file import LogFile
     from flowblend_cli.jobs import Batch
-    from flowblend_cli.logfile import LogFile
     from flowblend_cli.options import RunOptions
 
 
@@ -80,8 +80,8 @@ def render(
         return _again(Path(recipe), as_json, verbosity, options, log)
 
     from flowblend_cli import engine
+    from flowblend_cli.console.run_state import RunState
     from flowblend_cli.recipe.loader import load_batch
-    from flowblend_cli.runstate import RunState
 
     batch = load_batch(recipe, overrides, out)
     if dry_run:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flowblend_cli.artifacts.records import read_json
 from flowblend_cli.errors import UsageError
-from flowblend_cli.records import read_json
 from flowblend_cli.text import printable
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from flowblend_cli.runs import STATUS_VERSION, RecipeStatus, read_statuses
+from flowblend_cli.console.status import STATUS_VERSION, RecipeStatus, read_statuses
 from flowblend_cli.text import clock, count, printable
 
 

@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.artifacts.finished import FileState, inspect_final
+from flowblend_cli.artifacts.records import (
+    JobRecord,
+    is_number,
+    read_json,
+    read_record,
+    recipe_path,
+)
 from flowblend_cli.errors import DocumentError, OutputError, UsageError
 from flowblend_cli.jobs import Job, freeze
-from flowblend_cli.records import JobRecord, is_number, read_json, read_record, recipe_path
 from flowblend_cli.report import measures
 from flowblend_cli.report.clips import Clip, Folder, KeptRecipe, Section
 from flowblend_cli.report.variants import group

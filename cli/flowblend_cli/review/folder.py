@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowblend_cli.artifacts.records import FOLDER, read_json, recipe_path, write_json
 from flowblend_cli.errors import OutputError, UsageError
 from flowblend_cli.pages import render_page
-from flowblend_cli.records import FOLDER, read_json, recipe_path, write_json
 from flowblend_cli.report.clips import Clip
 from flowblend_cli.report.gather import find_clips
 from flowblend_cli.review.arrangement import Arrangement, arrange

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from flowblend_cli.artifacts.records import FOLDER, make_folders
 from flowblend_cli.errors import OutputError
-from flowblend_cli.records import FOLDER, make_folders
 from flowblend_cli.utils.files import publish
 
 NAME = "manifest.jsonl"

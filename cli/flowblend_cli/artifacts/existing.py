@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.artifacts.finished import FileState, Finished, inspect_final
+from flowblend_cli.artifacts.manifest import Entry, Manifest, fingerprint, matches
 from flowblend_cli.jobs import Job
-from flowblend_cli.manifest import Entry, Manifest, fingerprint, matches
 
 
 @dataclass(frozen=True)

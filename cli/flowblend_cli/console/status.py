@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowblend_cli.artifacts.records import FOLDER, read_json, recipe_path, run_path
+from flowblend_cli.console.run_state import present_files, read_state
 from flowblend_cli.errors import UsageError
-from flowblend_cli.records import FOLDER, read_json, recipe_path, run_path
-from flowblend_cli.runstate import present_files, read_state
 from flowblend_cli.utils.process import is_running
 
 STATUS_VERSION = 1

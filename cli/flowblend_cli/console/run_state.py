@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from flowblend_cli.artifacts.records import is_number, read_json, run_path, write_json
 from flowblend_cli.errors import OutputError
 from flowblend_cli.estimates import Estimates, Speeds
 from flowblend_cli.events import (
@@ -30,7 +31,6 @@ from flowblend_cli.events import (
 )
 from flowblend_cli.jobs import Batch
 from flowblend_cli.progress import Reporter
-from flowblend_cli.records import is_number, read_json, run_path, write_json
 from flowblend_cli.utils.process import process_mark
 from flowblend_cli.workloads import works_of
 

@@ -1,0 +1,1 @@
+"""What people and logs see of a run."""
