@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from flowblend_cli import main
 from flowblend_cli.events import Event
-from flowblend_cli.recipe.document import json_schema
+from flowblend_cli.recipe.schema.json_schema import json_schema
 from flowblend_plugin import quality
 from flowblend_plugin.quality.scoring import HALF
 

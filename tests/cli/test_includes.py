@@ -8,9 +8,9 @@ import pytest
 
 from flowblend_cli.errors import RecipeError
 from flowblend_cli.jobs import Batch
-from flowblend_cli.recipe.includes import find_beside
-from flowblend_cli.recipe.limits import MAX_INCLUDE_DEPTH, MAX_INCLUDED, MAX_RECIPE_BYTES
 from flowblend_cli.recipe.loader import load_batch
+from flowblend_cli.recipe.source.includes import find_beside
+from flowblend_cli.recipe.source.limits import MAX_INCLUDE_DEPTH, MAX_INCLUDED, MAX_RECIPE_BYTES
 
 BASE = """\
 [model]

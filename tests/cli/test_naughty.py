@@ -12,9 +12,9 @@ from naughty import NAUGHTY, SURROGATES
 
 from flowblend_cli import main
 from flowblend_cli.errors import RecipeError
-from flowblend_cli.recipe.limits import MAX_PROMPT
 from flowblend_cli.recipe.loader import load_batch
-from flowblend_cli.recipe.templates import escape
+from flowblend_cli.recipe.prompts.template import escape
+from flowblend_cli.recipe.source.limits import MAX_PROMPT
 from flowblend_cli.text import is_unsafe
 
 # A pair whose weights aren't here: its plan needs no FLOPs, and so no torch.

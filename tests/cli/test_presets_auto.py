@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from flowblend_cli import main
 from flowblend_cli.jobs import Batch
-from flowblend_cli.recipe.presets import shipped_presets
+from flowblend_cli.recipe.prompts.keywords import find_words, forms
+from flowblend_cli.recipe.prompts.presets import shipped_presets
 from flowblend_cli.recipe.steps import StepRange
-from flowblend_cli.recipe.wording import find_words, forms
 from flowblend_cli.study import StepChoice
 
 Load = Callable[..., Batch]

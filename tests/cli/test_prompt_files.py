@@ -17,7 +17,7 @@ from thorough import examples, thorough
 from flowblend_cli import main
 from flowblend_cli.jobs import Batch
 from flowblend_cli.recipe.loader import load_batch, load_recipe
-from flowblend_cli.recipe.prompt_files import FLAGS, read_prompts
+from flowblend_cli.recipe.prompts.prompt_files import FLAGS, read_prompts
 
 Load = Callable[..., Batch]
 Problems = Callable[..., list[str]]

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from thorough import examples, thorough
 
-from flowblend_cli.recipe.limits import MAX_PROMPT, MAX_WILDCARD_DEPTH
-from flowblend_cli.recipe.samples import MOST_RANKED, draw_sample
-from flowblend_cli.recipe.templates import (
+from flowblend_cli.recipe.prompts.sample import MOST_RANKED, draw_sample
+from flowblend_cli.recipe.prompts.template import (
     MANY,
     Template,
     escape,
     parse_template,
 )
-from flowblend_cli.recipe.wildcards import Wildcards
+from flowblend_cli.recipe.prompts.wildcards import Wildcards
+from flowblend_cli.recipe.source.limits import MAX_PROMPT, MAX_WILDCARD_DEPTH
 
 
 def texts(template: Template) -> list[str]:

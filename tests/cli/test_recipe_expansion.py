@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.recipe.loader import load_batch
-from flowblend_cli.recipe.naming import fill, safe_value
+from flowblend_cli.recipe.schema.names import fill, safe_value
 
 Load = Callable[..., Batch]
 Problems = Callable[..., list[str]]

@@ -16,9 +16,9 @@ from thorough import examples, thorough
 
 from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.models.bundled import bundled_recipes
-from flowblend_cli.recipe import rules
-from flowblend_cli.recipe.document import json_schema
+from flowblend_cli.recipe.expand import checks
 from flowblend_cli.recipe.loader import load_batch
+from flowblend_cli.recipe.schema.json_schema import json_schema
 from flowblend_cli.text import is_unsafe
 
 INCLUDED = {
@@ -32,7 +32,7 @@ MINIMAL = '[model]\npipeline = "sprites"\n\n[[scene]]\nname = "a"\nprompt = "b"\
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe's folder, for batches small enough to make thousands of."""
-    monkeypatch.setattr(rules, "MAX_JOBS", 60)
+    monkeypatch.setattr(checks, "MAX_JOBS", 60)
     for name, text in INCLUDED.items():
         (tmp_path / name).write_text(text, "utf-8")
     return tmp_path

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from flowblend_cli.errors import RecipeError
-from flowblend_cli.recipe.limits import MAX_PROBLEMS, MAX_RECIPE_BYTES, MAX_VALUES
 from flowblend_cli.recipe.loader import load_batch
+from flowblend_cli.recipe.source.limits import MAX_PROBLEMS, MAX_RECIPE_BYTES, MAX_VALUES
 
 MODEL = '[model]\npipeline = "sprites"\n'
 SCENE = '[[scene]]\nname = "a"\nprompt = "b"\n'

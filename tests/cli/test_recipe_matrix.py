@@ -14,7 +14,7 @@ from thorough import examples, thorough
 from flowblend_cli.errors import RecipeError
 from flowblend_cli.jobs import Batch
 from flowblend_cli.recipe.loader import load_batch
-from flowblend_cli.recipe.naming import check_template, fill, short_value
+from flowblend_cli.recipe.schema.names import check_template, fill, short_value
 
 Load = Callable[..., Batch]
 Problems = Callable[..., list[str]]

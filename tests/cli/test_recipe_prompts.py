@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowblend_cli.recipe.templates import parse_template
+from flowblend_cli.recipe.prompts.template import parse_template
 
 
 def expand_prompt(text: str) -> list[str]:

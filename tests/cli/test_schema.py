@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from flowblend_cli import main
 from flowblend_cli.models.bundled import bundled_recipes
-from flowblend_cli.recipe.document import kinds_at, schema_text
+from flowblend_cli.recipe.schema.json_schema import kinds_at, schema_text
 
 TAPLO = shutil.which("taplo") or shutil.which("taplo", path=str(Path(sys.executable).parent))
 needs_taplo = pytest.mark.skipif(TAPLO is None, reason="taplo isn't installed: pip install taplo")

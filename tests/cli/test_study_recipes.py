@@ -14,7 +14,7 @@ from PIL import Image
 
 from flowblend_cli import main
 from flowblend_cli.jobs import Batch, Job, Origin
-from flowblend_cli.recipe.ranges import Exploration, parse_range
+from flowblend_cli.recipe.schema.ranges import Exploration, parse_range
 from flowblend_cli.study import AdaptSpec, MeasureSpec, Selection, Study
 from flowblend_plugin.quality import METRICS
 

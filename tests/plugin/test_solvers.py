@@ -21,8 +21,8 @@ from diffusers import (
 )
 from tiny import FLOW, ForwardRecorder, run_wan, wan_denoiser, wan_pipe
 
-from flowblend_cli.recipe.sampling_rules import NOT_STOCHASTIC
-from flowblend_cli.recipe.schema import SamplingTable
+from flowblend_cli.recipe.schema.tables import SamplingTable
+from flowblend_cli.recipe.sweep.sampling import NOT_STOCHASTIC
 from flowblend_plugin import DenoiserSwitch, SchedulerConfigError, StageSchedule, wrap_scheduler
 from flowblend_plugin.flow_solvers import FlowDEISScheduler, FlowSASolverScheduler
 from flowblend_plugin.sampling import FLOW_NAMES, NAMES, STOCHASTIC, make_scheduler

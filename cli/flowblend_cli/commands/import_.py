@@ -15,10 +15,10 @@ from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.jobs import Batch
 from flowblend_cli.models.registry import find_pair, resolve_model, resolve_small
 from flowblend_cli.recipe.loader import load_batch
-from flowblend_cli.recipe.naming import check_name, same_file_key, slug
-from flowblend_cli.recipe.prompt_files import LineProblem, PromptLine, read_prompts
-from flowblend_cli.recipe.templates import Choice, Template, parse_template
-from flowblend_cli.recipe.textfiles import read_lines
+from flowblend_cli.recipe.prompts.prompt_files import LineProblem, PromptLine, read_prompts
+from flowblend_cli.recipe.prompts.template import Choice, Template, parse_template
+from flowblend_cli.recipe.schema.names import check_name, same_file_key, slug
+from flowblend_cli.recipe.source.text_files import read_lines
 from flowblend_cli.text import count, printable
 
 _MOST_WORDS_BYTES = 32

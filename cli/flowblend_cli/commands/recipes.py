@@ -43,7 +43,7 @@ def cp(name: str, dest: Path) -> None:
     Example:
       flowblend recipes cp quickstart mine.toml
     """
-    from flowblend_cli.recipe.document import SCHEMA_TITLE, schema_text
+    from flowblend_cli.recipe.schema.json_schema import SCHEMA_TITLE, schema_text
 
     found = bundled_recipes()
     if name not in found:

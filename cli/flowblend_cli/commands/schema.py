@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from flowblend_cli.recipe.document import schema_text
+from flowblend_cli.recipe.schema.json_schema import schema_text
 
 
 @click.command()

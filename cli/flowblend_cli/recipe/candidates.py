@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flowblend_cli.jobs import Job
-from flowblend_cli.recipe.checked import Recipe
-from flowblend_cli.recipe.naming import fill, same_file_key
+from flowblend_cli.recipe.expand.recipe import Recipe
+from flowblend_cli.recipe.schema.names import fill, same_file_key
+from flowblend_cli.recipe.schema.validation import Fault
 from flowblend_cli.recipe.steps import StepRange
-from flowblend_cli.recipe.validation import Fault
 from flowblend_cli.study import StepChoice
 from flowblend_cli.utils.toml_positions import KeyPath
 

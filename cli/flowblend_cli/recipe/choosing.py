@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from flowblend_cli.recipe.presets import Preset
+from flowblend_cli.recipe.prompts.keywords import Found, find_words, word_lists
+from flowblend_cli.recipe.prompts.presets import Preset
 from flowblend_cli.recipe.steps import StepRange
-from flowblend_cli.recipe.wording import Found, find_words, word_lists
 
 AUTO = "auto"
 

@@ -13,22 +13,22 @@ from typing import Any
 from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.jobs import Batch
 from flowblend_cli.models.bundled import bundled_recipes, is_bundled
-from flowblend_cli.recipe import rules
-from flowblend_cli.recipe.checked import Recipe
-from flowblend_cli.recipe.expansion import expand
-from flowblend_cli.recipe.files import SWEEPS
-from flowblend_cli.recipe.matrix import check_matrix, check_used
-from flowblend_cli.recipe.naming import check_name
-from flowblend_cli.recipe.overrides import apply_overrides
-from flowblend_cli.recipe.pictures import scene_pictures
-from flowblend_cli.recipe.presets import merge_presets
-from flowblend_cli.recipe.rows import Row, all_rows, axis_fields
-from flowblend_cli.recipe.scene_prompts import check_lines, find_prompts
-from flowblend_cli.recipe.source import read_source
-from flowblend_cli.recipe.studies import check_study
+from flowblend_cli.recipe.expand import checks
+from flowblend_cli.recipe.expand.expansion import expand
+from flowblend_cli.recipe.expand.images import scene_pictures
+from flowblend_cli.recipe.expand.recipe import Recipe
+from flowblend_cli.recipe.expand.study import check_study
+from flowblend_cli.recipe.prompts.presets import merge_presets
+from flowblend_cli.recipe.prompts.scene_prompts import check_lines, find_prompts
+from flowblend_cli.recipe.schema.names import check_name
+from flowblend_cli.recipe.schema.overrides import apply_overrides
+from flowblend_cli.recipe.schema.validation import Fault, Tables, validate
+from flowblend_cli.recipe.source.document import read_source
+from flowblend_cli.recipe.source.file import SWEEPS
+from flowblend_cli.recipe.sweep.combinations import Row, all_rows, axis_fields
+from flowblend_cli.recipe.sweep.matrix import check_matrix, check_used
+from flowblend_cli.recipe.sweep.variants import Variant, make_variant
 from flowblend_cli.recipe.sweeps import write_out_ranges
-from flowblend_cli.recipe.validation import Fault, Tables, validate
-from flowblend_cli.recipe.variants import Variant, make_variant
 from flowblend_cli.text import is_unsafe
 
 
@@ -72,27 +72,27 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     tables, faults = validate(source.document)
     presets = merge_presets(tables.presets)
     # A preset that is broken is known all the same: its scenes shouldn't be blamed as well.
-    faults += rules.check_scenes(tables, presets, source)
+    faults += checks.check_scenes(tables, presets, source)
     recipe_dir = path.absolute().parent
     prompts = find_prompts(tables, presets, source, recipe_dir, faults)
-    faults += rules.check_sweep(tables)
+    faults += checks.check_sweep(tables)
     faults += check_matrix(tables)
     faults += check_study(tables)
     fields = axis_fields(tables)
-    faults += rules.check_filename(tables, fields.values())
-    too_many = list(rules.check_count(tables, prompts))
+    faults += checks.check_filename(tables, fields.values())
+    too_many = list(checks.check_count(tables, prompts))
     faults += too_many
     rows = [] if too_many else _rows(tables, source.document)
     variants = _variants(tables, rows, recipe_dir, faults)
-    faults += dict.fromkeys(rules.check_noise_levels(tables, variants, recipe_dir))
+    faults += dict.fromkeys(checks.check_noise_levels(tables, variants, recipe_dir))
     classes = [variant.pipeline_class for variant in variants]
-    faults += rules.check_arguments(tables, presets, classes)
+    faults += checks.check_arguments(tables, presets, classes)
     faults += check_lines(prompts, classes)
     pictures = scene_pictures(tables, prompts, classes, recipe_dir, faults)
     if not faults:
         faults += check_used(tables, prompts.variables)
-        faults += rules.check_adapters_used(tables, variants)
-        faults += rules.check_overrides(tables, presets, options)
+        faults += checks.check_adapters_used(tables, variants)
+        faults += checks.check_overrides(tables, presets, options)
     name = _name(tables, path, faults)
     output_dir = _output_dir(tables, path, faults)
     source.fail(faults)
@@ -145,7 +145,7 @@ def _rows(tables: Tables, document: dict[str, Any]) -> Iterable[Row]:
         written = [document[name] for name in SWEEPS if name in document]
         plain = (isinstance(table, dict) and not any("." in a for a in table) for table in written)
         return [Row({}, {})] if all(plain) else []
-    if next(rules.check_sweep(tables), None) is not None:
+    if next(checks.check_sweep(tables), None) is not None:
         return []
     return all_rows(tables)
 

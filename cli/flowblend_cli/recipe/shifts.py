@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flowblend_cli.recipe import rules
-from flowblend_cli.recipe.checked import Recipe
-from flowblend_cli.recipe.prompt_files import FLOW_SHIFT, PromptLine
-from flowblend_cli.recipe.validation import Fault
-from flowblend_cli.recipe.variants import Variant, make_variant
+from flowblend_cli.recipe.expand import checks
+from flowblend_cli.recipe.expand.recipe import Recipe
+from flowblend_cli.recipe.prompts.prompt_files import FLOW_SHIFT, PromptLine
+from flowblend_cli.recipe.schema.validation import Fault
+from flowblend_cli.recipe.sweep.variants import Variant, make_variant
 
 _AXIS = f"sampling.{FLOW_SHIFT}"
 
@@ -36,5 +36,5 @@ def shifted(
     made = make_variant(recipe.tables, row, folder, faults)
     if made is None:
         return variant
-    faults += rules.check_noise_levels(recipe.tables, [made], folder)
+    faults += checks.check_noise_levels(recipe.tables, [made], folder)
     return made

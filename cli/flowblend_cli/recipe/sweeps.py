@@ -5,10 +5,10 @@ from __future__ import annotations
 import typing
 from typing import Any
 
-from flowblend_cli.recipe.files import SWEEPS
-from flowblend_cli.recipe.ranges import Ranges, parse_range
-from flowblend_cli.recipe.source import RecipeSource
-from flowblend_cli.recipe.sweep_schema import SweepTable
+from flowblend_cli.recipe.schema.ranges import Ranges, parse_range
+from flowblend_cli.recipe.schema.sweep_tables import SweepTable
+from flowblend_cli.recipe.source.document import RecipeSource
+from flowblend_cli.recipe.source.file import SWEEPS
 
 NUMERIC_AXES = frozenset(
     info.alias or name

@@ -1,0 +1,1 @@
+"""From a checked recipe to its jobs."""

@@ -1,0 +1,317 @@
+"""What the tables of a recipe must be together: presets, prompts, counts, options that count."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from flowblend_cli.errors import UsageError
+from flowblend_cli.jobs import SamplingSpec, schedule_of
+from flowblend_cli.models.pipeline_arguments import argument_table
+from flowblend_cli.models.solvers import find_solver
+from flowblend_cli.recipe.choosing import AUTO
+from flowblend_cli.recipe.expand.settings import scene_settings
+from flowblend_cli.recipe.prompts.presets import Preset
+from flowblend_cli.recipe.prompts.scene_prompts import Prompts
+from flowblend_cli.recipe.schema.names import FIXED_FIELDS, same_file_key, template_fields
+from flowblend_cli.recipe.schema.overrides import Override
+from flowblend_cli.recipe.schema.ranges import Exploration
+from flowblend_cli.recipe.schema.sweep_tables import AxisFields
+from flowblend_cli.recipe.schema.tables import ARGUMENTS, SETTINGS, SceneFields
+from flowblend_cli.recipe.schema.validation import Fault, Tables
+from flowblend_cli.recipe.source.document import RecipeSource
+from flowblend_cli.recipe.source.limits import MAX_JOBS
+from flowblend_cli.recipe.sweep.combinations import (
+    SEED,
+    all_axes,
+    common_axes,
+    count_axes,
+    count_matrix,
+    count_rows,
+    sweep_axes,
+    table_of,
+)
+from flowblend_cli.recipe.sweep.matrix import Binder
+from flowblend_cli.recipe.sweep.variants import Variant
+from flowblend_cli.utils.toml_positions import KeyPath
+from flowblend_plugin.errors import StageError
+from flowblend_plugin.grids import joined_grid, legs_of
+from flowblend_plugin.stages import SOLVERS
+
+DEFAULT_SEEDS = (42,)
+
+
+def check_scenes(
+    tables: Tables, presets: Mapping[str, Preset], source: RecipeSource
+) -> Iterator[Fault]:
+    """Names are unique, and presets exist."""
+    first: dict[str, int] = {}
+    if AUTO in presets:
+        message = f"{AUTO!r} chooses among the presets: take another name"
+        yield Fault(("presets", AUTO), message, at="key")
+    for index, scene in enumerate(tables.scenes):
+        if scene is None:
+            continue
+        key = same_file_key(scene.name)
+        if key in first:
+            path: KeyPath = ("scene", index, "name")
+            place = source.place(("scene", first[key], "name"), seen_from=path)
+            yield Fault(
+                path,
+                f"{scene.name!r} is the name of scene[{first[key]}] in {place} already, "
+                "which its files would share: rename one",
+            )
+        first.setdefault(key, index)
+        if scene.preset not in (None, AUTO, *presets):
+            yield Fault(("scene", index, "preset"), _unknown_preset(str(scene.preset), presets))
+
+
+def _unknown_preset(name: str, presets: Mapping[str, Preset]) -> str:
+    close = difflib.get_close_matches(name, [*presets, AUTO], n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else f"; presets are {', '.join(presets)}"
+    return f"there is no preset {name!r}{hint}"
+
+
+def check_sweep(tables: Tables) -> Iterator[Fault]:
+    """The axes of a zip are equally long, also with the variables of prompts."""
+    found: dict[str, AxisFields | None] = {"sweep": tables.sweep, "matrix": tables.matrix}
+    for name, table in found.items():
+        if table is None or table.mode != "zip":
+            continue
+        lists = {**sweep_axes(table), **getattr(table, "variables", {})}
+        lengths = {axis: len(values) for axis, values in lists.items()}
+        if len(set(lengths.values())) > 1:
+            shown = ", ".join(f"{axis} has {length}" for axis, length in lengths.items())
+            message = f"'zip' needs lists of one length; {shown}"
+            yield Fault((name, "mode"), message, related=(name,))
+
+
+def check_filename(tables: Tables, fields: Iterable[str]) -> Iterator[Fault]:
+    """The file name template uses known fields only."""
+    template = tables.recipe.filename if tables.recipe else None
+    if template is None:
+        return
+    variables = tables.matrix.variables if tables.matrix else ()
+    known = list(dict.fromkeys((*FIXED_FIELDS, *fields, *variables)))
+    for field in template_fields(template):
+        if field not in known:
+            close = difflib.get_close_matches(field, known, n=1)
+            hint = f"did you mean {{{close[0]}}}?" if close else f"fields are {', '.join(known)}"
+            yield Fault(("recipe", "filename"), f"unknown field {{{field}}}; {hint}")
+
+
+def repeats_of(tables: Tables, scene: SceneFields) -> int:
+    """How often each seed of a scene is repeated: the sweep's word wins."""
+    swept = tables.sweep.repeats if tables.sweep else None
+    return swept or scene.repeats or 1
+
+
+def own_seeds(scene: SceneFields) -> Sequence[int]:
+    """The seeds of a scene without repeats and sweeps."""
+    if isinstance(scene.seeds, Exploration):
+        return scene.seeds.seeds
+    return scene.seeds or DEFAULT_SEEDS
+
+
+def check_count(tables: Tables, prompts: Prompts) -> Iterator[Fault]:
+    """The recipe makes at most ``MAX_JOBS`` jobs; counted, never built.
+
+    Args:
+        tables: The recipe's tables.
+        prompts: Its prompts.
+    """
+    rows, binder = count_rows(tables), Binder(tables.matrix)
+    total, largest = 0, 0
+    blamed: KeyPath = ("scene",)
+    for index, found in prompts.scenes.items():
+        scene = tables.scenes[index]
+        assert scene is not None
+        of_matrix = count_matrix(tables.matrix, binder.count(found.variables), found.variables)
+        axes = all_axes(tables) if found.variables else common_axes(tables)
+        seeds = 1 if SEED in axes else len(own_seeds(scene))
+        count = count_axes(tables.sweep) * of_matrix * found.count * seeds
+        count *= repeats_of(tables, scene)
+        total += count
+        if count > largest:
+            largest, blamed = count, ("scene", index)
+    total = max(total, rows)
+    if total > MAX_JOBS:
+        if tables.matrix is not None and tables.matrix.model_fields_set:
+            blamed = ("matrix",)
+        if count_axes(tables.sweep) > 1:
+            blamed = ("sweep",)
+        yield Fault(
+            blamed,
+            f"the recipe makes {total:,} jobs, more than the limit of {MAX_JOBS:,}: shorten its "
+            "sweep, matrix, seeds, repeats or alternatives, or draw some prompts with sample",
+            related=("scene", "sweep", "matrix"),
+        )
+
+
+def check_arguments(
+    tables: Tables, presets: Mapping[str, Preset], pipeline_classes: Iterable[str | None]
+) -> Iterator[Fault]:
+    """Every argument that a scene sets is one that the pipeline takes, where its class is known."""
+    table = argument_table()
+    paths = _setting_paths(tables, presets)
+    for pipeline_class in dict.fromkeys(pipeline_classes):
+        known = table.pipelines.get(pipeline_class or "")
+        if known is None:
+            continue
+        for path in paths:
+            name = str(path[-1])
+            if name in ARGUMENTS and name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                if name == "fps":
+                    hint = "; the file's frame rate is fps in [output]"
+                message = f"{pipeline_class} takes no {name}{hint}"
+                yield Fault(path, message, at="key", related=("model",))
+
+
+def check_noise_levels(
+    tables: Tables, variants: Iterable[Variant], recipe_dir: Path
+) -> Iterator[Fault]:
+    """Where stages end at noise levels, those of the steps can be told without the pipeline."""
+    yield from _check_grids(variants, recipe_dir)
+    known: dict[tuple[str, SamplingSpec], str | None] = {}
+    for variant in variants:
+        if not schedule_of(variant.stages).needs_noise_levels:
+            continue
+        pipeline, sampling = variant.model.pipeline, variant.sampling
+        if (pipeline, sampling) not in known:
+            try:
+                find_solver(pipeline, sampling, recipe_dir)
+                known[pipeline, sampling] = None
+            except UsageError as error:
+                known[pipeline, sampling] = str(error)
+        problem = known[pipeline, sampling]
+        if problem is not None:
+            path = _sigma_path(tables, variant)
+            yield Fault(path, problem, at="key", related=("model", "sampling", "blend"))
+
+
+def _check_grids(variants: Iterable[Variant], recipe_dir: Path) -> Iterator[Fault]:
+    """Stages with steps of their own have levels that descend, on solvers with a known grid."""
+    for variant in variants:
+        has_steps = schedule_of(variant.stages).num_inference_steps is not None
+        if not has_steps and variant.sampling.sigma_max is None:
+            continue
+        path = (*variant.row.path("blend", "stage"), 0, "steps")
+        if not has_steps:
+            path = variant.row.path("sampling", "sigma_max")
+        related = ("model", "sampling", "blend")
+        try:
+            solver = find_solver(variant.model.pipeline, variant.sampling, recipe_dir)
+        except UsageError as error:
+            if has_steps:
+                reason = str(error).rpartition(": ")[0]
+                message = f"{reason}: leave steps out, and give boundaries"
+                yield Fault(path, message, at="key", related=related)
+            continue
+        if solver.name not in SOLVERS:
+            message = (
+                f"isn't possible with scheduler {solver.name!r}: choose one of {', '.join(SOLVERS)}"
+            )
+            yield Fault(path, message, at="key", related=related)
+        elif has_steps:
+            try:
+                legs = legs_of(variant.stages, solver.name)
+                joined_grid(legs, solver.flow_shift, solver.start)
+            except StageError as error:
+                yield Fault(path, str(error), at="key", related=related)
+
+
+def check_adapters_used(tables: Tables, variants: Sequence[Variant]) -> Iterator[Fault]:
+    """Every LoRA of [model.adapters] is at work in a stage: a style silently left out is a trap."""
+    used = {adapter.name for variant in variants for adapter in variant.adapters}
+    for name in tables.model.adapters if tables.model and variants else ():
+        if name not in used:
+            message = (
+                "is at work in no stage: name it in adapters of a [[blend.stage]], or remove it"
+            )
+            yield Fault(("model", "adapters", name), message, at="key", related=("blend",))
+
+
+def _sigma_path(tables: Tables, variant: Variant) -> KeyPath:
+    """The key by which the stages of a combination end at noise levels."""
+    stages = (tables.blend.stage if tables.blend else None) or []
+    for index, stage in enumerate(stages):
+        if stage.until_sigma is not None:
+            return ("blend", "stage", index, "until_sigma")
+    return variant.row.path("blend", "boundary_sigmas")
+
+
+def _setting_paths(tables: Tables, presets: Mapping[str, Preset]) -> list[KeyPath]:
+    """The paths of all arguments that the recipe itself sets."""
+    paths: list[KeyPath] = []
+    if tables.defaults is not None:
+        paths += [("defaults", key) for key in tables.defaults.settings()]
+    paths += [("presets", name, key) for name, preset in presets.items() for key in preset.own]
+    for index, scene in enumerate(tables.scenes):
+        if scene is not None:
+            paths += [("scene", index, key) for key in scene.settings()]
+    for axis in all_axes(tables):
+        if "." not in axis and axis != SEED:
+            paths.append((table_of(tables, axis), axis))
+    return paths
+
+
+def check_overrides(
+    tables: Tables,
+    presets: Mapping[str, Preset],
+    overrides: Iterable[Override],
+) -> Iterator[Fault]:
+    """Every ``--set`` reaches a job, unless it sets what is there already."""
+    axes = common_axes(tables)
+    for override in overrides:
+        for path, value, former in override.leaves():
+            if value == former and type(value) is type(former):
+                continue
+            reason = _unread(path, value, tables, presets, axes)
+            if reason:
+                yield Fault(path, f"no job reads it: {reason}")
+
+
+def _unread(
+    path: KeyPath,
+    value: object,
+    tables: Tables,
+    presets: Mapping[str, Preset],
+    axes: Mapping[str, list[object]],
+) -> str | None:
+    """Why no job reads what was set, or None if one does."""
+    table, key = path[0], str(path[-1])
+    dotted = f"{table}.{key}"
+    if dotted in axes and len(path) == 2:
+        return f"[{table_of(tables, dotted)}] sets {dotted} for every job"
+    if table == "scene" and key == "repeats" and tables.sweep and tables.sweep.repeats:
+        return "[sweep] sets repeats for every job"
+    if table == "scene" and key == "seeds" and SEED in axes:
+        return f"[{table_of(tables, SEED)}] sets seed for every job"
+    if table not in ("defaults", "presets", "scene") or key not in SETTINGS:
+        return None
+    if key in axes:
+        same = all(swept == value for swept in axes[key])
+        return None if same else f"[{table_of(tables, key)}] sets {key} for every job"
+    winners = [
+        scene_settings(tables, presets, index, scene).get(key)
+        for index, scene in enumerate(tables.scenes)
+        if scene is not None and _concerns(path, index, scene)
+    ]
+    if not winners:
+        return f"no scene uses preset {path[1]!r}" if table == "presets" else None
+    if any(scene is not None and scene.preset == AUTO for scene in tables.scenes):
+        return None  # what its words choose, and for which prompts, isn't known yet
+    if any(w is None or w.path == path or w.value == value for w in winners):
+        return None
+    origins = " and ".join(dict.fromkeys(w.origin for w in winners if w))
+    return f"{origins} overrides it everywhere; set {key} there"
+
+
+def _concerns(path: KeyPath, index: int, scene: SceneFields) -> bool:
+    """Whether a scene could read a key at all."""
+    if path[0] == "presets":
+        return scene.preset in (AUTO, path[1])
+    return path[0] != "scene" or path[1] == index

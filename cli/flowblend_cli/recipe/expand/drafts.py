@@ -1,0 +1,159 @@
+"""Cheap looks before the real renders: drafts, their finals, and the seeds that are explored."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from flowblend_cli.jobs import Job, Origin
+from flowblend_cli.recipe.candidates import Candidate
+from flowblend_cli.recipe.expand.recipe import Recipe
+from flowblend_cli.recipe.schema.ranges import Exploration
+from flowblend_cli.recipe.schema.study_tables import DraftTable
+from flowblend_cli.recipe.schema.validation import Fault
+from flowblend_cli.recipe.sweep.blend import PAPER_BOUNDARIES
+from flowblend_cli.study import Selection
+from flowblend_plugin.errors import StageError
+from flowblend_plugin.stages import LETTERS, StageSchedule
+
+_DRAFT, _FINAL = "draft", "final"
+
+
+def add_drafts(
+    recipe: Recipe, candidates: Iterable[Candidate], faults: list[Fault]
+) -> list[Candidate]:
+    """Put drafts before the jobs, as [recipe] passes and explored seeds ask for.
+
+    Args:
+        recipe: The recipe.
+        candidates: Its jobs, in order.
+        faults: Where faults of [draft] go.
+
+    Returns:
+        The drafts, then the jobs that stay: as they are, or as the final of a draft.
+    """
+    assert recipe.tables.recipe is not None
+    assert recipe.tables.draft is not None
+    passes = recipe.tables.recipe.passes
+    drafts: dict[Job, Candidate] = {}
+    jobs: list[Candidate] = []
+    for candidate in candidates:
+        scene = recipe.tables.scenes[candidate.scene_index]
+        explores = scene is not None and isinstance(scene.seeds, Exploration)
+        if not (explores if passes is None else _DRAFT in passes):
+            jobs.append(candidate)
+            continue
+        draft = _draft_of(candidate, recipe.tables.draft, faults)
+        most = recipe.tables.recipe.max_steps
+        if most is not None and recipe.tables.draft.steps > most:
+            steps = recipe.tables.draft.steps
+            message = f"{steps} steps are more than max_steps = {most} in [recipe] allows"
+            faults.append(Fault(("draft", "steps"), message, related=("draft", "recipe")))
+        draft = drafts.setdefault(draft.content, draft)
+        if passes is None or _FINAL in passes:
+            jobs.append(replace(candidate, draft=draft, is_reserve=explores))
+    return [*drafts.values(), *jobs]
+
+
+def _draft_of(candidate: Candidate, table: DraftTable, faults: list[Fault]) -> Candidate:
+    """The draft of a job: the same prompt and noise, in fewer steps of a cheaper denoiser."""
+    job = candidate.job
+    letters = table.stages or ("S" if job.model.small is not None else "L")
+    further = {name: name for name, _ in job.model.denoisers}
+    boundaries = PAPER_BOUNDARIES if len(letters) == 3 else None
+    try:
+        schedule = StageSchedule.parse(letters, boundaries, None, further)
+        schedule.stage_indices(table.steps)
+        if LETTERS["S"] in schedule.roles and job.model.small is None:
+            raise StageError("the small denoiser is used, and [model] names none: name one there")
+    except StageError as error:
+        faults.append(Fault(("draft", "stages"), str(error), related=("draft", "model")))
+        return candidate
+    settings = {**dict(job.arguments), "num_inference_steps": table.steps}
+    draft = replace(
+        job,
+        stages=schedule.stages,
+        stage_string=letters,
+        arguments=tuple(sorted(settings.items())),
+        adapters=(),
+        adaptive=None,
+    )
+    fields = {**candidate.fields, "num_inference_steps": table.steps, "stages": letters}
+    return replace(candidate, job=draft, fields=fields, is_draft=True)
+
+
+def with_origins(jobs: list[Job], candidates: list[Candidate]) -> list[Job]:
+    """Say of drafts and finals why they are there.
+
+    Args:
+        jobs: The jobs with their names.
+        candidates: What they were made from, in the same order.
+    """
+    ids = {id(c): job.id for c, job in zip(candidates, jobs, strict=True)}
+    made = []
+    for candidate, job in zip(candidates, jobs, strict=True):
+        origin = None
+        if candidate.is_draft:
+            reason = f"a look at seed {job.seed} in {job.num_inference_steps} steps"
+            origin = Origin("draft", reason=reason)
+        elif candidate.draft is not None:
+            draft = ids[id(candidate.draft)]
+            reason = f"finishes {draft} in {job.num_inference_steps} steps"
+            origin = Origin("final", of=draft, reason=reason)
+        made.append(job if origin is None else replace(job, origin=origin))
+    return made
+
+
+def find_selections(
+    recipe: Recipe, candidates: list[Candidate], jobs: list[Job], faults: list[Fault]
+) -> tuple[Selection, ...]:
+    """The explored seeds of each scene, prompt and combination, of which the best are finished.
+
+    Args:
+        recipe: The recipe.
+        candidates: The jobs before they had names.
+        jobs: The same jobs with names and origins.
+        faults: Where faults go.
+    """
+    reserve = [job for c, job in zip(candidates, jobs, strict=True) if c.is_reserve]
+    alike: Callable[[Job], Job] = _without_seed
+    groups = {
+        key: [*group]
+        for key, group in itertools.groupby(sorted(reserve, key=_order(reserve)), alike)
+    }
+    table = recipe.tables.draft
+    assert table is not None
+    return tuple(_selection(group, table, faults) for group in groups.values())
+
+
+def _without_seed(job: Job) -> Job:
+    return replace(job, seed=0, id="", origin=None)
+
+
+def _order(jobs: list[Job]) -> Callable[[Job], int]:
+    """Sorts jobs that differ by seed only next to each other, at the place of the first."""
+    places: dict[Job, int] = {}
+    for job in jobs:
+        places.setdefault(_without_seed(job), len(places))
+    return lambda job: places[_without_seed(job)]
+
+
+def _selection(finals: list[Job], table: DraftTable, faults: list[Fault]) -> Selection:
+    number = len(finals)
+    reject_keep = table.reject_keep
+    if table.reject_after is not None and reject_keep is None:
+        reject_keep = max(table.keep, (number + 1) // 2)
+    wants = {"keep": table.keep, "reject_keep": reject_keep or 1}
+    for key, wanted in wants.items():
+        if wanted > number:
+            message = f"{wanted} is more than the {number} seeds that scene {finals[0].scene!r} has"
+            faults.append(Fault(("draft", key), message, related=("draft", "scene")))
+    return Selection(
+        finals[0].scene,
+        tuple(job.origin.of for job in finals if job.origin is not None),
+        tuple(job.id for job in finals),
+        table.keep,
+        table.reject_after,
+        reject_keep,
+    )

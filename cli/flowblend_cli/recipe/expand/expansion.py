@@ -1,0 +1,360 @@
+"""From a checked recipe to its jobs: one per scene, prompt, combination and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from flowblend_cli.errors import UsageError
+from flowblend_cli.jobs import Batch, ImageSpec, Job, OutputSpec, freeze, schedule_of
+from flowblend_cli.models.forwards import PIPELINES
+from flowblend_cli.models.pipeline_arguments import argument_table
+from flowblend_cli.models.solvers import find_solver
+from flowblend_cli.recipe.candidates import Candidate, name_jobs
+from flowblend_cli.recipe.expand.checks import own_seeds, repeats_of
+from flowblend_cli.recipe.expand.drafts import add_drafts, find_selections, with_origins
+from flowblend_cli.recipe.expand.file_names import Fields
+from flowblend_cli.recipe.expand.hints import find_hints
+from flowblend_cli.recipe.expand.recipe import Recipe
+from flowblend_cli.recipe.expand.settings import (
+    PromptSettings,
+    Setting,
+    is_picture,
+    line_settings,
+    prompt_settings,
+    scene_settings,
+)
+from flowblend_cli.recipe.expand.study import make_study
+from flowblend_cli.recipe.prompts.prompt_files import PromptLine
+from flowblend_cli.recipe.prompts.scene_prompts import WrittenPrompt
+from flowblend_cli.recipe.prompts.template import Expanded, problem_of, too_long
+from flowblend_cli.recipe.schema.ranges import MAX_SEED
+from flowblend_cli.recipe.schema.tables import SceneFields
+from flowblend_cli.recipe.schema.validation import Fault
+from flowblend_cli.recipe.shapes import fit_to_picture, shape_problems
+from flowblend_cli.recipe.shifts import shifted
+from flowblend_cli.recipe.source.limits import MAX_PROMPT
+from flowblend_cli.recipe.sweep.auto_stages import Settler
+from flowblend_cli.recipe.sweep.blend import blamed_for_stages
+from flowblend_cli.recipe.sweep.combinations import SEED, Row
+from flowblend_cli.recipe.sweep.matrix import Binding
+from flowblend_cli.recipe.sweep.variants import Variant
+from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
+from flowblend_plugin.noise_levels import noise_levels
+from flowblend_plugin.stages import EXTRAPOLATED
+
+DEFAULT_FPS = 16
+_NO: tuple[Binding, ...] = ({},)
+_LAYERS = ("output", "defaults", "presets", "scene", "sweep", "matrix")
+
+
+def expand(recipe: Recipe, *, settle: bool = True) -> Batch:
+    """Make the jobs of a recipe.
+
+    Args:
+        recipe: A recipe from ``load_recipe``.
+        settle: Whether to choose the stages that are left to data; otherwise placeholders stay.
+
+    Returns:
+        The batch. Jobs of one model stand together; otherwise scene by scene, prompt by prompt,
+        the sweep's first axis changing slowest and the seed fastest. Equal jobs are merged.
+
+    Raises:
+        RecipeError: Jobs that would share a file, an unsafe file name, a seed out of range, or
+            an output that the pipeline can't give.
+    """
+    faults: list[Fault] = []
+    settler = Settler(recipe.path.absolute().parent, is_idle=not settle)
+    fields = Fields(recipe)
+    candidates: list[Candidate] = []
+    for index, scene in enumerate(recipe.tables.scenes):
+        if scene is not None:
+            base = scene_settings(recipe.tables, recipe.presets, index, scene)
+            candidates += _of_scene(_Scene(recipe, index, scene, base, settler, fields), faults)
+    candidates = add_drafts(recipe, candidates, faults)
+    recipe.source.fail(dict.fromkeys(faults))
+    models = list(dict.fromkeys(candidate.job.model for candidate in candidates))
+    rank = {model: place for place, model in enumerate(models)}
+    candidates.sort(key=lambda candidate: (not candidate.is_draft, rank[candidate.job.model]))
+    jobs = with_origins(name_jobs(recipe, candidates), candidates)
+    selections = find_selections(recipe, candidates, jobs, faults)
+    recipe.source.fail(dict.fromkeys(faults))
+    reserve = {job.id for c, job in zip(candidates, jobs, strict=True) if c.is_reserve}
+    warnings = (*settler.warnings, *find_hints(recipe, candidates))
+    return Batch(
+        recipe.name,
+        recipe.output_dir,
+        tuple(job for job in jobs if job.id not in reserve),
+        warnings,
+        recipe.path.absolute(),
+        make_study(recipe, candidates, selections),
+        tuple(job for job in jobs if job.id in reserve),
+        recipe.source.text,
+    )
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """A scene on its way to jobs.
+
+    Args:
+        recipe: The recipe.
+        index: Index of the scene.
+        scene: The scene.
+        base: Its arguments before any sweep.
+        settler: Chooses stages that are left to data.
+        fields: What file names are made of.
+    """
+
+    recipe: Recipe
+    index: int
+    scene: SceneFields
+    base: Mapping[str, Setting]
+    settler: Settler
+    fields: Fields
+    _seeds: dict[int, list[int]] = field(default_factory=dict)
+
+    def seeds(
+        self, number: int, line: PromptLine | None, row: Row, faults: list[Fault]
+    ) -> list[int]:
+        """The seeds of a prompt in one combination: repeat r of seed s is s + r, each once."""
+        own = line.seed if line is not None else None
+        if own is None and number in self._seeds:
+            return self._seeds[number]
+        swept = row.axis_path(SEED)
+        written = [own] if own is not None else own_seeds(self.scene)
+        if swept is not None:
+            written = [row.values[SEED]]
+        repeats = range(repeats_of(self.recipe.tables, self.scene))
+        seeds = dict.fromkeys(s + r for s in written for r in repeats)
+        if max(seeds) > MAX_SEED:
+            message = f"repeats lead to seed {max(seeds)}, above the highest one, {MAX_SEED}"
+            path = ("scene", self.index, "seeds" if own is None else "prompts_file")
+            faults.append(Fault(swept or path, message))
+        elif own is None:
+            self._seeds[number] = list(seeds)
+        return list(seeds)
+
+
+def _of_scene(scene: _Scene, faults: list[Fault]) -> Iterator[Candidate]:
+    recipe, prompts = scene.recipe, scene.recipe.prompts.scenes[scene.index]
+    seen: dict[Job, set[int]] = {}
+    for prompt_index, (written, prompt) in enumerate(prompts.expand(faults)):
+        found: list[Fault] = []
+        for number, settled in enumerate(recipe.variants):
+            part = settled.row.has_variables
+            is_sure = part is not None and not prompts.negative_variables
+            if is_sure and part != bool(prompt.variables):
+                continue
+            variables = prompt.variables | prompts.negative_variables
+            bindings = (
+                scene.fields.binder.bind(settled.row, variables) if part is not False else _NO
+            )
+            variant = shifted(recipe, settled, scene.index, written.line, found)
+            seeds = scene.seeds(number, written.line, variant.row, found)
+            for values in bindings:
+                job, settings, names = _of_prompt(scene, written, prompt, variant, values, found)
+                if part is not None and part != bool(names):
+                    continue
+                used = {name: value for name, value in values.items() if name in names}
+                fields = scene.fields.of(
+                    job, written, variant, prompt.choices, used, has_several=prompts.has_several
+                )
+                fields["prompt_index"] = prompt_index
+                template = scene.fields.template(variant, used, has_several=prompts.has_several)
+                # The template decides no pixel: two that lead to one prompt are one job.
+                alike = seen.setdefault(job, set())
+                for seed in seeds:
+                    if seed not in alike:
+                        alike.add(seed)
+                        yield Candidate(
+                            replace(job, seed=seed, prompt_template=written.text),
+                            scene.index,
+                            {**fields, "seed": seed},
+                            template,
+                            pipeline_class=variant.pipeline_class,
+                            suits=settings.suits,
+                            steps=settings.steps,
+                        )
+        faults += [_of_line(fault, written) for fault in found]
+
+
+def _of_line(fault: Fault, written: WrittenPrompt) -> Fault:
+    """A fault that a line's prompt or its flags may have to do with names the line."""
+    line = written.line
+    if line is None or not (line.has_flags or fault.path == written.path):
+        return fault
+    return replace(fault, message=f"{line.where}{fault.message}")
+
+
+def _of_prompt(
+    scene: _Scene,
+    written: WrittenPrompt,
+    prompt: Expanded,
+    variant: Variant,
+    values: Binding,
+    faults: list[Fault],
+) -> tuple[Job, PromptSettings, frozenset[str]]:
+    """The job of one prompt without seed and template, who settled it, and its variables."""
+    recipe, index, line, binder = scene.recipe, scene.index, written.line, scene.fields.binder
+    text = prompt.fill(values)
+    base = {**scene.base, **line_settings(index, line)} if line is not None else scene.base
+    found = prompt_settings(recipe, index, scene.scene, base, text, variant, line)
+    _check_steps(found, variant, recipe, faults)
+    picture = recipe.picture_of(index, line)
+    settings = _shaped(found.values, base, index, variant, picture, recipe, faults)
+    negative = settings.pop("negative_prompt", None)
+    problem = too_long() if len(negative or "") > MAX_PROMPT else problem_of(text)
+    if problem:
+        faults.append(Fault(written.path, problem))
+    job = Job(
+        id="",
+        recipe=recipe.name,
+        scene=scene.scene.name,
+        prompt=text,
+        prompt_template="",
+        negative_prompt=binder.fill(negative, values) if negative else negative,
+        seed=0,
+        stages=variant.stages,
+        stage_string=variant.stage_string,
+        arguments=tuple(sorted((key, freeze(value)) for key, value in settings.items())),
+        model=variant.model,
+        sampling=variant.sampling,
+        output=_output(recipe, variant, settings, faults),
+        image=picture,
+        adapters=variant.adapters,
+    )
+    job = _settled(job, variant, scene.settler, faults)
+    _check_guidance(job, variant, faults)
+    _check_first_step(job, variant, recipe, faults)
+    return job, found, prompt.variables | binder.find(negative or "")
+
+
+def _check_steps(
+    found: PromptSettings, variant: Variant, recipe: Recipe, faults: list[Fault]
+) -> None:
+    """No job has more steps than the recipe allows, or others than its stages have."""
+    steps = found.values["num_inference_steps"]
+    most = recipe.tables.recipe.max_steps if recipe.tables.recipe is not None else None
+    if most is not None and steps > most:
+        message = f"{steps} steps are more than max_steps = {most} in [recipe] allows"
+        faults.append(Fault(found.path, message, related=(*_LAYERS, "recipe")))
+    own = schedule_of(variant.stages).num_inference_steps
+    if own is not None and steps != own:
+        parts = " + ".join(str(stage.steps) for stage in variant.stages)
+        message = (
+            f"{steps} steps are {found.steps.reason}, and the stages have {parts} = {own} of their "
+            "own: leave num_inference_steps out here, or steps out of the stages"
+        )
+        faults.append(Fault(found.path, message, related=(*_LAYERS, "blend")))
+
+
+def _shaped(
+    values: dict[str, Any],
+    base: Mapping[str, Setting],
+    index: int,
+    variant: Variant,
+    image: ImageSpec | None,
+    recipe: Recipe,
+    faults: list[Fault],
+) -> dict[str, Any]:
+    """The arguments with height and width, where their area is to have the picture's shape."""
+    if "pixel_area" not in values:
+        return values
+    written = {*base, *variant.row.settings()}
+    problems = [*shape_problems(written, variant.pipeline_class, has_image=image is not None)]
+    written_at = base["pixel_area"].path if "pixel_area" in base else None
+    path = variant.row.axis_path("pixel_area") or written_at or ("scene", index)
+    faults += [Fault(path, text, at="key", related=(*_LAYERS, "model")) for text in problems]
+    if image is None or problems:
+        return {key: value for key, value in values.items() if key != "pixel_area"}
+    return fit_to_picture(values, image, recipe.path.absolute().parent)
+
+
+def _settled(job: Job, variant: Variant, settler: Settler, faults: list[Fault]) -> Job:
+    """The job with its own stages, where they are left to data."""
+    automatic = variant.automatic
+    if automatic is None or settler.is_idle:
+        return job
+    try:
+        stages = settler.settle(job, automatic)
+    except (CalibrationError, StageError, UsageError) as error:
+        keys = {BudgetError: "budget", CalibrationError: "calibration"}
+        path = variant.row.path("blend", keys.get(type(error), "stages"))
+        faults.append(Fault(path, str(error), at="key", related=(*_LAYERS, "blend", "model")))
+        return job
+    if job.model.small is None and any(stage.denoiser == "small" for stage in stages):
+        message = (
+            "is missing, and the stages that were chosen use the small denoiser: name where it "
+            'comes from, or set criterion = "extrapolated" in [blend]'
+        )
+        path = variant.row.path("model", "small")
+        faults.append(Fault(path, message, related=("model", "blend")))
+        return job
+    is_adaptive = automatic.kind == "adaptive" and len(stages) > 1
+    return replace(job, stages=stages, adaptive=automatic.threshold if is_adaptive else None)
+
+
+def _check_guidance(job: Job, variant: Variant, faults: list[Fault]) -> None:
+    """A stage's guidance needs a call that runs the unconditional pass."""
+    facts = PIPELINES.get(variant.pipeline_class or "")
+    if facts is None or facts.is_guided(job):
+        return
+    for index, stage in enumerate(job.stages):
+        if stage.guidance_scale is not None and stage.guidance_scale > 1:
+            path = (*variant.row.path("blend", "stage"), index, "guidance_scale")
+            message = (
+                f"{stage.guidance_scale} isn't possible: scene {job.scene!r} runs with "
+                f"{facts.argument} = {job.argument(facts.argument, facts.guidance_scale)} and so "
+                f"has no unconditional pass; set {facts.argument} above 1 there"
+            )
+            faults.append(Fault(path, message, related=_LAYERS))
+
+
+def _check_first_step(job: Job, variant: Variant, recipe: Recipe, faults: list[Fault]) -> None:
+    """A denoiser runs the first step, where extrapolated ones are to go by it."""
+    schedule, steps, levels = job.schedule, job.num_inference_steps, None
+    if EXTRAPOLATED not in schedule.roles:
+        return
+    if schedule.needs_noise_levels:
+        folder = recipe.path.absolute().parent
+        solver = find_solver(job.model.pipeline, job.sampling, folder)
+        levels = noise_levels(solver.name, steps, solver.flow_shift, solver.start)
+    try:
+        schedule.stage_indices(steps, levels)
+    except StageError as error:
+        blend = recipe.tables.blend
+        assert blend is not None
+        key = blamed_for_stages(blend, tuple(variant.row.of("blend")), str(error))
+        message = f"scene {job.scene!r}: {error}"
+        faults.append(Fault(variant.row.path("blend", key), message, related=_LAYERS))
+
+
+def _output(
+    recipe: Recipe, variant: Variant, settings: dict[str, Any], faults: list[Fault]
+) -> OutputSpec:
+    """The final file's form, with what the recipe leaves open filled in and checked."""
+    values = dict(variant.output)
+    path = variant.row.path
+    makes_clips = argument_table().takes(variant.pipeline_class, "num_frames")
+    makes_picture = is_picture(settings, variant)
+    if values["container"] is None:
+        values["container"] = "png" if makes_picture else "mp4"
+    elif values["container"] == "png" and not makes_picture:
+        message = "'png' holds a single picture: set num_frames = 1, or container = \"mp4\""
+        faults.append(Fault(path("output", "container"), message, related=_LAYERS))
+    elif values["container"] == "mp4" and not makes_clips:
+        message = f"{variant.pipeline_class} makes pictures: leave container out"
+        faults.append(Fault(path("output", "container"), message, related=_LAYERS))
+    if values["fps"] is None:
+        values["fps"] = (variant.pair.fps if variant.pair else None) or DEFAULT_FPS
+    odd = [
+        f"{side} {settings[side]}"
+        for side in ("height", "width")
+        if not makes_picture and settings.get(side, 0) * values["scale"] % 2
+    ]
+    if odd:
+        message = f"H.264 needs even sizes, and {' and '.join(odd)} is odd: set scale = 2"
+        faults.append(Fault(path("output", "scale"), message, related=_LAYERS))
+    return OutputSpec(**values)

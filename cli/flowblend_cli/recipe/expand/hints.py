@@ -1,0 +1,121 @@
+"""What is legal, but probably not meant: too many steps, too few, empty stages, words of chance."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from flowblend_cli.advice import LESS_MEMORY
+from flowblend_cli.jobs import Job
+from flowblend_cli.models.forwards import PIPELINES
+from flowblend_cli.recipe.candidates import Candidate
+from flowblend_cli.recipe.expand.recipe import Recipe
+from flowblend_cli.recipe.prompts.keywords import find_words, word_lists
+from flowblend_cli.recipe.steps import MANY_STEPS
+from flowblend_cli.text import count
+
+LARGE_SIDE = 768
+LARGE_STEPS = 100
+
+
+def find_hints(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterator[str]:
+    """Every warning about the jobs of a recipe, none of which blocks anything.
+
+    Args:
+        recipe: The recipe.
+        candidates: Its jobs, drafts and finals among them.
+    """
+    yield from _many_steps(candidates)
+    yield from _unsuited_steps(candidates)
+    yield from _idle_drafts(candidates)
+    yield from _words_of_chance(recipe, candidates)
+    yield from _empty_stages([candidate.job for candidate in candidates])
+
+
+def _many_steps(candidates: Sequence[Candidate]) -> Iterator[str]:
+    many = sum(c.job.num_inference_steps > MANY_STEPS for c in candidates)
+    if many:
+        yield f"{count(many, 'job')} with more than {MANY_STEPS} steps: so many may distort motion"
+    large = sum(c.job.num_inference_steps >= LARGE_STEPS and _is_large(c) for c in candidates)
+    if large:
+        yield (
+            f"{count(large, 'job')} of {LARGE_SIDE}p or more with {LARGE_STEPS} steps or more: "
+            f"memory may run out; where it does, {LESS_MEMORY}"
+        )
+
+
+def _is_large(candidate: Candidate) -> bool:
+    facts = PIPELINES.get(candidate.pipeline_class or "")
+    sides = [
+        candidate.job.argument(side, getattr(facts, side, None)) for side in ("height", "width")
+    ]
+    return all(isinstance(side, int) and side >= LARGE_SIDE for side in sides)
+
+
+def _unsuited_steps(candidates: Sequence[Candidate]) -> Iterator[str]:
+    """Jobs outside of the range of their scene's preset."""
+    unsuited: Counter[tuple[str, str, str, str]] = Counter()
+    for candidate in candidates:
+        suits, steps = candidate.suits, candidate.job.num_inference_steps
+        if suits is None or candidate.is_draft:
+            continue
+        is_few = suits.low is not None and steps < suits.low
+        if is_few or steps > suits.high:
+            preset = candidate.steps.preset if candidate.steps is not None else ""
+            unsuited[candidate.job.scene, "fewer" if is_few else "more", preset, str(suits)] += 1
+    for (scene, how, preset, told), number in unsuited.items():
+        yield f"{scene}: {count(number, 'job')} with {how} steps than suit preset {preset} ({told})"
+
+
+def _idle_drafts(candidates: Sequence[Candidate]) -> Iterator[str]:
+    """Drafts that save nothing."""
+    drafted = [c for c in candidates if c.draft is not None]
+    idle = sum(
+        c.draft.job.num_inference_steps >= c.job.num_inference_steps for c in drafted if c.draft
+    )
+    if idle:
+        yield (
+            f"{count(idle, 'final')} with no more steps than the draft before it: set fewer steps "
+            "in [draft]"
+        )
+
+
+def _words_of_chance(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterator[str]:
+    """Words that ask for randomness, of scenes whose sampling has none."""
+    lists = word_lists()["randomness"]
+    prompts = dict.fromkeys(
+        (c.scene_index, c.job.prompt) for c in candidates if c.job.sampling.mode == "ode"
+    )
+    words: dict[int, dict[str, None]] = {}
+    for index, prompt in prompts:
+        scene = recipe.tables.scenes[index]
+        if scene is not None and scene.lint:
+            found = find_words(prompt, lists["words"])
+            words.setdefault(index, {}).update(dict.fromkeys(each.written for each in found))
+    for index, written in words.items():
+        if not written:
+            continue
+        scene = recipe.tables.scenes[index]
+        assert scene is not None
+        asks = "asks" if len(written) == 1 else "ask"
+        is_chinese = any(re.search("[\u3400-\u9fff]", word) for word in written)
+        anchors = ", ".join(lists["anchors_zh" if is_chinese else "anchors"])
+        yield (
+            f"{scene.name}: {' and '.join(map(repr, written))} {asks} for randomness, and mode = "
+            f'"ode" adds none: use anchors instead ({anchors}), or mode = "sde"; lint = false in '
+            "the scene silences this"
+        )
+
+
+def _empty_stages(jobs: Sequence[Job]) -> Iterator[str]:
+    empty: Counter[str] = Counter()
+    # Jobs of one variant share their stages; hashing these for every job takes longer.
+    alike: dict[tuple[int, int], list[Job]] = {}
+    for job in jobs:
+        alike.setdefault((id(job.stages), job.num_inference_steps), []).append(job)
+    for some in alike.values():
+        if not some[0].schedule.needs_noise_levels:
+            empty.update({message: len(some) for message in some[0].empty_stages()})
+    for message, number in empty.items():
+        yield f"{message} ({count(number, 'job')})"

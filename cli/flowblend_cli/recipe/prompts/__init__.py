@@ -1,0 +1,1 @@
+"""From a scene's prompt text to its prompts."""

@@ -1,0 +1,130 @@
+"""The tables [sweep] and [matrix]: an axis for every key that may vary, a list or a range."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
+
+from flowblend_cli.recipe.schema.ranges import Ranges, is_numeric, refuse_text
+from flowblend_cli.recipe.schema.tables import (
+    SETTINGS,
+    BlendTable,
+    ModelTable,
+    OutputTable,
+    Repeats,
+    SamplingTable,
+    Seed,
+    Table,
+    extended,
+)
+
+# Keys of [sweep] and [matrix] that are no axes.
+NO_AXES = ("mode", "repeats", "time_repeats")
+RANGES = (BeforeValidator(refuse_text), Ranges())
+
+
+class AxisFields(Table):
+    """Lists of values that vary together."""
+
+    mode: Literal["product", "zip"] = "product"
+    """Every combination of the lists, or their first values together, then their second..."""
+    seed: (
+        Annotated[list[Annotated[Seed, BeforeValidator(refuse_text)]], Field(min_length=1), *RANGES]
+        | None
+    ) = None
+    """Seeds to render instead of the scenes' own."""
+
+    _written: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_order(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        made = handler(value)
+        made._written = tuple(value) if isinstance(value, dict) else ()
+        return made
+
+    @cached_property
+    def axes(self) -> dict[str, list[Any]]:
+        """The settings that vary, in the order of the recipe: dotted names, or bare ones."""
+        found = {
+            info.alias or name: getattr(self, name)
+            for name, info in type(self).model_fields.items()
+            if name in self.model_fields_set and name not in NO_AXES
+        }
+        return dict(sorted(found.items(), key=lambda axis: self.place(axis[0])))
+
+    def place(self, axis: str) -> int:
+        """Which of the recipe's keys an axis is, counted from 0."""
+        return self._written.index(axis) if axis in self._written else len(self._written)
+
+
+class SweepFields(AxisFields):
+    """Axes along which every scene is rendered: lists of values."""
+
+    repeats: Repeats | None = None
+    """As in a scene, and wins over it."""
+    time_repeats: Annotated[int, Field(ge=1, le=100)] = 1
+    """How often every job is rendered, for its median seconds."""
+
+
+Value = str | bool | int | float
+
+
+class MatrixFields(AxisFields):
+    """Variables of prompts, and settings that vary together with them: lists of values."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[list[Value], Field(min_length=1)]] = Field(init=False)
+
+    @cached_property
+    def variables(self) -> dict[str, list[Value]]:
+        """The keys that are no settings, in the order of the recipe."""
+        extra = self.__pydantic_extra__ or {}
+        return dict(sorted(extra.items(), key=lambda entry: self.place(entry[0])))
+
+
+_NOT_SWEPT = ("model.denoisers", "model.adapters")
+SWEPT_TABLES: dict[str, type[Table]] = {
+    "model": ModelTable,
+    "blend": BlendTable,
+    "sampling": SamplingTable,
+    "output": OutputTable,
+}
+
+
+def _axis(kind: Any) -> Any:
+    if not is_numeric(kind):
+        return Annotated[list[kind], Field(min_length=1)] | None
+    item = Annotated[kind, BeforeValidator(refuse_text)]
+    return Annotated[list[item], Field(min_length=1), *RANGES] | None
+
+
+def _sweep_fields() -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        name: (_axis(kind), None)
+        for name, kind in SETTINGS.items()
+        if name not in SweepFields.model_fields
+    }
+    for table, model in SWEPT_TABLES.items():
+        for key, info in model.model_fields.items():
+            alias = f"{table}.{key}"
+            if alias not in _NOT_SWEPT:
+                kind = Annotated[info.annotation, *info.metadata] if info.metadata else None
+                fields[f"{table}__{key}"] = (
+                    _axis(kind or info.annotation),
+                    Field(default=None, alias=alias),
+                )
+    return fields
+
+
+SweepTable = extended("SweepTable", SweepFields, _sweep_fields())
+MatrixTable = extended("MatrixTable", MatrixFields, _sweep_fields())

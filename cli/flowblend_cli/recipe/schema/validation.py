@@ -1,0 +1,369 @@
+"""Check each table of a document by itself, so that one broken table hides no fault of another."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from flowblend_cli.recipe.schema.study_tables import (
+    AdaptTable,
+    DraftTable,
+    MetricsTable,
+    ReviewTable,
+    ScoreFields,
+    ScoreTable,
+)
+from flowblend_cli.recipe.schema.sweep_tables import (
+    MatrixFields,
+    MatrixTable,
+    SweepFields,
+    SweepTable,
+)
+from flowblend_cli.recipe.schema.tables import (
+    SETTINGS,
+    AdapterTable,
+    BlendTable,
+    DefaultsTable,
+    ModelTable,
+    OutputTable,
+    PresetFields,
+    PresetTable,
+    RecipeTable,
+    SamplingTable,
+    SceneFields,
+    SceneTable,
+    StageTable,
+)
+from flowblend_cli.recipe.source.limits import MAX_PROBLEMS
+from flowblend_cli.text import shorten
+from flowblend_cli.utils.toml_positions import MAX_SHOWN, KeyPath
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong at one path of a document.
+
+    Args:
+        path: Keys and indices from the top.
+        message: What was found, what was expected, what to do.
+        at: Whether the key or its value is to blame.
+        related: Tables whose values take part as well, so that ``--set`` there is named.
+    """
+
+    path: KeyPath
+    message: str
+    at: Literal["key", "value"] = "value"
+    related: tuple[str, ...] = ()
+
+
+@dataclass
+class Tables:
+    """The tables of a recipe; None where a table is too broken to check it against others."""
+
+    recipe: RecipeTable | None = None
+    model: ModelTable | None = None
+    blend: BlendTable | None = None
+    sampling: SamplingTable | None = None
+    defaults: Any = None
+    sweep: SweepFields | None = None
+    matrix: MatrixFields | None = None
+    output: OutputTable | None = None
+    metrics: MetricsTable | None = None
+    score: ScoreFields | None = None
+    adapt: AdaptTable | None = None
+    draft: DraftTable | None = None
+    review: ReviewTable | None = None
+    presets: dict[str, PresetFields | None] = field(default_factory=dict)
+    scenes: list[SceneFields | None] = field(default_factory=list)
+
+
+_SINGLE: dict[str, type[BaseModel]] = {
+    "recipe": RecipeTable,
+    "model": ModelTable,
+    "blend": BlendTable,
+    "sampling": SamplingTable,
+    "defaults": DefaultsTable,
+    "sweep": SweepTable,
+    "matrix": MatrixTable,
+    "output": OutputTable,
+    "metrics": MetricsTable,
+    "score": ScoreTable,
+    "adapt": AdaptTable,
+    "draft": DraftTable,
+    "review": ReviewTable,
+}
+_TOP = (*_SINGLE, "presets", "scene", "include")
+
+_ELSEWHERE = {
+    "seed": "seeds of a [[scene]]",
+    "num_images_per_prompt": "seeds or repeats of a [[scene]]: one job makes one file",
+    "num_videos_per_prompt": "seeds or repeats of a [[scene]]: one job makes one file",
+    "timesteps": "num_inference_steps: free timesteps aren't supported",
+    "sigmas": "num_inference_steps: free sigmas aren't supported",
+    "output_type": "container of [output]",
+    "include": 'include = ["base.toml"] before the first table',
+}
+# What other programs call the share of keys that sparse attention keeps.
+_SPARSE = ("attention_top_k", "attention_topk", "sla_topk", "sla_top_k")
+_NO_SPARSE = "no pipeline of diffusers 0.42.1 has sparse attention with a top-k: leave it out"
+_ARTICLES = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "a string",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+}
+
+
+def validate(document: dict[str, Any]) -> tuple[Tables, list[Fault]]:
+    """Check every table of a document.
+
+    Args:
+        document: The parsed recipe, its [sweep] flattened to dotted keys.
+
+    Returns:
+        The tables that are sound, and every fault found.
+    """
+    tables, faults = Tables(), [*_unknown_tables(document)]
+    for name, model in _SINGLE.items():
+        if name == "model" and name not in document:
+            if written_as(name, document) == name:
+                message = 'is missing: add [model] with pipeline = "sprites"'
+                faults.append(Fault(("model",), message))
+            continue
+        if name == "adapt" and name not in document:
+            continue  # nothing is adapted where nobody asks for it
+        setattr(tables, name, _check(model, document.get(name, {}), (name,), faults))
+    key = written_as("presets", document)
+    presets = document.get(key, {})
+    if isinstance(presets, dict):
+        for name, value in presets.items():
+            path = (key, name)
+            tables.presets[name] = _check(PresetTable, value, path, faults)
+    else:
+        faults.append(Fault((key,), f"must be a table, got {_show(presets)}"))
+    if written_as("scene", document) == "scene":
+        tables.scenes = list(_scenes(document.get("scene"), faults))
+    return tables, faults
+
+
+def written_as(name: str, document: Mapping[str, Any]) -> str:
+    """The key that a table stands under: its name, or a mistyped one, which is told already."""
+    keys = itertools.islice(document, MAX_PROBLEMS)
+    known = () if name in document else keys
+    return next((key for key in known if _meant(key, _TOP) == name), name)
+
+
+def _unknown_tables(document: dict[str, Any]) -> Iterator[Fault]:
+    unknown = (key for key in document if key not in _TOP)
+    for key in itertools.islice(unknown, MAX_PROBLEMS + 1):
+        yield Fault((key,), _unknown(key, "", list(_TOP)), at="key")
+
+
+def _scenes(value: Any, faults: list[Fault]) -> Iterator[SceneFields | None]:
+    if value is None or value == []:
+        faults.append(Fault(("scene",), "is missing: add at least one [[scene]] table"))
+    elif not isinstance(value, list):
+        faults.append(Fault(("scene",), "must be written with two brackets: [[scene]]", at="key"))
+    else:
+        for index, scene in enumerate(value):
+            yield _check(SceneTable, scene, ("scene", index), faults)
+
+
+def _check(model: type[BaseModel], value: Any, path: KeyPath, faults: list[Fault]) -> Any:
+    """Validate one table and append its faults; what is sound in it is checked further."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        faults.extend(_faults(errors, model, value, path))
+        return _salvage(
+            model, value, path, {str(error["loc"][0]) for error in errors if error["loc"]}
+        )
+
+
+def _salvage(model: type[BaseModel], value: Any, path: KeyPath, broken: set[str]) -> Any:
+    """A table without its broken keys; None where others depend on them, and would be blamed."""
+    if path[0] in ("blend", "sampling", "sweep", "matrix") or broken & {
+        "pipeline",
+        "small",
+        "denoisers",
+        "adapters",
+    }:
+        return None
+    if not broken or not isinstance(value, dict):
+        return None
+    try:
+        return model.model_validate({k: v for k, v in value.items() if k not in broken})
+    except ValidationError:
+        return None
+
+
+def _faults(
+    errors: list[ErrorDetails], model: type[BaseModel], value: Any, prefix: KeyPath
+) -> Iterator[Fault]:
+    """One fault per path: the branches of a union that all failed are one fault."""
+    merged: dict[KeyPath, list[ErrorDetails]] = {}
+    for error in errors:
+        merged.setdefault(prefix + _real_path(error, value), []).append(error)
+    mistyped = {
+        _meant(str(path[-1]), _table_around(path, model)[1])
+        for path, group in merged.items()
+        if group[0]["type"] == "extra_forbidden" and len(merged) <= MAX_PROBLEMS
+    }
+    for path, group in itertools.islice(merged.items(), MAX_PROBLEMS + 1):
+        # The branch of a union that went deeper is the one that was meant.
+        if any(len(other) > len(path) and other[: len(path)] == path for other in merged):
+            continue
+        kind = group[0]["type"]
+        if kind == "extra_forbidden":
+            table, known = _table_around(path, model)
+            yield Fault(path, _unknown(str(path[-1]), table, known), at="key")
+        elif kind == "missing" and path[-1] in mistyped:
+            continue  # the key that was meant is told already
+        elif kind == "missing":
+            yield Fault(path, "is missing", at="key")
+        elif len(group) > 1:
+            wanted = " or ".join(dict.fromkeys(_wanted(error) for error in group))
+            yield Fault(path, f"must be {wanted}, got {_show(group[0]['input'])}")
+        else:
+            yield Fault(path, explain(group[0]))
+
+
+def _real_path(error: ErrorDetails, value: Any) -> KeyPath:
+    """The part of pydantic's location that is in the document: unions add tags of their own."""
+    path: list[str | int] = []
+    for part in error["loc"]:
+        is_key = isinstance(value, dict) and part in value
+        is_index = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if is_key or is_index:
+            value = value[part]
+            path.append(part)
+    if error["type"] == "missing":
+        path.append(error["loc"][-1])
+    return tuple(path)
+
+
+def _table_around(path: KeyPath, model: type[BaseModel]) -> tuple[str, list[str]]:
+    """Name and keys of the table that holds an unknown key."""
+    if path[:2] in (("blend", "stage"), *((each, "blend.stage") for each in ("sweep", "matrix"))):
+        if "adapters" in path:
+            return "adapters", list(AdapterTable.model_fields)
+        return "stage", list(StageTable.model_fields)
+    known = [info.alias or name for name, info in model.model_fields.items()]
+    return str(path[0]), known
+
+
+def _meant(key: str, known: Sequence[str]) -> str | None:
+    """The known key that a mistyped one is nearest to."""
+    if key in known:
+        return None
+    swapped = [each for each in known if sorted(each) == sorted(key[:MAX_SHOWN])]
+    close = swapped or difflib.get_close_matches(key[:MAX_SHOWN], known, n=1, cutoff=0.65)
+    return close[0] if close else None
+
+
+def mistyped(table: Any, model: type[BaseModel]) -> set[str]:
+    """The keys that were meant by unknown ones: nobody is told that they are missing, too."""
+    known = [info.alias or name for name, info in model.model_fields.items()]
+    keys = itertools.islice(table, MAX_PROBLEMS) if isinstance(table, dict) else ()
+    return {meant for key in keys if (meant := _meant(key, known)) is not None}
+
+
+def _unknown(key: str, table: str, known: list[str]) -> str:
+    where = f" in [{table}]" if table else ""
+    if table == "scene":
+        where = " in [[scene]]"
+    elif table == "stage":
+        where = " in [[blend.stage]]"
+    elif table == "adapters":
+        where = " in adapters of a stage"
+    meant = "seeds" if table == "scene" and key == "seed" else _meant(key, known)
+    if key in _SPARSE:
+        return f"unknown key{where}; {_NO_SPARSE}"
+    owners = _owners(key)
+    if owners and table:
+        return f"unknown key{where}; {key} belongs in {owners}"
+    if meant:
+        return f"unknown key{where}; did you mean {meant!r}?"
+    if owners or key in _ELSEWHERE:
+        return f"unknown key{where}; use {_ELSEWHERE.get(key, owners)}"
+    if len(known) <= 12 or table in ("", "score"):
+        return f"unknown key{where}; known keys are {', '.join(known)}"
+    return f"unknown key{where}; no pipeline that flowblend knows takes it"
+
+
+def _owners(key: str) -> str:
+    """The tables that do have a key, in words; empty if none has."""
+    if key in SETTINGS:
+        return "[defaults], [[scene]] or [presets.NAME]"
+    tables: dict[str, type[BaseModel]] = {
+        **_SINGLE,
+        "[scene]": SceneTable,
+        "[blend.stage]": StageTable,
+    }
+    return " or ".join(
+        f"[{name}]"
+        for name, model in tables.items()
+        if name not in ("defaults", "sweep", "matrix", "score") and key in model.model_fields
+    )
+
+
+def _wanted(error: ErrorDetails) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in _ARTICLES:
+        return _ARTICLES[kind]
+    if kind == "greater_than_equal":
+        return f"at least {_number(context['ge'])}"
+    if kind == "less_than_equal":
+        return f"at most {_number(context['le'])}"
+    if kind == "greater_than":
+        return f"above {_number(context['gt'])}"
+    if kind == "literal_error":
+        return f"one of {context['expected']}"
+    return str(error["msg"])
+
+
+def explain(error: ErrorDetails) -> str:
+    """Say what is wrong with a value: what was found, and what was expected."""
+    kind, context, value = error["type"], error.get("ctx", {}), error["input"]
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "string_too_long":
+        return f"has {len(value):,} characters, more than the limit of {context['max_length']:,}"
+    if kind in ("string_too_short", "too_short"):
+        return "must not be empty"
+    if kind == "string_pattern_mismatch" and error["loc"][-1] == "device":
+        return f"must be auto, cpu, cuda, cuda:0, mps or xpu, got {_show(value)}"
+    message = f"must be {_wanted(error)}, got {_show(value)}"
+    if kind == "list_type" and error["loc"][-1] == "stage" and isinstance(value, str):
+        return f"{message}; did you mean 'stages'?"
+    if kind == "literal_error" and isinstance(value, str):
+        close = difflib.get_close_matches(value, re.findall(r"'([^']*)'", context["expected"]), n=1)
+        message += f"; did you mean {close[0]!r}?" if close else ""
+    return message
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _show(value: Any) -> str:
+    """A found value as TOML has it, cut short."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a table"
+    is_plain = isinstance(value, (str, int, float, list))
+    return shorten(repr(value) if is_plain else value)

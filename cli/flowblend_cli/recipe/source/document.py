@@ -1,0 +1,135 @@
+"""A recipe as it was read: one document, merged of its files, and where everything stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from flowblend_cli.errors import Problem, RecipeError
+from flowblend_cli.recipe.schema.validation import Fault
+from flowblend_cli.recipe.source.file import RecipeFile, read_file
+from flowblend_cli.recipe.source.includes import Origin, merge_files, read_included
+from flowblend_cli.recipe.source.limits import MAX_PROBLEMS
+from flowblend_cli.utils.toml_positions import START, KeyPath, Position, format_path
+
+
+class RecipeSource:
+    """One recipe as read: its document, and positions for messages about it.
+
+    Args:
+        file: The recipe itself.
+        included: What it includes, directly and through others, in the order of merging.
+        document: The parsed document, merged of all files; ``--set`` edits it.
+        origins: The file that a path of the document comes from, and its path there. Paths
+            below are the same; what isn't listed comes from the recipe itself.
+    """
+
+    def __init__(
+        self,
+        file: RecipeFile,
+        included: tuple[RecipeFile, ...],
+        document: dict[str, Any],
+        origins: dict[KeyPath, Origin],
+    ) -> None:
+        self.file = file
+        self.path = file.path
+        self.included = included
+        self.document = document
+        self.origins = origins
+        # Paths that --set gave a value, with the option as it was typed.
+        self.options: dict[KeyPath, str] = {}
+
+    @property
+    def text(self) -> str:
+        """The recipe's text, and that of all that it includes, each under its name."""
+        folder = self.path.parent
+        return self.file.text + "".join(
+            f"\n# included: {file.path.relative_to(folder).as_posix()}\n\n{file.text}"
+            for file in self.included
+        )
+
+    def origin(self, path: KeyPath) -> Origin:
+        """The file that a path of the document comes from, and its path there."""
+        for end in range(len(path), 0, -1):
+            found = self.origins.get(path[:end])
+            if found is not None:
+                return found[0], found[1] + path[end:]
+        return self.file, path
+
+    def problem(self, fault: Fault) -> Problem:
+        """Turn a fault into a line for people: file, line, column, key, message."""
+        file, path = self.origin(fault.path)
+        position = file.position(path, fault.at)
+        location = format_path(fault.path)
+        options = self._options_of(fault)
+        if options:
+            location = f"{' '.join(f'--set {option}' for option in options)}: {location}"
+        return Problem(str(file.path), position.line, position.column, location, fault.message)
+
+    def position(self, fault: Fault) -> Position:
+        """Where a fault stands in its file."""
+        file, path = self.origin(fault.path)
+        return file.position(path, fault.at)
+
+    def place(self, path: KeyPath, seen_from: KeyPath) -> str:
+        """Where a value stands, for a message about another one: ``"line 3"``, or with its file."""
+        file, inner = self.origin(path)
+        line = file.position(inner).line
+        return f"line {line}" if file is self.origin(seen_from)[0] else f"{file.path}:{line}"
+
+    def fail(self, faults: Iterable[Fault]) -> None:
+        """Raise one error with every fault, if there is any; of very many, the first ones.
+
+        Raises:
+            RecipeError: There is at least one fault.
+        """
+        faults = list(faults)
+        problems = [self.problem(fault) for fault in faults[:MAX_PROBLEMS]]
+        if len(faults) > MAX_PROBLEMS:
+            message = f"has more than {MAX_PROBLEMS} problems, of which these are some"
+            problems.append(Problem(str(self.path), None, None, "", message))
+        if problems:
+            raise RecipeError(problems)
+
+    def _options_of(self, fault: Fault) -> list[str]:
+        """The ``--set`` options that a fault comes from."""
+        path = fault.path
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.options:
+                return [self.options[path[:end]]]
+        return [
+            option
+            for written, option in self.options.items()
+            if written[0] in fault.related
+            or (len(path) == 1 and written[0] == path[0] and not self._is_written(path))
+        ]
+
+    def _is_written(self, path: KeyPath) -> bool:
+        file, inner = self.origin(path)
+        return inner in file.positions.values
+
+
+def read_source(path: Path) -> RecipeSource:
+    """Read a recipe and what it includes.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its source, with the nested keys of [sweep] and [matrix] joined to dotted ones.
+
+    Raises:
+        RecipeError: A file can't be read, is too large, no UTF-8, no TOML, or nested too deep;
+            or an include leads nowhere, out of the recipe's folder, or in a circle.
+    """
+    file = read_file(path, path)
+    if not file.text.strip():
+        message = "the recipe is empty: start one with flowblend init"
+        raise RecipeError([Problem(str(path), START.line, START.column, "", message)])
+    if "include" not in file.document:
+        return RecipeSource(file, (), file.document, {})
+    files = read_included(file, path.absolute().parent)
+    document, origins = merge_files(files)
+    included = tuple(each.file for each in files[:-1])
+    return RecipeSource(file, included, document, origins)

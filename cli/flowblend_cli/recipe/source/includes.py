@@ -1,0 +1,259 @@
+"""``include = ["base.toml"]``: the files that a recipe is merged of.
+
+What includes another file is merged over it: tables key by key, and scenes by their names. All
+else, lists among it, is replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowblend_cli.errors import Problem, RecipeError
+from flowblend_cli.recipe.source.file import RecipeFile, read_file
+from flowblend_cli.recipe.source.limits import MAX_INCLUDE_DEPTH, MAX_INCLUDED, MAX_RECIPE_BYTES
+from flowblend_cli.text import is_unsafe, shorten
+from flowblend_cli.utils.toml_positions import KeyPath
+
+KEY = "include"
+Origin = tuple[RecipeFile, KeyPath]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One file of a recipe, and all files below it.
+
+    Args:
+        file: The file.
+        below: What it includes, directly and through others.
+    """
+
+    file: RecipeFile
+    below: frozenset[RecipeFile]
+
+
+def read_included(file: RecipeFile, recipe_dir: Path) -> list[Part]:
+    """Read all that a recipe includes.
+
+    Args:
+        file: The recipe.
+        recipe_dir: Its folder: includes of every file are relative to it, and inside of it.
+
+    Returns:
+        Every file once, each after what it includes; the recipe itself is the last.
+
+    Raises:
+        RecipeError: Includes that lead nowhere, out of the folder or in a circle, that are too
+            many, or files that can't be read; all of them at once.
+    """
+    reader = _Reader(file, recipe_dir)
+    reader.add(file, [(file.path.absolute().resolve(), file.path.name)])
+    if reader.problems:
+        raise RecipeError(reader.problems)
+    return list(reader.parts.values())
+
+
+class _Reader:
+    """One walk through the files of a recipe, each read once."""
+
+    def __init__(self, file: RecipeFile, recipe_dir: Path) -> None:
+        self.main, self.recipe_dir = file, recipe_dir
+        self.parts: dict[Path, Part] = {}
+        self.problems: list[Problem] = []
+        self._room = MAX_RECIPE_BYTES - file.size
+        self._read = 0
+
+    def add(self, file: RecipeFile, chain: list[tuple[Path, str]]) -> Part:
+        """Add a file after all that it includes; ``chain`` is what led here, itself the last."""
+        below: set[RecipeFile] = set()
+        for index, name in enumerate(self._names(file)):
+            try:
+                part = self._include(name, chain)
+            except RecipeError as error:
+                self.problems += error.problems
+            except ValueError as error:
+                self.problems.append(file.problem((KEY, index), str(error)))
+            else:
+                below |= {part.file, *part.below}
+        self.parts[chain[-1][0]] = part = Part(file, frozenset(below))
+        return part
+
+    def _names(self, file: RecipeFile) -> list[str]:
+        names = file.document.pop(KEY, [])
+        message = f'must be a list of files, such as {KEY} = ["base.toml"], got {shorten(names)}'
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            if len(names) <= MAX_INCLUDED:
+                return names
+            message = f"names {len(names):,} files, more than the limit of {MAX_INCLUDED}"
+        self.problems.append(file.problem((KEY,), message))
+        return []
+
+    def _include(self, name: str, chain: list[tuple[Path, str]]) -> Part:
+        path = find_beside(name, self.recipe_dir)
+        if path in self.parts:
+            return self.parts[path]
+        names = [each for _, each in chain] + [name]
+        if path in (each for each, _ in chain):
+            raise ValueError(f"includes itself: {' -> '.join(names)}; leave one of them out")
+        if len(chain) > MAX_INCLUDE_DEPTH:
+            raise ValueError(
+                f"is more than the limit of {MAX_INCLUDE_DEPTH} files deep: {' -> '.join(names)}"
+            )
+        self._read += 1
+        if self._read > MAX_INCLUDED:
+            raise ValueError(f"is more than the limit of {MAX_INCLUDED} included files")
+        file = read_file(path, self.main.path.parent / name, self._room)
+        self._room -= file.size
+        return self.add(file, [*chain, (path, name)])
+
+
+def find_beside(name: str, recipe_dir: Path) -> Path:
+    """Find a file by its path below a recipe's folder.
+
+    Args:
+        name: As the recipe writes it.
+        recipe_dir: The recipe's folder.
+
+    Returns:
+        The file itself, links followed.
+
+    Raises:
+        ValueError: The name leads out of the folder, or to no file; says why.
+    """
+    if not name or any(is_unsafe(character) for character in name):
+        raise ValueError(f"must be a file's name without control characters, got {name!r}")
+    if "://" in name:
+        raise ValueError(
+            f"{name!r} is an address, and nothing is ever fetched: save the file beside the recipe"
+        )
+    folder = recipe_dir.resolve()
+    is_plain = not (Path(name).is_absolute() or "\\" in name or ".." in Path(name).parts)
+    try:
+        path = (folder / name).resolve()
+        if not is_plain or not path.is_relative_to(folder):
+            raise ValueError(
+                f"{name!r} isn't inside the recipe's folder {recipe_dir}: copy it there, and name "
+                'it like "base.toml" or "parts/base.toml"'
+            )
+        if path.is_file():
+            return path
+        found = "is no file" if path.exists() else "doesn't exist"
+    except (OSError, RuntimeError) as error:  # a name that is too long, links in a circle
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ValueError(f"{name!r} can't be looked up: {reason}") from error
+    raise ValueError(f"{name!r} {found} in {recipe_dir}{_near_miss(name, folder)}")
+
+
+def _near_miss(name: str, folder: Path) -> str:
+    """The file in the folder that was probably meant, as the end of a sentence."""
+    try:
+        entries = itertools.islice((folder / name).parent.iterdir(), 1000)
+        known = [entry.name for entry in entries if entry.is_file()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(Path(name).name, known, n=1)
+    return f"; did you mean {str(Path(name).with_name(close[0]))!r}?" if close else ""
+
+
+def merge_files(parts: Iterable[Part]) -> tuple[dict[str, Any], dict[KeyPath, Origin]]:
+    """Merge the documents of files.
+
+    Args:
+        parts: The files, each after what it includes; a later one wins.
+
+    Returns:
+        The document, and where its paths come from, see ``RecipeSource``. A scene stands in the
+        place where its name is first said. A file changes the scenes of what it includes;
+        two scenes of one name in files that don't include each other stay two.
+
+    Raises:
+        RecipeError: A file has [scene] with one bracket.
+    """
+    merging = _Merging()
+    for part in parts:
+        merging.add(part)
+    return merging.document, merging.origins
+
+
+class _Merging:
+    def __init__(self) -> None:
+        self.document: dict[str, Any] = {}
+        self.origins: dict[KeyPath, Origin] = {}
+        self._writers: list[set[RecipeFile]] = []  # of each scene
+
+    def add(self, part: Part) -> None:
+        """Merge a file over what is there."""
+        rest = dict(part.file.document)
+        scenes = rest.pop("scene", [])
+        if not isinstance(scenes, list):
+            message = "must be written with two brackets: [[scene]]"
+            raise RecipeError([part.file.problem(("scene",), message, "key")])
+        if scenes:
+            self._scenes(part, scenes, self.document.setdefault("scene", []))
+        self._table(part.file, rest, self.document, (), ())
+
+    def _table(
+        self,
+        file: RecipeFile,
+        new: dict[str, Any],
+        into: dict[str, Any],
+        path: KeyPath,
+        written: KeyPath,
+    ) -> None:
+        for key, value in new.items():
+            here, there = (*path, key), (*written, key)
+            former = into.get(key)
+            if isinstance(value, dict) and isinstance(former, dict):
+                self._over(file, value, former, here, there)
+                continue
+            if isinstance(former, dict):
+                self._forget(here)
+            into[key] = value
+            self.origins[here] = (file, there)
+
+    def _over(
+        self,
+        file: RecipeFile,
+        new: dict[str, Any],
+        former: dict[str, Any],
+        path: KeyPath,
+        written: KeyPath,
+    ) -> None:
+        """Merge a table over one whose keys, but those of ``new``, stay where they were."""
+        former_file, former_path = self.origins[path]
+        for key in former:
+            self.origins.setdefault((*path, key), (former_file, (*former_path, key)))
+        self.origins[path] = (file, written)
+        self._table(file, new, former, path, written)
+
+    def _scenes(self, part: Part, scenes: list[Any], merged: list[Any]) -> None:
+        known = {_name(scene): index for index, scene in reversed(list(enumerate(merged)))}
+        for number, scene in enumerate(scenes):
+            there: KeyPath = ("scene", number)
+            index = known.get(_name(scene))
+            if (
+                _name(scene) is not None
+                and index is not None
+                and self._writers[index] <= part.below
+            ):
+                path: KeyPath = ("scene", index)
+                self._over(part.file, scene, merged[index], path, there)
+                self._writers[index].add(part.file)
+                continue
+            self.origins["scene", len(merged)] = (part.file, there)
+            merged.append(scene)
+            self._writers.append({part.file})
+
+    def _forget(self, path: KeyPath) -> None:
+        """Where the parts of a replaced value came from no longer matters."""
+        for known in [known for known in self.origins if known[: len(path)] == path]:
+            del self.origins[known]
+
+
+def _name(scene: Any) -> str | None:
+    name = scene.get("name") if isinstance(scene, dict) else None
+    return name if isinstance(name, str) else None

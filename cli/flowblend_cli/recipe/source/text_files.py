@@ -1,0 +1,79 @@
+"""Text files that a recipe reads beside itself: found in its own folder tree, with limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flowblend_cli.recipe.source.limits import MAX_TEXT_BYTES, MAX_TEXT_LINES, MIB
+from flowblend_cli.text import is_unsafe, shorten
+
+
+def read_lines(name: str, recipe_dir: Path) -> list[str]:
+    """Read a text file line by line.
+
+    Args:
+        name: As the recipe writes it: a path below ``recipe_dir``.
+        recipe_dir: The recipe's folder.
+
+    Returns:
+        The lines without their ends.
+
+    Raises:
+        ValueError: The name leads out of the folder, or to no UTF-8 text within the limits.
+    """
+    path = locate(name, recipe_dir)
+    if not path.is_file():
+        found = "is no file" if path.exists() else "doesn't exist"
+        raise ValueError(f"{name!r} {found}: expected a text file at {path}")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_TEXT_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"{name} can't be read: {error.strerror}") from error
+    if len(data) > MAX_TEXT_BYTES:
+        limit = MAX_TEXT_BYTES // MIB
+        raise ValueError(f"{name} is larger than the limit of {limit} MiB: split it")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(f"{name}:{line}: not UTF-8 text: save the file as UTF-8") from error
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    if len(lines) > MAX_TEXT_LINES + 1:
+        raise ValueError(f"{name} has more lines than the limit of {MAX_TEXT_LINES:,}: split it")
+    return lines
+
+
+def entries(lines: list[str]) -> list[tuple[int, str]]:
+    """The lines that say something, with their numbers from 1: no blank ones, no ``#`` comments."""
+    stripped = ((number, line.strip()) for number, line in enumerate(lines, 1))
+    return [(number, line) for number, line in stripped if line and not line.startswith("#")]
+
+
+def locate(name: str, recipe_dir: Path) -> Path:
+    """Where a name leads to, links followed; nothing need be there.
+
+    Args:
+        name: As the recipe writes it.
+        recipe_dir: The recipe's folder.
+
+    Raises:
+        ValueError: It leads out of the recipe's folder, or can't be looked up.
+    """
+    if any(is_unsafe(character) for character in name):
+        raise ValueError(f"{name!r} holds control characters: rename the file")
+    if "://" in name:
+        raise ValueError(f"{name!r} is an address, and nothing is ever fetched: name a file")
+    folder = recipe_dir.resolve()
+    try:
+        path = (folder / name).resolve()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, links in a circle
+        raise ValueError(f"{shorten(repr(name))} can't be looked up: {error}") from error
+    leaves = ".." in name.replace("\\", "/").split("/") or name.startswith(("~", "/"))
+    if leaves or Path(name).is_absolute() or not path.is_relative_to(folder):
+        raise ValueError(
+            f"{name!r} isn't inside the recipe's folder {recipe_dir}: copy the file there, and "
+            "name it without .. or links that lead out"
+        )
+    return path

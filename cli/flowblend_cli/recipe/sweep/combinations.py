@@ -1,0 +1,164 @@
+"""The combinations of [sweep] and [matrix]: their axes, how many, and the values of each."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from flowblend_cli.recipe.schema.sweep_tables import AxisFields, MatrixFields
+from flowblend_cli.recipe.schema.validation import Tables
+from flowblend_cli.utils.toml_positions import KeyPath
+
+# An axis that is neither a pipeline argument nor a key of a table.
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One combination of settings.
+
+    Args:
+        values: The value of each axis.
+        indices: Its index in the axis.
+        places: Where an axis has its value, other than in [sweep].
+        zipped: The places of a zipped [matrix] that it stands for; None for all.
+        has_variables: Whether it is for prompts with a variable of [matrix], or for those without;
+            None for both.
+    """
+
+    values: dict[str, Any]
+    indices: dict[str, int]
+    places: Mapping[str, KeyPath] = field(default_factory=dict)
+    zipped: tuple[int, ...] | None = None
+    has_variables: bool | None = None
+
+    def of(self, table: str) -> dict[str, Any]:
+        """The swept values of one table, by key."""
+        prefix = f"{table}."
+        return {
+            axis.removeprefix(prefix): value
+            for axis, value in self.values.items()
+            if axis.startswith(prefix)
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """The swept values of [defaults]."""
+        return {a: value for a, value in self.values.items() if "." not in a and a != SEED}
+
+    def axis_path(self, axis: str) -> KeyPath | None:
+        """Where an axis has its value; None where it isn't swept."""
+        if axis in self.places:
+            return self.places[axis]
+        return ("sweep", axis, self.indices[axis]) if axis in self.indices else None
+
+    def path(self, table: str, key: str) -> KeyPath:
+        """Where a table's key has its value: in the sweep, or in the table itself."""
+        return self.axis_path(f"{table}.{key}") or (table, key)
+
+
+def sweep_axes(table: AxisFields | None) -> dict[str, list[Any]]:
+    """The axes of a table in the order of the recipe: dotted names, or keys of [defaults]."""
+    return table.axes if table is not None else {}
+
+
+def all_axes(tables: Tables) -> dict[str, list[Any]]:
+    """The axes of [matrix], then those of [sweep]; variables are none."""
+    return sweep_axes(tables.matrix) | sweep_axes(tables.sweep)
+
+
+def common_axes(tables: Tables) -> dict[str, list[Any]]:
+    """The axes that every job has: of a [matrix] with variables, only some jobs have them."""
+    matrix = tables.matrix
+    return all_axes(tables) if matrix is None or not matrix.variables else sweep_axes(tables.sweep)
+
+
+def table_of(tables: Tables, axis: str) -> str:
+    """The table that has an axis."""
+    return "matrix" if axis in sweep_axes(tables.matrix) else "sweep"
+
+
+def axis_fields(tables: Tables) -> dict[str, str]:
+    """The file name field of each axis: the last part of its dotted name."""
+    last = {axis: axis.rpartition(".")[2] for axis in all_axes(tables)}
+    names = [*last.values(), *(tables.matrix.variables if tables.matrix else ())]
+    return {
+        axis: name if names.count(name) == 1 else axis.replace(".", "_")
+        for axis, name in last.items()
+    }
+
+
+def count_rows(tables: Tables) -> int:
+    """How many combinations of settings there are at most, without making them."""
+    return math.prod(count_axes(table) for table in (tables.matrix, tables.sweep))
+
+
+def count_axes(table: AxisFields | None) -> int:
+    """How many combinations one table has, without making them."""
+    lengths = [len(values) for values in sweep_axes(table).values()]
+    is_zip = table is not None and table.mode == "zip"
+    return max(lengths, default=1) if is_zip else math.prod(lengths)
+
+
+def count_matrix(matrix: MatrixFields | None, bound: int, used: Collection[str]) -> int:
+    """How often [matrix] multiplies a prompt at most.
+
+    Args:
+        matrix: The table.
+        bound: How many values the prompt's variables take.
+        used: The prompt's variables.
+    """
+    if matrix is None or (matrix.variables and not used):
+        return 1
+    return max(bound, count_axes(matrix)) if matrix.mode == "zip" else bound * count_axes(matrix)
+
+
+def all_rows(tables: Tables) -> Iterator[Row]:
+    """Every combination of settings: [matrix] changes slowest, and of a table the first axis.
+
+    Prompts without a variable take no part in a [matrix] that has some: there are rows for them.
+    """
+    matrix = tables.matrix
+    is_split = matrix is not None and bool(matrix.variables and matrix.axes)
+    if is_split:
+        for row in _rows(tables.sweep):
+            yield replace(row, has_variables=False)
+    for outer in _matrix_rows(tables):
+        for row in _rows(tables.sweep):
+            yield Row(
+                {**outer.values, **row.values},
+                {**outer.indices, **row.indices},
+                {axis: ("matrix", axis, index) for axis, index in outer.indices.items()},
+                outer.zipped,
+                True if is_split else None,
+            )
+
+
+def _matrix_rows(tables: Tables) -> Iterator[Row]:
+    """The settings of [matrix]; those of a zip once each, with the places that have them."""
+    if tables.matrix is None or tables.matrix.mode == "product":
+        yield from _rows(tables.matrix)
+        return
+    found: dict[str, tuple[Row, list[int]]] = {}
+    variables = tables.matrix.variables.values()
+    length = max((len(values) for values in variables), default=1)
+    axes = sweep_axes(tables.matrix)
+    rows = list(_rows(tables.matrix)) if axes else [Row({}, {})] * length
+    for number, row in enumerate(rows):
+        found.setdefault(repr(row.values), (row, []))[1].append(number)
+    for row, numbers in found.values():
+        yield Row(row.values, row.indices, zipped=tuple(numbers))
+
+
+def _rows(table: AxisFields | None) -> Iterator[Row]:
+    axes = {axis: list(enumerate(values)) for axis, values in sweep_axes(table).items()}
+    is_zip = table is not None and table.mode == "zip" and axes
+    combine = zip if is_zip else itertools.product
+    for choice in combine(*axes.values()):
+        chosen = dict(zip(axes, choice, strict=True))
+        yield Row(
+            {axis: value for axis, (_, value) in chosen.items()},
+            {axis: index for axis, (index, _) in chosen.items()},
+        )
