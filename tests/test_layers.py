@@ -218,9 +218,13 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.jobs",
         "flowblend_cli.artifacts.manifest",
     },
-    "flowblend_cli.gallery": {"flowblend_cli.artifacts", "flowblend_cli.text", *PIXELS},
+    "flowblend_cli.analysis.gallery.contact_sheet": {
+        "flowblend_cli.artifacts",
+        "flowblend_cli.text",
+        *PIXELS,
+    },
     # Pages for browsers: plain data in, one string out.
-    "flowblend_cli.pages": {"flowblend_cli.errors", "jinja2"},
+    "flowblend_cli.analysis.web": {"flowblend_cli.errors", "jinja2"},
     # Blind reviews: anonymous copies out, raters' files in.
     # What a folder's files say: the pure rooms first, then those that read files and write pages.
     "flowblend_cli.drawing": {"flowblend_cli.utils.cache_dirs"},
@@ -245,13 +249,13 @@ ALLOWED: dict[str, set[str]] = {
             "tables",
         )
     },
-    "flowblend_cli.report.statistics": set(),
+    "flowblend_cli.analysis.compare.statistics": set(),
     "flowblend_cli.report": {
         "flowblend_cli.artifacts",
         "flowblend_cli.drawing",
         "flowblend_cli.errors",
         "flowblend_cli.jobs",
-        "flowblend_cli.pages",
+        "flowblend_cli.analysis.web",
         "flowblend_cli.artifacts.records",
         "flowblend_cli.report",
         "flowblend_cli.references",
@@ -265,34 +269,34 @@ ALLOWED: dict[str, set[str]] = {
         "matplotlib",
         *PIXELS,
     },
-    "flowblend_cli.report.writing": {
+    "flowblend_cli.analysis.report.write": {
         "flowblend_cli.artifacts",
         "flowblend_cli.errors",
         "flowblend_cli.report",
-        "flowblend_cli.review.unblinding",
+        "flowblend_cli.analysis.review.unblinding",
         "flowblend_cli.text",
     },
     "flowblend_cli.review": {
         "flowblend_cli.artifacts",
         "flowblend_cli.errors",
-        "flowblend_cli.pages",
+        "flowblend_cli.analysis.web",
         "flowblend_cli.artifacts.records",
         "flowblend_cli.report",
         "flowblend_cli.review",
         "flowblend_cli.text",
         *PIXELS,
     },
-    "flowblend_cli.review.arrangement": {"flowblend_cli.report"},
-    "flowblend_cli.review.ratings": {
+    "flowblend_cli.analysis.review.arrangement": {"flowblend_cli.report"},
+    "flowblend_cli.analysis.review.ratings": {
         "flowblend_cli.errors",
         "flowblend_cli.artifacts.records",
-        "flowblend_cli.review.arrangement",
+        "flowblend_cli.analysis.review.arrangement",
         "flowblend_cli.text",
     },
-    "flowblend_cli.review.unblinding": {
+    "flowblend_cli.analysis.review.unblinding": {
         "flowblend_cli.errors",
-        "flowblend_cli.report.statistics",
-        "flowblend_cli.review.ratings",
+        "flowblend_cli.analysis.compare.statistics",
+        "flowblend_cli.analysis.review.ratings",
         "nltk",
     },
     # Showing.
@@ -596,12 +600,12 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.errors",
         "matplotlib",
     },
-    "flowblend_cli.showcase": {
+    "flowblend_cli.analysis.gallery.comparison": {
         "flowblend_cli.artifacts",
         "flowblend_cli.engine",
         "flowblend_cli.errors",
         "flowblend_cli.artifacts.existing",
-        "flowblend_cli.gallery",
+        "flowblend_cli.analysis.gallery.contact_sheet",
         "flowblend_cli.jobs",
         "flowblend_cli.options",
         "flowblend_cli.progress",

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from flowblend_cli.analysis.review.unblinding import flagged, read_reviews
 from flowblend_cli.main import main
-from flowblend_cli.review.unblinding import flagged, read_reviews
 
 ARGUMENTS = [
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",

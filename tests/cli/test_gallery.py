@@ -16,13 +16,18 @@ from click.testing import CliRunner
 from diffusers import WanTransformer3DModel
 from PIL import Image
 
+from flowblend_cli.analysis.gallery.comparison import caption, compared, read_frames
+from flowblend_cli.analysis.gallery.contact_sheet import (
+    animated_webp,
+    comparison_video,
+    contact_sheet,
+    side_by_side,
+)
 from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.artifacts.video import count_frames
-from flowblend_cli.gallery import animated_webp, comparison_video, contact_sheet, side_by_side
 from flowblend_cli.jobs import AdapterSpec, Batch
 from flowblend_cli.main import main
 from flowblend_cli.models.bundled import bundled_dir
-from flowblend_cli.showcase import caption, compared, read_frames
 from flowblend_cli.utils.frames import FramesError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

@@ -17,15 +17,15 @@ from click.testing import CliRunner, Result
 from rendered import a_job, frames_of, keep_recipe, values_for, write_clip
 
 from flowblend_cli import main
+from flowblend_cli.analysis.clips.collect import gather
+from flowblend_cli.analysis.compare.findings import conclude
+from flowblend_cli.analysis.report.json_report import to_document, to_text
+from flowblend_cli.analysis.report.page import MOST_POSTERS
+from flowblend_cli.analysis.report.promoted_recipe import promoted
 from flowblend_cli.artifacts.records import FOLDER, JobRecord, record_path, write_record
 from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import ImageSpec, Origin, OutputSpec
 from flowblend_cli.recipe.loader import load_batch
-from flowblend_cli.report.document import to_document, to_text
-from flowblend_cli.report.findings import conclude
-from flowblend_cli.report.gather import gather
-from flowblend_cli.report.page import MOST_POSTERS
-from flowblend_cli.report.promote import promoted
 from flowblend_cli.selecting import Look, write_looks
 from flowblend_cli.study import MeasureSpec, Selection, Study
 from flowblend_plugin.stages import Cache, Stage
@@ -466,10 +466,10 @@ def test_a_page_of_many_jobs_stays_small(tmp_path: Path) -> None:
     source = tmp_path / "one"
     write_clip(source, a_job("one"))
     data = (source / "one.mp4").read_bytes()
+    from flowblend_cli.analysis.clips.clip import Clip, Folder, Section
+    from flowblend_cli.analysis.clips.measure import catalogue
+    from flowblend_cli.analysis.report.page import to_html
     from flowblend_cli.artifacts.metadata import read_document
-    from flowblend_cli.report.clips import Clip, Folder, Section
-    from flowblend_cli.report.measures import catalogue
-    from flowblend_cli.report.page import to_html
 
     assert read_document(source / "one.mp4")
     clips = []

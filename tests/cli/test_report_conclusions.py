@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rendered import a_job
 
+from flowblend_cli.analysis.clips.clip import Clip, MetricInfo, Section, Spread
+from flowblend_cli.analysis.clips.variants import find_axes, find_variants
+from flowblend_cli.analysis.compare import determinism, drafts, sentences
+from flowblend_cli.analysis.compare.conclusions import MOST_LOST, TOLERANCE, Comparison, compare
+from flowblend_cli.analysis.compare.findings import conclude
+from flowblend_cli.analysis.report.tables import printed
 from flowblend_cli.jobs import Job, Origin
-from flowblend_cli.report import choices, sameness, words
-from flowblend_cli.report.clips import Clip, MetricInfo, Section, Spread
-from flowblend_cli.report.conclusions import MOST_LOST, TOLERANCE, Comparison, compare
-from flowblend_cli.report.findings import conclude
-from flowblend_cli.report.tables import printed
-from flowblend_cli.report.variants import find_axes, find_variants
 from flowblend_cli.study import Study
 
 INFOS = {"psnr": MetricInfo("psnr", "dB", "higher", "", "", "reference")}
@@ -42,7 +42,7 @@ def steps_study(scores: dict[int, list[float]]) -> Comparison:
 
 
 def told(comparison: Comparison) -> str:
-    return " ".join(verdict.text for verdict in words.compared(comparison))
+    return " ".join(verdict.text for verdict in sentences.compared(comparison))
 
 
 def test_the_fewest_steps_that_cant_be_told_from_the_best_win() -> None:
@@ -267,11 +267,11 @@ def ode_and_sde(broken: bool = False) -> list[Clip]:
 
 
 def test_ten_renders_of_ode_under_ten_noises_must_be_equal_and_those_of_sde_not() -> None:
-    ode, sde = sameness.determinism(ode_and_sde())
+    ode, sde = determinism.determinism_by_mode(ode_and_sde())
 
     assert (ode.mode, ode.equal, ode.renders, ode.holds) == ("ode", 10, 10, True)
     assert (sde.mode, sde.groups, sde.noises, sde.different) == ("sde", (), 10, 10)
-    said = " ".join(verdict.text for verdict in words.same((ode, sde)))
+    said = " ".join(verdict.text for verdict in sentences.same((ode, sde)))
     assert "ODE: 10 of 10 renders equal in every bit (sha256 same…)" in said
     assert "SDE: 10 added noises gave 10 different clips" in said
 
@@ -288,10 +288,10 @@ def test_equal_renders_count_once_wherever_a_spread_is_told() -> None:
 
 
 def test_one_render_that_differs_is_a_warning() -> None:
-    ode = sameness.determinism(ode_and_sde(broken=True))[0]
+    ode = determinism.determinism_by_mode(ode_and_sde(broken=True))[0]
 
     assert (ode.equal, ode.renders, ode.holds) == (9, 10, False)
-    (verdict,) = words.same([ode])
+    (verdict,) = sentences.same([ode])
     assert verdict.tone == "warning"
     assert "only 9 of 10" in verdict.text
 
@@ -300,12 +300,12 @@ def test_one_render_that_differs_is_a_warning() -> None:
 def test_every_timing_of_one_job_must_be_equal_in_both_modes(mode: str) -> None:
     clip = a_clip(a_job(sampling={"mode": mode}), pixels=("a", "a", "a"))
 
-    assert sameness.determinism([clip])[0].equal == 3
-    assert not sameness.determinism([replace(clip, pixels=("a", "b", "a"))])[0].holds
+    assert determinism.determinism_by_mode([clip])[0].equal == 3
+    assert not determinism.determinism_by_mode([replace(clip, pixels=("a", "b", "a"))])[0].holds
 
 
 def test_other_settings_needn_be_equal() -> None:
-    assert sameness.determinism([a_clip(a_job(steps=30)), a_clip(a_job(steps=50))]) == ()
+    assert determinism.determinism_by_mode([a_clip(a_job(steps=30)), a_clip(a_job(steps=50))]) == ()
 
 
 def test_the_spread_of_sde_is_compared_with_that_of_ode() -> None:
@@ -314,7 +314,7 @@ def test_the_spread_of_sde_is_compared_with_that_of_ode() -> None:
         Spread("square", "sde", "seeds", ("c", "d"), 0.6, 24.0, 1, 0),
     )
 
-    said = " ".join(verdict.text for verdict in words.spread(spreads, {}))
+    said = " ".join(verdict.text for verdict in sentences.spread(spreads, {}))
 
     assert "Motion under ODE spreads 50 % less than under SDE" in said
     assert "24.0 dB PSNR between any two" in said
@@ -323,7 +323,7 @@ def test_the_spread_of_sde_is_compared_with_that_of_ode() -> None:
 def test_equal_renders_have_no_spread_in_words_either() -> None:
     spreads = (Spread("square", "ode", "noise", ("a", "b"), 0.0, None, 1, 1),)
 
-    assert "no pixel differs" in next(iter(words.spread(spreads, {}))).text
+    assert "no pixel differs" in next(iter(sentences.spread(spreads, {}))).text
 
 
 def drafts_and_finals() -> list[Clip]:
@@ -338,20 +338,20 @@ def drafts_and_finals() -> list[Clip]:
 
 
 def test_drafts_save_what_finishing_all_of_them_would_have_cost() -> None:
-    (found,) = choices.drafts(section_of(drafts_and_finals()))
+    (found,) = drafts.draft_costs(section_of(drafts_and_finals()))
 
     # 4 drafts of 1 s and 2 finals of 5 s, against 4 finals.
     assert (found.draft_s, found.final_s, found.full_s) == (4, 10, 20)
     assert found.saved == pytest.approx(0.3)
     assert found.is_best_kept is True
-    said = next(iter(words.drafted((found,)))).text
+    said = next(iter(sentences.drafted((found,)))).text
     assert "Drafts saved 30 %: 4 drafts and 2 finals took 14.0 s, against 20.0 s" in said
 
 
 def test_drafts_that_were_given_up_count_with_their_seconds() -> None:
     section = section_of(drafts_and_finals(), abandoned_s={"square": (0.5, 0.5)})
 
-    (found,) = choices.drafts(section)
+    (found,) = drafts.draft_costs(section)
 
     assert (found.drafts, found.abandoned, found.draft_s, found.full_s) == (6, 2, 5, 30)
 
@@ -362,7 +362,7 @@ def test_drafts_that_saved_nothing_are_said_to_cost_more() -> None:
         a_clip(a_job("f", seed=1, origin=Origin("final", "d")), 0.6),
     ]
 
-    said = next(iter(words.drafted(choices.drafts(section_of(clips))))).text
+    said = next(iter(sentences.drafted(drafts.draft_costs(section_of(clips))))).text
 
     assert "Drafts cost 80 % more" in said
 
@@ -381,7 +381,7 @@ def test_an_accepted_adapted_clip_takes_the_place_of_the_winner_it_came_from() -
     clips = [own, worse, a_clip(first, 0.5, accepted=False), a_clip(second, 0.7, accepted=True)]
 
     found = compare(section_of(clips), INFOS)
-    rows = choices.adapted(section_of(clips))
+    rows = drafts.adapted(section_of(clips))
 
     assert [winner.job for winner in found.winners] == ["again-2"]
     assert [(row.job, row.round, row.accepted) for row in rows] == [
@@ -396,21 +396,21 @@ def test_origins_that_go_in_circles_end() -> None:
     one = a_job("one", origin=Origin("adapted", "two", "", 1))
     two = a_job("two", origin=Origin("adapted", "one", "", 2))
 
-    assert choices.adapted(section_of([a_clip(one), a_clip(two)]))
+    assert drafts.adapted(section_of([a_clip(one), a_clip(two)]))
 
 
 def test_a_step_that_took_far_longer_is_a_warning() -> None:
     clip = a_clip(a_job(), step_s=(1.0, 1.0, 1.0, 9.0, 1.0))
 
-    (verdict,) = words.slow_steps([clip])
+    (verdict,) = sentences.slow_steps([clip])
 
     assert verdict.tone == "warning"
     assert clip.id in verdict.text
-    assert not list(words.slow_steps([replace(clip, step_s=(9.0, 1.0, 1.0, 1.0))]))
+    assert not list(sentences.slow_steps([replace(clip, step_s=(9.0, 1.0, 1.0, 1.0))]))
 
 
 def test_clips_with_nothing_to_compare_are_said_to_be_that() -> None:
-    from flowblend_cli.report.clips import Folder
+    from flowblend_cli.analysis.clips.clip import Folder
 
     clips = [a_clip(a_job(scene=scene), 0.5) for scene in ("a", "b")]
     (part,) = conclude(Folder("out", (section_of(clips),), (), INFOS)).parts
@@ -425,7 +425,7 @@ def test_the_sweeps_own_order_of_axes_is_kept() -> None:
         for steps in (30, 50)
         for mode in ("sde", "ode")
     ]
-    from flowblend_cli.report.clips import KeptRecipe
+    from flowblend_cli.analysis.clips.clip import KeptRecipe
 
     study = Study(axes=("sampling.mode", "num_inference_steps"))
     recipe = KeptRecipe("", "", (), (), study, ())

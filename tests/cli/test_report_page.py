@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from rendered import a_job, frames_of, keep_recipe, values_for, write_clip
 
 from flowblend_cli import main
-from flowblend_cli.review.folder import write_review
+from flowblend_cli.analysis.review.folder import write_review
 
 VIDEOS = "document.querySelectorAll('.thumb video').length"
 SIDEWAYS = "document.documentElement.scrollWidth - innerWidth"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from flowblend_cli.report.statistics import difference, summarise, t95
+from flowblend_cli.analysis.compare.statistics import difference, summarise, t95
 
 VALUES = st.floats(-100, 100, allow_nan=False).map(lambda value: round(value, 6))
 SAMPLES = st.lists(VALUES, min_size=2, max_size=12)

@@ -19,17 +19,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from flowblend_cli.analysis.clips.clip import Clip
+from flowblend_cli.analysis.review.anonymize import copy_anonymously
+from flowblend_cli.analysis.review.arrangement import CLIP_CRITERIA, PICTURE_CRITERIA, arrange
+from flowblend_cli.analysis.review.folder import write_review
+from flowblend_cli.analysis.review.ratings import Rating, RatingsError, read, read_keys
+from flowblend_cli.analysis.review.unblinding import alpha, flagged, read_reviews, unblind
 from flowblend_cli.artifacts.image import publish_image
 from flowblend_cli.artifacts.records import recipe_path, write_json
 from flowblend_cli.artifacts.video import publish_video
 from flowblend_cli.jobs import Batch, Job, SamplingSpec
 from flowblend_cli.main import main
-from flowblend_cli.report.clips import Clip
-from flowblend_cli.review.arrangement import CLIP_CRITERIA, PICTURE_CRITERIA, arrange
-from flowblend_cli.review.copies import copy_anonymously
-from flowblend_cli.review.folder import write_review
-from flowblend_cli.review.ratings import Rating, RatingsError, read, read_keys
-from flowblend_cli.review.unblinding import alpha, flagged, read_reviews, unblind
 from flowblend_cli.utils.frames import pixels_sha256
 
 SWEEP = '[sweep]\n"blend.stages" = ["LLL", "LSL", "SSS"]\n'

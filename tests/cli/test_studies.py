@@ -16,6 +16,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from flowblend_cli.analysis.clips.collect import gather
+from flowblend_cli.analysis.compare.findings import conclude
+from flowblend_cli.analysis.report.json_report import to_document
+from flowblend_cli.analysis.review.folder import write_review
 from flowblend_cli.artifacts.reading import read_native_frames
 from flowblend_cli.artifacts.records import (
     looks_path,
@@ -25,10 +29,6 @@ from flowblend_cli.artifacts.records import (
     record_path,
 )
 from flowblend_cli.main import main
-from flowblend_cli.report.document import to_document
-from flowblend_cli.report.findings import conclude
-from flowblend_cli.report.gather import gather
-from flowblend_cli.review.folder import write_review
 from flowblend_plugin import quality
 
 pytest.importorskip("cv2")

@@ -91,7 +91,7 @@ def render(
         return 0
     reports = batch.study.report if with_report is None else with_report
     if reports:
-        from flowblend_cli.report.writing import require_extra
+        from flowblend_cli.analysis.report.write import require_extra
 
         require_extra()
     told = make_reporter(json=as_json, verbosity=verbosity, total_jobs=len(batch.jobs), log=log)
@@ -117,7 +117,7 @@ def render(
 
 
 def _write_report(batch: Batch, as_json: bool, verbosity: int) -> None:
-    from flowblend_cli.report.writing import draw_up, sentences, write
+    from flowblend_cli.analysis.report.write import draw_up, sentences, write
 
     drawn = draw_up(batch.output_dir)
     write(drawn, batch.output_dir)
@@ -130,7 +130,7 @@ def _complaints(batch: Batch, reviews: tuple[Path, ...]) -> dict[str, str]:
     """What raters found wrong, by job: the criterion with the lowest mean below the limit."""
     if not reviews:
         return {}
-    from flowblend_cli.review.unblinding import flagged, read_reviews
+    from flowblend_cli.analysis.review.unblinding import flagged, read_reviews
 
     found = read_reviews(batch.output_dir, reviews)
     wrong = flagged(found)
@@ -143,7 +143,7 @@ def _complaints(batch: Batch, reviews: tuple[Path, ...]) -> dict[str, str]:
 
 
 def _show_gallery(batch: Batch, as_json: bool, verbosity: int, options: RunOptions) -> int:
-    from flowblend_cli.showcase import COMPARED_JOBS, gallery
+    from flowblend_cli.analysis.gallery.comparison import COMPARED_JOBS, gallery
 
     quiet = make_reporter(json=False, verbosity=-1, total_jobs=COMPARED_JOBS)
     code, lines = gallery(batch, quiet, options)

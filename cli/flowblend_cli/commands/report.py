@@ -13,7 +13,7 @@ from flowblend_cli.errors import UsageError
 from flowblend_cli.text import printable
 
 if TYPE_CHECKING:
-    from flowblend_cli.report.findings import Report
+    from flowblend_cli.analysis.compare.findings import Report
 
 
 _GIVEN = "flowblend_cli.models.pipeline_arguments"
@@ -66,7 +66,7 @@ def report(folder: Path, promote: Path | None, reviews: tuple[Path, ...], as_jso
 
     Exit codes: 0 done, 2 nothing to report, or bad usage, 4 disk.
     """
-    from flowblend_cli.report.writing import NUMBERS, draw_up, sentences, write
+    from flowblend_cli.analysis.report.write import NUMBERS, draw_up, sentences, write
 
     drawn = draw_up(folder, reviews)
     if not reviews and "reviews" in (read_json(folder / NUMBERS) or {}):
@@ -89,7 +89,7 @@ def report(folder: Path, promote: Path | None, reviews: tuple[Path, ...], as_jso
 
 
 def _promoted(found: Report, out: Path) -> str:
-    from flowblend_cli.report.promote import promoted
+    from flowblend_cli.analysis.report.promoted_recipe import promoted
 
     if out.exists():
         raise UsageError(f"{out} exists already and isn't overwritten: name another file")

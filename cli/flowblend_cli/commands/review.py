@@ -39,7 +39,7 @@ def review(
 
     Exit codes: 0 done, 2 nothing to review, or bad usage, 4 disk.
     """
-    from flowblend_cli.review.folder import write_review
+    from flowblend_cli.analysis.review.folder import write_review
 
     written = write_review(
         folder, seed=seed, criteria=tuple(dict.fromkeys(criteria)), scenes=scenes

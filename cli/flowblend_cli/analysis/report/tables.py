@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flowblend_cli.report import words
-from flowblend_cli.report.choices import Adapted, Drafts
-from flowblend_cli.report.clips import MetricInfo, Spread
-from flowblend_cli.report.conclusions import MOST_LOST, TOLERANCE, Comparison, Row
-from flowblend_cli.report.sameness import Determinism, EqualGroup
-from flowblend_cli.report.statistics import Summary
-from flowblend_cli.report.variants import STEPS
+from flowblend_cli.analysis.clips.clip import MetricInfo, Spread
+from flowblend_cli.analysis.clips.variants import STEPS
+from flowblend_cli.analysis.compare import sentences
+from flowblend_cli.analysis.compare.conclusions import MOST_LOST, TOLERANCE, Comparison, Row
+from flowblend_cli.analysis.compare.determinism import Determinism, EqualGroup
+from flowblend_cli.analysis.compare.drafts import Adapted, Drafts
+from flowblend_cli.analysis.compare.statistics import Summary
 from flowblend_cli.text import printable
 
 _MOST_METRICS = 8
@@ -28,9 +28,9 @@ def table(comparison: Comparison) -> list[dict[str, Any]]:
             "n": _number(row),
             "score": _summary(row.score),
             "apart": _apart(row),
-            "median": words.seconds(row.seconds.median) if row.seconds else "",
+            "median": sentences.seconds(row.seconds.median) if row.seconds else "",
             "range": _range(row.seconds),
-            "share": words.share(row.share) if row.share else "",
+            "share": sentences.share(row.share) if row.share else "",
             "use": row.use,
             "is_winner": row.is_winner,
             "is_best": row.is_best,
@@ -44,9 +44,9 @@ def printed(comparison: Comparison) -> list[str]:
     rows = [
         {
             "steps": f"{row.steps}{' *' if row.is_winner else ''}",
-            "seconds": words.seconds(row.seconds.median) if row.seconds else "",
-            "share": words.share(row.share) if row.share else "",
-            "score": words.with_interval(row.score) if row.score else "",
+            "seconds": sentences.seconds(row.seconds.median) if row.seconds else "",
+            "share": sentences.share(row.share) if row.share else "",
+            "score": sentences.with_interval(row.score) if row.score else "",
             "psnr": f"{row.metrics['psnr'].mean:.1f} dB" if "psnr" in row.metrics else "",
             "for": row.use,
         }
@@ -71,8 +71,8 @@ def _summary(told: Summary | None) -> dict[str, str] | None:
     if told is None:
         return None
     return {
-        "mean": words.points(told.mean),
-        "sd": "" if told.sd is None else words.points(told.sd),
+        "mean": sentences.points(told.mean),
+        "sd": "" if told.sd is None else sentences.points(told.sd),
         "interval": _interval(told),
     }
 
@@ -80,13 +80,13 @@ def _summary(told: Summary | None) -> dict[str, str] | None:
 def _interval(told: Summary) -> str:
     if told.low is None or told.high is None:
         return "unknown (n = 1)"
-    return f"{words.points(told.low)} to {words.points(told.high)}"
+    return f"{sentences.points(told.low)} to {sentences.points(told.high)}"
 
 
 def _range(told: Summary | None) -> str:
     if told is None or told.n < 2:
         return ""
-    return f"{words.seconds(told.least)} to {words.seconds(told.most)}"
+    return f"{sentences.seconds(told.least)} to {sentences.seconds(told.most)}"
 
 
 def _apart(row: Row) -> str:
@@ -94,9 +94,9 @@ def _apart(row: Row) -> str:
         return "best"
     if row.to_best is None:
         return ""
-    half = "" if row.to_best.half is None else f" ± {words.points(row.to_best.half)}"
+    half = "" if row.to_best.half is None else f" ± {sentences.points(row.to_best.half)}"
     how = ", as good" if row.is_as_good else ""
-    return f"{words.signed(row.to_best.mean)}{half}{how}"
+    return f"{sentences.signed(row.to_best.mean)}{half}{how}"
 
 
 def shown_metrics(comparison: Comparison, infos: Mapping[str, MetricInfo]) -> list[str]:
@@ -127,8 +127,8 @@ def metrics_table(comparison: Comparison, infos: Mapping[str, MetricInfo]) -> di
 def _metric(told: Summary | None) -> str:
     if told is None:
         return ""
-    half = f" ± {words.number(told.half, 2)}" if told.half is not None else ""
-    return words.number(told.mean) + half
+    half = f" ± {sentences.number(told.half, 2)}" if told.half is not None else ""
+    return sentences.number(told.mean) + half
 
 
 def rule(comparison: Comparison) -> str:
@@ -168,7 +168,7 @@ def spread(one: Spread) -> dict[str, Any]:
         "mode": one.mode.upper(),
         "scene": printable(one.scene),
         "renders": f"{len(one.jobs)} {'noise seeds' if one.across == 'noise' else 'seeds'}",
-        "paths": "" if one.trajectory_spread is None else words.number(one.trajectory_spread),
+        "paths": "" if one.trajectory_spread is None else sentences.number(one.trajectory_spread),
         "psnr": "" if one.psnr_mean is None else f"{one.psnr_mean:.1f} dB",
         "equal": f"{one.equal_pairs} of {one.pairs}",
     }
@@ -180,9 +180,9 @@ def drafts(one: Drafts) -> dict[str, Any]:
         "scene": printable(one.scene),
         "drafts": f"{one.drafts}" + (f", {one.abandoned} abandoned" if one.abandoned else ""),
         "finals": one.finals,
-        "spent": words.seconds(one.draft_s + one.final_s),
-        "full": words.seconds(one.full_s),
-        "saved": words.share(one.saved),
+        "spent": sentences.seconds(one.draft_s + one.final_s),
+        "full": sentences.seconds(one.full_s),
+        "saved": sentences.share(one.saved),
         "best": printable(one.best),
     }
 
@@ -195,8 +195,8 @@ def adapted(one: Adapted) -> dict[str, Any]:
         "reason": printable(one.reason) or "as the recipe has it",
         "steps": one.steps,
         "guidance": "" if one.guidance is None else f"{one.guidance:g}",
-        "score": "" if one.score is None else words.points(one.score),
-        "motion": words.number(one.flow_mean) if one.flow_mean is not None else "",
-        "jitter": words.number(one.unsteadiness) if one.unsteadiness is not None else "",
+        "score": "" if one.score is None else sentences.points(one.score),
+        "motion": sentences.number(one.flow_mean) if one.flow_mean is not None else "",
+        "jitter": sentences.number(one.unsteadiness) if one.unsteadiness is not None else "",
         "accepted": one.accepted,
     }

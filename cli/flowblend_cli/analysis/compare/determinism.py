@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from flowblend_cli.report.clips import Clip
-from flowblend_cli.report.variants import group, settings
+from flowblend_cli.analysis.clips.clip import Clip
+from flowblend_cli.analysis.clips.variants import group, settings
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Determinism:
         return self.equal == self.renders
 
 
-def determinism(clips: Sequence[Clip]) -> tuple[Determinism, ...]:
+def determinism_by_mode(clips: Sequence[Clip]) -> tuple[Determinism, ...]:
     """Compare the renders that must be equal, for each mode that has any.
 
     Every render of one job must be; of a deterministic sampler, also those of jobs that differ in

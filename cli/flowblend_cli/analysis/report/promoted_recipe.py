@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from flowblend_cli.analysis.clips.clip import Clip
+from flowblend_cli.analysis.clips.variants import group
+from flowblend_cli.analysis.compare.findings import Part, Report
 from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import Job
-from flowblend_cli.report.clips import Clip
-from flowblend_cli.report.findings import Part, Report
-from flowblend_cli.report.variants import group
 from flowblend_cli.text import printable
 from flowblend_plugin.stages import LETTERS, Stage
 

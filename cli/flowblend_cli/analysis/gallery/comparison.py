@@ -9,10 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from flowblend_cli import engine
+from flowblend_cli.analysis.gallery.contact_sheet import (
+    animated_webp,
+    comparison_video,
+    contact_sheet,
+    side_by_side,
+)
 from flowblend_cli.artifacts.existing import recorded
 from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.errors import OutputError
-from flowblend_cli.gallery import animated_webp, comparison_video, contact_sheet, side_by_side
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.options import RunOptions
 from flowblend_cli.progress import Reporter

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flowblend_cli.report.clips import Clip, Section, own_job
-from flowblend_cli.report.variants import group
+from flowblend_cli.analysis.clips.clip import Clip, Section, own_job
+from flowblend_cli.analysis.clips.variants import group
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Adapted:
     accepted: bool
 
 
-def drafts(section: Section) -> tuple[Drafts, ...]:
+def draft_costs(section: Section) -> tuple[Drafts, ...]:
     """What each scene's drafts saved; empty where there are none, or none was finished."""
     told = []
     for scene, clips in group(section.clips, lambda clip: clip.job.scene).items():

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowblend_cli.report.clips import Clip
-from flowblend_cli.report.variants import find_axes, find_variants, group
+from flowblend_cli.analysis.clips.clip import Clip
+from flowblend_cli.analysis.clips.variants import find_axes, find_variants, group
 
 CLIP_CRITERIA = ("naturalness", "sharpness", "temporal consistency")
 PICTURE_CRITERIA = ("structure", "texture", "colour", "adherence")

@@ -78,7 +78,7 @@ def _sources(texts: Sequence[str]) -> str:
 
 
 def _read(name: str) -> str:
-    return (files("flowblend_cli") / "pages" / name).read_text("utf-8")
+    return (files(__name__) / name).read_text("utf-8")
 
 
 def _environment() -> jinja2.Environment:
@@ -89,7 +89,7 @@ def _environment() -> jinja2.Environment:
             "pages need jinja2, which isn't installed: pip install 'flowblend[report]'"
         ) from error
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("flowblend_cli", "pages"),
+        loader=jinja2.PackageLoader("flowblend_cli.analysis", "web"),
         undefined=jinja2.StrictUndefined,
         autoescape=True,
         trim_blocks=True,

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flowblend_cli.analysis.clips import measure
+from flowblend_cli.analysis.clips.clip import Clip, Folder, KeptRecipe, Section
+from flowblend_cli.analysis.clips.variants import group
 from flowblend_cli.artifacts.finished import FileState, inspect_final
 from flowblend_cli.artifacts.records import (
     JobRecord,
@@ -18,9 +21,6 @@ from flowblend_cli.artifacts.records import (
 )
 from flowblend_cli.errors import DocumentError, OutputError, UsageError
 from flowblend_cli.jobs import Job, freeze
-from flowblend_cli.report import measures
-from flowblend_cli.report.clips import Clip, Folder, KeptRecipe, Section
-from flowblend_cli.report.variants import group
 from flowblend_cli.selecting import looks_s
 from flowblend_cli.study import AdaptSpec, MeasureSpec, ReviewSpec, Selection, Study
 from flowblend_cli.text import count
@@ -49,7 +49,7 @@ def gather(folder: Path) -> Folder:
         section, told = _section(folder, name, clips)
         sections.append(section)
         warnings += told
-    return Folder(folder.absolute().name, tuple(sections), tuple(warnings), measures.catalogue())
+    return Folder(folder.absolute().name, tuple(sections), tuple(warnings), measure.catalogue())
 
 
 def find_clips(folder: Path) -> Found:
@@ -194,8 +194,8 @@ def _section(folder: Path, name: str, clips: list[Clip]) -> tuple[Section, list[
             f"{name}: its clips were rendered under different versions or threads, so that their "
             "seconds, and bits, needn't be comparable"
         )
-    measured = measures.complete(folder, clips, recipe.study if recipe else Study())
-    spreads = measures.spreads(folder, measured.clips)
+    measured = measure.complete(folder, clips, recipe.study if recipe else Study())
+    spreads = measure.spreads(folder, measured.clips)
     section = Section(name, measured.clips, recipe, spreads, *_looks_s(folder, recipe, clips))
     return section, [*warnings, *(f"{name}: {warning}" for warning in measured.warnings)]
 

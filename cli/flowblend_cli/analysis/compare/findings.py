@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flowblend_cli.report import choices, conclusions, sameness, words
-from flowblend_cli.report.choices import Adapted, Drafts
-from flowblend_cli.report.clips import Folder, Section
-from flowblend_cli.report.conclusions import Comparison
-from flowblend_cli.report.sameness import Determinism
-from flowblend_cli.report.words import Verdict
+from flowblend_cli.analysis.clips.clip import Folder, Section
+from flowblend_cli.analysis.compare import conclusions, determinism, drafts, sentences
+from flowblend_cli.analysis.compare.conclusions import Comparison
+from flowblend_cli.analysis.compare.determinism import Determinism
+from flowblend_cli.analysis.compare.drafts import Adapted, Drafts
+from flowblend_cli.analysis.compare.sentences import Verdict
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,20 @@ def conclude(folder: Folder) -> Report:
 
 def _part(section: Section, folder: Folder) -> Part:
     comparison = conclusions.compare(section, folder.metrics)
-    determinism = sameness.determinism(section.clips)
-    drafts, adapted = choices.drafts(section), choices.adapted(section)
+    by_mode = determinism.determinism_by_mode(section.clips)
+    costs, adapted = drafts.draft_costs(section), drafts.adapted(section)
     about_modes = [
-        *words.same(determinism),
-        *words.spread(section.spreads, dict(folder.metrics)),
+        *sentences.same(by_mode),
+        *sentences.spread(section.spreads, dict(folder.metrics)),
     ]
-    compared = list(words.compared(comparison))
+    compared = list(sentences.compared(comparison))
     modes_first = len(conclusions.modes(comparison)) > 1
     verdicts = [
         *(about_modes if modes_first else ()),
-        *words.drafted(drafts),
+        *sentences.drafted(costs),
         *compared,
         *(() if modes_first else about_modes),
-        *words.adapted(adapted),
-    ] or [words.nothing_compared(section)]
-    verdicts += words.slow_steps(section.clips)
-    return Part(section, comparison, determinism, drafts, adapted, tuple(verdicts))
+        *sentences.adapted(adapted),
+    ] or [sentences.nothing_compared(section)]
+    verdicts += sentences.slow_steps(section.clips)
+    return Part(section, comparison, by_mode, costs, adapted, tuple(verdicts))

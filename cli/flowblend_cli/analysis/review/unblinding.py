@@ -8,9 +8,9 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowblend_cli.analysis.compare.statistics import summarise
+from flowblend_cli.analysis.review.ratings import LEAST, MOST, Key, Rating, Shown, read, read_keys
 from flowblend_cli.errors import UsageError
-from flowblend_cli.report.statistics import summarise
-from flowblend_cli.review.ratings import LEAST, MOST, Key, Rating, Shown, read, read_keys
 
 # (rater, unit, score): a unit is what several raters scored, such as an item of a review.
 Judgement = tuple[Hashable, Hashable, float]

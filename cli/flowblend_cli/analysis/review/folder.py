@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowblend_cli.analysis.clips.clip import Clip
+from flowblend_cli.analysis.clips.collect import find_clips
+from flowblend_cli.analysis.review.anonymize import AnonymousCopy, copy_anonymously
+from flowblend_cli.analysis.review.arrangement import Arrangement, arrange
+from flowblend_cli.analysis.web import render_page
 from flowblend_cli.artifacts.records import FOLDER, read_json, recipe_path, write_json
 from flowblend_cli.errors import OutputError, UsageError
-from flowblend_cli.pages import render_page
-from flowblend_cli.report.clips import Clip
-from flowblend_cli.report.gather import find_clips
-from flowblend_cli.review.arrangement import Arrangement, arrange
-from flowblend_cli.review.copies import AnonymousCopy, copy_anonymously
 from flowblend_cli.utils.files import publish
 
 PAGE = "review/index.html"

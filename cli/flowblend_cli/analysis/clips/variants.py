@@ -7,8 +7,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+from flowblend_cli.analysis.clips.clip import Clip
 from flowblend_cli.jobs import Job, freeze
-from flowblend_cli.report.clips import Clip
 from flowblend_plugin.stages import Stage
 
 STEPS = "num_inference_steps"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowblend_cli.analysis.review.arrangement import KEY_VERSION
 from flowblend_cli.artifacts.records import FOLDER, read_json
 from flowblend_cli.errors import UsageError
-from flowblend_cli.review.arrangement import KEY_VERSION
 from flowblend_cli.text import printable, shorten
 
 LEAST, MOST = 0, 10

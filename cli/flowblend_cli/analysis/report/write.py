@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowblend_cli.analysis.clips.collect import gather
+from flowblend_cli.analysis.compare.findings import Report, conclude
+from flowblend_cli.analysis.compare.sentences import Verdict
+from flowblend_cli.analysis.report import opinions, tables
+from flowblend_cli.analysis.report.json_report import to_document, to_text
+from flowblend_cli.analysis.report.page import to_html
+from flowblend_cli.analysis.review.unblinding import Reviews, read_reviews
 from flowblend_cli.errors import UsageError
-from flowblend_cli.report import opinions, tables
-from flowblend_cli.report.document import to_document, to_text
-from flowblend_cli.report.findings import Report, conclude
-from flowblend_cli.report.gather import gather
-from flowblend_cli.report.page import to_html
-from flowblend_cli.report.words import Verdict
-from flowblend_cli.review.unblinding import Reviews, read_reviews
 from flowblend_cli.text import printable
 from flowblend_cli.utils.files import publish
 

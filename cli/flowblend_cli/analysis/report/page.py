@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowblend_cli import __version__
-from flowblend_cli.pages import render_page
-from flowblend_cli.report import opinions, tables, words
-from flowblend_cli.report.clips import Clip, MetricInfo, Section
-from flowblend_cli.report.document import distinct_versions
-from flowblend_cli.report.findings import Part, Report
+from flowblend_cli.analysis.clips.clip import Clip, MetricInfo, Section
+from flowblend_cli.analysis.clips.variants import find_variants, group
+from flowblend_cli.analysis.compare import sentences
+from flowblend_cli.analysis.compare.findings import Part, Report
+from flowblend_cli.analysis.report import opinions, tables
+from flowblend_cli.analysis.report.json_report import distinct_versions
+from flowblend_cli.analysis.report.plots import draw
+from flowblend_cli.analysis.web import render_page
 from flowblend_cli.report.media import address, poster
-from flowblend_cli.report.plots import draw
-from flowblend_cli.report.variants import find_variants, group
 from flowblend_cli.text import count, printable
 
 if TYPE_CHECKING:
-    from flowblend_cli.review.unblinding import Reviews
+    from flowblend_cli.analysis.review.unblinding import Reviews
 
 MARK = "flowblend report"
 MOST_POSTERS = 60
@@ -85,7 +86,7 @@ def _facts(clips: Sequence[Clip]) -> list[str]:
     return [
         " and ".join(count(number, noun) for number, noun in nouns if number),
         count(len({clip.job.scene for clip in clips}), "scene"),
-        *([f"{words.seconds(sum(seconds))} of rendering"] if seconds else []),
+        *([f"{sentences.seconds(sum(seconds))} of rendering"] if seconds else []),
         *([f"on {printable(', '.join(devices))}"] if devices else []),
     ]
 
@@ -168,8 +169,8 @@ def _card(clip: Clip, part: Part, folder: Path, labels: Mapping[str, str]) -> di
         "seed": _seed(clip),
         "alt": printable(f"{clip.job.scene}, {_seed(clip)}: {clip.job.prompt}"),
         "prompt": printable(clip.job.prompt),
-        "score": None if clip.score is None else words.points(clip.score),
-        "seconds": None if clip.seconds is None else words.seconds(clip.seconds),
+        "score": None if clip.score is None else sentences.points(clip.score),
+        "seconds": None if clip.seconds is None else sentences.seconds(clip.seconds),
         "is_winner": clip.id in part.winners,
         "tag": ", ".join(tag for tag in tags if tag),
         "id": printable(clip.id),
@@ -219,9 +220,9 @@ def _clip_row(clip: Clip, part: Part, labels: Mapping[str, str]) -> dict[str, An
         "seed": _seed(clip),
         "steps": clip.job.num_inference_steps,
         "label": printable(labels.get(clip.id, clip.kind)),
-        "score": "" if clip.score is None else words.points(clip.score),
-        "seconds": "" if clip.seconds is None else words.seconds(clip.seconds),
-        "step": "" if step is None else words.seconds(step),
+        "score": "" if clip.score is None else sentences.points(clip.score),
+        "seconds": "" if clip.seconds is None else sentences.seconds(clip.seconds),
+        "step": "" if step is None else sentences.seconds(step),
         "memory": f"{memory / 2**20:,.0f} MiB" if memory else "",
         "measured": clip.measured_on,
         "is_winner": clip.id in part.winners,

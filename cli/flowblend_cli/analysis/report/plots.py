@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flowblend_cli.analysis.clips.clip import Clip, MetricInfo
+from flowblend_cli.analysis.clips.variants import STEPS
+from flowblend_cli.analysis.compare.conclusions import Comparison, Row, pair_of
+from flowblend_cli.analysis.compare.findings import Part
+from flowblend_cli.analysis.report.tables import shown_metrics
 from flowblend_cli.drawing import settings_folder
 from flowblend_cli.errors import UsageError
-from flowblend_cli.report.clips import Clip, MetricInfo
-from flowblend_cli.report.conclusions import Comparison, Row, pair_of
-from flowblend_cli.report.findings import Part
-from flowblend_cli.report.tables import shown_metrics
-from flowblend_cli.report.variants import STEPS
 from flowblend_cli.text import shorten
 
 HUMAN_SCORES = {30: 5.8, 50: 8.4, 70: 8.2, 80: 7.87, 100: 7.2}
@@ -148,7 +148,7 @@ def _draw(
 ) -> tuple[str, bool]:
     from matplotlib.figure import Figure
 
-    from flowblend_cli.report.statistics import summarise
+    from flowblend_cli.analysis.compare.statistics import summarise
 
     over_steps = STEPS in comparison.axes
     figure = Figure(figsize=_SIZE, layout=None if over_steps else "constrained")
@@ -196,7 +196,7 @@ def _lines_over_steps(rows: Sequence[Row]) -> dict[str, list[int]]:
 
 
 def _line(axes: Any, steps: list[int], points: list[Points], colour: str, name: str) -> None:
-    from flowblend_cli.report.statistics import summarise
+    from flowblend_cli.analysis.compare.statistics import summarise
 
     told = [
         (step, summarise(list(some.values()))) for step, some in zip(steps, points, strict=True)

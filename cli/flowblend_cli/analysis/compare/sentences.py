@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from flowblend_cli.report.choices import Adapted, Drafts
-from flowblend_cli.report.clips import Clip, MetricInfo, Section, Spread
-from flowblend_cli.report.conclusions import (
+from flowblend_cli.analysis.clips.clip import Clip, MetricInfo, Section, Spread
+from flowblend_cli.analysis.compare.conclusions import (
     MOST_LOST,
     TOLERANCE,
     Comparison,
@@ -17,8 +16,9 @@ from flowblend_cli.report.conclusions import (
     Winner,
     peak_and_fall,
 )
-from flowblend_cli.report.sameness import Determinism
-from flowblend_cli.report.statistics import Difference, Summary
+from flowblend_cli.analysis.compare.determinism import Determinism
+from flowblend_cli.analysis.compare.drafts import Adapted, Drafts
+from flowblend_cli.analysis.compare.statistics import Difference, Summary
 from flowblend_cli.text import count
 
 _SLOW_STEP = 3.0  # times the median step

@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flowblend_cli.report.clips import Clip, MetricInfo, Section, own_job
-from flowblend_cli.report.statistics import Difference, Summary, difference, summarise
-from flowblend_cli.report.variants import (
+from flowblend_cli.analysis.clips.clip import Clip, MetricInfo, Section, own_job
+from flowblend_cli.analysis.clips.variants import (
     MODE,
     STEPS,
     Variant,
@@ -22,6 +21,7 @@ from flowblend_cli.report.variants import (
     fixed_settings,
     group,
 )
+from flowblend_cli.analysis.compare.statistics import Difference, Summary, difference, summarise
 
 TOLERANCE = 0.01
 """Difference of mean scores, from 0 to 1, that is too small to pay for."""

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from flowblend_cli import __version__
-from flowblend_cli.report.clips import Clip, MetricInfo, Section
-from flowblend_cli.report.conclusions import Comparison, Row, peak_and_fall
-from flowblend_cli.report.findings import Part, Report
+from flowblend_cli.analysis.clips.clip import Clip, MetricInfo, Section
+from flowblend_cli.analysis.compare.conclusions import Comparison, Row, peak_and_fall
+from flowblend_cli.analysis.compare.findings import Part, Report
 
 if TYPE_CHECKING:
-    from flowblend_cli.review.unblinding import Reviews
+    from flowblend_cli.analysis.review.unblinding import Reviews
 
 VERSION = 1
 

@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from flowblend_cli.report.variants import group
-from flowblend_cli.report.words import Verdict
+from flowblend_cli.analysis.clips.variants import group
+from flowblend_cli.analysis.compare.sentences import Verdict
 from flowblend_cli.text import count, printable
 
 if TYPE_CHECKING:
-    from flowblend_cli.review.unblinding import Agreement, Reviews, Row
+    from flowblend_cli.analysis.review.unblinding import Agreement, Reviews, Row
 
 _GOOD, _FAIR = 0.8, 0.667
 

@@ -1,0 +1,1 @@
+"""What finished files say: clips collected, compared, reviewed, reported."""

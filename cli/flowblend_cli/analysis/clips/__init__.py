@@ -1,0 +1,1 @@
+"""Finished clips and what was measured of them."""

@@ -1,0 +1,1 @@
+"""Clips compared: statistics, winners, equal bits, and the sentences that say so."""

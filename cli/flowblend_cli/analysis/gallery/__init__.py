@@ -1,0 +1,1 @@
+"""Pictures of a batch: the contact sheet and the comparison."""

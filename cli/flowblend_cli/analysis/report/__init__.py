@@ -1,0 +1,1 @@
+"""The report of a folder: report.html, report.json and the promoted recipe."""

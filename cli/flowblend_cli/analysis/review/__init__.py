@@ -1,0 +1,1 @@
+"""Blind reviews: anonymous copies out, raters' files in."""
