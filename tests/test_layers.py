@@ -591,9 +591,9 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_plugin.stages",
         "rich",
     },
-    "flowblend_cli.probing.plot": {
+    "flowblend_cli.diagnostics.probe.plot": {
         "flowblend_cli.drawing",
-        "flowblend_cli.probing.words",
+        "flowblend_cli.diagnostics.probe.summary",
         "flowblend_cli.text",
         "flowblend_plugin.boundaries",
         "flowblend_plugin.calibration",
@@ -619,7 +619,7 @@ ALLOWED: dict[str, set[str]] = {
         "huggingface_hub",
         "numpy",
     },
-    "flowblend_cli.doctor.worker": {
+    "flowblend_cli.diagnostics.doctor.self_test_worker": {
         "flowblend_cli.artifacts",
         "flowblend_cli.jobs",
         "flowblend_cli.runtime",

@@ -16,7 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from flowblend_cli.doctor.worker import sprites_job
+from flowblend_cli.diagnostics.doctor.self_test_worker import sprites_job
 from flowblend_cli.jobs import Job, SamplingSpec
 from flowblend_cli.main import main
 from flowblend_cli.runtime import Runtime
@@ -36,7 +36,7 @@ from pathlib import Path
 from diffusers import AutoencoderKLWan, WanPipeline
 from transformers import AutoTokenizer, UMT5EncoderModel
 from flowblend_cli.utils.frames import pixels_sha256
-from flowblend_cli.doctor.worker import sprites_job
+from flowblend_cli.diagnostics.doctor.self_test_worker import sprites_job
 from flowblend_cli.jobs import SamplingSpec
 from flowblend_cli.runtime import Runtime
 

@@ -14,15 +14,15 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from flowblend_cli.doctor import findings, surroundings
-from flowblend_cli.doctor.findings import Finding
-from flowblend_cli.doctor.worker import sprites_job
+from flowblend_cli.diagnostics.doctor import checks, environment
+from flowblend_cli.diagnostics.doctor.checks import Finding
+from flowblend_cli.diagnostics.doctor.self_test_worker import sprites_job
 from flowblend_cli.main import main
 from flowblend_cli.runtime import Runtime, versions
 from flowblend_plugin.numerics import auto_device, numeric_settings
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLE = surroundings.tested_versions()
+TABLE = environment.tested_versions()
 TESTED = {name: wanted["tested"][0] for name, wanted in TABLE["packages"].items()}
 CPU = {
     "device": "cpu",
@@ -52,7 +52,7 @@ def by_name(found: Any) -> dict[str, Finding]:
 
 
 def states(settings: dict[str, Any], environ: dict[str, str]) -> dict[str, str]:
-    found = by_name(findings.about_settings(settings, environ))
+    found = by_name(checks.about_settings(settings, environ))
     return {name: finding.state for name, finding in found.items() if finding.state != "ok"}
 
 
@@ -96,7 +96,7 @@ def test_what_torch_is_set_to_is_what_a_render_here_would_find(examined: Result)
 def test_a_cpu_left_to_itself_has_only_its_threads_and_its_missing_gpu_noted() -> None:
     assert states(CPU, {}) == {"threads": "note", "gpu": "note"}
     assert states(CPU, PINNED) == {"gpu": "note"}
-    found = by_name(findings.about_settings(CPU, {}))
+    found = by_name(checks.about_settings(CPU, {}))
     assert "OMP_NUM_THREADS=4" in found["threads"].advice
     assert "only a GPU can tell" in found["gpu"].advice
 
@@ -112,7 +112,7 @@ def test_a_cpu_left_to_itself_has_only_its_threads_and_its_missing_gpu_noted() -
     ],
 )
 def test_a_variable_that_changes_bits_is_noted(environ: dict[str, str], name: str) -> None:
-    found = by_name(findings.about_settings(CPU, environ))
+    found = by_name(checks.about_settings(CPU, environ))
 
     assert found[name].state == "note"
     assert next(iter(environ.values())) in found[name].found or name != "threads"
@@ -141,15 +141,15 @@ def test_on_cuda_what_can_differ_from_run_to_run_is_judged() -> None:
     assert states({**CUDA, "cudnn_benchmark": True}, PINNED) == {**noted, "cudnn": "problem"}
     strict = {**CUDA, "cudnn_deterministic": True, "cudnn_tf32": False}
     assert states(strict, {**PINNED, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}) == {}
-    assert "Some GPU" in by_name(findings.about_settings(CUDA, PINNED))["device"].found
+    assert "Some GPU" in by_name(checks.about_settings(CUDA, PINNED))["device"].found
 
 
 def test_the_tested_versions_are_fine() -> None:
-    found = list(findings.about_versions(TESTED, "3.11.9", TABLE))
+    found = list(checks.about_versions(TESTED, "3.11.9", TABLE))
 
     assert [finding.state for finding in found] == ["ok"] * 5
     local = {**TESTED, "torch": TESTED["torch"] + "+cu126"}
-    assert by_name(findings.about_versions(local, "3.12.0", TABLE))["torch"].state == "ok"
+    assert by_name(checks.about_versions(local, "3.12.0", TABLE))["torch"].state == "ok"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_the_tested_versions_are_fine() -> None:
 def test_another_version_is_judged_by_whether_it_can_work(
     name: str, version: str | None, state: str, told: str
 ) -> None:
-    found = by_name(findings.about_versions({**TESTED, name: version}, "3.11.9", TABLE))
+    found = by_name(checks.about_versions({**TESTED, name: version}, "3.11.9", TABLE))
 
     finding = found.get(name, found["packages"])
     assert finding.state == state
@@ -176,11 +176,11 @@ def test_another_version_is_judged_by_whether_it_can_work(
 
 def test_python_is_judged_by_its_minor_release() -> None:
     for python, state in (("3.10.4", "problem"), ("3.13.1", "ok"), ("3.99.0", "note")):
-        assert next(findings.about_versions(TESTED, python, TABLE)).state == state
+        assert next(checks.about_versions(TESTED, python, TABLE)).state == state
 
 
 def test_renders_that_differ_are_a_problem() -> None:
-    (finding,) = findings.about_self_test(["a" * 64, "b" * 64], ["a" * 64], None, "cpu", 3)
+    (finding,) = checks.about_self_test(["a" * 64, "b" * 64], ["a" * 64], None, "cpu", 3)
 
     assert finding.state == "problem"
     assert "differ: aaaaaaaaaaaa, bbbbbbbbbbbb, aaaaaaaaaaaa" in finding.found
@@ -190,7 +190,7 @@ def test_renders_that_differ_are_a_problem() -> None:
 def test_other_pixels_with_other_threads_are_only_noted(pixels: str, state: str) -> None:
     other = {"threads": 2, "pixels": pixels}
 
-    found = by_name(findings.about_self_test(["a" * 64] * 2, ["a" * 64], other, "cpu", 3))
+    found = by_name(checks.about_self_test(["a" * 64] * 2, ["a" * 64], other, "cpu", 3))
 
     assert found["self-test"].state == "ok"
     assert found["thread-test"].state == state
@@ -200,8 +200,8 @@ def test_a_folder_that_cant_be_written_is_a_problem(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("in the way")
 
-    assert findings.about_disk("out", *surroundings.look_at_disk(tmp_path / "new")).state == "ok"
-    finding = findings.about_disk("out", *surroundings.look_at_disk(file / "below"))
+    assert checks.about_disk("out", *environment.look_at_disk(tmp_path / "new")).state == "ok"
+    finding = checks.about_disk("out", *environment.look_at_disk(file / "below"))
     assert finding.state == "problem"
     assert "nothing can be written" in finding.found
     assert list(tmp_path.iterdir()) == [file]
@@ -214,17 +214,17 @@ def test_little_disk_is_noted_and_none_is_a_problem(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(free, 0, free))
 
-    assert findings.about_disk("out", *surroundings.look_at_disk(tmp_path)).state == state
+    assert checks.about_disk("out", *environment.look_at_disk(tmp_path)).state == state
 
 
 def test_a_machine_without_h264_cant_write_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert findings.about_encoder(surroundings.try_encoder()).state == "ok"
+    assert checks.about_encoder(environment.try_encoder()).state == "ok"
 
     def fail(*_: object, **__: object) -> None:
         raise av.codec.codec.UnknownCodecError("libx264")
 
     monkeypatch.setattr("flowblend_cli.artifacts.video.av.open", fail)
-    finding = findings.about_encoder(surroundings.try_encoder())
+    finding = checks.about_encoder(environment.try_encoder())
     assert finding.state == "problem"
     assert "UnknownCodecError: libx264" in finding.found
 

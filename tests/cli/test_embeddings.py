@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flowblend_cli import embeddings
-from flowblend_cli.doctor.worker import sprites_job
+from flowblend_cli.diagnostics.doctor.self_test_worker import sprites_job
 from flowblend_cli.embeddings import EmbeddingFiles, keep_embeddings
 from flowblend_cli.jobs import Job
 from flowblend_cli.models.bundled import bundled_dir

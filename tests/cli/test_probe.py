@@ -20,15 +20,15 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from flowblend_cli import __version__
+from flowblend_cli.diagnostics.probe.measure import check_outputs, measure, outputs, write
+from flowblend_cli.diagnostics.probe.plot import draw_pictures
+from flowblend_cli.diagnostics.probe.prepare import check_budget, prepare
+from flowblend_cli.diagnostics.probe.progress_bar import runs_of
+from flowblend_cli.diagnostics.probe.summary import error_in_words, facts, recipe_lines, summary
 from flowblend_cli.errors import OutputError, UsageError
 from flowblend_cli.jobs import Batch
 from flowblend_cli.main import main
 from flowblend_cli.models.bundled import bundled_dir
-from flowblend_cli.probing.plot import draw_pictures
-from flowblend_cli.probing.preparation import check_budget, prepare
-from flowblend_cli.probing.progress import runs_of
-from flowblend_cli.probing.run import check_outputs, measure, outputs, write
-from flowblend_cli.probing.words import error_in_words, facts, recipe_lines, summary
 from flowblend_plugin import Calibration
 from flowblend_plugin.boundaries import choose
 from flowblend_plugin.calibration import CalibratedStep

@@ -17,7 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from flowblend_cli.doctor.worker import sprites_job
+from flowblend_cli.diagnostics.doctor.self_test_worker import sprites_job
 from flowblend_cli.events import Event
 from flowblend_cli.jobs import Job, SamplingSpec
 from flowblend_cli.keeping import Keeping

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from flowblend_cli.doctor.examination import examine
-from flowblend_cli.doctor.findings import Finding
+from flowblend_cli.diagnostics.doctor.checks import Finding
+from flowblend_cli.diagnostics.doctor.diagnose import examine
 from flowblend_cli.text import count, printable
 
 

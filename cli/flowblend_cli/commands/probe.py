@@ -14,8 +14,8 @@ from flowblend_cli.text import count, printable
 from flowblend_plugin.boundaries import CRITERIA, choose
 
 if TYPE_CHECKING:
+    from flowblend_cli.diagnostics.probe.prepare import Probing
     from flowblend_cli.jobs import Batch
-    from flowblend_cli.probing.preparation import Probing
     from flowblend_plugin.boundaries import Choice
     from flowblend_plugin.calibration import Calibration
 
@@ -70,8 +70,8 @@ def probe(
     Exit codes: 0 done, 1 the pair can't be measured, 2 bad recipe or usage, 3 model missing,
     4 disk, 5 device, 130 or 143 after a signal, with nothing written.
     """
-    from flowblend_cli.probing.preparation import check_budget, prepare
-    from flowblend_cli.probing.run import Stopped, check_outputs, measure, write
+    from flowblend_cli.diagnostics.probe.measure import Stopped, check_outputs, measure, write
+    from flowblend_cli.diagnostics.probe.prepare import check_budget, prepare
     from flowblend_cli.recipe.loader import load_batch
 
     began = time.monotonic()
@@ -94,7 +94,7 @@ def probe(
 
     def draw() -> tuple[bytes, ...]:
         nonlocal choice
-        from flowblend_cli.probing.plot import draw_pictures
+        from flowblend_cli.diagnostics.probe.plot import draw_pictures
 
         choice = choose(calibration.at(calibration.levels), budget, criterion)
         return draw_pictures(calibration, choice)
@@ -115,8 +115,8 @@ def _report(
     as_json: bool,
     began: float,
 ) -> None:
+    from flowblend_cli.diagnostics.probe.summary import facts, recipe_lines, summary
     from flowblend_cli.models.bundled import is_bundled
-    from flowblend_cli.probing.words import facts, recipe_lines, summary
 
     elapsed = time.monotonic() - began
     folder = None if is_bundled(batch.source) else batch.source.parent

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import itertools
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from flowblend_cli import __version__
 from flowblend_cli.analysis.clips.clip import Clip, MetricInfo, Section
@@ -16,7 +21,6 @@ from flowblend_cli.analysis.report import opinions, tables
 from flowblend_cli.analysis.report.json_report import distinct_versions
 from flowblend_cli.analysis.report.plots import draw
 from flowblend_cli.analysis.web import render_page
-from flowblend_cli.report.media import address, poster
 from flowblend_cli.text import count, printable
 
 if TYPE_CHECKING:
@@ -31,6 +35,10 @@ MOST_PLAYED = 120
 
 _FIRM = "\N{NO-BREAK SPACE}"
 _MOST_COLUMNS = 8
+
+
+_SIDE = 200
+_QUALITY = 80
 
 
 def to_html(report: Report, folder: Path, reviews: Reviews | None = None) -> str:
@@ -254,3 +262,45 @@ def _definitions(infos: Mapping[str, MetricInfo], clips: Iterable[Clip]) -> list
         for name, info in infos.items()
         if name in known
     ]
+
+
+def poster(path: Path) -> str:
+    """One frame of a clip, from its middle, or a picture, small, as a ``data:`` address.
+
+    Args:
+        path: A finished file, mp4 or PNG.
+
+    Returns:
+        The address of a WebP of at most 200 pixels a side; empty where the file can't be decoded.
+    """
+    from PIL import Image
+
+    try:
+        image = _still(path)
+        image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", quality=_QUALITY, method=6)
+    except (OSError, ValueError, IndexError):  # FFmpeg's errors are among them
+        return ""
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _still(path: Path) -> Any:
+    from PIL import Image
+
+    if path.suffix == ".png":
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    import av
+
+    with av.open(str(path), format="mp4") as container:
+        stream = container.streams.video[0]
+        middle = max(stream.frames // 2, 0)
+        frames = itertools.islice(container.decode(stream), middle + 1)
+        *_, frame = frames
+        return Image.fromarray(frame.to_ndarray(format="rgb24"))
+
+
+def address(name: str) -> str:
+    """Where a file beside the page is, whatever characters its name has."""
+    return quote(os.fsencode(name), safe="")

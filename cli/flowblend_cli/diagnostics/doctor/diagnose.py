@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.doctor import findings
-from flowblend_cli.doctor.findings import Finding
-from flowblend_cli.doctor.surroundings import (
+from flowblend_cli.diagnostics.doctor import checks
+from flowblend_cli.diagnostics.doctor.checks import Finding
+from flowblend_cli.diagnostics.doctor.environment import (
     installed_versions,
     look_at_disk,
     look_at_hub,
@@ -37,12 +37,12 @@ def examine(folder: Path, *, quick: bool, on_render: Callable[[], None]) -> Iter
     """
     table = tested_versions()
     found = installed_versions(table["packages"])
-    yield from findings.about_versions(found, platform.python_version(), table)
-    yield findings.about_disk(str(folder.absolute()), *look_at_disk(folder))
-    yield findings.about_encoder(try_encoder())
+    yield from checks.about_versions(found, platform.python_version(), table)
+    yield checks.about_disk(str(folder.absolute()), *look_at_disk(folder))
+    yield checks.about_encoder(try_encoder())
     cache, is_there, is_writable = look_at_hub()
-    yield findings.about_hub(cache, is_there=is_there, is_writable=is_writable)
-    yield findings.about_offline(os.environ)
+    yield checks.about_hub(cache, is_there=is_there, is_writable=is_writable)
+    yield checks.about_offline(os.environ)
     if not quick:
         on_render()
     yield from _torch(renders=0 if quick else 2)
@@ -52,7 +52,7 @@ def _torch(renders: int) -> Iterator[Finding]:
     """What torch is set to, and the renders of two processes."""
     here = _ask(renders, other_threads=True)
     if "settings" in here:
-        yield from findings.about_settings(here["settings"], os.environ)
+        yield from checks.about_settings(here["settings"], os.environ)
     if "error" in here:
         name = "self-test" if "settings" in here else "models"
         yield Finding(name, "problem", here["error"], _ADVICE)
@@ -64,7 +64,7 @@ def _torch(renders: int) -> Iterator[Finding]:
     if "error" in elsewhere:
         yield Finding("self-test", "problem", elsewhere["error"], _ADVICE)
         return
-    yield from findings.about_self_test(
+    yield from checks.about_self_test(
         here["renders"], elsewhere["renders"], here["other"], here["device"], here["steps"]
     )
 
@@ -72,7 +72,7 @@ def _torch(renders: int) -> Iterator[Finding]:
 def _ask(renders: int, *, other_threads: bool) -> dict[str, Any]:
     """The answer of a process of its own; its ``error`` says what went wrong."""
     output, problem = run_worker(
-        "flowblend_cli.doctor.worker",
+        "flowblend_cli.diagnostics.doctor.self_test_worker",
         json.dumps({"renders": renders, "other_threads": other_threads}),
         doing="self-test",
         patience_s=_PATIENCE_S,

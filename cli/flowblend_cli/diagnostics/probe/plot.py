@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from flowblend_cli.diagnostics.probe.summary import error_in_words
 from flowblend_cli.drawing import settings_folder
-from flowblend_cli.probing.words import error_in_words
 from flowblend_cli.text import shorten
 from flowblend_plugin.boundaries import Choice, choose
 from flowblend_plugin.calibration import Calibration

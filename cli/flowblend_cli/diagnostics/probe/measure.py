@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from flowblend_cli.diagnostics.probe.prepare import Probing
+from flowblend_cli.diagnostics.probe.progress_bar import Progress, runs_of
 from flowblend_cli.errors import OutputError, UsageError
 from flowblend_cli.jobs import ModelSpec
 from flowblend_cli.models.calibrations import read_calibration
-from flowblend_cli.probing.preparation import Probing
-from flowblend_cli.probing.progress import Progress, runs_of
 from flowblend_cli.stopping import StopRequested, StopSignals
 from flowblend_cli.utils.files import publish
 from flowblend_plugin.calibration import Calibration

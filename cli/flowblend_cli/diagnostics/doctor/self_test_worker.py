@@ -1,7 +1,7 @@
 """Look at torch, and render the bundled pair, in a process of its own.
 
-``python -m flowblend_cli.doctor.worker`` reads ``{"renders": N, "other_threads": BOOL}`` on stdin,
-and writes one JSON object: ``settings``; ``device``, ``steps``, the hash of each render's pixels in
+``python -m flowblend_cli.diagnostics.doctor.self_test_worker`` reads
+``{"renders": N, "other_threads": BOOL}`` on stdin, and writes one JSON object: ``settings``; ``device``, ``steps``, the hash of each render's pixels in
 ``renders`` and, in ``other``, that of one with another number of threads; ``error`` if it failed.
 """
 

@@ -1,0 +1,1 @@
+"""What could go wrong on this machine, and how far a pair's denoisers are apart."""

@@ -1,0 +1,1 @@
+"""`flowblend probe`: a pair of denoisers measured, and the plot."""

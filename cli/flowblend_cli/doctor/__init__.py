@@ -1,1 +1,0 @@
-"""What on this machine could break a render, or its bits: looked up, judged, and tried."""
