@@ -24,9 +24,9 @@ from shared import PROMPTS, ROOT, interval, machine, parse, publish, table
 
 sys.path[:0] = [str(ROOT), str(ROOT / "cli")]
 
+from flowblend_cli.engine.runtime.pipeline import Runtime  # noqa: E402
+from flowblend_cli.planning.metrics import score_of  # noqa: E402
 from flowblend_cli.recipe.loader import load_batch  # noqa: E402
-from flowblend_cli.runtime import Runtime  # noqa: E402
-from flowblend_cli.scores import score_of  # noqa: E402
 from flowblend_plugin import quality  # noqa: E402
 
 KEPT = (2, 4)

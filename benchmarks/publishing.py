@@ -101,9 +101,9 @@ def _sampling_s(path: Path) -> float:
 
 def render(way: str, recipe: str) -> None:
     """Render a recipe in one of the two ways, as the command does."""
-    from flowblend_cli import engine
+    from flowblend_cli.engine import batch_run
+    from flowblend_cli.engine.publisher import Publisher
     from flowblend_cli.main import main as command
-    from flowblend_cli.publishing import Publisher
 
     class Foreground(Publisher):
         def submit(self, pending: Any, render: Any, settle: Any) -> None:
@@ -112,7 +112,7 @@ def render(way: str, recipe: str) -> None:
                 settle(0.1)
 
     if way == WAYS[0]:
-        engine.Publisher = Foreground  # type: ignore[misc]
+        batch_run.Publisher = Foreground  # type: ignore[misc]
     command(["render", recipe, "--json", "-q"])
 
 

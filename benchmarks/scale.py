@@ -20,14 +20,15 @@ from pathlib import Path
 import numpy as np
 from shared import ROOT, machine, parse, publish, table
 
-from flowblend_cli import __version__, engine
+from flowblend_cli import __version__
 from flowblend_cli.artifacts.existing import Finder
 from flowblend_cli.artifacts.manifest import Manifest
 from flowblend_cli.artifacts.records import read_record, write_record
+from flowblend_cli.engine import batch_run
+from flowblend_cli.engine.publisher import publish_frames
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.models.identity import job_key, model_identity
 from flowblend_cli.progress import Silent
-from flowblend_cli.publishing import publish_frames
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.utils.frames import Frames, pixels_sha256
 
@@ -104,7 +105,7 @@ def finish(batch: Batch, tell: Callable[[int], None]) -> None:
         tell(number + 1)
     finder.close()
     first = batch.jobs[0]
-    engine.run(replace(batch, jobs=(first,)), Silent(), overrides=())  # measures it
+    batch_run.run(replace(batch, jobs=(first,)), Silent(), overrides=())  # measures it
     record = read_record(batch.output_dir, first.id)
     assert record is not None
     for job in batch.jobs[1:]:

@@ -15,7 +15,7 @@ from PIL import Image
 from flowblend_cli import main
 from flowblend_cli.models.bundled import bundled_recipes
 from flowblend_cli.models.registry import known_pairs
-from flowblend_cli.plan import plan_batch
+from flowblend_cli.planning.plan import plan_batch
 from flowblend_cli.recipe.loader import load_batch
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"

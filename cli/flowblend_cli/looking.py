@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from flowblend_cli.engine.executors.in_process import Renders
+from flowblend_cli.engine.followup.study_run import Studying
 from flowblend_cli.errors import ENDS_THE_BATCH
 from flowblend_cli.jobs import Job
 from flowblend_cli.progress import Reporter
-from flowblend_cli.rendering import Renders
 from flowblend_cli.study import Selection
-from flowblend_cli.studying import Studying
 
 
 def look_at(

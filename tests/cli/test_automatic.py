@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.errors import RecipeError
 from flowblend_cli.jobs import Batch, Job
-from flowblend_cli.plan import plan_batch
+from flowblend_cli.planning.plan import plan_batch
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_plugin.calibration import CalibratedStep, Calibration
 from flowblend_plugin.noise_levels import noise_levels

@@ -17,9 +17,9 @@ import torch
 from click.testing import CliRunner
 
 from flowblend_cli.diagnostics.doctor.self_test_worker import sprites_job
+from flowblend_cli.engine.runtime.pipeline import Runtime
 from flowblend_cli.jobs import Job, SamplingSpec
 from flowblend_cli.main import main
-from flowblend_cli.runtime import Runtime
 from flowblend_cli.utils.frames import Frames, pixels_sha256
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 from flowblend_cli.utils.frames import pixels_sha256
 from flowblend_cli.diagnostics.doctor.self_test_worker import sprites_job
 from flowblend_cli.jobs import SamplingSpec
-from flowblend_cli.runtime import Runtime
+from flowblend_cli.engine.runtime.pipeline import Runtime
 
 for _ in range(10):
     child = os.fork()

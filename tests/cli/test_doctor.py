@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 from flowblend_cli.diagnostics.doctor import checks, environment
 from flowblend_cli.diagnostics.doctor.checks import Finding
 from flowblend_cli.diagnostics.doctor.self_test_worker import sprites_job
+from flowblend_cli.engine.runtime.pipeline import Runtime, versions
 from flowblend_cli.main import main
-from flowblend_cli.runtime import Runtime, versions
 from flowblend_plugin.numerics import auto_device, numeric_settings
 
 ROOT = Path(__file__).resolve().parents[2]

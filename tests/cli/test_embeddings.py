@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from flowblend_cli import embeddings
 from flowblend_cli.diagnostics.doctor.self_test_worker import sprites_job
-from flowblend_cli.embeddings import EmbeddingFiles, keep_embeddings
+from flowblend_cli.engine.runtime import prompt_cache
+from flowblend_cli.engine.runtime.pipeline import Runtime
+from flowblend_cli.engine.runtime.prompt_cache import EmbeddingFiles, keep_embeddings
 from flowblend_cli.jobs import Job
 from flowblend_cli.models.bundled import bundled_dir
 from flowblend_cli.models.identity import text_identity
 from flowblend_cli.models.registry import resolve_model
-from flowblend_cli.runtime import Runtime
 
 SURROUNDINGS = {"torch": "2", "device": "cpu"}
 CPU = torch.device("cpu")
@@ -105,7 +105,7 @@ def test_a_damaged_file_is_encoded_again_and_replaced(tmp_path: Path) -> None:
 def test_a_full_folder_takes_no_more_and_says_so_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embeddings, "MOST_BYTES", 1000)
+    monkeypatch.setattr(prompt_cache, "MOST_BYTES", 1000)
     told: list[str] = []
     store = files(tmp_path, told)
     store.keep("small", torch.ones(2))

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowblend_cli.estimates import Estimates, Speeds, Task, Work
 from flowblend_cli.jobs import Batch
-from flowblend_cli.workloads import works_of
+from flowblend_cli.planning.estimates import Estimates, Speeds, Task, Work
+from flowblend_cli.planning.workloads import works_of
 
 LARGE = Task("m", "large", 8e9)
 SMALL = Task("m", "small", 1e9)

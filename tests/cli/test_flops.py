@@ -14,11 +14,11 @@ from click.testing import CliRunner, Result
 from tiny import SCHEDULERS, ForwardRecorder, run_wan, wan_denoiser, wan_pipe
 
 from flowblend_cli import main
-from flowblend_cli.flops import Cost, in_words, known_configs, sum_up
-from flowblend_cli.flops_cache import Count, count_all, request
 from flowblend_cli.models.bundled import bundled_dir
 from flowblend_cli.models.forwards import PIPELINES, forwards_by_role
 from flowblend_cli.models.registry import known_pairs
+from flowblend_cli.planning.flops import Cost, in_words, known_configs, sum_up
+from flowblend_cli.planning.flops_cache import Count, count_all, request
 from flowblend_plugin import DenoiserSwitch, Stage, StageSchedule
 
 # Published TFLOPs of one clip (project page of arXiv:2512.24724): Wan 2.1, 832x480, 61 frames,

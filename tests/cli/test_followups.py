@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowblend_cli.adapting import Families
+from flowblend_cli.engine.followup.adaptation import Families
+from flowblend_cli.engine.followup.pruning import Look, dropped, read_looks, write_looks
 from flowblend_cli.followups import (
     Limits,
     Measured,
@@ -23,10 +24,9 @@ from flowblend_cli.followups import (
     verdict,
 )
 from flowblend_cli.jobs import Batch, Job
-from flowblend_cli.ordering import ordered
+from flowblend_cli.planning.metrics import metrics_of
+from flowblend_cli.planning.ordering import ordered
 from flowblend_cli.references import axis_value, references
-from flowblend_cli.scores import metrics_of
-from flowblend_cli.selecting import Look, dropped, read_looks, write_looks
 from flowblend_cli.steptimes import slow_steps
 from flowblend_cli.study import AdaptSpec, MeasureSpec, Selection, Study
 

@@ -31,11 +31,11 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from flowblend_cli.engine.runtime.pipeline import Runtime
 from flowblend_cli.errors import ImageError
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.models.bundled import bundled_dir
 from flowblend_cli.models.identity import job_key
-from flowblend_cli.runtime import Runtime
 from flowblend_cli.utils import images
 from flowblend_cli.utils.images import hash_image, load_image
 

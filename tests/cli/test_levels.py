@@ -21,7 +21,7 @@ from flowblend_cli.jobs import SamplingSpec
 from flowblend_cli.main import main
 from flowblend_cli.models.bundled import bundled_dir
 from flowblend_cli.models.solvers import RULES, find_solver
-from flowblend_cli.plan import plan_batch
+from flowblend_cli.planning.plan import plan_batch
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_plugin.errors import SchedulerConfigError
 from flowblend_plugin.grids import PLAIN_PIPELINES

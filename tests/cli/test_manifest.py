@@ -27,10 +27,10 @@ from flowblend_cli.artifacts.records import (
     record_path,
     write_record,
 )
+from flowblend_cli.engine.publisher import publish_frames
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.main import main
 from flowblend_cli.models.identity import job_key, model_identity
-from flowblend_cli.publishing import publish_frames
 from flowblend_cli.recipe.loader import load_batch
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowblend_cli import measuring, measuring_worker
 from flowblend_cli.artifacts.image import publish_image
 from flowblend_cli.artifacts.reading import read_native_frames
 from flowblend_cli.artifacts.video import publish_video
+from flowblend_cli.engine.followup import measure_worker
+from flowblend_cli.engine.followup import measurer as measurer_module
+from flowblend_cli.engine.followup.measurer import FinishedFile, Measurement, Measurer, Request
 from flowblend_cli.errors import OutputError
-from flowblend_cli.measuring import FinishedFile, Measurement, Measurer, Request
 from flowblend_cli.utils.frames import Frames
 from flowblend_plugin import quality
 from flowblend_plugin.quality import learned
@@ -102,7 +103,7 @@ def test_whatever_goes_wrong_there_is_an_answer(
     def fail() -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(measuring, "_start", fail)
+    monkeypatch.setattr(measurer_module, "_start", fail)
     assert "new thread" in ask(measurer, Request("a", ("sharpness",)), clip()).error
 
 
@@ -121,7 +122,7 @@ def test_a_process_that_starts_while_measuring_ends_is_ended_too(
         )
         return made[0]
 
-    monkeypatch.setattr(measuring, "_start", slow)
+    monkeypatch.setattr(measurer_module, "_start", slow)
     measurer.submit(Request("a", ("sharpness",)), clip(), lambda: None)
     started.wait(10)
     threading.Timer(0.2, may_go.set).start()
@@ -133,11 +134,11 @@ def test_a_network_that_isnt_there_costs_its_own_metric_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(learned.DEFAULT_MODELS, "dino_similarity", "nobody/nothing")  # type: ignore[arg-type]
-    references = measuring_worker.References()
+    references = measure_worker.References()
     references.keep("reference", clip(), on_file=False)
     kept = FinishedFile("reference", "/nowhere", 1)
     request = Request("a", ("sharpness", "psnr", "dino_similarity"), reference=kept)
-    answer = measuring_worker.measure(asdict(request), clip(3), references)
+    answer = measure_worker.measure(asdict(request), clip(3), references)
     assert set(answer["metrics"]) == {"sharpness", "psnr"}
     assert "dino_similarity needs a network" in answer["missing"]
 
@@ -184,7 +185,7 @@ def test_a_process_that_dies_is_started_once_more_for_its_clip(measurer: Measure
 def test_a_process_that_always_dies_costs_the_metrics_only(
     measurer: Measurer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measuring, "MODULE", "flowblend_cli.no_such_module")
+    monkeypatch.setattr(measurer_module, "MODULE", "flowblend_cli.no_such_module")
     answer = ask(measurer, Request("a", ("sharpness",)), clip())
     assert answer.metrics == {}
     assert "ended with code 1" in answer.error
@@ -202,7 +203,7 @@ def test_the_process_is_nice_single_and_out_of_reach_of_ctrl_c(measurer: Measure
 
 PARENT = """
 import sys, time, numpy as np
-from flowblend_cli.measuring import Measurer, Request
+from flowblend_cli.engine.followup.measurer import Measurer, Request
 measurer = Measurer()
 measurer.submit(Request("a", ("sharpness",)), np.zeros((3, 32, 32, 3), np.uint8), lambda: None)
 assert measurer.answer(60)
@@ -228,7 +229,7 @@ def test_frames_wait_within_a_bound_and_a_stop_gets_through(
     measurer: Measurer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames = clip()
-    monkeypatch.setattr(measuring, "WAITING_BYTES", frames.nbytes)
+    monkeypatch.setattr(measurer_module, "WAITING_BYTES", frames.nbytes)
     measurer.submit(Request("a", ("sharpness",)), frames, lambda: None)
 
     class Stop(BaseException):

@@ -19,14 +19,14 @@ import torch
 from fake_device import ACCELERATOR
 
 from flowblend_cli.artifacts.metadata import read_document
-from flowblend_cli.engine import BatchRun
+from flowblend_cli.engine.batch_run import BatchRun
+from flowblend_cli.engine.executors.in_process import Render, Renderer
+from flowblend_cli.engine.runtime.finite_checks import SamplingError
+from flowblend_cli.engine.runtime.oom_retry import can_tile, tiled
+from flowblend_cli.engine.runtime.pipeline import Runtime
 from flowblend_cli.events import Event, JobDone, JobFailed
 from flowblend_cli.jobs import Batch, Job, ModelSpec
-from flowblend_cli.memory_ladder import can_tile, tiled
 from flowblend_cli.progress import Silent
-from flowblend_cli.rendering import Render, Renderer
-from flowblend_cli.runtime import Runtime
-from flowblend_cli.soundness import SamplingError
 
 WAYS = ("none", "model", "group", "sequential")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rendered import a_job
 
 from flowblend_cli.jobs import Job, ModelSpec
-from flowblend_cli.ordering import cost, ordered
+from flowblend_cli.planning.ordering import cost, ordered
 from flowblend_plugin.stages import StageSchedule
 
 

@@ -20,12 +20,12 @@ from click.testing import CliRunner, Result
 from fake_device import ACCELERATOR, FakeDevice
 from tiny import run_wan, wan_denoiser, wan_pipe
 
+from flowblend_cli.engine.runtime.pipeline import Runtime
+from flowblend_cli.engine.runtime.placement import Placement
 from flowblend_cli.errors import DeviceLostError, UsageError
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.main import main
 from flowblend_cli.models.identity import job_key
-from flowblend_cli.placement import Placement
-from flowblend_cli.runtime import Runtime
 from flowblend_plugin import DenoiserSwitch, StageSchedule
 from flowblend_plugin.offloading import is_placed
 

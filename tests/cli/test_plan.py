@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 
 from flowblend_cli import main
 from flowblend_cli.jobs import Batch
-from flowblend_cli.plan import plan_batch
+from flowblend_cli.planning.plan import plan_batch
 
 Load = Callable[..., Batch]
 

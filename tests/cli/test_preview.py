@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from flowblend_cli.engine.runtime.pipeline import Runtime
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.models import identity
 from flowblend_cli.models.bundled import bundled_dir
-from flowblend_cli.runtime import Runtime
 from flowblend_plugin import SwitchError
 from flowblend_plugin.preview import PROJECTION_NAME
 

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowblend_cli import engine, publishing
 from flowblend_cli.artifacts.finished import FileState, inspect_final
+from flowblend_cli.engine import batch_run
+from flowblend_cli.engine import publisher as publisher_module
+from flowblend_cli.engine.executors.in_process import Render
+from flowblend_cli.engine.publisher import Pending, Publication, Publisher
 from flowblend_cli.errors import OutputError
 from flowblend_cli.events import Event, JobDone, JobFailed, Summary
 from flowblend_cli.jobs import Batch, Job, ModelSpec
 from flowblend_cli.progress import Silent
-from flowblend_cli.publishing import Pending, Publication, Publisher
-from flowblend_cli.rendering import Render
 from flowblend_cli.utils.files import temporary_path
 from flowblend_cli.utils.frames import pixels_sha256
 
@@ -85,14 +86,14 @@ def test_who_renders_faster_than_is_written_waits_for_room(batch: Batch) -> None
         done.append(publisher.published(PLENTY_S))
     publisher.close()
 
-    assert most == publishing.WAITING_CLIPS + 1
+    assert most == publisher_module.WAITING_CLIPS + 1
     assert [one.pending.job.seed for one in done if one] == [1, 2, 3, 4, 5, 6]
 
 
 def test_what_isnt_encoded_when_the_run_is_ended_is_never_written(
     batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publishing, "_LAST_WORDS_S", 0.0)
+    monkeypatch.setattr(publisher_module, "_LAST_WORDS_S", 0.0)
     publisher = Publisher(batch.source.parent)
     for job in batch.jobs[:2]:
         publisher.submit(pending_of(batch, job), render_of(1, (48, 256, 256, 3)), never)
@@ -111,7 +112,7 @@ def test_what_is_half_written_when_the_run_is_ended_is_removed(
         writes.set()
         goes_on.wait(PLENTY_S)
 
-    monkeypatch.setattr(publishing, "_LAST_WORDS_S", 0.1)
+    monkeypatch.setattr(publisher_module, "_LAST_WORDS_S", 0.1)
     monkeypatch.setattr(os, "fsync", slow_disk)
     publisher = Publisher(batch.source.parent)
     pending = pending_of(batch, batch.jobs[0])
@@ -178,9 +179,9 @@ def run(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[in
         shapes: dict[int, tuple[int, ...]] | None = None,
     ) -> tuple[int, Seen]:
         renderer = type("Renderer", (Frames,), {"does": does or {}, "shapes": shapes or {}})
-        monkeypatch.setattr(engine, "Renderer", renderer)
+        monkeypatch.setattr(batch_run, "Renderer", renderer)
         seen = Seen()
-        return engine.run(batch, seen), seen
+        return batch_run.run(batch, seen), seen
 
     return carry_out
 

@@ -21,7 +21,7 @@ from filelock import FileLock
 from flowblend_cli.analysis.gallery.comparison import read_frames
 from flowblend_cli.artifacts.finished import FileState, inspect_final
 from flowblend_cli.artifacts.metadata import read_document
-from flowblend_cli.locking import LOCK_NAME
+from flowblend_cli.engine.output_folder import LOCK_NAME
 from flowblend_cli.main import main
 from flowblend_cli.models.bundled import bundled_dir
 from flowblend_cli.utils.frames import pixels_sha256

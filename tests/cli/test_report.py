@@ -23,10 +23,10 @@ from flowblend_cli.analysis.report.json_report import to_document, to_text
 from flowblend_cli.analysis.report.page import MOST_POSTERS
 from flowblend_cli.analysis.report.promoted_recipe import promoted
 from flowblend_cli.artifacts.records import FOLDER, JobRecord, record_path, write_record
+from flowblend_cli.engine.followup.pruning import Look, write_looks
 from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import ImageSpec, Origin, OutputSpec
 from flowblend_cli.recipe.loader import load_batch
-from flowblend_cli.selecting import Look, write_looks
 from flowblend_cli.study import MeasureSpec, Selection, Study
 from flowblend_plugin.stages import Cache, Stage
 

@@ -19,12 +19,12 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from flowblend_cli.engine.runtime.pipeline import Runtime, SamplingError
+from flowblend_cli.engine.runtime.placement import is_out_of_memory
 from flowblend_cli.errors import DeviceFailedError, DeviceLostError, ModelMissingError
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.main import main
 from flowblend_cli.models.bundled import bundled_dir
-from flowblend_cli.placement import is_out_of_memory
-from flowblend_cli.runtime import Runtime, SamplingError
 from flowblend_plugin import SchedulerConfigError
 
 MODEL = ModelSpec("sprites", "sprites")
@@ -248,7 +248,7 @@ from pathlib import Path
 from flowblend_cli.errors import DeviceLostError
 from flowblend_cli.jobs import ModelSpec
 from flowblend_cli.main import main
-from flowblend_cli.runtime import Runtime
+from flowblend_cli.engine.runtime.pipeline import Runtime
 (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmSize" in line]
 limit = int(line.split()[1]) * 1024 + 8 * 2**30
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -15,7 +15,7 @@ from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.errors import ModelMissingError
 from flowblend_cli.jobs import AdapterSpec, Batch, Job
 from flowblend_cli.models.identity import job_key, model_identity
-from flowblend_cli.plan import plan_batch, summarize
+from flowblend_cli.planning.plan import plan_batch, summarize
 from flowblend_plugin.stages import Adapter, Cache, Stage
 
 LoadText = Callable[..., Batch]
@@ -265,7 +265,7 @@ def test_a_lora_of_the_hub_is_never_downloaded(batch_of: LoadText, loras: Path) 
 
 def test_all_of_it_renders_and_is_recorded(batch_of: LoadText, loras: Path, tmp_path: Path) -> None:
     from flowblend_cli.commands.info import describe
-    from flowblend_cli.engine import run
+    from flowblend_cli.engine.batch_run import run
     from flowblend_cli.progress import Silent
 
     batch = batch_of(LONG)

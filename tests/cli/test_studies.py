@@ -375,7 +375,9 @@ def test_drafts_that_cant_be_measured_lead_to_no_final_and_the_run_says_so(
     recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = recipe("\n[draft]\nsteps = 1\n", seeds='"explore 2"')
-    monkeypatch.setattr("flowblend_cli.measuring.MODULE", "flowblend_cli.no_such_module")
+    monkeypatch.setattr(
+        "flowblend_cli.engine.followup.measurer.MODULE", "flowblend_cli.no_such_module"
+    )
     failed = render(path)
     assert failed.exit_code == 1
     assert "none of its drafts has a score" in failed.stderr

@@ -9,12 +9,12 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from flowblend_cli.flops import cost_plan
+from flowblend_cli.engine.runtime.pipeline import Runtime
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.models.solvers import find_solver
-from flowblend_cli.plan import plan_batch, summarize
+from flowblend_cli.planning.flops import cost_plan
+from flowblend_cli.planning.plan import plan_batch, summarize
 from flowblend_cli.recipe.schema.tables import StageTable
-from flowblend_cli.runtime import Runtime
 from flowblend_plugin.grids import joined_grid, legs_of
 from flowblend_plugin.noise_levels import noise_levels
 from flowblend_plugin.stages import SOLVERS

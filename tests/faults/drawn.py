@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from flowblend_cli.engine import BatchRun
+from flowblend_cli.engine.batch_run import BatchRun
+from flowblend_cli.engine.executors.in_process import Render
+from flowblend_cli.engine.runtime.checkpoint_file import Keeping
 from flowblend_cli.jobs import Batch, Job, ModelSpec
-from flowblend_cli.keeping import Keeping
 from flowblend_cli.progress import make_reporter
 from flowblend_cli.recipe.loader import load_batch
-from flowblend_cli.rendering import Render
 from flowblend_cli.utils.frames import Frames, pixels_sha256
 
 FRAMES = 3

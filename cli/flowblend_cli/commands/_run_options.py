@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from flowblend_cli.options import RunOptions, isolates
+from flowblend_cli.engine.run_options import RunOptions, isolates
 
 _PART = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from flowblend_cli.errors import RecipeError
-from flowblend_cli.plan import explain_reserve, explain_steps
+from flowblend_cli.planning.plan import explain_reserve, explain_steps
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.text import count, printable
 

@@ -7,9 +7,9 @@ import sys
 
 import click
 
-from flowblend_cli.flops import CONVENTIONS, Cost, cost_plan, in_words, sum_up
 from flowblend_cli.jobs import Batch
-from flowblend_cli.plan import Plan, explain_steps, may_follow, plan_batch, summarize
+from flowblend_cli.planning.flops import CONVENTIONS, Cost, cost_plan, in_words, sum_up
+from flowblend_cli.planning.plan import Plan, explain_steps, may_follow, plan_batch, summarize
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.text import count, printable, shorten
 

@@ -16,8 +16,8 @@ from flowblend_cli.text import count
 
 if TYPE_CHECKING:
     from flowblend_cli.console.log_file import LogFile
+    from flowblend_cli.engine.run_options import RunOptions
     from flowblend_cli.jobs import Batch
-    from flowblend_cli.options import RunOptions
 
 
 @click.command(cls=TakesManyFiles)
@@ -79,8 +79,8 @@ def render(
             )
         return _again(Path(recipe), as_json, verbosity, options, log)
 
-    from flowblend_cli import engine
     from flowblend_cli.console.run_state import RunState
+    from flowblend_cli.engine import batch_run
     from flowblend_cli.recipe.loader import load_batch
 
     batch = load_batch(recipe, overrides, out)
@@ -99,7 +99,7 @@ def render(
     for warning in batch.warnings:
         reporter.message(warning)
     complaints = _complaints(batch, reviews)
-    run = engine.BatchRun(
+    run = batch_run.BatchRun(
         batch,
         reporter,
         options=options,
@@ -159,8 +159,8 @@ def _show_gallery(batch: Batch, as_json: bool, verbosity: int, options: RunOptio
 def _again(
     path: Path, as_json: bool, verbosity: int, options: RunOptions, log: LogFile | None
 ) -> int:
-    from flowblend_cli.again import render_again
     from flowblend_cli.artifacts.metadata import read_document
+    from flowblend_cli.engine.reproduce import render_again
 
     document = read_document(path)
     if document is None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flowblend_cli.analysis.compare.findings import Report
 
 
-_GIVEN = "flowblend_cli.models.pipeline_arguments"
+_GIVEN = "flowblend.command_line"
 
 
 def command_line() -> list[str]:

@@ -18,7 +18,6 @@ from typing import Any, Self
 
 from flowblend_cli.artifacts.records import is_number, read_json, run_path, write_json
 from flowblend_cli.errors import OutputError
-from flowblend_cli.estimates import Estimates, Speeds
 from flowblend_cli.events import (
     Event,
     JobDone,
@@ -30,9 +29,10 @@ from flowblend_cli.events import (
     Summary,
 )
 from flowblend_cli.jobs import Batch
+from flowblend_cli.planning.estimates import Estimates, Speeds
+from flowblend_cli.planning.workloads import works_of
 from flowblend_cli.progress import Reporter
 from flowblend_cli.utils.process import process_mark
-from flowblend_cli.workloads import works_of
 
 STATE_VERSION = 1
 _ABSENT = object()

@@ -66,7 +66,7 @@ def put(module: str, **names: Any) -> None:
     sys.modules[stand_in.__name__] = stand_in
 
 
-if "flowblend_cli.render_worker" in sys.orig_argv:  # all that meets torch there
+if "flowblend_cli.engine.executors.worker" in sys.orig_argv:  # all that meets torch there
     put("runtime", Runtime=Runtime, versions=lambda: {"flowblend": "test"})
     put(
         "placement",

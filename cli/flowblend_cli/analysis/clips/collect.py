@@ -19,9 +19,9 @@ from flowblend_cli.artifacts.records import (
     read_record,
     recipe_path,
 )
+from flowblend_cli.engine.followup.pruning import looks_s
 from flowblend_cli.errors import DocumentError, OutputError, UsageError
 from flowblend_cli.jobs import Job, freeze
-from flowblend_cli.selecting import looks_s
 from flowblend_cli.study import AdaptSpec, MeasureSpec, ReviewSpec, Selection, Study
 from flowblend_cli.text import count
 

@@ -15,8 +15,8 @@ from flowblend_cli.analysis.clips.variants import MODE, find_axes, group, settin
 from flowblend_cli.artifacts.reading import read_native_frames
 from flowblend_cli.errors import OutputError
 from flowblend_cli.jobs import Batch
+from flowblend_cli.planning.metrics import score_of
 from flowblend_cli.references import references
-from flowblend_cli.scores import score_of
 from flowblend_cli.study import Study
 from flowblend_cli.text import count
 from flowblend_plugin import quality

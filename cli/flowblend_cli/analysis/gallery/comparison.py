@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from flowblend_cli import engine
 from flowblend_cli.analysis.gallery.contact_sheet import (
     animated_webp,
     comparison_video,
@@ -17,9 +16,10 @@ from flowblend_cli.analysis.gallery.contact_sheet import (
 )
 from flowblend_cli.artifacts.existing import recorded
 from flowblend_cli.artifacts.metadata import read_document
+from flowblend_cli.engine import batch_run
+from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.errors import OutputError
 from flowblend_cli.jobs import Batch, Job
-from flowblend_cli.options import RunOptions
 from flowblend_cli.progress import Reporter
 from flowblend_cli.utils.frames import Frames
 from flowblend_plugin.stages import Stage
@@ -58,7 +58,7 @@ def gallery(
     comparison = compared(batch, blended)
     isolated = RunOptions(isolated=options is not None and options.isolated)
     first = warm_up(comparison.jobs[0])
-    code = engine.run(comparison, reporter, warm_up=first, options=isolated)
+    code = batch_run.run(comparison, reporter, warm_up=first, options=isolated)
     return code, lines if code else [*lines, *_compare(batch, comparison)]
 
 

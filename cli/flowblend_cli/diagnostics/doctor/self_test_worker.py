@@ -1,7 +1,8 @@
 """Look at torch, and render the bundled pair, in a process of its own.
 
 ``python -m flowblend_cli.diagnostics.doctor.self_test_worker`` reads
-``{"renders": N, "other_threads": BOOL}`` on stdin, and writes one JSON object: ``settings``; ``device``, ``steps``, the hash of each render's pixels in
+``{"renders": N, "other_threads": BOOL}`` on stdin, and writes one JSON object: ``settings``;
+``device``, ``steps``, the hash of each render's pixels in
 ``renders`` and, in ``other``, that of one with another number of threads; ``error`` if it failed.
 """
 
@@ -38,7 +39,7 @@ def _answer(asked: dict[str, Any], answer: dict[str, Any]) -> None:
     answer["settings"] = settings = numeric_settings()
     if not asked["renders"]:
         return
-    from flowblend_cli.runtime import Runtime
+    from flowblend_cli.engine.runtime.pipeline import Runtime
     from flowblend_cli.utils.frames import pixels_sha256
 
     job = sprites_job()

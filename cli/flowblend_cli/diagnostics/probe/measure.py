@@ -9,10 +9,10 @@ from pathlib import Path
 
 from flowblend_cli.diagnostics.probe.prepare import Probing
 from flowblend_cli.diagnostics.probe.progress_bar import Progress, runs_of
+from flowblend_cli.engine.signals import StopRequested, StopSignals
 from flowblend_cli.errors import OutputError, UsageError
 from flowblend_cli.jobs import ModelSpec
 from flowblend_cli.models.calibrations import read_calibration
-from flowblend_cli.stopping import StopRequested, StopSignals
 from flowblend_cli.utils.files import publish
 from flowblend_plugin.calibration import Calibration
 from flowblend_plugin.errors import CalibrationError
@@ -59,7 +59,9 @@ def measure(
         DeviceLostError: The device isn't there, or the models don't fit into its memory.
         FlowBlendError: The pair can't be measured.
     """
-    from flowblend_cli.runtime import Runtime  # torch: only where something is measured
+    from flowblend_cli.engine.runtime.pipeline import (
+        Runtime,  # torch: only where something is measured
+    )
     from flowblend_plugin.sensitivity import default_positions
 
     job = probing.jobs[0]
@@ -95,7 +97,7 @@ def measure(
 
 
 def _refuse_offloading(model: ModelSpec) -> None:
-    from flowblend_cli.placement import Placement
+    from flowblend_cli.engine.runtime.placement import Placement
 
     if Placement(model).offload != "none":
         raise UsageError(

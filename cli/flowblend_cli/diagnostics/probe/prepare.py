@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flowblend_cli import __version__
-from flowblend_cli.engine import draw_seed
+from flowblend_cli.engine.batch_run import draw_seed
 from flowblend_cli.errors import UsageError
-from flowblend_cli.flops import cost_plan
 from flowblend_cli.jobs import Batch, Job
-from flowblend_cli.plan import plan_batch
+from flowblend_cli.planning.flops import cost_plan
+from flowblend_cli.planning.plan import plan_batch
 from flowblend_plugin.boundaries import choose
 from flowblend_plugin.calibration import ErrorModel
 from flowblend_plugin.errors import StageError

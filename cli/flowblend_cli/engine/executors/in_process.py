@@ -7,20 +7,20 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from flowblend_cli.engine.runtime.checkpoint_file import Keeping
+from flowblend_cli.engine.runtime.oom_retry import MemoryLadder
+from flowblend_cli.engine.runtime.resume import Progress
 from flowblend_cli.events import JobStarted, ModelLoaded
 from flowblend_cli.jobs import Job, ModelSpec
-from flowblend_cli.keeping import Keeping
-from flowblend_cli.memory_ladder import MemoryLadder
 from flowblend_cli.peaks import forget_peak_rss, peak_rss_bytes
-from flowblend_cli.plan import plan_job
+from flowblend_cli.planning.plan import plan_job
 from flowblend_cli.progress import Reporter
-from flowblend_cli.resuming import Progress
 from flowblend_cli.steptimes import slow_steps
 from flowblend_plugin.errors import CheckpointError
 from flowblend_plugin.stages import LETTERS
 
 if TYPE_CHECKING:
-    from flowblend_cli.runtime import Runtime, Sampled
+    from flowblend_cli.engine.runtime.pipeline import Runtime, Sampled
     from flowblend_cli.utils.frames import Frames
 
 
@@ -191,12 +191,14 @@ class Renderer:
 
     def _place(self, model: ModelSpec) -> Runtime:
         if self._runtime is None or self._runtime.model != model:
-            from flowblend_cli.runtime import Runtime  # torch: only where something is to be done
+            from flowblend_cli.engine.runtime.pipeline import (
+                Runtime,  # torch: only where something is to be done
+            )
 
             self._runtime = None  # free the former models before the next ones load
             self._runtime = Runtime(model, self._recipe_dir)
             if self._output_dir is not None:
-                from flowblend_cli.embeddings import keep_embeddings
+                from flowblend_cli.engine.runtime.prompt_cache import keep_embeddings
 
                 tell = self._reporter.message
                 keep_embeddings(self._runtime, self._recipe_dir, self._output_dir, tell)
@@ -274,7 +276,7 @@ class _Tries:
 def _render_of(
     runtime: Runtime, sampled: Sampled, seed: int, elapsed_s: float, step_s: tuple[float, ...]
 ) -> Render:
-    from flowblend_cli.runtime import versions
+    from flowblend_cli.engine.runtime.pipeline import versions
     from flowblend_cli.utils.frames import pixels_sha256
 
     return Render(

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from flowblend_cli.estimates import REST, Task, Work
-from flowblend_cli.flops import Cost, cost_plan
 from flowblend_cli.jobs import Batch, Job, ModelSpec
-from flowblend_cli.plan import plan_batch
+from flowblend_cli.planning.estimates import REST, Task, Work
+from flowblend_cli.planning.flops import Cost, cost_plan
+from flowblend_cli.planning.plan import plan_batch
 from flowblend_plugin.errors import FlowBlendError
 from flowblend_plugin.stages import LETTERS
 

@@ -23,13 +23,23 @@ import torch
 import transformers
 
 from flowblend_cli import __version__
+from flowblend_cli.engine.runtime.finite_checks import (
+    SamplingError,
+    Soundness,
+    check_latents,
+    to_uint8,
+)
+from flowblend_cli.engine.runtime.placement import (
+    Placement,
+    is_device_lost,
+    is_out_of_memory,
+    reason,
+)
 from flowblend_cli.errors import DeviceLostError, ModelMissingError
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.models.adapters import adapter_file
 from flowblend_cli.models.identity import local_folder
 from flowblend_cli.models.registry import ModelSource, resolve_model, resolve_small
-from flowblend_cli.placement import Placement, is_device_lost, is_out_of_memory, reason
-from flowblend_cli.soundness import SamplingError, Soundness, check_latents, to_uint8
 from flowblend_cli.utils.frames import Frames
 from flowblend_cli.utils.images import load_image
 from flowblend_plugin import DenoiserSwitch, FlowBlendError

@@ -21,7 +21,7 @@ from flowblend_cli.utils.worker_process import worker_environment, write_frames
 if TYPE_CHECKING:
     from flowblend_cli.utils.frames import Frames
 
-MODULE = "flowblend_cli.measuring_worker"
+MODULE = "flowblend_cli.engine.followup.measure_worker"
 WAITING_BYTES = 2**30
 PATIENCE_S = 1800
 _TRIES = 2

@@ -16,7 +16,7 @@ from flowblend_cli.errors import DeviceLostError, UsageError
 from flowblend_cli.jobs import Job, ModelSpec
 
 if TYPE_CHECKING:
-    from flowblend_cli.runtime import Runtime
+    from flowblend_cli.engine.runtime.pipeline import Runtime
 
 T = TypeVar("T")
 Place = Callable[[ModelSpec], "Runtime"]
@@ -83,7 +83,7 @@ class MemoryLadder:
             SamplingError: Memory ran out on the last rung, too.
             DeviceLostError: The device failed, or the models don't fit as the recipe places them.
         """
-        from flowblend_cli.placement import free_memory, is_out_of_memory
+        from flowblend_cli.engine.runtime.placement import free_memory, is_out_of_memory
 
         rung = self._first(job)
         while True:
@@ -112,8 +112,8 @@ class MemoryLadder:
 
     def _placed(self, model: ModelSpec, rung: Rung) -> tuple[Runtime, Rung]:
         """The models as a rung has them, or as the next one does that they can be placed on."""
-        from flowblend_cli.placement import is_out_of_memory, stronger_than
-        from flowblend_cli.soundness import SamplingError
+        from flowblend_cli.engine.runtime.finite_checks import SamplingError
+        from flowblend_cli.engine.runtime.placement import is_out_of_memory, stronger_than
 
         while True:
             try:
@@ -130,7 +130,7 @@ class MemoryLadder:
 
     def _first(self, job: Job) -> Rung:
         """Where a job begins: with all that a job of its size, or a smaller one, needed."""
-        from flowblend_cli.placement import OFFLOADS
+        from flowblend_cli.engine.runtime.placement import OFFLOADS
 
         size = _size(job)
         found = [

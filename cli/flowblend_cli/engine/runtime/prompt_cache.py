@@ -23,7 +23,7 @@ from flowblend_plugin.errors import CheckpointError
 from flowblend_plugin.packing import pack, unpack
 
 if TYPE_CHECKING:
-    from flowblend_cli.runtime import Runtime
+    from flowblend_cli.engine.runtime.pipeline import Runtime
 
 MOST_BYTES = 2 * 2**30
 # What prompts go through besides the libraries that every record names.

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.errors import ModelMissingError
-from flowblend_cli.flops_cache import Count, count_all, request
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.models.forwards import PIPELINES, PipelineFacts, forwards_by_role
 from flowblend_cli.models.identity import local_folder
@@ -27,7 +26,8 @@ from flowblend_cli.models.registry import (
     resolve_model,
     resolve_small,
 )
-from flowblend_cli.plan import Plan, job_noise_levels
+from flowblend_cli.planning.flops_cache import Count, count_all, request
+from flowblend_cli.planning.plan import Plan, job_noise_levels
 from flowblend_plugin.stages import EXTRAPOLATED
 
 CONVENTIONS = ("linear_only", "full")

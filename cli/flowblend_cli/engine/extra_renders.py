@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from flowblend_cli.artifacts.records import JobRecord
+from flowblend_cli.engine.executors.in_process import Renders
+from flowblend_cli.engine.followup.study_run import Studying
 from flowblend_cli.errors import ENDS_THE_BATCH
 from flowblend_cli.jobs import Job
 from flowblend_cli.progress import Reporter
-from flowblend_cli.rendering import Renders
-from flowblend_cli.studying import Studying
 
 
 def time_again(

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from flowblend_cli.engine.run_options import RunOptions
+from flowblend_cli.engine.signals import StopRequested
 from flowblend_cli.jobs import Job
-from flowblend_cli.options import RunOptions
-from flowblend_cli.stopping import StopRequested
 from flowblend_cli.tally import Tally
 from flowblend_cli.text import clock, count
 

@@ -1,6 +1,6 @@
 """Render jobs in a process of its own, which the command supervises.
 
-``python -m flowblend_cli.render_worker`` reads orders on stdin, one JSON line each, and carries
+``python -m flowblend_cli.engine.executors.worker`` reads orders on stdin, one JSON line each, and carries
 them out one after the other. What happens meanwhile goes to stdout, one JSON line each too; the
 last line about an order is its answer, which the frames follow where it has some, see
 ``workers.write_frames``. The first order says what every render needs; see ``remote`` for all.
@@ -23,12 +23,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from flowblend_cli.engine.executors.in_process import Renderer
+from flowblend_cli.engine.runtime.checkpoint_file import Keeping
+from flowblend_cli.engine.signals import StopRequested
 from flowblend_cli.events import Event
 from flowblend_cli.jobs import Job, ModelSpec
-from flowblend_cli.keeping import Keeping
 from flowblend_cli.progress import Silent
-from flowblend_cli.rendering import Renderer
-from flowblend_cli.stopping import StopRequested
 from flowblend_cli.utils.worker_process import write_frames
 from flowblend_plugin.errors import FlowBlendError
 

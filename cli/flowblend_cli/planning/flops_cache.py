@@ -75,7 +75,7 @@ def count_all(
 
 def _count(requests: list[str]) -> dict[str, Count]:
     output, problem = run_worker(
-        "flowblend_cli.flops_worker",
+        "flowblend_cli.planning.flops_worker",
         f"[{','.join(requests)}]",
         doing="counting",
         patience_s=_PATIENCE_S,

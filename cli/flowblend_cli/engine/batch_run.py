@@ -13,25 +13,25 @@ from typing import Any
 from flowblend_cli.artifacts.existing import Finder
 from flowblend_cli.artifacts.manifest import Entry, Manifest
 from flowblend_cli.artifacts.records import JobRecord
+from flowblend_cli.engine.executors.child_process import WorkerRenderer
+from flowblend_cli.engine.executors.in_process import Render, Renderer, Renders
+from flowblend_cli.engine.extra_renders import time_again
+from flowblend_cli.engine.followup.study_run import Studying
+from flowblend_cli.engine.limits import LimitReached, Limits, Timing
+from flowblend_cli.engine.output_folder import output_lock
+from flowblend_cli.engine.publisher import Pending, Publication, Publisher
+from flowblend_cli.engine.run_options import RunOptions
+from flowblend_cli.engine.runtime.checkpoint_file import Keeping
+from flowblend_cli.engine.signals import StopRequested, StopSignals
 from flowblend_cli.errors import ENDS_THE_BATCH, RemoteError
 from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Summary
 from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
-from flowblend_cli.keeping import Keeping
 from flowblend_cli.leftovers import sweep
-from flowblend_cli.limits import LimitReached, Limits, Timing
-from flowblend_cli.locking import output_lock
 from flowblend_cli.looking import look_at
 from flowblend_cli.models.hub.fetch import prepare_models
 from flowblend_cli.models.identity import Identity, job_key, model_identity
-from flowblend_cli.options import RunOptions
 from flowblend_cli.progress import Reporter, Reporters
-from flowblend_cli.publishing import Pending, Publication, Publisher
-from flowblend_cli.remote import WorkerRenderer
-from flowblend_cli.rendering import Render, Renderer, Renders
-from flowblend_cli.repeating import time_again
-from flowblend_cli.stopping import StopRequested, StopSignals
 from flowblend_cli.study import Selection
-from flowblend_cli.studying import Studying
 from flowblend_cli.tally import StatusSignal
 from flowblend_plugin.errors import FlowBlendError
 

@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from flowblend_cli import errors
+from flowblend_cli.engine.executors.in_process import Render
+from flowblend_cli.engine.runtime.checkpoint_file import Keeping
+from flowblend_cli.engine.signals import StopRequested
 from flowblend_cli.errors import (
     DeviceFailedError,
     DeviceLostError,
@@ -31,10 +34,7 @@ from flowblend_cli.errors import (
 )
 from flowblend_cli.events import Event
 from flowblend_cli.jobs import Job, ModelSpec
-from flowblend_cli.keeping import Keeping
 from flowblend_cli.progress import Reporter
-from flowblend_cli.rendering import Render
-from flowblend_cli.stopping import StopRequested
 from flowblend_cli.text import shorten
 from flowblend_cli.utils.worker_process import read_frames, worker_environment
 from flowblend_plugin.errors import FlowBlendError
@@ -42,7 +42,7 @@ from flowblend_plugin.errors import FlowBlendError
 if TYPE_CHECKING:
     from flowblend_cli.utils.frames import Frames
 
-MODULE = "flowblend_cli.render_worker"
+MODULE = "flowblend_cli.engine.executors.worker"
 _POLL_S = 0.1
 _LAST_LINES = 20
 _LAST_WORDS_S = 2.0

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from flowblend_cli.adapting import Families
 from flowblend_cli.artifacts.records import (
     JobRecord,
     has_answered,
@@ -17,15 +16,16 @@ from flowblend_cli.artifacts.records import (
     write_json,
     write_record,
 )
+from flowblend_cli.engine.followup.adaptation import Families
+from flowblend_cli.engine.followup.measurer import FinishedFile, Measurement, Measurer, Request
+from flowblend_cli.engine.followup.pruning import Drafts, Look, dropped, read_looks, write_looks
 from flowblend_cli.events import JobDropped, JobMeasured
 from flowblend_cli.followups import Measured
 from flowblend_cli.jobs import Batch, Job
-from flowblend_cli.measuring import FinishedFile, Measurement, Measurer, Request
-from flowblend_cli.ordering import ordered
+from flowblend_cli.planning.metrics import metrics_of, score_of
+from flowblend_cli.planning.ordering import ordered
 from flowblend_cli.progress import Reporter
 from flowblend_cli.references import references
-from flowblend_cli.scores import metrics_of, score_of
-from flowblend_cli.selecting import Drafts, Look, dropped, read_looks, write_looks
 from flowblend_cli.study import MeasureSpec, Selection, Study
 from flowblend_cli.text import count
 from flowblend_plugin import quality

@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from flowblend_cli.engine.runtime.checkpoint_file import Keeping, Kept
+from flowblend_cli.engine.signals import StopRequested
 from flowblend_cli.errors import OutputError
 from flowblend_cli.jobs import Job
-from flowblend_cli.keeping import Keeping, Kept
 from flowblend_cli.progress import Reporter
 from flowblend_cli.steptimes import StepTimes
-from flowblend_cli.stopping import StopRequested
 from flowblend_plugin.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from flowblend_cli.runtime import Runtime
+    from flowblend_cli.engine.runtime.pipeline import Runtime
     from flowblend_plugin.checkpoints import Checkpoint, Checkpoints
 
 

@@ -1,0 +1,1 @@
+"""Runs a batch: from jobs to finished files."""

@@ -1,0 +1,1 @@
+"""What happens to a finished clip while the run goes on."""

@@ -1,0 +1,1 @@
+"""One machine with models in memory; torch is imported here only."""
