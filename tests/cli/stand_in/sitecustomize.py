@@ -67,13 +67,13 @@ def put(module: str, **names: Any) -> None:
 
 
 if "flowblend_cli.engine.executors.worker" in sys.orig_argv:  # all that meets torch there
-    put("runtime", Runtime=Runtime, versions=lambda: {"flowblend": "test"})
+    put("engine.runtime.pipeline", Runtime=Runtime, versions=lambda: {"flowblend": "test"})
     put(
-        "placement",
+        "engine.runtime.placement",
         OFFLOADS=("none",),
         free_memory=lambda: None,
         is_out_of_memory=lambda error: False,
         stronger_than=lambda offload: "",
     )
-    put("soundness", SamplingError=ValueError)
-    put("embeddings", keep_embeddings=lambda *given: None)
+    put("engine.runtime.finite_checks", SamplingError=ValueError)
+    put("engine.runtime.prompt_cache", keep_embeddings=lambda *given: None)

@@ -1,7 +1,7 @@
 """Measure frames in a process of its own, beside the next render.
 
-``python -m flowblend_cli.engine.followup.measure_worker`` reads requests on stdin until its end and answers each
-with one JSON line on stdout. A request is one JSON line, see ``measuring.Request``; the frames
+``python -m flowblend_cli.engine.followup.measure_worker`` reads requests on stdin until its end and
+answers each with one JSON line on stdout. A request is one JSON line, see ``measuring.Request``; the frames
 follow it, see ``workers.write_frames``, unless it names a file to decode. References stay in memory
 for those that are compared with them.
 """
