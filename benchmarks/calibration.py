@@ -25,10 +25,10 @@ from quality_rows import STEPS, Row, rows
 from quality_store import Results
 from shared import ROOT, Sprites, machine, parse, publish, spread, table
 
-from flowblend_plugin.boundaries import contiguous, free
-from flowblend_plugin.calibration import Calibration, ErrorModel
-from flowblend_plugin.noise_levels import noise_levels
-from flowblend_plugin.probing import Probe, calibrate
+from flowblend_plugin.calibration.calibration import Calibration, ErrorModel
+from flowblend_plugin.calibration.criteria import contiguous, free
+from flowblend_plugin.calibration.probe import Probe, calibrate
+from flowblend_plugin.schedulers.sigmas import noise_levels
 
 RECIPE = ROOT / "training" / "calibration.toml"
 BUDGET = 0.55

@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "cli")]
 from flowblend_cli.engine.runtime.pipeline import Runtime  # noqa: E402
 from flowblend_cli.planning.metrics import score_of  # noqa: E402
 from flowblend_cli.recipe.loader import load_batch  # noqa: E402
-from flowblend_plugin import quality  # noqa: E402
+from flowblend_plugin import metrics  # noqa: E402
 
 KEPT = (2, 4)
 RECIPE = """\
@@ -104,7 +104,7 @@ class Study:
 
 
 def _score(job: Any, frames: Any) -> float:
-    found = score_of(job.prompt, quality.measure(frames), {})
+    found = score_of(job.prompt, metrics.measure(frames), {})
     assert found is not None
     return found
 

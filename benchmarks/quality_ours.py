@@ -10,10 +10,10 @@ from quality_rows import BOUNDARIES, STEPS, Row
 from shared import MODEL, PROMPTS, Sprites, psnr
 
 from flowblend_plugin import StageSchedule
-from flowblend_plugin.adaptive import SelfDifference
-from flowblend_plugin.boundaries import Scores, choose, similarity_and_detail
-from flowblend_plugin.calibration import Calibration, most_large_steps
-from flowblend_plugin.noise_levels import noise_levels
+from flowblend_plugin.calibration.calibration import Calibration, most_large_steps
+from flowblend_plugin.calibration.criteria import Scores, choose, similarity_and_detail
+from flowblend_plugin.schedulers.sigmas import noise_levels
+from flowblend_plugin.stage_hooks.early_exit import SelfDifference
 
 BUDGETED = ("contiguous", "free", "extrapolated")
 BUDGETS = (0.7, 0.55, 0.4, 0.25)

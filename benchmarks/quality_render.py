@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowblend_plugin import DenoiserSwitch
-from flowblend_plugin.sampling import make_scheduler
+from flowblend_plugin.schedulers.factory import make_scheduler
 
 BATCH = 24
 

@@ -13,7 +13,7 @@ from typing import Any
 from shared import GUIDANCE
 
 from flowblend_plugin import Cache, Stage, StageSchedule
-from flowblend_plugin.adaptive import SelfDifference
+from flowblend_plugin.stage_hooks.early_exit import SelfDifference
 from flowblend_plugin.stages import LETTERS
 
 STEPS = 50
@@ -52,7 +52,7 @@ class Row:
         family: Key of ``FAMILIES``.
         stages: Who runs which step, with which caches and guidance.
         steps: Inference steps.
-        solver: One of ``flowblend_plugin.sampling.NAMES``.
+        solver: One of ``flowblend_plugin.schedulers.factory.NAMES``.
         solver_history: What the solver does at a switch; see ``DenoiserSwitch``.
         guidance: Classifier-free guidance of the call.
         headline: Whether it is measured on all prompts.

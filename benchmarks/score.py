@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from shared import ROOT, Sprites, interval, machine, parse, publish, table
 
-from flowblend_plugin import StageSchedule, quality
+from flowblend_plugin import StageSchedule, metrics
 
 # training/ is no package: its scripts find each other beside themselves.
 sys.path.append(str(ROOT / "training"))
@@ -151,7 +151,7 @@ def compare_rendered(
     found, best = Comparisons(), []
     for index, spec in enumerate(specs):
         large, small = (
-            {n: quality.measure(clips[f"{index}|{name}|{n}|{spec.prompt}"]) for n in steps}
+            {n: metrics.measure(clips[f"{index}|{name}|{n}|{spec.prompt}"]) for n in steps}
             for name in ("LLL", "SSS")
         )
         most = steps[0]
@@ -173,17 +173,17 @@ def compare_damaged(
         is_moved = name.startswith(("frozen", "frames", "one jump", "every frame"))
         if spec.motion == STILL and is_moved:
             continue
-        values = quality.measure(damaged)
+        values = metrics.measure(damaged)
         found.add(f"{kind}: clean above {name}", index, spec.prompt, clean, values)
 
 
 def score_of(values: Values, prompt: str) -> float:
-    return quality.score(values, floor=quality.motion_floor(prompt))
+    return metrics.score(values, floor=metrics.motion_floor(prompt))
 
 
 def oriented(name: str) -> Callable[[Values, str], float]:
     """A metric, so that higher is better where either way is."""
-    sign = -1.0 if quality.METRICS[name].better == "lower" else 1.0
+    sign = -1.0 if metrics.METRICS[name].better == "lower" else 1.0
     return lambda values, _prompt: sign * values[name]
 
 
@@ -297,7 +297,7 @@ def report(options: argparse.Namespace) -> str:
     found, best = compare_rendered(specs, options.steps, clips)
     real = []
     for index, (spec, frames) in enumerate(drawn(options.drawn)):
-        values = quality.measure(frames)
+        values = metrics.measure(frames)
         real.append((spec, values))
         # Counted beside the prompts that judge; clips like them were looked at while choosing.
         compare_damaged(found, "drawn", half + index, spec, frames, values)

@@ -16,7 +16,7 @@ import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 
 from flowblend_plugin import DenoiserSwitch, StageSchedule
-from flowblend_plugin.sampling import make_scheduler
+from flowblend_plugin.schedulers.factory import make_scheduler
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "recipes" / "models" / "sprites"

@@ -31,7 +31,7 @@ from shared import (
     table,
 )
 
-from flowblend_plugin.sampling import FLOW_NAMES, STOCHASTIC, make_scheduler
+from flowblend_plugin.schedulers.factory import FLOW_NAMES, STOCHASTIC, make_scheduler
 
 ALWAYS_STOCHASTIC = ("dpmpp_2m_sde", "lcm")
 DETERMINISTIC = [name for name in FLOW_NAMES if name not in ALWAYS_STOCHASTIC]

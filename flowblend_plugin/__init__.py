@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from flowblend_plugin.calibration import Calibration
+from flowblend_plugin.calibration.calibration import Calibration
 from flowblend_plugin.errors import (
     AdapterError,
     BudgetError,
@@ -29,11 +29,11 @@ from flowblend_plugin.stages import Adapter, Cache, Stage, StageSchedule
 
 if TYPE_CHECKING:
     from flowblend_plugin.background import load_in_background
-    from flowblend_plugin.checkpoints import Checkpoint, Checkpoints
+    from flowblend_plugin.calibration.probe import Probe, calibrate
+    from flowblend_plugin.checkpoints.checkpoint import Checkpoint, Checkpoints
     from flowblend_plugin.flops import Clip, count_flops
     from flowblend_plugin.modular import FlowBlendBlock
-    from flowblend_plugin.probing import Probe, calibrate
-    from flowblend_plugin.scheduler import FlowBlendScheduler, wrap_scheduler
+    from flowblend_plugin.schedulers.flow_blend import FlowBlendScheduler, wrap_scheduler
     from flowblend_plugin.switch import DenoiserSwitch
 
 __all__ = [
@@ -67,17 +67,17 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Checkpoint": "flowblend_plugin.checkpoints",
-    "Checkpoints": "flowblend_plugin.checkpoints",
+    "Checkpoint": "flowblend_plugin.checkpoints.checkpoint",
+    "Checkpoints": "flowblend_plugin.checkpoints.checkpoint",
     "Clip": "flowblend_plugin.flops",
     "DenoiserSwitch": "flowblend_plugin.switch",
     "FlowBlendBlock": "flowblend_plugin.modular",
-    "FlowBlendScheduler": "flowblend_plugin.scheduler",
-    "Probe": "flowblend_plugin.probing",
-    "calibrate": "flowblend_plugin.probing",
+    "FlowBlendScheduler": "flowblend_plugin.schedulers.flow_blend",
+    "Probe": "flowblend_plugin.calibration.probe",
+    "calibrate": "flowblend_plugin.calibration.probe",
     "count_flops": "flowblend_plugin.flops",
     "load_in_background": "flowblend_plugin.background",
-    "wrap_scheduler": "flowblend_plugin.scheduler",
+    "wrap_scheduler": "flowblend_plugin.schedulers.flow_blend",
 }
 
 

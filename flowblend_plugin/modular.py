@@ -19,11 +19,11 @@ from diffusers.modular_pipelines import (
     OutputParam,
 )
 
-from flowblend_plugin.conditioning import Removable, adapt
-from flowblend_plugin.denoisers import check_pair, uncompiled
+from flowblend_plugin.denoisers.conditioning import Removable, adapt
+from flowblend_plugin.denoisers.placement import check_pair, uncompiled
 from flowblend_plugin.errors import StageError, SwitchError
-from flowblend_plugin.scheduler import make_stages
-from flowblend_plugin.solvers import reset_history, step_levels
+from flowblend_plugin.schedulers.flow_blend import make_stages
+from flowblend_plugin.schedulers.solver_state import reset_history, step_levels
 from flowblend_plugin.stages import StageSchedule
 
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from flowblend_plugin.errors import SchedulerConfigError, SwitchError
-from flowblend_plugin.solvers import ROUNDING, predicts_flow
-from flowblend_plugin.trajectory import StageMixin
+from flowblend_plugin.schedulers.solver_state import ROUNDING, predicts_flow
+from flowblend_plugin.schedulers.stage_mixin import StageMixin
 
 _RIDGE = 3e-3  # of latents of deviation 1: costs encoded clips 0.3 dB, gains others 4 to 12
 _NEAR = 9  # a voxel and its neighbours in its frame

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flowblend_plugin.errors import StageError
-from flowblend_plugin.stage import SOLVERS, Stage
+from flowblend_plugin.stages.stage import SOLVERS, Stage
 
 
 def check_stages(stages: tuple[Stage, ...]) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from flowblend_plugin.errors import SchedulerConfigError
 from flowblend_plugin.grids import PLAIN_PIPELINES, start_level
-from flowblend_plugin.phases import check_grids
-from flowblend_plugin.scheduler import wrap_scheduler
+from flowblend_plugin.schedulers.flow_blend import wrap_scheduler
+from flowblend_plugin.schedulers.stage_solvers import check_grids
 
 
 @contextmanager

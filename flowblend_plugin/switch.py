@@ -13,13 +13,9 @@ from typing import Any, Literal
 import torch
 from diffusers.callbacks import PipelineCallback
 
-from flowblend_plugin.adapters import AdapterSource, StageAdapters
-from flowblend_plugin.adaptive import OnlineSwitch, SelfDifference
-from flowblend_plugin.attention import StageAttention
 from flowblend_plugin.background import wait
-from flowblend_plugin.caching import CacheReport, StageCaches
-from flowblend_plugin.conditioning import Adaptations
-from flowblend_plugin.denoisers import (
+from flowblend_plugin.denoisers.conditioning import Adaptations
+from flowblend_plugin.denoisers.placement import (
     Denoiser,
     Placement,
     all_denoisers,
@@ -32,15 +28,19 @@ from flowblend_plugin.denoisers import (
     refuse_second,
     take_back,
 )
+from flowblend_plugin.denoisers.residency import Residency
 from flowblend_plugin.errors import SwitchError
-from flowblend_plugin.extrapolation import StageExtrapolation
-from flowblend_plugin.guidance import StageGuidance, check_guidance
-from flowblend_plugin.phases import spread_stages
-from flowblend_plugin.residency import Residency
-from flowblend_plugin.scheduler import agreed_stages, make_stages, wrap_scheduler
-from flowblend_plugin.solvers import reset_history
+from flowblend_plugin.schedulers.flow_blend import agreed_stages, make_stages, wrap_scheduler
+from flowblend_plugin.schedulers.solver_state import reset_history
+from flowblend_plugin.schedulers.stage_mixin import Seed, StageMixin
+from flowblend_plugin.schedulers.stage_solvers import spread_stages
+from flowblend_plugin.stage_hooks.attention import StageAttention
+from flowblend_plugin.stage_hooks.cache import CacheReport, StageCaches
+from flowblend_plugin.stage_hooks.early_exit import OnlineSwitch, SelfDifference
+from flowblend_plugin.stage_hooks.extrapolation import StageExtrapolation
+from flowblend_plugin.stage_hooks.guidance import StageGuidance, check_guidance
+from flowblend_plugin.stage_hooks.lora import AdapterSource, StageAdapters
 from flowblend_plugin.stages import EXTRAPOLATED, StageSchedule, stage_letters
-from flowblend_plugin.trajectory import Seed, StageMixin
 
 
 class DenoiserSwitch(PipelineCallback):

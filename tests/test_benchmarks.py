@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from flowblend_plugin.caching import cache_config
 from flowblend_plugin.flops import Clip, count_flops
-from flowblend_plugin.sampling import NAMES
+from flowblend_plugin.schedulers.factory import NAMES
+from flowblend_plugin.stage_hooks.cache import cache_config
 from flowblend_plugin.stages import LETTERS
 
 ROOT = Path(__file__).resolve().parents[1]

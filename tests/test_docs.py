@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from flowblend_cli import main
 from flowblend_cli.events import Event
 from flowblend_cli.recipe.schema.json_schema import json_schema
-from flowblend_plugin import quality
-from flowblend_plugin.quality.scoring import HALF
+from flowblend_plugin import metrics
+from flowblend_plugin.metrics.score import HALF
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -109,7 +109,7 @@ def test_every_event_and_its_keys_are_documented() -> None:
         assert re.findall(r"`(\w+)`", row)[1:] == keys
 
 
-def metric_row(metric: quality.Metric) -> str:
+def metric_row(metric: metrics.Metric) -> str:
     cells = (
         f"`{metric.name}`", metric.unit or "-", metric.better, metric.needs,
         "yes" if metric.is_default else "no", metric.definition, metric.source,
@@ -117,21 +117,21 @@ def metric_row(metric: quality.Metric) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-@pytest.mark.parametrize("name", quality.METRICS)
+@pytest.mark.parametrize("name", metrics.METRICS)
 def test_every_metric_is_documented_as_the_catalogue_has_it(name: str) -> None:
-    assert metric_row(quality.METRICS[name]) in DOCS["metrics.md"].splitlines()
+    assert metric_row(metrics.METRICS[name]) in DOCS["metrics.md"].splitlines()
 
 
-@pytest.mark.parametrize("name", quality.METRICS)
+@pytest.mark.parametrize("name", metrics.METRICS)
 def test_the_values_that_a_score_is_made_with_are_documented(name: str) -> None:
     if name in HALF:
-        weight = f"{quality.DEFAULT_WEIGHTS[name]:g}" if name in quality.DEFAULT_WEIGHTS else "-"
+        weight = f"{metrics.DEFAULT_WEIGHTS[name]:g}" if name in metrics.DEFAULT_WEIGHTS else "-"
         assert f"| `{name}` | {HALF[name]:g} | {weight} |" in DOCS["metrics.md"]
 
 
 @pytest.mark.parametrize("name", ["WEAK_MOTION", "JITTER", "MOTION_FLOOR"])
 def test_every_threshold_is_documented(name: str) -> None:
-    assert f"`{name}` = {getattr(quality, name):g}" in DOCS["metrics.md"]
+    assert f"`{name}` = {getattr(metrics, name):g}" in DOCS["metrics.md"]
 
 
 def test_every_error_is_documented() -> None:

@@ -26,40 +26,40 @@ PIXELS = {"numpy", "av", "PIL", "imageio"}
 ALLOWED: dict[str, set[str]] = {
     # The library knows nothing of recipes, commands or terminals.
     "flowblend_plugin.errors": set(),
-    "flowblend_plugin.stage": {"flowblend_plugin.errors"},
-    "flowblend_plugin.stage_checks": {"flowblend_plugin.errors", "flowblend_plugin.stage"},
+    "flowblend_plugin.stages.stage": {"flowblend_plugin.errors"},
+    "flowblend_plugin.stage_checks": {"flowblend_plugin.errors", "flowblend_plugin.stages.stage"},
     "flowblend_plugin.stages": {
         "flowblend_plugin.errors",
-        "flowblend_plugin.stage",
+        "flowblend_plugin.stages.stage",
         "flowblend_plugin.stage_checks",
     },
-    "flowblend_plugin.support": set(),
+    "flowblend_plugin.stages.capabilities": set(),
     "flowblend_plugin.grids": {"flowblend_plugin.errors", "flowblend_plugin.stages"},
-    "flowblend_plugin.noise_levels": {
+    "flowblend_plugin.schedulers.sigmas": {
         "flowblend_plugin.errors",
         "flowblend_plugin.grids",
         "flowblend_plugin.stages",
     },
-    "flowblend_plugin.pairing": {"flowblend_plugin.errors"},
-    "flowblend_plugin.calibration": {"flowblend_plugin.errors"},
-    "flowblend_plugin.headers": {"flowblend_plugin.errors"},
-    "flowblend_plugin.boundaries": {
-        "flowblend_plugin.calibration",
+    "flowblend_plugin.denoisers.compatibility": {"flowblend_plugin.errors"},
+    "flowblend_plugin.calibration.calibration": {"flowblend_plugin.errors"},
+    "flowblend_plugin.checkpoints.safetensors_header": {"flowblend_plugin.errors"},
+    "flowblend_plugin.calibration.criteria": {
+        "flowblend_plugin.calibration.calibration",
         "flowblend_plugin.errors",
         "flowblend_plugin.stages",
     },
-    "flowblend_plugin.dit_cache": {"flowblend_plugin.errors", "cache_dit"},
+    "flowblend_plugin.stage_hooks.cache_dit": {"flowblend_plugin.errors", "cache_dit"},
     # Frames in, numbers out; a network's weights are met in one room.
-    "flowblend_plugin.quality": {
+    "flowblend_plugin.metrics": {
         "flowblend_plugin.errors",
-        "flowblend_plugin.quality.learned",
+        "flowblend_plugin.metrics.learned",
         "cv2",
         "numpy",
         "skimage",
     },
-    "flowblend_plugin.quality.learned": {
+    "flowblend_plugin.metrics.learned": {
         "flowblend_plugin.errors",
-        "flowblend_plugin.quality",
+        "flowblend_plugin.metrics",
         "huggingface_hub",
         "numpy",
         "torch",
@@ -120,7 +120,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "flowblend_cli.utils.images": {"flowblend_cli.errors", "flowblend_cli.text", "PIL"},
     "flowblend_cli.models.calibrations": {
-        "flowblend_plugin.calibration",
+        "flowblend_plugin.calibration.calibration",
         "flowblend_plugin.errors",
     },
     "flowblend_cli.models.solvers": {
@@ -145,14 +145,14 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.references",
         "flowblend_cli.study",
         "flowblend_cli.text",
-        "flowblend_plugin.boundaries",
-        "flowblend_plugin.calibration",
+        "flowblend_plugin.calibration.criteria",
+        "flowblend_plugin.calibration.calibration",
         "flowblend_plugin.errors",
         "flowblend_plugin.grids",
-        "flowblend_plugin.noise_levels",
-        "flowblend_plugin.quality.catalogue",
+        "flowblend_plugin.schedulers.sigmas",
+        "flowblend_plugin.metrics.catalogue",
         "flowblend_plugin.stages",
-        "flowblend_plugin.support",
+        "flowblend_plugin.stages.capabilities",
         "pydantic",
         "pydantic_core",
         "tomli",
@@ -165,7 +165,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.study",
         "flowblend_cli.text",
         "flowblend_plugin.errors",
-        "flowblend_plugin.noise_levels",
+        "flowblend_plugin.schedulers.sigmas",
         "flowblend_plugin.stages",
     },
     "flowblend_cli.models.identity": {
@@ -264,7 +264,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.study",
         "flowblend_cli.text",
         "flowblend_plugin.errors",
-        "flowblend_plugin.quality",
+        "flowblend_plugin.metrics",
         "flowblend_plugin.stages",
         "matplotlib",
         *PIXELS,
@@ -389,7 +389,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.models.registry",
         "flowblend_cli.engine.runtime.pipeline",
         "flowblend_plugin.errors",
-        "flowblend_plugin.packing",
+        "flowblend_plugin.checkpoints.serialization",
     },
     "flowblend_cli.engine.runtime.pipeline": {
         "flowblend_cli.models.adapters",
@@ -430,7 +430,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.artifacts",
         "flowblend_cli.artifacts.records",
         "flowblend_plugin.errors",
-        "flowblend_plugin.headers",
+        "flowblend_plugin.checkpoints.safetensors_header",
     },
     "flowblend_cli.engine.runtime.resume": {
         "flowblend_cli.errors",
@@ -440,7 +440,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.engine.runtime.pipeline",
         "flowblend_cli.steptimes",
         "flowblend_cli.engine.signals",
-        "flowblend_plugin.checkpoints",
+        "flowblend_plugin.checkpoints.checkpoint",
         "flowblend_plugin.errors",
     },
     # The same in a process of its own: this side of the pipe knows no model library either.
@@ -478,7 +478,7 @@ ALLOWED: dict[str, set[str]] = {
     "flowblend_cli.engine.followup.measure_worker": {
         "flowblend_cli.artifacts",
         "flowblend_plugin.errors",
-        "flowblend_plugin.quality",
+        "flowblend_plugin.metrics",
         "flowblend_cli.utils.worker_process",
     },
     "flowblend_cli.engine.followup.measurer": {"flowblend_cli.utils.worker_process"},
@@ -486,7 +486,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.errors",
         "flowblend_cli.study",
         "flowblend_plugin.errors",
-        "flowblend_plugin.quality",
+        "flowblend_plugin.metrics",
     },
     "flowblend_cli.references": {"flowblend_cli.jobs"},
     "flowblend_cli.followups": {
@@ -504,7 +504,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.followups",
         "flowblend_cli.jobs",
         "flowblend_cli.study",
-        "flowblend_plugin.quality",
+        "flowblend_plugin.metrics",
     },
     "flowblend_cli.engine.followup.study_run": {
         "flowblend_cli.engine.followup.adaptation",
@@ -520,7 +520,7 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.engine.followup.pruning",
         "flowblend_cli.study",
         "flowblend_cli.text",
-        "flowblend_plugin.quality",
+        "flowblend_plugin.metrics",
     },
     "flowblend_cli.looking": {
         "flowblend_cli.errors",
@@ -588,10 +588,10 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.engine.runtime.pipeline",
         "flowblend_cli.engine.signals",
         "flowblend_cli.text",
-        "flowblend_plugin.boundaries",
-        "flowblend_plugin.calibration",
+        "flowblend_plugin.calibration.criteria",
+        "flowblend_plugin.calibration.calibration",
         "flowblend_plugin.errors",
-        "flowblend_plugin.sensitivity",
+        "flowblend_plugin.calibration.sensitivity",
         "flowblend_plugin.stages",
         "rich",
     },
@@ -599,8 +599,8 @@ ALLOWED: dict[str, set[str]] = {
         "flowblend_cli.drawing",
         "flowblend_cli.diagnostics.probe.summary",
         "flowblend_cli.text",
-        "flowblend_plugin.boundaries",
-        "flowblend_plugin.calibration",
+        "flowblend_plugin.calibration.criteria",
+        "flowblend_plugin.calibration.calibration",
         "flowblend_plugin.errors",
         "matplotlib",
     },
@@ -726,7 +726,7 @@ def test_model_libraries_stay_in_the_library_and_the_runtime() -> None:
     for package in HEAVY:
         allowed = {
             "flowblend_plugin",
-            "flowblend_plugin.quality.learned",
+            "flowblend_plugin.metrics.learned",
             "flowblend_cli.engine.runtime.pipeline",
             "flowblend_cli.engine.runtime.placement",
         }

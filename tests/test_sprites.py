@@ -12,7 +12,7 @@ from safetensors import safe_open
 from transformers import UMT5EncoderModel
 
 from flowblend_cli.models.bundled import bundled_dir
-from flowblend_plugin.pairing import config_mismatches
+from flowblend_plugin.denoisers.compatibility import config_mismatches
 
 SPRITES = bundled_dir() / "models" / "sprites"
 MAX_BYTES = 20 * 1000 * 1000

@@ -119,7 +119,7 @@ class JobMeasured(_Event):
     Args:
         job: Id of the job.
         scene: Name of the scene that it comes from.
-        metrics: Values by name, see ``flowblend_plugin.quality``.
+        metrics: Values by name, see ``flowblend_plugin.metrics``.
         score: Its score, 0 to 1; None where the metrics don't give one.
     """
 

@@ -11,7 +11,7 @@ class MeasureSpec:
     """What is measured of every render.
 
     Args:
-        names: Names of ``flowblend_plugin.quality`` metrics; None for the default ones, where the
+        names: Names of ``flowblend_plugin.metrics`` metrics; None for the default ones, where the
             extra ``metrics`` is installed, and an empty tuple for none.
         reference: The sweep's values that make a job the reference of the others of its scene,
             prompt and seed, as pairs of axis and value; empty for none.
@@ -29,7 +29,7 @@ class AdaptSpec:
 
     Args:
         rounds: Most further renders of one job.
-        weak_motion: ``flow_mean`` of ``flowblend_plugin.quality`` below which motion is too weak,
+        weak_motion: ``flow_mean`` of ``flowblend_plugin.metrics`` below which motion is too weak,
             in thousandths of the frame's diagonal a frame; None for the calibrated threshold.
         jitter: ``unsteadiness`` above which motion jitters, likewise.
         guidance_step: What is added to the guidance scale before steps are touched; 0 leaves

@@ -16,8 +16,8 @@ from flowblend_cli.errors import RecipeError
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.planning.plan import plan_batch
 from flowblend_cli.recipe.loader import load_batch
-from flowblend_plugin.calibration import CalibratedStep, Calibration
-from flowblend_plugin.noise_levels import noise_levels
+from flowblend_plugin.calibration.calibration import CalibratedStep, Calibration
+from flowblend_plugin.schedulers.sigmas import noise_levels
 
 LoadText = Callable[..., Batch]
 Problems = Callable[..., list[str]]

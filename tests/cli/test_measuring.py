@@ -23,8 +23,8 @@ from flowblend_cli.engine.followup import measurer as measurer_module
 from flowblend_cli.engine.followup.measurer import FinishedFile, Measurement, Measurer, Request
 from flowblend_cli.errors import OutputError
 from flowblend_cli.utils.frames import Frames
-from flowblend_plugin import quality
-from flowblend_plugin.quality import learned
+from flowblend_plugin import metrics
+from flowblend_plugin.metrics import learned
 
 pytest.importorskip("cv2")
 pytest.importorskip("skimage")
@@ -57,8 +57,8 @@ def test_the_process_measures_what_the_library_measures(measurer: Measurer) -> N
     frames = clip()
     answer = ask(measurer, Request("a", ("inter_frame_ssim", "flow_mean"), tracks=True), frames)
     assert answer.error == ""
-    assert answer.metrics == quality.measure(frames, ("inter_frame_ssim", "flow_mean"))
-    assert np.allclose(answer.tracks, quality.tracks(frames), atol=1e-5)
+    assert answer.metrics == metrics.measure(frames, ("inter_frame_ssim", "flow_mean"))
+    assert np.allclose(answer.tracks, metrics.tracks(frames), atol=1e-5)
     assert not answer.on_file
     assert measurer.outstanding == 0
 
@@ -68,7 +68,7 @@ def test_a_kept_reference_is_compared_with_and_another_size_isnt(measurer: Measu
     kept = FinishedFile("reference", "/nowhere", 1)
     ask(measurer, Request("reference", names, is_reference=True), clip())
     same = ask(measurer, Request("a", names, reference=kept), clip(3))
-    assert same.metrics == quality.measure(clip(3), names, reference=clip())
+    assert same.metrics == metrics.measure(clip(3), names, reference=clip())
     assert not same.on_file
     other = ask(measurer, Request("b", names, reference=kept), clip()[:, :32])
     assert set(other.metrics) == {"sharpness"}
@@ -81,7 +81,7 @@ def test_files_are_decoded_to_native_size(measurer: Measurer, tmp_path: Path) ->
         measurer, Request("a", ("inter_frame_ssim",), file=FinishedFile("a", str(path), 4)), None
     )
     assert answer.on_file
-    exact = quality.measure(frames, ("inter_frame_ssim",))["inter_frame_ssim"]
+    exact = metrics.measure(frames, ("inter_frame_ssim",))["inter_frame_ssim"]
     assert answer.metrics["inter_frame_ssim"] == pytest.approx(exact, abs=0.01)
     reference = FinishedFile("a", str(path), 4)
     compared = ask(measurer, Request("b", ("psnr",), reference=reference), frames)

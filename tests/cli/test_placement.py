@@ -27,7 +27,7 @@ from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.main import main
 from flowblend_cli.models.identity import job_key
 from flowblend_plugin import DenoiserSwitch, StageSchedule
-from flowblend_plugin.offloading import is_placed
+from flowblend_plugin.denoisers.offloading import is_placed
 
 WAYS = ("model", "group", "sequential")
 LSL = StageSchedule.parse("LSL", boundaries=(0.4, 0.8))

@@ -30,8 +30,8 @@ from flowblend_cli.jobs import Batch
 from flowblend_cli.main import main
 from flowblend_cli.models.bundled import bundled_dir
 from flowblend_plugin import Calibration
-from flowblend_plugin.boundaries import choose
-from flowblend_plugin.calibration import CalibratedStep
+from flowblend_plugin.calibration.calibration import CalibratedStep
+from flowblend_plugin.calibration.criteria import choose
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """\

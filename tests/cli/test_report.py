@@ -303,7 +303,7 @@ def test_a_damaged_record_is_as_none(tmp_path: Path, damage: dict[str, Any]) -> 
 
 
 def test_without_records_the_files_are_measured_at_their_native_size(tmp_path: Path) -> None:
-    from flowblend_plugin import quality
+    from flowblend_plugin import metrics
 
     for steps in (30, 50):
         job = a_job(steps=steps, output=OutputSpec(fps=8, scale=4))
@@ -314,7 +314,7 @@ def test_without_records_the_files_are_measured_at_their_native_size(tmp_path: P
 
     assert clip.elapsed_s == (1.0,)
     assert clip.score is not None
-    expected = quality.measure(frames_of(30))
+    expected = metrics.measure(frames_of(30))
     assert clip.metrics["inter_frame_ssim"] == pytest.approx(expected["inter_frame_ssim"], abs=0.03)
     assert clip.metrics["flow_mean"] == pytest.approx(expected["flow_mean"], rel=0.2)
     warnings = " ".join(gather(tmp_path).warnings)
@@ -346,10 +346,10 @@ def test_a_reference_is_found_and_measured_against(tmp_path: Path) -> None:
 def test_without_the_metrics_extra_the_report_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flowblend_plugin import quality
+    from flowblend_plugin import metrics
 
-    monkeypatch.setattr(quality, "is_available", lambda: False)
-    monkeypatch.setattr(quality, "missing", lambda: "pip install 'flowblend[metrics]'")
+    monkeypatch.setattr(metrics, "is_available", lambda: False)
+    monkeypatch.setattr(metrics, "missing", lambda: "pip install 'flowblend[metrics]'")
     for steps in (30, 50):
         write_clip(tmp_path, a_job(steps=steps))
 

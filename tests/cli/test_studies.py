@@ -29,7 +29,7 @@ from flowblend_cli.artifacts.records import (
     record_path,
 )
 from flowblend_cli.main import main
-from flowblend_plugin import quality
+from flowblend_plugin import metrics as library
 
 pytest.importorskip("cv2")
 pytest.importorskip("skimage")
@@ -139,7 +139,7 @@ def test_what_was_lost_or_never_measured_is_measured_from_the_file(recipe: Write
     assert healed.measured_on == "file"
     frames = read_native_frames(out / "circle-s1-n2.mp4", 2)
     assert frames.shape == (9, 64, 64, 3)
-    assert healed.metrics == quality.measure(frames)
+    assert healed.metrics == library.measure(frames)
     ssim = "inter_frame_ssim"
     assert healed.metrics[ssim] == pytest.approx(exact.metrics[ssim], abs=0.05)
     assert jobs(render(path), "job_measured") == []
@@ -271,8 +271,8 @@ def test_a_scene_that_asks_for_stillness_isnt_adapted_for_it(recipe: WriteRecipe
 def test_measurements_that_cant_be_taken_are_refused_before_anything_loads(
     recipe: WriteRecipe, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quality, "is_available", lambda: False)
-    monkeypatch.setattr(quality, "missing", lambda: "pip install 'flowblend[metrics]'")
+    monkeypatch.setattr(library, "is_available", lambda: False)
+    monkeypatch.setattr(library, "missing", lambda: "pip install 'flowblend[metrics]'")
     result = render(recipe(f"\n{table}\n"))
     assert result.exit_code == 2
     assert "pip install 'flowblend[metrics]'" in result.stderr
@@ -282,8 +282,8 @@ def test_measurements_that_cant_be_taken_are_refused_before_anything_loads(
 def test_without_the_extra_a_plain_recipe_renders_and_says_so(
     recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quality, "is_available", lambda: False)
-    monkeypatch.setattr(quality, "missing", lambda: "pip install 'flowblend[metrics]'")
+    monkeypatch.setattr(library, "is_available", lambda: False)
+    monkeypatch.setattr(library, "missing", lambda: "pip install 'flowblend[metrics]'")
     path = recipe(seeds="[1]")
     result = render(path)
     assert result.exit_code == 0

@@ -16,7 +16,7 @@ from flowblend_cli import main
 from flowblend_cli.jobs import Batch, Job, Origin
 from flowblend_cli.recipe.schema.ranges import Exploration, parse_range
 from flowblend_cli.study import AdaptSpec, MeasureSpec, Selection, Study
-from flowblend_plugin.quality import METRICS
+from flowblend_plugin.metrics import METRICS
 
 Load = Callable[..., Batch]
 Problems = Callable[..., list[str]]

@@ -11,7 +11,7 @@ from families.base import Family
 from families.registry import FAMILIES
 
 from flowblend_plugin import DenoiserSwitch, StageSchedule, SwitchError
-from flowblend_plugin.solvers import step_levels
+from flowblend_plugin.schedulers.solver_state import step_levels
 from flowblend_plugin.stages import letters
 
 LEL = StageSchedule.parse("LEL", boundaries=(0.5, 0.75))

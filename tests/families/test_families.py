@@ -17,7 +17,7 @@ from families.registry import FAMILIES
 from tiny import ForwardRecorder
 
 from flowblend_plugin import DenoiserSwitch, PairMismatchError, StageSchedule
-from flowblend_plugin.loading import denoiser_name
+from flowblend_plugin.denoisers.loading import denoiser_name
 
 LSL = StageSchedule.parse("LSL", boundaries=(0.4, 0.8))
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

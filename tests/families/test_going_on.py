@@ -15,7 +15,7 @@ from families.registry import FAMILIES
 from families.unets import BETAS, run_sdxl, sdxl_denoiser, sdxl_pipe
 
 from flowblend_plugin import Checkpoint, Checkpoints, DenoiserSwitch, StageSchedule
-from flowblend_plugin.sampling import make_scheduler
+from flowblend_plugin.schedulers.factory import make_scheduler
 
 CPU = torch.device("cpu")
 LSL = StageSchedule.parse("LSL", boundaries=(0.4, 0.8))

@@ -8,7 +8,7 @@ from families.base import Family
 from families.registry import FAMILIES
 
 from flowblend_plugin import DenoiserSwitch, Stage, StageSchedule, SwitchError
-from flowblend_plugin.support import BATCHED, RECOMBINED, TWO_PASSES
+from flowblend_plugin.stages.capabilities import BATCHED, RECOMBINED, TWO_PASSES
 
 TAKEN = RECOMBINED | TWO_PASSES | BATCHED
 GUIDED = [f for f in FAMILIES if f.pipeline in TAKEN]

@@ -38,7 +38,7 @@ from flowblend_plugin import (
     StageSchedule,
     SwitchError,
 )
-from flowblend_plugin.phases import spread_stages
+from flowblend_plugin.schedulers.stage_solvers import spread_stages
 
 LSL = StageSchedule.parse("LSL", boundaries=(0.4, 0.8))
 HALVES = StageSchedule.parse("SL", boundaries=(0.5,))

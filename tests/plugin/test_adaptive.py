@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import SCHEDULERS, run_wan, wan_denoiser, wan_pipe
 
 from flowblend_plugin import DenoiserSwitch, StageError, StageSchedule
-from flowblend_plugin.adaptive import OnlineSwitch, SelfDifference
+from flowblend_plugin.stage_hooks.early_exit import OnlineSwitch, SelfDifference
 
 LATEST = StageSchedule.parse("LSL", (0.6, 0.9))
 PLANNED = (0,) * 6 + (1,) * 3 + (2,)

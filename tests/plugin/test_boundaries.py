@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowblend_plugin import BudgetError, StageError
-from flowblend_plugin.boundaries import (
+from flowblend_plugin.calibration.calibration import CalibratedStep, Calibration, ErrorModel
+from flowblend_plugin.calibration.criteria import (
     CRITERIA,
     Scores,
     choose,
@@ -23,7 +24,6 @@ from flowblend_plugin.boundaries import (
     large_steps,
     similarity_and_detail,
 )
-from flowblend_plugin.calibration import CalibratedStep, Calibration, ErrorModel
 from flowblend_plugin.stages import StageSchedule, letters
 
 RATIO = 0.25

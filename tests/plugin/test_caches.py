@@ -21,7 +21,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from tiny import ltx_denoiser, ltx_pipe, run_ltx, run_wan, wan_denoiser, wan_pipe
 
 from flowblend_plugin import Cache, DenoiserSwitch, Stage, StageSchedule, SwitchError
-from flowblend_plugin.caching import KINDS, CacheReport, StageCaches, cache_config
+from flowblend_plugin.stage_hooks.cache import KINDS, CacheReport, StageCaches, cache_config
 
 STEPS = 8
 OPTIONS: dict[str, dict[str, Any]] = {

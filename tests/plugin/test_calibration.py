@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny import run_wan, wan_denoiser, wan_pipe
 
 from flowblend_plugin import Calibration, CalibrationError, Probe, calibrate
-from flowblend_plugin.calibration import CalibratedStep, ErrorModel
+from flowblend_plugin.calibration.calibration import CalibratedStep, ErrorModel
 
 
 def levels_of(count: int, shift: float = 3.0) -> list[float]:

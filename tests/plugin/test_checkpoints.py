@@ -11,12 +11,12 @@ from diffusers import UniPCMultistepScheduler
 from tiny import SCHEDULERS, ltx_denoiser, ltx_pipe, run_ltx, run_wan, wan_denoiser, wan_pipe
 
 from flowblend_plugin import DenoiserSwitch, StageSchedule
-from flowblend_plugin.adaptive import SelfDifference
-from flowblend_plugin.checkpoints import Checkpoint, Checkpoints
+from flowblend_plugin.checkpoints.checkpoint import Checkpoint, Checkpoints
+from flowblend_plugin.checkpoints.safetensors_header import metadata_of
+from flowblend_plugin.checkpoints.serialization import pack, unpack
 from flowblend_plugin.errors import CheckpointError
-from flowblend_plugin.headers import metadata_of
-from flowblend_plugin.packing import pack, unpack
-from flowblend_plugin.sampling import FLOW_NAMES, make_scheduler
+from flowblend_plugin.schedulers.factory import FLOW_NAMES, make_scheduler
+from flowblend_plugin.stage_hooks.early_exit import SelfDifference
 from flowblend_plugin.stages import Cache, Stage
 
 CPU = torch.device("cpu")

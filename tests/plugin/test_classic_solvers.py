@@ -19,7 +19,7 @@ from families.unets import BETAS, run_sdxl, sdxl_denoiser, sdxl_pipe
 from tiny import FLOW
 
 from flowblend_plugin import DenoiserSwitch, SchedulerConfigError
-from flowblend_plugin.sampling import make_scheduler
+from flowblend_plugin.schedulers.factory import make_scheduler
 
 OWN = EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1)
 CLASSIC = ("dpmpp_2m_karras", "euler_a")

@@ -8,7 +8,7 @@ from families import skyreels, wan
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowblend_plugin.conditioning import adapt, fit_scales
+from flowblend_plugin.denoisers.conditioning import adapt, fit_scales
 
 depths = st.lists(st.integers(1, 39), unique=True, max_size=15).map(
     lambda layers: [layer / 39 for layer in sorted({0, *layers})]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flowblend_plugin.encoding import remember_embeddings
+from flowblend_plugin.prompt_cache import remember_embeddings
 
 
 def test_prompts_are_encoded_once_and_pictures_every_time() -> None:

@@ -30,8 +30,8 @@ from flowblend_plugin import (
     StageSchedule,
     SwitchError,
 )
-from flowblend_plugin.extrapolation import extrapolate
-from flowblend_plugin.solvers import reset_history
+from flowblend_plugin.schedulers.solver_state import reset_history
+from flowblend_plugin.stage_hooks.extrapolation import extrapolate
 from flowblend_plugin.stages import letters, stage_letters
 
 LEL = StageSchedule.parse("LELE", boundaries=(0.4, 0.6, 0.8))

@@ -23,7 +23,7 @@ from flowblend_plugin import (
     background,
 )
 from flowblend_plugin.background import is_pending, load_in_background, wait
-from flowblend_plugin.loading import load_denoiser
+from flowblend_plugin.denoisers.loading import load_denoiser
 
 LSL = StageSchedule.parse("LSL", boundaries=(0.4, 0.8))
 

@@ -6,8 +6,8 @@ import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from flowblend_plugin import StageError
-from flowblend_plugin.noise_levels import noise_levels
-from flowblend_plugin.sampling import FLOW_NAMES, make_scheduler
+from flowblend_plugin.schedulers.factory import FLOW_NAMES, make_scheduler
+from flowblend_plugin.schedulers.sigmas import noise_levels
 
 
 @pytest.mark.parametrize("name", FLOW_NAMES)

@@ -9,7 +9,7 @@ from families.base import Family
 from families.registry import FAMILIES
 from tiny import wan_denoiser
 
-from flowblend_plugin.pairing import config_mismatches, latent_space_mismatches
+from flowblend_plugin.denoisers.compatibility import config_mismatches, latent_space_mismatches
 
 
 def config(module: Any, **changes: Any) -> dict[str, Any]:

@@ -36,8 +36,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_the_error_tree_holds_and_draws_every_error_of_the_library() -> None:
-    for module in pkgutil.iter_modules(flowblend_plugin.__path__):
-        importlib.import_module(f"flowblend_plugin.{module.name}")
+    for module in pkgutil.walk_packages(flowblend_plugin.__path__, "flowblend_plugin."):
+        importlib.import_module(module.name)
     ours = {
         error
         for error in FlowBlendError.__subclasses__()

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from flowblend_plugin import FlowBlendError, quality
+from flowblend_plugin import FlowBlendError, metrics
 from flowblend_plugin.errors import MeasureError
-from flowblend_plugin.quality import METRICS, measure, tracks, trajectory_spread
+from flowblend_plugin.metrics import METRICS, measure, tracks, trajectory_spread
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE, SPEED = 64, 1.5
@@ -146,14 +146,14 @@ def test_a_chart_is_as_far_off_as_its_patches_are_on_average() -> None:
     picture[:, :10] = (255, 0, 0)
     left, right = (0, 0, 10, 10), (10, 0, 20, 10)
 
-    exact = quality.chart_difference(picture, [(left, (255, 0, 0)), (right, (0, 0, 0))])
-    half = quality.chart_difference(picture, [(left, (255, 0, 0)), (right, (255, 255, 255))])
+    exact = metrics.chart_difference(picture, [(left, (255, 0, 0)), (right, (0, 0, 0))])
+    half = metrics.chart_difference(picture, [(left, (255, 0, 0)), (right, (255, 255, 255))])
 
     assert exact == pytest.approx(0, abs=1e-6)
     assert half == pytest.approx(50, abs=0.1)
     for patches in ([], [((0, 0, 21, 10), (0, 0, 0))], [((5, 5, 5, 9), (0, 0, 0))]):
         with pytest.raises(MeasureError):
-            quality.chart_difference(picture, patches)
+            metrics.chart_difference(picture, patches)
 
 
 def test_tracks_follow_the_drawn_motion(clip: Any) -> None:
@@ -187,9 +187,9 @@ def test_bit_equality_wants_every_pixel_and_the_shape(clip: Any) -> None:
     changed = clip.copy()
     changed[-1, -1, -1, -1] ^= 1
 
-    assert quality.bit_equal([clip, clip.copy(), clip.copy()])
-    assert not quality.bit_equal([clip, clip.copy(), changed])
-    assert not quality.bit_equal([clip, clip[:-1]])
+    assert metrics.bit_equal([clip, clip.copy(), clip.copy()])
+    assert not metrics.bit_equal([clip, clip.copy(), changed])
+    assert not metrics.bit_equal([clip, clip[:-1]])
 
 
 def test_defaults_are_what_the_frames_are_enough_for(clip: Any, other: Any) -> None:
@@ -247,7 +247,7 @@ def test_measuring_leaves_opencvs_threads_as_they_were(clip: Any) -> None:
     ids=["floats", "alpha", "picture", "empty", "list", "nothing"],
 )
 def test_what_is_no_clip_is_refused(wrong: Any) -> None:
-    for take in (measure, tracks, lambda frames: quality.bit_equal([frames])):
+    for take in (measure, tracks, lambda frames: metrics.bit_equal([frames])):
         with pytest.raises(MeasureError, match="have to be"):
             take(wrong)
 
@@ -286,14 +286,14 @@ def test_the_error_is_one_of_ours_and_a_value_error() -> None:
 def test_without_the_extra_it_says_what_to_install(
     clip: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert quality.is_available()
-    assert quality.missing() == ""
+    assert metrics.is_available()
+    assert metrics.missing() == ""
     monkeypatch.setattr(sys, "meta_path", [])
     monkeypatch.setattr(sys, "path_importer_cache", {})
     for module in ("cv2", "skimage"):
         monkeypatch.delitem(sys.modules, module)
 
-    assert not quality.is_available()
+    assert not metrics.is_available()
     with pytest.raises(MeasureError, match=r"opencv-python-headless and scikit-image.*\[metrics\]"):
         measure(clip)
 

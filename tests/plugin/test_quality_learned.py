@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from flowblend_plugin.errors import MeasureError
-from flowblend_plugin.quality import measure
-from flowblend_plugin.quality.learned import DEFAULT_MODELS
+from flowblend_plugin.metrics import measure
+from flowblend_plugin.metrics.learned import DEFAULT_MODELS
 
 SMALL = {
     "hidden_size": 16,

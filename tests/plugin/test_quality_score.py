@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowblend_plugin.errors import MeasureError
-from flowblend_plugin.quality import (
+from flowblend_plugin.metrics import (
     DEFAULT_WEIGHTS,
     JITTER,
     METRICS,
@@ -24,7 +24,7 @@ from flowblend_plugin.quality import (
     motion_floor,
     score,
 )
-from flowblend_plugin.quality.scoring import HALF
+from flowblend_plugin.metrics.score import HALF
 
 FRAMES, SIZE = 13, 64
 PATHS: dict[str, Callable[[float], tuple[float, float, float]]] = {

@@ -20,8 +20,12 @@ from tiny import (
 from torch import Tensor
 
 from flowblend_plugin import DenoiserSwitch, StageError
-from flowblend_plugin.sampling import make_scheduler
-from flowblend_plugin.sensitivity import Sensitivities, default_positions, measure_sensitivities
+from flowblend_plugin.calibration.sensitivity import (
+    Sensitivities,
+    default_positions,
+    measure_sensitivities,
+)
+from flowblend_plugin.schedulers.factory import make_scheduler
 from flowblend_plugin.stages import schedule_of
 
 STEPS = 4

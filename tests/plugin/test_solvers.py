@@ -24,9 +24,9 @@ from tiny import FLOW, ForwardRecorder, run_wan, wan_denoiser, wan_pipe
 from flowblend_cli.recipe.schema.tables import SamplingTable
 from flowblend_cli.recipe.sweep.sampling import NOT_STOCHASTIC
 from flowblend_plugin import DenoiserSwitch, SchedulerConfigError, StageSchedule, wrap_scheduler
-from flowblend_plugin.flow_solvers import FlowDEISScheduler, FlowSASolverScheduler
-from flowblend_plugin.sampling import FLOW_NAMES, NAMES, STOCHASTIC, make_scheduler
-from flowblend_plugin.solvers import reset_history
+from flowblend_plugin.schedulers.factory import FLOW_NAMES, NAMES, STOCHASTIC, make_scheduler
+from flowblend_plugin.schedulers.flow_solvers import FlowDEISScheduler, FlowSASolverScheduler
+from flowblend_plugin.schedulers.solver_state import reset_history
 
 LSL = StageSchedule.parse("LSL", boundaries=(0.4, 0.8))
 STEPS = 5

@@ -14,7 +14,7 @@ from diffusers import (
 from tiny import FLOW, ltx_pipe, run_wan, wan_denoiser, wan_pipe
 
 from flowblend_plugin import DenoiserSwitch, SchedulerConfigError, Stage, StageError, StageSchedule
-from flowblend_plugin.sampling import make_scheduler
+from flowblend_plugin.schedulers.factory import make_scheduler
 from flowblend_plugin.stages import SOLVERS
 from flowblend_plugin.start import begin_at
 

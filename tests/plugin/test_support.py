@@ -9,15 +9,15 @@ import diffusers
 import pytest
 from diffusers.models.attention_dispatch import AttentionBackendName
 
-from flowblend_plugin import support
-from flowblend_plugin.caching import _CONFIGS, KINDS
+from flowblend_plugin.stage_hooks.cache import _CONFIGS, KINDS
+from flowblend_plugin.stages import capabilities
 
 # What our own side fills in, and what no file can say.
 _OURS = {"num_inference_steps", "current_timestep_callback"}
 
 
 def test_every_kind_of_cache_is_known() -> None:
-    assert tuple(support.CACHES) == KINDS
+    assert tuple(capabilities.CACHES) == KINDS
 
 
 @pytest.mark.parametrize("kind", _CONFIGS)
@@ -28,13 +28,17 @@ def test_the_options_of_a_cache_are_those_of_diffusers(kind: str) -> None:
         if not field.name.endswith("_callback") and not field.name.startswith("_")
     }
 
-    assert support.CACHES[kind] == sayable - _OURS
+    assert capabilities.CACHES[kind] == sayable - _OURS
 
 
 def test_the_attention_backends_are_those_of_diffusers() -> None:
-    assert set(support.ATTENTION_BACKENDS) == {backend.value for backend in AttentionBackendName}
+    assert set(capabilities.ATTENTION_BACKENDS) == {
+        backend.value for backend in AttentionBackendName
+    }
 
 
-@pytest.mark.parametrize("name", sorted(support.RECOMBINED | support.TWO_PASSES | support.BATCHED))
+@pytest.mark.parametrize(
+    "name", sorted(capabilities.RECOMBINED | capabilities.TWO_PASSES | capabilities.BATCHED)
+)
 def test_every_pipeline_of_the_guidance_tables_exists(name: str) -> None:
     assert inspect.isclass(getattr(diffusers, name))

@@ -27,7 +27,7 @@ from tiny import (
 from torch import Tensor
 
 from flowblend_plugin import SwitchError
-from flowblend_plugin.velocity import (
+from flowblend_plugin.calibration.divergence import (
     StepDivergence,
     StepVelocities,
     VelocityLog,

@@ -35,7 +35,7 @@ class JobRecord:
         step_s: Seconds of each step of the published render.
         peak_rss_bytes: Most main memory during the published render.
         peak_vram_bytes: Most accelerator memory likewise; None on a CPU.
-        metrics: Values by name, see ``flowblend_plugin.quality``.
+        metrics: Values by name, see ``flowblend_plugin.metrics``.
         measured_on: ``"frames"`` as rendered, or ``"file"`` where only the encoded file was left.
         tracks: Paths of points through the clip, (points, frames, 2), as fractions of the frame's
             diagonal: what ``trajectory_spread`` compares between renders.

@@ -19,8 +19,8 @@ from flowblend_cli.models.registry import (
 )
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.text import printable
+from flowblend_plugin.denoisers.compatibility import config_mismatches, latent_space_mismatches
 from flowblend_plugin.errors import PairMismatchError
-from flowblend_plugin.pairing import config_mismatches, latent_space_mismatches
 
 _SUBFOLDERS = ("transformer", "unet")
 _SPRITES_PROMPT = "a red circle moving right on a navy background"

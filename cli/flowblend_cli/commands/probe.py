@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import click
 
 from flowblend_cli.text import count, printable
-from flowblend_plugin.boundaries import CRITERIA, choose
+from flowblend_plugin.calibration.criteria import CRITERIA, choose
 
 if TYPE_CHECKING:
     from flowblend_cli.diagnostics.probe.prepare import Probing
     from flowblend_cli.jobs import Batch
-    from flowblend_plugin.boundaries import Choice
-    from flowblend_plugin.calibration import Calibration
+    from flowblend_plugin.calibration.calibration import Calibration
+    from flowblend_plugin.calibration.criteria import Choice
 
 _SHARE = click.FloatRange(0, 1, min_open=True)
 _COUNT = click.IntRange(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from flowblend_plugin.calibration import Calibration
+from flowblend_plugin.calibration.calibration import Calibration
 from flowblend_plugin.errors import CalibrationError
 
 # Beside a pipeline's own files. It decides no pixel that a job's stages don't tell of.

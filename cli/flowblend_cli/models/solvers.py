@@ -19,7 +19,7 @@ from flowblend_plugin.grids import PLAIN_PIPELINES, start_level
 
 @dataclass(frozen=True)
 class Solver:
-    """What ``flowblend_plugin.noise_levels`` works levels out from.
+    """What ``flowblend_plugin.schedulers.sigmas`` works levels out from.
 
     Args:
         name: Solver as recipes name it.

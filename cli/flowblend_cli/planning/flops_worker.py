@@ -1,7 +1,8 @@
 """Count FLOPs in a process of its own, so that planning never loads torch.
 
 ``python -m flowblend_cli.planning.flops_worker`` reads a JSON list of requests (see
-``flops_cache``) on stdin, and writes one JSON line for each, in order: the counts, or the reason why there are none.
+``flops_cache``) on stdin, and writes one JSON line for each, in order: the counts, or the reason
+why there are none.
 """
 
 from __future__ import annotations

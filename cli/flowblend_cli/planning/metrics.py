@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from flowblend_cli.errors import UsageError
 from flowblend_cli.study import MeasureSpec, Study
-from flowblend_plugin import quality
+from flowblend_plugin import metrics as library
 from flowblend_plugin.errors import MeasureError
 
 # What deciding about motion goes by.
@@ -31,22 +31,22 @@ def metrics_of(study: Study) -> tuple[str, ...]:
     is_needed = bool(study.adapt is not None or study.selections or wants.names or wants.weights)
     if wants.names == () and not is_needed:
         return ()
-    if not quality.is_available():
+    if not library.is_available():
         if is_needed or wants != MeasureSpec():
             raise UsageError(
-                f"the recipe asks for measurements: {quality.missing()}, or leave [metrics], "
+                f"the recipe asks for measurements: {library.missing()}, or leave [metrics], "
                 "[score], [adapt] and explored seeds out"
             )
         return ()
-    chosen = {name for name, metric in quality.METRICS.items() if metric.is_default}
+    chosen = {name for name, metric in library.METRICS.items() if metric.is_default}
     if wants.names is not None:
         chosen = set(wants.names)
     chosen |= set(dict(wants.weights))
     if study.selections:
-        chosen |= {*(dict(wants.weights) or quality.DEFAULT_WEIGHTS), _FLOOR}
+        chosen |= {*(dict(wants.weights) or library.DEFAULT_WEIGHTS), _FLOOR}
     chosen |= set(_MOTION if study.adapt is not None else ())
-    metrics = quality.METRICS.items()
-    return tuple(name for name, one in metrics if name in chosen and one.needs in _OF_CLIPS)
+    known = library.METRICS.items()
+    return tuple(name for name, one in known if name in chosen and one.needs in _OF_CLIPS)
 
 
 def score_of(
@@ -60,7 +60,7 @@ def score_of(
         weights: Weight of each metric; empty for the default score.
     """
     try:
-        value = quality.score(metrics, weights or None, floor=quality.motion_floor(prompt))
+        value = library.score(metrics, weights or None, floor=library.motion_floor(prompt))
     except MeasureError:
         return None
     return value if math.isfinite(value) else None

@@ -15,7 +15,7 @@ from flowblend_cli.models.solvers import find_solver
 from flowblend_cli.study import StepChoice
 from flowblend_cli.text import count, printable, shorten
 from flowblend_plugin.errors import StageError
-from flowblend_plugin.noise_levels import noise_levels
+from flowblend_plugin.schedulers.sigmas import noise_levels
 from flowblend_plugin.stages import EXTRAPOLATED, LETTERS, letters
 
 

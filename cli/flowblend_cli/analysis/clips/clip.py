@@ -21,7 +21,7 @@ class MetricInfo:
         better: ``"higher"``, ``"lower"`` or ``"neither"``.
         definition: What it is, in words.
         source: Where it comes from.
-        needs: What it is computed from, see ``flowblend_plugin.quality``.
+        needs: What it is computed from, see ``flowblend_plugin.metrics``.
     """
 
     name: str

@@ -19,7 +19,7 @@ from flowblend_cli.planning.metrics import score_of
 from flowblend_cli.references import references
 from flowblend_cli.study import Study
 from flowblend_cli.text import count
-from flowblend_plugin import quality
+from flowblend_plugin import metrics
 from flowblend_plugin.errors import FlowBlendError
 
 _MOST_RENDERS = 10  # of one variant that are compared with each other: 45 pairs
@@ -44,7 +44,7 @@ def catalogue() -> dict[str, MetricInfo]:
         name: MetricInfo(
             name, one.unit, one.better, one.definition, one.source, one.needs
         )
-        for name, one in quality.METRICS.items()
+        for name, one in metrics.METRICS.items()
     }  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def complete(folder: Path, clips: Sequence[Clip], study: Study) -> Measured:
     lacking = [clip for clip in clips if not clip.metrics]
     found = {clip.id: clip for clip in clips}
     if lacking and study.measure.names != ():
-        if quality.is_available():
+        if metrics.is_available():
             others = _references(folder, clips, study)
             for clip in lacking:
                 try:
@@ -68,7 +68,7 @@ def complete(folder: Path, clips: Sequence[Clip], study: Study) -> Measured:
                 except (FlowBlendError, OutputError) as error:
                     warnings.append(f"{clip.name} can't be measured: {error}")
         else:
-            warnings.append(f"{count(len(lacking), 'file')} not measured: {quality.missing()}")
+            warnings.append(f"{count(len(lacking), 'file')} not measured: {metrics.missing()}")
     weights = dict(study.measure.weights)
     scored = [
         replace(clip, score=score_of(clip.job.prompt, {**clip.metrics, **clip.costs}, weights))
@@ -98,14 +98,14 @@ def _measured(folder: Path, clip: Clip, other: Clip | None, study: Study) -> Cli
     names = study.measure.names
     if names is not None:
         fitting = {"frames", "reference"} if reference is not None else {"frames"}
-        names = tuple(n for n in names if n in quality.METRICS and _needs(n) in fitting)
+        names = tuple(n for n in names if n in metrics.METRICS and _needs(n) in fitting)
     return replace(
-        clip, metrics=quality.measure(frames, names, reference=reference), measured_on="file"
+        clip, metrics=metrics.measure(frames, names, reference=reference), measured_on="file"
     )
 
 
 def _needs(name: str) -> str:
-    return quality.METRICS[name].needs
+    return metrics.METRICS[name].needs
 
 
 def _frames(folder: Path, clip: Clip) -> Any:
@@ -172,11 +172,11 @@ def _trajectory_spread(clips: Sequence[Clip], frames: Sequence[Any]) -> float | 
     try:
         if all(clip.tracks for clip in clips):
             paths = [np.asarray(clip.tracks, dtype=float) for clip in clips]
-        elif quality.is_available():
-            paths = [quality.tracks(one) for one in frames]
+        elif metrics.is_available():
+            paths = [metrics.tracks(one) for one in frames]
         else:
             return None
-        return float(quality.trajectory_spread(paths))
+        return float(metrics.trajectory_spread(paths))
     except (FlowBlendError, ValueError, TypeError):
         return None
 

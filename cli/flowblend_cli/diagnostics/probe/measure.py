@@ -14,7 +14,7 @@ from flowblend_cli.errors import OutputError, UsageError
 from flowblend_cli.jobs import ModelSpec
 from flowblend_cli.models.calibrations import read_calibration
 from flowblend_cli.utils.files import publish
-from flowblend_plugin.calibration import Calibration
+from flowblend_plugin.calibration.calibration import Calibration
 from flowblend_plugin.errors import CalibrationError
 
 _PICTURES = (".svg", ".png")
@@ -62,7 +62,7 @@ def measure(
     from flowblend_cli.engine.runtime.pipeline import (
         Runtime,  # torch: only where something is measured
     )
-    from flowblend_plugin.sensitivity import default_positions
+    from flowblend_plugin.calibration.sensitivity import default_positions
 
     job = probing.jobs[0]
     _refuse_offloading(job.model)

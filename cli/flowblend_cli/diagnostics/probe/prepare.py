@@ -13,8 +13,8 @@ from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.planning.flops import cost_plan
 from flowblend_cli.planning.plan import plan_batch
-from flowblend_plugin.boundaries import choose
-from flowblend_plugin.calibration import ErrorModel
+from flowblend_plugin.calibration.calibration import ErrorModel
+from flowblend_plugin.calibration.criteria import choose
 from flowblend_plugin.errors import StageError
 from flowblend_plugin.stages import Stage
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowblend_plugin.boundaries import Choice
-from flowblend_plugin.calibration import Calibration
+from flowblend_plugin.calibration.calibration import Calibration
+from flowblend_plugin.calibration.criteria import Choice
 from flowblend_plugin.stages import letters
 
 _CLEARLY = 1.1  # times: smaller differences aren't called a shape

@@ -35,7 +35,7 @@ class Render:
         step_s: Seconds of each step.
         denoisers: Who ran each step, one letter a step.
         device: Type of the device, such as ``"cuda"``.
-        caches: What the stages' caches saved, see ``flowblend_plugin.caching.CacheReport``.
+        caches: What the stages' caches saved, see ``stage_hooks.cache.CacheReport``.
         versions: Versions of everything that decides bits.
         pixels_sha256: Hash of its frames.
         peak_rss_bytes: Most main memory meanwhile.

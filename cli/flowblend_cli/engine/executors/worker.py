@@ -1,8 +1,8 @@
 """Render jobs in a process of its own, which the command supervises.
 
 ``python -m flowblend_cli.engine.executors.worker`` reads orders on stdin, one JSON line each, and
-carries them out one after the other. What happens meanwhile goes to stdout, one JSON line each too; the
-last line about an order is its answer, which the frames follow where it has some, see
+carries them out one after the other. What happens meanwhile goes to stdout, one JSON line each
+too; the last line about an order is its answer, which the frames follow where it has some, see
 ``workers.write_frames``. The first order says what every render needs; see ``remote`` for all.
 
 The process ends by itself where stdin ends, also in the middle of a step: whoever started it is

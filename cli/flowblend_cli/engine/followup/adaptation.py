@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from flowblend_cli.followups import MOST_STEPS, Limits, Measured, accepted, next_round
 from flowblend_cli.jobs import Job
 from flowblend_cli.study import AdaptSpec, Study
-from flowblend_plugin import quality
+from flowblend_plugin import metrics
 
 
 class Families:
@@ -51,10 +51,10 @@ class Families:
         return {one.job.id: index == kept for index, one in enumerate(family)}
 
     def _limits(self, job: Job, spec: AdaptSpec) -> Limits:
-        weak = quality.WEAK_MOTION if spec.weak_motion is None else spec.weak_motion
-        if not quality.motion_floor(job.prompt):  # it asks for stillness
+        weak = metrics.WEAK_MOTION if spec.weak_motion is None else spec.weak_motion
+        if not metrics.motion_floor(job.prompt):  # it asks for stillness
             weak = 0.0
-        jitter = quality.JITTER if spec.jitter is None else spec.jitter
+        jitter = metrics.JITTER if spec.jitter is None else spec.jitter
         lowest, highest = self._ranges.get(job.scene, (1, MOST_STEPS))
         return Limits(weak, jitter, (lowest, min(highest, self._max_steps)))
 

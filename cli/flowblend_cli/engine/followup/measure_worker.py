@@ -1,9 +1,9 @@
 """Measure frames in a process of its own, beside the next render.
 
 ``python -m flowblend_cli.engine.followup.measure_worker`` reads requests on stdin until its end and
-answers each with one JSON line on stdout. A request is one JSON line, see ``measuring.Request``; the frames
-follow it, see ``workers.write_frames``, unless it names a file to decode. References stay in memory
-for those that are compared with them.
+answers each with one JSON line on stdout. A request is one JSON line, see ``measurer.Request``; the
+frames follow it, see ``worker_process.write_frames``, unless it names a file to decode. References
+stay in memory for those that are compared with them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def measure(request: dict[str, Any], frames: Any, references: References) -> dic
         frames: uint8 RGB, (T, H, W, 3); None to decode the request's file.
         references: What was kept so far.
     """
-    from flowblend_plugin import quality
+    from flowblend_plugin import metrics
     from flowblend_plugin.errors import MeasureError
 
     on_file = frames is None
@@ -79,20 +79,20 @@ def measure(request: dict[str, Any], frames: Any, references: References) -> dic
             reference = None
     names = request["names"]
     if names is not None:
-        names = [name for name in names if _suits(quality.METRICS[name], frames, reference)]
+        names = [name for name in names if _suits(metrics.METRICS[name], frames, reference)]
     missing = ""
     try:
-        metrics = quality.measure(frames, names, reference=reference)
+        values = metrics.measure(frames, names, reference=reference)
     except MeasureError as error:
-        light = [name for name in names or () if quality.METRICS[name].needs != "weights"]
+        light = [name for name in names or () if metrics.METRICS[name].needs != "weights"]
         if not names or len(light) == len(names):
             raise
         # A network that isn't there costs the metrics of networks, and no other.
-        metrics, missing = quality.measure(frames, light, reference=reference), str(error)
+        values, missing = metrics.measure(frames, light, reference=reference), str(error)
     tracks = []
-    if request["tracks"] and _suits(quality.METRICS["flow_mean"], frames, None):
-        tracks = quality.tracks(frames).round(5).tolist()
-    return {"metrics": metrics, "tracks": tracks, "on_file": on_file, "missing": missing}
+    if request["tracks"] and _suits(metrics.METRICS["flow_mean"], frames, None):
+        tracks = metrics.tracks(frames).round(5).tolist()
+    return {"metrics": values, "tracks": tracks, "on_file": on_file, "missing": missing}
 
 
 def _suits(metric: Any, frames: Any, reference: Any) -> bool:

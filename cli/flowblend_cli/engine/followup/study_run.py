@@ -28,7 +28,7 @@ from flowblend_cli.progress import Reporter
 from flowblend_cli.references import references
 from flowblend_cli.study import MeasureSpec, Selection, Study
 from flowblend_cli.text import count
-from flowblend_plugin import quality
+from flowblend_plugin import metrics
 
 if TYPE_CHECKING:
     from flowblend_cli.utils.frames import Frames
@@ -104,7 +104,7 @@ class Studying:
         if self._overrides is None:
             return ordered(self._batch.jobs)
         if not self._names and self._study.measure.names is None:
-            self._reporter.message(f"nothing is measured: {quality.missing()}")
+            self._reporter.message(f"nothing is measured: {metrics.missing()}")
         batch = self._batch
         write_json(
             recipe_path(batch.output_dir, batch.recipe_name),
@@ -300,8 +300,8 @@ class Studying:
                 asked="" if found.error else self._asked[job.id],
             )
             self.keep(record)
-            metrics = dict(found.metrics)
-            self._reporter.event(JobMeasured(job.id, job.scene, metrics, score))
+            values = dict(found.metrics)
+            self._reporter.event(JobMeasured(job.id, job.scene, values, score))
         self._settle(job, record)
 
     def _settle(self, job: Job, record: JobRecord) -> None:
@@ -361,4 +361,4 @@ class Studying:
     def _question(self, reference: FinishedFile | None) -> str:
         """What is asked of a clip, as one text: records that answer it needn't be made again."""
         pixels = self._records[reference.job].pixels_sha256 if reference is not None else None
-        return json.dumps([quality.QUALITY_VERSION, self._names, pixels])
+        return json.dumps([metrics.QUALITY_VERSION, self._names, pixels])

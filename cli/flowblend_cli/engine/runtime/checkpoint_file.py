@@ -15,8 +15,8 @@ from typing import Any
 from flowblend_cli.artifacts.records import FOLDER, make_folders
 from flowblend_cli.artifacts.seal import SEAL_KEY, UNSEALED, seal, seal_holds
 from flowblend_cli.utils.files import publish, temporary_path
+from flowblend_plugin.checkpoints.safetensors_header import LENGTH_BYTES, header_length, metadata_of
 from flowblend_plugin.errors import CheckpointError
-from flowblend_plugin.headers import LENGTH_BYTES, header_length, metadata_of
 
 STATE_VERSION = 1
 _ABOUT = "about"

@@ -43,15 +43,15 @@ from flowblend_cli.models.registry import ModelSource, resolve_model, resolve_sm
 from flowblend_cli.utils.frames import Frames
 from flowblend_cli.utils.images import load_image
 from flowblend_plugin import DenoiserSwitch, FlowBlendError
-from flowblend_plugin.adaptive import SelfDifference
-from flowblend_plugin.caching import CacheReport
-from flowblend_plugin.calibration import Calibration
-from flowblend_plugin.checkpoints import Checkpoints
-from flowblend_plugin.encoding import EmbeddingStore, keep_text_model, remember_embeddings
-from flowblend_plugin.loading import denoiser_name, load_denoiser
+from flowblend_plugin.calibration.calibration import Calibration
+from flowblend_plugin.calibration.probe import Probe, calibrate
+from flowblend_plugin.checkpoints.checkpoint import Checkpoints
+from flowblend_plugin.denoisers.loading import denoiser_name, load_denoiser
 from flowblend_plugin.preview import PROJECTION_NAME, EarlyLook, LatentProjection
-from flowblend_plugin.probing import Probe, calibrate
-from flowblend_plugin.sampling import make_scheduler
+from flowblend_plugin.prompt_cache import EmbeddingStore, keep_text_model, remember_embeddings
+from flowblend_plugin.schedulers.factory import make_scheduler
+from flowblend_plugin.stage_hooks.cache import CacheReport
+from flowblend_plugin.stage_hooks.early_exit import SelfDifference
 from flowblend_plugin.stages import letters
 from flowblend_plugin.start import begin_at
 
@@ -210,7 +210,7 @@ class Runtime:
         Args:
             jobs: What to probe with, each with its seed; alike but for prompt and picture. Their
                 stages don't matter.
-            cost_ratio: See ``flowblend_plugin.probing.calibrate``, as all that follows.
+            cost_ratio: See ``flowblend_plugin.calibration.probe.calibrate``, as all that follows.
             conditions: Likewise.
             sensitivity_prompts: Likewise.
             positions: Likewise.

@@ -19,8 +19,8 @@ from flowblend_cli.errors import OutputError
 from flowblend_cli.models.identity import text_identity
 from flowblend_cli.models.registry import resolve_model
 from flowblend_cli.utils.files import publish
+from flowblend_plugin.checkpoints.serialization import pack, unpack
 from flowblend_plugin.errors import CheckpointError
-from flowblend_plugin.packing import pack, unpack
 
 if TYPE_CHECKING:
     from flowblend_cli.engine.runtime.pipeline import Runtime

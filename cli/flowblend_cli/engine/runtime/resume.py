@@ -16,7 +16,7 @@ from flowblend_plugin.errors import CheckpointError
 
 if TYPE_CHECKING:
     from flowblend_cli.engine.runtime.pipeline import Runtime
-    from flowblend_plugin.checkpoints import Checkpoint, Checkpoints
+    from flowblend_plugin.checkpoints.checkpoint import Checkpoint, Checkpoints
 
 
 class Progress:
@@ -93,12 +93,12 @@ class Progress:
         except CheckpointError as error:
             self.forget(f"its stored state {error}")
         if resumed is not None or keeping.every:
-            from flowblend_plugin.checkpoints import Checkpoints
+            from flowblend_plugin.checkpoints.checkpoint import Checkpoints
 
             self.checkpoints = Checkpoints(keeping.every, self._store, resumed, self._tell)
 
     def _resumed(self, kept: Kept, data: bytes, runtime: Runtime) -> Checkpoint:
-        from flowblend_plugin.checkpoints import Checkpoint
+        from flowblend_plugin.checkpoints.checkpoint import Checkpoint
 
         assert self._keeping is not None
         if kept.job_key != self._keeping.job_key or kept.seed != self._seed:

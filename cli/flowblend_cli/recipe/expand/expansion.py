@@ -41,7 +41,7 @@ from flowblend_cli.recipe.sweep.combinations import SEED, Row
 from flowblend_cli.recipe.sweep.matrix import Binding
 from flowblend_cli.recipe.sweep.variants import Variant
 from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
-from flowblend_plugin.noise_levels import noise_levels
+from flowblend_plugin.schedulers.sigmas import noise_levels
 from flowblend_plugin.stages import EXTRAPOLATED
 
 DEFAULT_FPS = 16

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowblend_plugin.stages import EXTRAPOLATED, LETTERS, Cache
-from flowblend_plugin.support import ATTENTION_BACKENDS, CACHES, cache_problem
+from flowblend_plugin.stages.capabilities import ATTENTION_BACKENDS, CACHES, cache_problem
 
 CACHE_SCHEMA: dict[str, Any] = {
     "anyOf": [

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from flowblend_cli.recipe.schema.stage_values import is_letter
 from flowblend_cli.recipe.schema.tables import Table, Text, extended
 from flowblend_cli.recipe.steps import MAX_STEPS
-from flowblend_plugin.quality.catalogue import METRICS
+from flowblend_plugin.metrics.catalogue import METRICS
 
 # What is told of every render or group of renders anyway, and what can be asked for.
 OF_RUNS = tuple(name for name, m in METRICS.items() if m.needs in ("run", "renders"))

@@ -15,10 +15,10 @@ from flowblend_cli.models.calibrations import BUNDLED_NAME, read_calibration
 from flowblend_cli.models.forwards import PIPELINES
 from flowblend_cli.models.registry import find_pair, resolve_model
 from flowblend_cli.models.solvers import find_solver
-from flowblend_plugin.boundaries import choose
-from flowblend_plugin.calibration import Calibration, most_large_steps
+from flowblend_plugin.calibration.calibration import Calibration, most_large_steps
+from flowblend_plugin.calibration.criteria import choose
 from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
-from flowblend_plugin.noise_levels import noise_levels
+from flowblend_plugin.schedulers.sigmas import noise_levels
 from flowblend_plugin.stages import Stage, StageSchedule
 
 Kind = Literal["auto", "adaptive"]
@@ -43,10 +43,10 @@ class Automatic:
     Args:
         kind: ``"auto"`` chooses before the render, ``"adaptive"`` during it.
         budget: Share of the all-large cost that is never exceeded.
-        criterion: See ``flowblend_plugin.boundaries.choose``.
+        criterion: See ``flowblend_plugin.calibration.criteria.choose``.
         max_stages: Likewise.
         calibration: File as the recipe names it; None for the one that comes with the pipeline.
-        threshold: See ``flowblend_plugin.adaptive.SelfDifference``.
+        threshold: See ``flowblend_plugin.stage_hooks.early_exit.SelfDifference``.
     """
 
     kind: Kind

@@ -16,7 +16,7 @@ from flowblend_cli.recipe.sweep.auto_stages import AUTOMATIC_KEYS, Automatic
 from flowblend_cli.utils.toml_positions import KeyPath
 from flowblend_plugin.errors import StageError
 from flowblend_plugin.stages import LETTERS, Adapter, Stage, StageSchedule
-from flowblend_plugin.support import guidance_problem
+from flowblend_plugin.stages.capabilities import guidance_problem
 
 PAPER_STAGES = "LSL"
 PAPER_BOUNDARIES = (0.4, 0.8)

@@ -1,0 +1,345 @@
+"""How far two denoisers are apart along the large one's trajectory: a log of their velocities.
+
+The functions take tensors whose first dimension is the samples, and give one number a sample.
+``divergences`` turns a stream of velocities into a stream of measures, holding three steps at most;
+``VelocityLog`` does the same inside a pipeline's call, for one small forward a large one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowblend_plugin.denoisers.placement import Denoiser
+from flowblend_plugin.errors import SwitchError
+from flowblend_plugin.schedulers.solver_state import step_levels
+from flowblend_plugin.schedulers.stage_mixin import Seed, StageMixin
+from flowblend_plugin.stage_hooks.extrapolation import Continued, continued
+from flowblend_plugin.switch import DenoiserSwitch
+
+_LOW_BAND = 0.5  # of the highest spatial frequency
+
+
+@dataclass(frozen=True)
+class StepVelocities:
+    """What two denoisers said of the same latents at one step.
+
+    Args:
+        step: Index of the step.
+        sigma: Its noise level, 1 to 0.
+        large: The large denoiser's velocity after guidance, (B, ...).
+        small: The small one's, combined in the same way.
+        large_passes: The large one's passes before guidance: one tensor as ``large`` each.
+        small_passes: The small one's.
+        continued: What extrapolated steps would continue: the noise that a flow velocity sees in
+            the latents, the clean latents, or the output itself.
+    """
+
+    step: int
+    sigma: float
+    large: Tensor
+    small: Tensor
+    large_passes: tuple[Tensor, ...] = ()
+    small_passes: tuple[Tensor, ...] = ()
+    continued: Continued = "noise"
+
+
+@dataclass(frozen=True)
+class StepDivergence:
+    """What was measured of one step.
+
+    Args:
+        step: Index of the step.
+        sigma: Its noise level, 1 to 0.
+        values: Name of the measure to its number for each sample. ``relative_l2`` and ``cosine``
+            are before guidance, over all passes; ``guided_relative_l2`` and ``guided_cosine`` after
+            it. ``low_frequency_l2`` and ``high_frequency_l2`` split ``guided_relative_l2`` into
+            spatial frequencies below and above half of the highest; their squares add up to its
+            square. ``velocity_norm`` is the root mean square of the large velocity after guidance,
+            ``acceleration`` that of its first derivative by sigma. ``curvature`` is that of the
+            second derivative of what extrapolated steps continue, as far as it bends the velocity:
+            what a straight line through neighbouring steps misses. What a step has no neighbours
+            for is left out.
+    """
+
+    step: int
+    sigma: float
+    values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+def rms(tensor: Tensor) -> Tensor:
+    """Root mean square of each sample, (B,)."""
+    return tensor.float().flatten(1).square().mean(1).sqrt()
+
+
+def relative_l2(found: Tensor, reference: Tensor) -> Tensor:
+    """``|found - reference| / |reference|`` of each sample, (B,); 0 where both are nothing."""
+    return _ratio(rms(found.float() - reference.float()), rms(reference))
+
+
+def cosine(found: Tensor, reference: Tensor) -> Tensor:
+    """Cosine of the angle between two velocities of each sample, (B,)."""
+    return torch.cosine_similarity(found.float().flatten(1), reference.float().flatten(1), dim=1)
+
+
+def spectral_split(found: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Split ``relative_l2`` into low and high spatial frequencies.
+
+    Args:
+        found: (B, ..., H, W).
+        reference: Likewise.
+
+    Returns:
+        Relative L2 of the frequencies up to half of the highest, and of those above, (B,) each.
+    """
+    height, width = reference.shape[-2:]
+    spectrum = torch.fft.fft2(found.float() - reference.float(), norm="ortho")
+    rows = torch.fft.fftfreq(height, device=reference.device)[:, None]
+    columns = torch.fft.fftfreq(width, device=reference.device)[None]
+    is_low = torch.maximum(rows.abs(), columns.abs()) <= _LOW_BAND / 2
+    energy = spectrum.abs().square()
+    count = reference[0].numel()
+    low, high = ((energy * part).flatten(1).sum(1).div(count).sqrt() for part in (is_low, ~is_low))
+    size = rms(reference)
+    return _ratio(low, size), _ratio(high, size)
+
+
+def guidance_weights(output: Tensor, passes: Sequence[Tensor]) -> Tensor:
+    """Read off how a pipeline made its guided velocity of its passes.
+
+    Args:
+        output: The guided velocity, (B, ...).
+        passes: The denoiser's outputs of this step, K tensors like ``output``.
+
+    Returns:
+        Weights (B, K), double, in main memory: ``output[b]`` is the sum of
+        ``weights[b, k] * passes[k][b]``.
+
+    Raises:
+        SwitchError: It is no weighted sum of them.
+    """
+    if any(p.shape != output.shape for p in passes):
+        raise SwitchError(
+            f"the denoiser's passes have shapes {[tuple(p.shape) for p in passes]}, and the "
+            f"pipeline's velocity has {tuple(output.shape)}, so that the small one's can't be "
+            "told: this pipeline can't be probed"
+        )
+    # In main memory: not every accelerator knows double precision.
+    rows = torch.stack([p.cpu().double().flatten(1) for p in passes], 1)
+    wanted = output.cpu().double().flatten(1)[..., None]
+    weights = torch.linalg.pinv(rows @ rows.mT, hermitian=True) @ (rows @ wanted)
+    again = (rows.mT @ weights)[..., 0]
+    if bool((relative_l2(again, wanted[..., 0]) > 1e-2).any()):
+        raise SwitchError(
+            "the pipeline's velocity is no weighted sum of its denoiser's passes, so that of the "
+            "small one can't be told: probe with a guidance that is"
+        )
+    found: Tensor = weights[..., 0]
+    return found
+
+
+def divergences(steps: Iterable[StepVelocities]) -> Iterator[StepDivergence]:
+    """Measure a stream of velocities, one step behind it; three steps are held at a time."""
+    before: StepVelocities | None = None
+    present: StepVelocities | None = None
+    for after in steps:
+        if present is not None:
+            yield _measure(before, present, after)
+        before, present = present, after
+    if present is not None:
+        yield _measure(before, present, None)
+
+
+def _measure(
+    before: StepVelocities | None, present: StepVelocities, after: StepVelocities | None
+) -> StepDivergence:
+    large, small = present.large, present.small
+    found = {
+        "guided_relative_l2": relative_l2(small, large),
+        "guided_cosine": cosine(small, large),
+        "velocity_norm": rms(large),
+    }
+    if present.large_passes:
+        every_large = torch.cat([p.flatten(1) for p in present.large_passes], 1)
+        every_small = torch.cat([p.flatten(1) for p in present.small_passes], 1)
+        found["relative_l2"] = relative_l2(every_small, every_large)
+        found["cosine"] = cosine(every_small, every_large)
+    else:
+        found["relative_l2"] = found["guided_relative_l2"]
+        found["cosine"] = found["guided_cosine"]
+    if large.ndim >= 4:  # otherwise tokens, without rows and columns
+        found["low_frequency_l2"], found["high_frequency_l2"] = spectral_split(small, large)
+    if before is not None:
+        found["acceleration"] = rms(_slope(before, present))
+        if after is not None:
+            found["curvature"] = rms(_bend(before, present, after))
+    values = {name: tuple(tensor.tolist()) for name, tensor in found.items()}
+    return StepDivergence(present.step, present.sigma, values)
+
+
+def _bend(before: StepVelocities, present: StepVelocities, after: StepVelocities) -> Tensor:
+    """Second derivative by sigma of what extrapolated steps continue, on the velocity's scale.
+
+    Along a trajectory the noise ``x + (1 - sigma) v`` changes by ``(1 - sigma)`` times what the
+    velocity v changes by, and the clean latents ``x - sigma v`` by ``-sigma`` times that.
+    """
+
+    def weigh(sigma: float) -> float:
+        return {"noise": 1 - sigma, "clean": sigma, "output": 1.0}[present.continued]
+
+    slopes = []
+    for a, b in ((before, present), (present, after)):
+        weight = weigh((a.sigma + b.sigma) / 2) / (weigh(present.sigma) or math.inf)
+        slopes.append(_slope(a, b) * weight)
+    return (slopes[1] - slopes[0]) / ((after.sigma - before.sigma) / 2 or math.inf)
+
+
+def _slope(a: StepVelocities, b: StepVelocities) -> Tensor:
+    width = b.sigma - a.sigma
+    return (b.large.float() - a.large.float()) / (width or math.inf)
+
+
+def _ratio(size: Tensor, reference: Tensor) -> Tensor:
+    return torch.where(size == 0, 0.0, size / reference)
+
+
+class VelocityLog(DenoiserSwitch):
+    """Ask the small denoiser, too, wherever the large one is asked, and measure both.
+
+    The trajectory is the large denoiser's own; the small one's answers change nothing. Both stay
+    on the device, so that a pipeline must not be offloaded.
+
+    Args:
+        pipe: See ``DenoiserSwitch``.
+        small: See ``DenoiserSwitch``.
+        on_divergence: Called with every step's measures, one step behind; the last step's come
+            before the call ends.
+        seed: See ``DenoiserSwitch``.
+
+    Raises:
+        SwitchError: See ``DenoiserSwitch``; or the two denoisers are on different devices.
+
+    Reference:
+        FlowBlending, arXiv:2512.24724, which compares the two models' velocities over the steps.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        small: Denoiser,
+        on_divergence: Callable[[StepDivergence], None],
+        seed: Seed | None = None,
+    ) -> None:
+        super().__init__(pipe, small=small, stages="L", seed=seed)
+        self._on_divergence = on_divergence
+        self._passes: list[tuple[Tensor, Tensor]] = []
+        self._window: list[StepVelocities] = []
+        self._asking = False
+        own, other = self._placements["large"], self._placements["small"]
+        self._handles = [
+            module.register_forward_hook(self._ask(other[name]), with_kwargs=True)
+            for name, module in own.items()
+        ]
+
+    def _ask(self, small: nn.Module) -> Callable[..., None]:
+        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if self._asking:  # the small one may be this very module
+                return
+            if next(small.parameters()).device != next(module.parameters()).device:
+                raise SwitchError(
+                    "the two denoisers are on different devices, and a velocity log asks both at "
+                    'once: load them without offloading (offload = "none")'
+                )
+            self._asking = True
+            try:
+                with torch.no_grad():
+                    self._passes.append((_tensor(output), _tensor(small(*args, **kwargs))))
+            finally:
+                self._asking = False
+
+        return after
+
+    def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
+        """Forget the former trajectory.
+
+        Raises:
+            SwitchError: It begins late, as image-to-image does.
+        """
+        if first_step > 0:
+            raise SwitchError(
+                f"this call begins at step {first_step} of its trajectory, and a pair is probed "
+                "over a whole one: probe without an image to start from (strength = 1)"
+            )
+        self._passes, self._window = [], []
+        super().trajectory_started(stage_indices, first_step)
+
+    def companion_stepped(self, companion: StageMixin, calls: int) -> None:
+        """See ``DenoiserSwitch``.
+
+        Raises:
+            SwitchError: The pipeline steps private copies of its scheduler, and nothing else.
+        """
+        try:
+            super().companion_stepped(companion, calls)
+        except SwitchError as error:
+            raise SwitchError(
+                "this pipeline steps private copies of its scheduler, so that what it takes for "
+                "the velocity of a step isn't seen: such pipelines can't be probed"
+            ) from error
+
+    def model_output(self, output: Tensor, sample: Tensor) -> Tensor:
+        """Note what both denoisers said of this step; the solver gets the large one's."""
+        passes, self._passes = self._passes, []
+        step = len(self.denoisers_run)
+        if passes and not (self._window and self._window[-1].step == step):
+            self._note(step, output, passes)
+        return super().model_output(output, sample)
+
+    def _note(self, step: int, output: Tensor, passes: list[tuple[Tensor, Tensor]]) -> None:
+        # One forward of a doubled batch is two passes.
+        batch = len(output)
+        large = [part for pair in passes for part in torch.split(pair[0], batch)]
+        small = [part for pair in passes for part in torch.split(pair[1], batch)]
+        weights = guidance_weights(output, large)
+        shape = (-1, *[1] * (output.ndim - 1))
+        weights = weights.float().to(output.device)
+        guided = torch.zeros_like(output, dtype=torch.float)
+        for k, part in enumerate(small):
+            guided += weights[:, k].view(shape) * part
+        levels = step_levels(self._scheduler)
+        self._window.append(
+            StepVelocities(
+                step, levels[step], output, guided, tuple(large), tuple(small),
+                continued=continued(self._scheduler),
+            )
+        )  # fmt: skip
+        if len(self._window) > 1:
+            before = self._window[-3] if len(self._window) > 2 else None
+            self._on_divergence(_measure(before, *self._window[-2:]))
+        self._window = self._window[-2:]
+
+    def trajectory_finished(self) -> None:
+        """Measure the last step."""
+        window, self._window = getattr(self, "_window", []), []
+        if window and self.denoisers_run:
+            before = window[-2] if len(window) > 1 else None
+            if window[-1].step == len(self.denoisers_run) - 1:
+                self._on_divergence(_measure(before, window[-1], None))
+        super().trajectory_finished()
+
+    def detach(self) -> None:
+        """Take the log off the denoisers, and put the pipe back as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        super().detach()
+
+
+def _tensor(output: Any) -> Tensor:
+    first: Tensor = output[0] if isinstance(output, (tuple, list)) else output.sample
+    return first.detach()

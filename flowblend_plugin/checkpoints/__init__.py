@@ -1,0 +1,1 @@
+"""A trajectory's state after a step."""

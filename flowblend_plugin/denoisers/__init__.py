@@ -1,0 +1,1 @@
+"""Where denoisers come from, and where they live."""

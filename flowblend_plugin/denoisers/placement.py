@@ -1,0 +1,195 @@
+"""Who may run a step: the named denoisers of a switch, and where each sits in the pipeline."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from flowblend_plugin.background import Pending, is_pending
+from flowblend_plugin.denoisers.compatibility import config_mismatches
+from flowblend_plugin.denoisers.loading import denoiser_name, load_denoiser
+from flowblend_plugin.denoisers.offloading import is_placed
+from flowblend_plugin.errors import PairMismatchError, SwitchError
+from flowblend_plugin.stages import EXTRAPOLATED
+
+Source = nn.Module | str | os.PathLike[str] | Pending
+Denoiser = Source | Sequence[Source]
+# A pipe's denoiser attributes, each with the module that is to sit there.
+Placement = dict[str, nn.Module]
+
+_SECOND_EXPERT = "transformer_2"
+
+
+def all_denoisers(
+    small: Denoiser | None, denoisers: Mapping[str, Denoiser] | None
+) -> dict[str, Denoiser]:
+    """The further denoisers by name.
+
+    Raises:
+        SwitchError: The small one was given twice.
+    """
+    given = dict(denoisers or {})
+    if small is not None and "small" in given:
+        raise SwitchError("the small denoiser was given twice: as small= and in denoisers=")
+    return given if small is None else {"small": small, **given}
+
+
+def own_placement(pipe: Any) -> Placement:
+    """The pipe's own denoiser; for Wan 2.2 both experts, ``transformer`` and ``transformer_2``.
+
+    Raises:
+        SwitchError: The pipeline has no denoiser.
+    """
+    names = (denoiser_name(pipe), _SECOND_EXPERT)
+    return {n: getattr(pipe, n) for n in names if isinstance(getattr(pipe, n, None), nn.Module)}
+
+
+def place(pipe: Any, name: str, denoiser: Denoiser, own: Placement) -> Placement:
+    """Load a denoiser where it is a folder or a Hub id, check it, and say where it goes.
+
+    Args:
+        pipe: The pipeline.
+        name: The denoiser's name, for errors.
+        denoiser: One denoiser, which takes every place of ``own``, or one for each place in order.
+        own: The pipe's own placement, which the denoiser has to fit.
+
+    Raises:
+        PairMismatchError: It doesn't fit; every mismatch is listed.
+        SwitchError: The number of denoisers is neither one nor that of the places.
+    """
+    given = list(denoiser) if isinstance(denoiser, (list, tuple)) else [denoiser]
+    if len(given) not in (1, len(own)):
+        places = " and ".join(own)
+        raise SwitchError(
+            f"denoiser {name!r} has {len(given)} modules: give one, or one for each of {places}"
+        )
+    vae_config = getattr(getattr(pipe, "vae", None), "config", None)
+    modules: list[nn.Module] = []
+    for source, (attribute, large) in zip(given, own.items(), strict=False):
+        if isinstance(source, (str, os.PathLike)):
+            source = load_denoiser(source, uncompiled(large), attribute, vae_config)
+        elif isinstance(source, Pending):
+            source = load_denoiser(
+                source.source, uncompiled(large), attribute, vae_config, source.subfolder, True
+            )
+        elif not isinstance(source, nn.Module):
+            raise SwitchError(
+                f"denoiser {name!r} is {type(source).__name__}: expected a module, a folder, a "
+                "Hub id, or one of them in load_in_background(...)"
+            )
+        modules.append(source)
+    if len(modules) == 1:
+        modules *= len(own)
+    for module, large in zip(modules, own.values(), strict=True):
+        check_pair(uncompiled(large), uncompiled(module))
+    return dict(zip(own, modules, strict=True))
+
+
+def check_names(denoisers: Mapping[str, Denoiser], roles: Sequence[str]) -> None:
+    """Check that every stage's denoiser was given, and that no name is taken.
+
+    Raises:
+        SwitchError: It wasn't, or a denoiser is named ``large``, which is the pipe's own, or
+            ``extrapolated``; or the letter E may have been meant for one.
+    """
+    if "large" in denoisers:
+        raise SwitchError("'large' is the pipe's own denoiser: give the others other names")
+    if EXTRAPOLATED in denoisers:
+        raise SwitchError(
+            f"{EXTRAPOLATED!r} steps are those that no denoiser runs: give this one another name"
+        )
+    meant = [name for name in denoisers if name[:1].upper() == "E" and name not in roles]
+    if EXTRAPOLATED in roles and meant:
+        raise SwitchError(
+            f"the stages have {EXTRAPOLATED} steps (E in a stage string) and never use the "
+            f"denoiser {meant[0]!r}: rename it, or leave it out"
+        )
+    missing = [role for role in roles if role not in ("large", EXTRAPOLATED, *denoisers)]
+    if missing:
+        how = "small=" if missing == ["small"] else "denoisers={...}"
+        raise SwitchError(
+            f"the stages use the denoiser{'s' * (len(missing) > 1)} {', '.join(missing)}, which "
+            f"{'was' if len(missing) == 1 else 'were'} not given: pass {how}"
+        )
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module itself, where ``torch.compile`` wrapped it."""
+    original: nn.Module = getattr(module, "_orig_mod", module)
+    return original
+
+
+def check_pair(large: nn.Module, small: nn.Module) -> None:
+    """Check that two loaded denoisers can take turns.
+
+    Raises:
+        PairMismatchError: They can't; every mismatch is listed.
+    """
+    configs = [{**m.config, "_class_name": type(m).__name__} for m in (large, small)]  # type: ignore[dict-item]
+    found = list(config_mismatches(*configs))
+    comparable = []
+    if not (_is_quantized(large) or _is_quantized(small)):
+        comparable.append("dtype")
+    # Hooks, and the thread that loads it, bring a denoiser to its device.
+    if not (is_placed(large) or is_placed(small) or is_pending(small)):
+        comparable.append("device")
+    for what in comparable:
+        a, b = getattr(large, what), getattr(small, what)
+        if a != b:
+            found.append(f"{what}: large {a}, small {b}; move the small one with .to(...)")
+    if found:
+        raise PairMismatchError(type(large).__name__, type(small).__name__, tuple(found))
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return getattr(module, "hf_quantizer", None) is not None
+
+
+# Per pipe its switch, and its own denoisers: a switch may be forgotten while another is installed.
+_attached: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], Placement]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def note_switch(pipe: Any, switch: Any, own: Placement) -> None:
+    """Note that a switch is attached to a pipe with these denoisers of its own."""
+    _attached[pipe] = (weakref.ref(switch), own)
+
+
+def forget_switch(pipe: Any) -> None:
+    """Note that a pipe's switch was detached."""
+    del _attached[pipe]
+
+
+def living_switch(pipe: Any) -> Any:
+    """The switch that is attached to a pipe; None where there is none, or nobody holds it."""
+    entry = _attached.get(pipe)
+    return entry[0]() if entry is not None else None
+
+
+def take_back(pipe: Any, found: Placement) -> Placement:
+    """Give a pipe its own denoisers back after a switch that was forgotten in mid-trajectory."""
+    entry = _attached.pop(pipe, None)
+    if entry is None:
+        return found
+    for name, module in entry[1].items():
+        if getattr(pipe, name) is not module:
+            setattr(pipe, name, module)
+    return own_placement(pipe)
+
+
+def refuse_second(pipe: Any) -> None:
+    """Raise if a pipe has a switch.
+
+    Raises:
+        SwitchError: It has.
+    """
+    if living_switch(pipe) is not None:
+        raise SwitchError(
+            "this pipe has a DenoiserSwitch already: leave its with block, or detach() it, before "
+            "attaching another"
+        )

@@ -1,0 +1,165 @@
+"""Where denoisers live: the others follow what the user chose for the pipe's own."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import accelerate  # type: ignore[import-untyped]
+import torch
+from accelerate.hooks import UserCpuOffloadHook  # type: ignore[import-untyped]
+from accelerate.utils.memory import clear_device_cache  # type: ignore[import-untyped]
+from torch import nn
+
+from flowblend_plugin.background import is_pending, wait
+from flowblend_plugin.denoisers.offloading import chosen_ways, follow
+from flowblend_plugin.denoisers.placement import Placement, uncompiled
+
+_CPU = torch.device("cpu")
+
+
+class Residency:
+    """Keeps the denoisers of a switch where, and as, the pipe keeps its own.
+
+    A further denoiser takes over casting, group offloading, device map or sequential offloading
+    from the pipe's own denoiser whose place it takes. Under model offloading it gets a hook of its
+    own, which makes everybody else leave the device before it runs; at a change of denoisers the
+    one that leaves goes at once. So exactly one denoiser is on the device.
+
+    Args:
+        pipe: The pipeline.
+        placements: Role -> its denoisers; ``"large"`` is the pipe's own.
+    """
+
+    def __init__(self, pipe: Any, placements: Mapping[str, Placement]) -> None:
+        self._pipe = pipe
+        own = placements["large"]
+        self._denoisers = list(dict.fromkeys(m for p in placements.values() for m in p.values()))
+        # The further denoisers, each with the one of the pipe's own that it follows.
+        self._followed: dict[nn.Module, nn.Module] = {}
+        for placement in placements.values():
+            for name, module in placement.items():
+                if module not in own.values():
+                    self._followed.setdefault(module, own[name])
+        self._ways: dict[nn.Module, tuple[Hashable, ExitStack]] = {}
+        self._links: dict[nn.Module, UserCpuOffloadHook] = {}
+        try:
+            self.start()
+        except BaseException:
+            self.restore()
+            raise
+
+    def start(self) -> None:
+        """Begin a trajectory: the pipe may have rebuilt its own hooks since the last one."""
+        if len(self._denoisers) < 2:
+            return
+        for module in self._denoisers:
+            if not is_pending(module):
+                self._settle(module)
+        if self._offloads:
+            self._leave(self._denoisers)
+
+    def change(self, leaving: Placement, coming: Placement) -> None:
+        """Make room: ``coming`` runs from now on instead of ``leaving``.
+
+        Raises:
+            SwitchError: The weights of ``coming`` couldn't be loaded.
+        """
+        if self._offloads and set(leaving.values()) != set(coming.values()):
+            self._leave(leaving.values())
+        for module in coming.values():
+            if is_pending(module):
+                wait(module)
+                self._settle(module)
+
+    def restore(self) -> None:
+        """Take away everything that was put on any denoiser."""
+        for module in self._followed:
+            self._unlink(module)
+            self._unfollow(module)
+
+    # One denoiser.
+
+    def _settle(self, module: nn.Module) -> None:
+        if not self._offloads:
+            self._unlink(module)
+        if module in self._followed:
+            like = uncompiled(self._followed[module])
+            ways = chosen_ways(like)
+            if module not in self._ways or self._ways[module][0] != ways:
+                self._unfollow(module)
+                self._ways[module] = ways, follow(uncompiled(module), like)
+        if self._offloads:
+            self._link(module)
+
+    def _unfollow(self, module: nn.Module) -> None:
+        if module in self._ways:
+            self._ways.pop(module)[1].close()
+
+    # Model offloading.
+
+    @property
+    def _offloads(self) -> bool:
+        return bool(getattr(self._pipe, "_all_hooks", None))
+
+    @property
+    def _first(self) -> Any:
+        """The hook of the first denoiser in the pipe's chain of models."""
+        chain = self._pipe._all_hooks
+        return next((hook for hook in chain if hook.model in self._denoisers), chain[0])
+
+    def _link(self, module: nn.Module) -> None:
+        """Give a denoiser a hook, unless it has one from the pipe or the user."""
+        device = self._first.hook.execution_device
+        link, hook = self._links.get(module), getattr(module, "_hf_hook", None)
+        if hook is not None and (link is None or hook is not link.hook):
+            return
+        if link is None or hook is None or hook.execution_device != device:
+            self._unlink(module)
+            before = _Others(self, module)
+            _, self._links[module] = accelerate.cpu_offload_with_hook(
+                module, device, prev_module_hook=before
+            )
+
+    def _unlink(self, module: nn.Module) -> None:
+        link = self._links.pop(module, None)
+        if link is not None and getattr(module, "_hf_hook", None) is link.hook:
+            link.remove()
+
+    def _leave(self, modules: Any) -> None:
+        moved = [module for module in dict.fromkeys(modules) if _on_device(module)]
+        for module in moved:
+            module.to("cpu")
+        if moved:
+            clear_device_cache()
+
+    def others(self, module: nn.Module) -> Iterator[nn.Module]:
+        """What has to leave the device before a denoiser runs: the model before, and its rivals."""
+        before = self._first.hook.prev_module_hook if self._offloads else None
+        if before is not None and not isinstance(before, _Others):
+            yield before.model
+        yield from (other for other in self._denoisers if other is not module)
+
+
+class _Others(UserCpuOffloadHook):  # type: ignore[misc]
+    """Everything that a denoiser's forward sends away, where accelerate knows one model only."""
+
+    def __init__(self, residency: Residency, module: nn.Module) -> None:
+        self._residency = residency
+        self._module = module
+
+    @property
+    def model(self) -> nn.Module:
+        """One that is on the device, if any is: its device is what accelerate asks for."""
+        others = list(self._residency.others(self._module))
+        return next(filter(_on_device, others), others[0])
+
+    def offload(self) -> None:
+        """Send them all away."""
+        for other in filter(_on_device, self._residency.others(self._module)):
+            other.to("cpu")
+
+
+def _on_device(module: nn.Module) -> bool:
+    return not is_pending(module) and next(module.parameters()).device != _CPU

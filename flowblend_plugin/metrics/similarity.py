@@ -1,0 +1,43 @@
+"""How close a clip is to a reference, pixel by pixel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from flowblend_plugin.metrics.checks import Frames, check_frames
+from flowblend_plugin.metrics.structure import ssim_of
+
+EQUAL_PSNR = 100.0
+"""PSNR of equal clips, in dB: a finite number, so that it can be written and averaged."""
+
+
+def psnr(frames: Frames, reference: Frames) -> float:
+    """Peak signal-to-noise ratio of a whole clip in dB, at most ``EQUAL_PSNR``."""
+    error = float(
+        np.mean(
+            [
+                np.mean((a.astype(np.float64) - b) ** 2)
+                for a, b in zip(frames, reference, strict=True)
+            ]
+        )
+    )
+    return EQUAL_PSNR if error == 0 else min(EQUAL_PSNR, 10 * math.log10(255**2 / error))
+
+
+def ssim(frames: Frames, reference: Frames) -> float:
+    """Structural similarity to a reference, the mean over frames."""
+    return float(np.mean([ssim_of(a, b) for a, b in zip(frames, reference, strict=True)]))
+
+
+def bit_equal(clips: Sequence[Frames]) -> bool:
+    """Whether all clips have the same shape and the same pixels.
+
+    Raises:
+        MeasureError: One of them is no clip.
+    """
+    for clip in clips:
+        check_frames(clip)
+    return all(np.array_equal(clips[0], clip) for clip in clips[1:])

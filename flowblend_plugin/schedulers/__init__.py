@@ -1,0 +1,1 @@
+"""diffusers schedulers that know stages."""

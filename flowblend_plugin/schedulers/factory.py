@@ -1,0 +1,233 @@
+"""Choose a pipeline's solver by name, keeping the shift of the noise levels that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    UniPCMultistepScheduler,
+)
+
+from flowblend_plugin.errors import SchedulerConfigError
+from flowblend_plugin.schedulers.flow_solvers import FlowDEISScheduler, FlowSASolverScheduler
+
+_FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+
+
+def _euler(shift: float, stochastic: bool) -> Any:
+    return FlowMatchEulerDiscreteScheduler(shift=shift, stochastic_sampling=stochastic)
+
+
+def _heun(shift: float, stochastic: bool) -> Any:
+    return FlowMatchHeunDiscreteScheduler(shift=shift)
+
+
+def _unipc(shift: float, stochastic: bool) -> Any:
+    return UniPCMultistepScheduler(flow_shift=shift, **_FLOW)
+
+
+def _dpmpp(shift: float, stochastic: bool) -> Any:
+    algorithm = "sde-dpmsolver++" if stochastic else "dpmsolver++"
+    return DPMSolverMultistepScheduler(flow_shift=shift, algorithm_type=algorithm, **_FLOW)
+
+
+def _dpmpp_sde(shift: float, stochastic: bool) -> Any:
+    return _dpmpp(shift, stochastic=True)
+
+
+def _deis(shift: float, stochastic: bool) -> Any:
+    return FlowDEISScheduler(flow_shift=shift)
+
+
+def _sa_solver(shift: float, stochastic: bool) -> Any:
+    return FlowSASolverScheduler(flow_shift=shift, stochastic=stochastic)
+
+
+def _lcm(shift: float, stochastic: bool) -> Any:
+    return FlowMatchLCMScheduler(shift=shift)
+
+
+_SOLVERS: dict[str, Callable[[float, bool], Any]] = {
+    "flow_match_euler": _euler,
+    "heun": _heun,
+    "unipc": _unipc,
+    "dpmpp_2m": _dpmpp,
+    "dpmpp_2m_sde": _dpmpp_sde,
+    "deis": _deis,
+    "sa_solver": _sa_solver,
+    "lcm": _lcm,
+}
+FLOW_NAMES = tuple(_SOLVERS)
+
+
+def _dpmpp_karras(config: Mapping[str, Any]) -> Any:
+    return DPMSolverMultistepScheduler.from_config(
+        config, use_karras_sigmas=True, algorithm_type="dpmsolver++", solver_order=2
+    )
+
+
+def _euler_a(config: Mapping[str, Any]) -> Any:
+    return EulerAncestralDiscreteScheduler.from_config(config)
+
+
+# Of pipelines that predict noise: made from the pipeline's own betas and prediction type.
+_CLASSIC: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "dpmpp_2m_karras": _dpmpp_karras,
+    "euler_a": _euler_a,
+}
+NAMES = (*FLOW_NAMES, *_CLASSIC)
+# Those that mode "sde" may be asked of; the last three add noise in any mode.
+STOCHASTIC = ("flow_match_euler", "dpmpp_2m", "sa_solver", "dpmpp_2m_sde", "lcm", "euler_a")
+_NAME_OF = {
+    "FlowMatchEulerDiscreteScheduler": "flow_match_euler",
+    "FlowBlendScheduler": "flow_match_euler",
+    "FlowMatchHeunDiscreteScheduler": "heun",
+    "UniPCMultistepScheduler": "unipc",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "DEISMultistepScheduler": "deis",
+    "FlowDEISScheduler": "deis",
+    "SASolverScheduler": "sa_solver",
+    "FlowSASolverScheduler": "sa_solver",
+    "FlowMatchLCMScheduler": "lcm",
+}
+
+# What a scheduler made anew has no word for, with the values that lose nothing.
+_LOST: dict[str, tuple[Any, ...]] = {
+    "num_train_timesteps": (1000,),
+    "invert_sigmas": (None, False),
+    "use_karras_sigmas": (None, False),
+    "use_exponential_sigmas": (None, False),
+    "use_beta_sigmas": (None, False),
+    "use_lu_lambdas": (None, False),
+    "thresholding": (None, False),
+    "scale_factors": (None,),
+}
+_LOST_CLASSIC: dict[str, tuple[Any, ...]] = {
+    "clip_sample": (None, False),
+    "snr_shift_scale": (None,),
+    "thresholding": (None, False),
+    "use_exponential_sigmas": (None, False),
+    "use_beta_sigmas": (None, False),
+    "use_lu_lambdas": (None, False),
+}
+
+
+def make_scheduler(
+    own: Any, name: str | None = None, flow_shift: float | None = None, mode: str = "ode"
+) -> Any:
+    """Make the scheduler of one job from the pipeline's own.
+
+    Args:
+        own: The pipeline's scheduler; it isn't touched.
+        name: One of ``NAMES``; None keeps the pipeline's solver. A named solver is made with its
+            defaults and takes over nothing but the shift; those of noise prediction
+            (``"dpmpp_2m_karras"``, ``"euler_a"``) take over the betas and what is predicted.
+        flow_shift: Shift of the noise levels; None keeps the pipeline's.
+        mode: ``"ode"``, or ``"sde"`` for the solver's stochastic form. ``"dpmpp_2m_sde"``,
+            ``"lcm"`` and ``"euler_a"`` have no other form.
+
+    Returns:
+        ``own`` itself where nothing is to change, otherwise a new scheduler.
+
+    Raises:
+        SchedulerConfigError: The name is unknown, the solver has no stochastic form, or the new
+            scheduler would lose something that the pipeline's own does.
+    """
+    if name is None and flow_shift is None and mode == "ode":
+        return own
+    chosen = name or _NAME_OF.get(type(own).__name__)
+    if chosen not in NAMES:
+        found = name or type(own).__name__
+        raise SchedulerConfigError(
+            f"scheduler {found!r} can't be configured here: choose one of {', '.join(NAMES)}"
+        )
+    if mode == "sde" and chosen not in STOCHASTIC:
+        raise SchedulerConfigError(
+            f"scheduler {chosen!r} has no stochastic form for mode 'sde': use one of "
+            f"{', '.join(STOCHASTIC)}"
+        )
+    config = own.config
+    if chosen in _CLASSIC:
+        _check_classic(own, config, chosen, flow_shift)
+        return _CLASSIC[chosen](config)
+    _check_flow(own, config)
+    if name is None and mode == "ode":
+        word = "flow_shift" if "flow_shift" in config else "shift"
+        return type(own).from_config(config, **{word: flow_shift})
+    _check_lost(own, config)
+    shift = flow_shift or config.get("flow_shift") or config.get("shift") or 1.0
+    return _SOLVERS[chosen](float(shift), mode == "sde")
+
+
+def _check_classic(
+    own: Any, config: Mapping[str, Any], chosen: str, flow_shift: float | None
+) -> None:
+    """Raise unless a scheduler predicts noise, and another of its kind would lose nothing."""
+    kind = type(own).__name__
+    if "beta_start" not in config or config.get("use_flow_sigmas"):
+        raise SchedulerConfigError(
+            f"{chosen!r} is for pipelines that predict noise, and this one's {kind} is of flow "
+            f"matching: choose one of {', '.join(FLOW_NAMES)}"
+        )
+    if flow_shift is not None:
+        raise SchedulerConfigError(f"{chosen!r} has no flow_shift: leave it out")
+    lost = _lost(config, _LOST_CLASSIC)
+    if lost:
+        raise SchedulerConfigError(
+            f"this pipeline's {kind} has {lost}, which {chosen!r} would lose: leave "
+            "scheduler out, and keep the pipeline's own"
+        )
+
+
+def solver_name(scheduler: Any) -> str | None:
+    """The name of a scheduler's solver, by its class; None where it has none here."""
+    return _NAME_OF.get(type(scheduler).__name__)
+
+
+def check_replaceable(scheduler: Any) -> None:
+    """Check that a flow-matching solver with a fixed shift could stand in for a scheduler.
+
+    Raises:
+        SchedulerConfigError: Something would be lost, which the error names.
+    """
+    _check_flow(scheduler, scheduler.config)
+    _check_lost(scheduler, scheduler.config)
+
+
+def _check_flow(own: Any, config: Mapping[str, Any]) -> None:
+    """Raise unless a fixed shift is all there is to the scheduler's noise levels."""
+    kind = type(own).__name__
+    if "beta_start" in config and not config.get("use_flow_sigmas", False):
+        raise SchedulerConfigError(
+            f"this pipeline's {kind} isn't a flow-matching scheduler: leave flow_shift and mode "
+            f"out, and keep its own or choose {' or '.join(_CLASSIC)}"
+        )
+    if config.get("use_dynamic_shifting") or config.get("shift_terminal"):
+        raise SchedulerConfigError(
+            f"this pipeline's {kind} shifts its noise levels by the size of the picture, which "
+            "another solver or a fixed flow_shift would lose: leave them out"
+        )
+
+
+def _check_lost(own: Any, config: Mapping[str, Any]) -> None:
+    lost = _lost(config, _LOST)
+    if lost:
+        raise SchedulerConfigError(
+            f"this pipeline's {type(own).__name__} has {lost}, which another solver "
+            "would lose: leave scheduler and mode out, and keep the pipeline's own"
+        )
+
+
+def _lost(config: Mapping[str, Any], harmless: Mapping[str, tuple[Any, ...]]) -> str:
+    """What a config has that a scheduler made anew couldn't say, in words; empty for nothing."""
+    return ", ".join(
+        f"{key} = {config[key]!r}"
+        for key, allowed in harmless.items()
+        if key in config and config[key] not in allowed
+    )

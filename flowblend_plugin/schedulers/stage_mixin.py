@@ -1,0 +1,395 @@
+"""The clock: a mixin that lets any diffusers scheduler announce which denoiser comes next.
+
+The scheduler knows stages, never models. ``set_timesteps`` begins a trajectory, every ``step``
+ends one step of it; at both the mixin tells a weakly held listener which role runs next.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import inspect
+import logging
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from flowblend_plugin.errors import SwitchError
+from flowblend_plugin.schedulers.solver_state import recall, remembered, step_levels
+from flowblend_plugin.schedulers.stage_solvers import Phases, advance, join_grids
+from flowblend_plugin.stages import StageSchedule
+
+logger = logging.getLogger(__name__)
+
+Seed = int | Sequence[int]
+# Told of every step: the output that the solver took, its sample, and the index in ``sigmas``.
+Watcher = Callable[[torch.Tensor, torch.Tensor, int], None]
+
+
+class StageListener(Protocol):
+    """Whoever swaps denoisers when the scheduler says so."""
+
+    denoisers_run: list[str]  # the roles of the present trajectory's steps so far
+
+    def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
+        """A trajectory begins at step ``first_step``; each whole step has its stage's index."""
+
+    def model_output(self, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """What the solver is to take for the output that the pipeline hands it for ``sample``."""
+
+    def step_finished(self, step_index: int) -> None:
+        """Whole step ``step_index`` (0-based, absolute) is done."""
+
+    def trajectory_finished(self) -> None:
+        """The last step of the trajectory is done."""
+
+    def companion_stepped(self, companion: StageMixin, calls: int) -> None:
+        """A private copy of the scheduler did its step number ``calls``, counted from 1."""
+
+
+class Keeper(Protocol):
+    """Whoever stores a trajectory's state, and skips the steps before a stored one."""
+
+    def started(self) -> None:
+        """A trajectory begins, or turns out to begin late: its first denoiser is in the pipe."""
+
+    def step(self, take: Callable[[], Any], timestep: Any) -> Any:
+        """What one call of ``step`` gives, which ``take`` does."""
+
+
+class StageMixin:
+    """Stages, and a seeded generator, for the diffusers scheduler that it is mixed into."""
+
+    order: int
+    timesteps: torch.Tensor
+    _stages: StageSchedule | None = None
+    _seed: Seed | None = None
+    own_noise: bool = False  # whether the seed counts where a pipeline hands over a generator
+    _listener: weakref.ref[StageListener] | None = None
+    _companion_of: weakref.ref[StageListener] | None = None
+    _stage_indices: tuple[int, ...] = ()
+    _generators: list[torch.Generator] | None = None
+    _watcher: Watcher | None = None
+    _keeper: Keeper | None = None
+    was_copied: bool = False  # a pipeline may be stepping private copies beside this one
+    _start_level: float | None = None
+    _phases: Phases | None = None
+    _calls: int = 0
+    _first: int = 0
+
+    @property
+    def stages(self) -> StageSchedule | None:
+        """The stages that this scheduler announces; None announces nothing."""
+        return self._stages
+
+    @property
+    def calls(self) -> int:
+        """How often this scheduler itself, and no copy of it, stepped the present trajectory."""
+        return self._calls
+
+    @property
+    def stage_solvers(self) -> tuple[Any, ...]:
+        """The further solvers of stages that name one."""
+        solvers = self._phases.solvers if self._phases is not None else []
+        return tuple(solver for solver in dict.fromkeys(solvers) if solver is not None)
+
+    def attach_listener(self, listener: StageListener) -> None:
+        """Announce stages to ``listener``, which is held weakly.
+
+        Raises:
+            SwitchError: Another living listener has this scheduler.
+        """
+        if self._current_listener() not in (None, listener):
+            raise SwitchError(
+                "this scheduler drives another pipe's DenoiserSwitch: give each pipe its own "
+                "scheduler"
+            )
+        self._listener, self._companion_of = weakref.ref(listener), None
+
+    def detach_listener(self) -> None:
+        """Announce stages to nobody; the next ``set_timesteps`` raises if there are stages."""
+        self._listener = None
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Tell somebody of every step of this scheduler, if it counts its steps; None nobody."""
+        self._watcher = watcher
+
+    def keep(self, keeper: Keeper | None) -> None:
+        """Let somebody store and skip steps; None nobody."""
+        self._keeper = keeper
+
+    @property
+    def whole_steps(self) -> int | None:
+        """Index of the step that comes next, the number of steps at the end; None within one."""
+        index = getattr(self, "step_index", None)
+        done = self._first + self._calls if index is None else int(index)
+        if done >= len(self.timesteps):
+            return len(self._stage_indices)
+        return None if done % self.order else done // self.order
+
+    def remembered(self) -> dict[str, Any]:
+        """All that the further steps of this trajectory go by, as plain values and tensors."""
+        generators = self._generators
+        return {
+            "calls": self._calls,
+            "solver": remembered(self, _OURS),
+            "phases": None if self._phases is None else self._phases.remembered(),
+            "noise": None if generators is None else [one.get_state() for one in generators],
+        }
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Go on as the scheduler whose ``remembered()`` this is would have."""
+        self._calls = memory["calls"]
+        recall(self, memory["solver"])
+        if self._phases is not None:
+            self._phases.recall(memory["phases"])
+        if memory["noise"] is not None:
+            self._generators = [torch.Generator().set_state(one) for one in memory["noise"]]
+
+    def skip_step(self, timestep: Any) -> None:
+        """Count a call of ``step`` that nothing is computed for, and announce what follows."""
+        solver: Any = self
+        if hasattr(solver, "_init_step_index"):
+            if solver.step_index is None:
+                solver._init_step_index(timestep)
+            solver._step_index += 1
+        self._finish_step()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Some pipelines deep-copy their scheduler in mid-call (a second modality, one copy a
+        # frame). A copy must not reach the denoisers through the listener; and a copy of a
+        # scheduler at work is a companion of the announcing one, so it announces nothing.
+        left_out = ("_listener", "_companion_of", "_generators", "_watcher", "_keeper")
+        state = {k: v for k, v in self.__dict__.items() if k not in left_out}
+        if self._current_listener() is not None:
+            state["_stages"] = None
+        return state
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # This very class may exist only at run time, under the name of its base.
+        base = type(self).__dict__.get("_flowblend_base", type(self))
+        return _rebuild, (base, self.__getstate__())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        self.was_copied = True
+        base, state = self.__reduce__()[1]
+        again = _rebuild(base, copy.deepcopy(state, memo))
+        again._companion_of = self._listener or self._companion_of
+        return again
+
+    def _current_listener(self) -> StageListener | None:
+        return self._listener() if self._listener is not None else None
+
+    def _start_trajectory(self) -> None:
+        self._calls, self._first, self._generators = 0, 0, None
+        if self._stages is None:
+            self._start_companion()
+            return
+        listener = self._current_listener()
+        if listener is None:
+            raise SwitchError(
+                f"this scheduler has stages ({self._stages.letters}) but no living DenoiserSwitch: "
+                "keep the switch in a variable while the pipe runs, or give the pipe a scheduler "
+                "without stages"
+            )
+        levels = step_levels(self)
+        self._stage_indices = self._stages.stage_indices(len(levels), levels)
+        for index in self._stages.empty_stages(len(levels), levels):
+            logger.warning(
+                "stage %d (%s) gets no step at %d steps",
+                index,
+                self._stages.stages[index].denoiser,
+                len(levels),
+            )
+        listener.trajectory_started(self._stage_indices, 0)
+
+    def _start_late(self, begin_index: int) -> None:
+        # image-to-image starts in the middle: the stage of that step comes first.
+        listener = self._current_listener()
+        if self._stages is None or listener is None or not self._stage_indices or self._calls:
+            return
+        self._first = begin_index
+        step = min(begin_index // self.order, len(self._stage_indices) - 1)
+        listener.trajectory_started(self._stage_indices, step)
+        if self._keeper is not None:
+            self._keeper.started()
+
+    def _noised(self, timestep: Any) -> None:
+        # Pipelines that start late without set_begin_index noise their input up to that timestep.
+        if getattr(self, "begin_index", None) is not None:
+            return
+        first = torch.as_tensor(timestep).flatten()[:1].to(self.timesteps)
+        found = (self.timesteps == first).nonzero()
+        if len(first) and len(found):
+            # Of equal timesteps, diffusers' solvers begin with the second.
+            self._start_late(int(found[min(1, len(found) - 1)]))
+
+    def _start_companion(self) -> None:
+        # Long videos run several trajectories on private copies, after one set_timesteps.
+        listener = self._companion_of() if self._companion_of is not None else None
+        steps = self._stage_indices
+        if listener is not None and 0 < len(steps) <= len(listener.denoisers_run):
+            listener.trajectory_started(steps, 0)
+
+    def _model_output(self, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        listener = self._current_listener()
+        if self._stages is None or listener is None:
+            return output
+        return listener.model_output(output, sample)
+
+    def _finish_step(self) -> None:
+        self._calls += 1
+        companion_of = self._companion_of() if self._companion_of is not None else None
+        if companion_of is not None:
+            companion_of.companion_stepped(self, self._calls)
+        listener = self._current_listener()
+        if self._stages is None or listener is None:
+            return
+        done = self.whole_steps
+        if done is not None:
+            listener.step_finished(done - 1)
+        if done == len(self._stage_indices):
+            listener.trajectory_finished()
+
+    def _solver(self, timestep: Any) -> Any:
+        """The scheduler that does the step: this one, or that of the present stage."""
+        if self._phases is None:
+            return self
+        if self._companion_of is not None:
+            raise SwitchError(
+                "this pipeline steps private copies of its scheduler, which stages with steps of "
+                "their own can't follow: leave steps out, and give boundaries"
+            )
+        return self._phases.solver(self, timestep)
+
+    def _step(
+        self, step: Callable[..., Any], output: Any, timestep: Any, sample: Any,
+        args: tuple[Any, ...], kwargs: dict[str, Any],
+    ) -> Any:  # fmt: skip
+        solver = self._solver(timestep)
+        kind: Any = type(solver)
+        is_ours = self.own_noise or kwargs.get("generator") is None
+        if _takes_generator(kind) and not args and is_ours:
+            generators = self._generators_for(sample)
+            if generators is not None:
+                kwargs["generator"] = generators
+        taken = self._model_output(output, sample)
+        result = advance(self, solver, step, (taken, timestep, sample, *args), kwargs)
+        if self._watcher is not None and getattr(self, "step_index", None) is not None:
+            self._watcher(taken, sample, self.step_index - 1)  # type: ignore[attr-defined]
+        self._finish_step()
+        return result
+
+    def _generators_for(self, sample: torch.Tensor) -> list[torch.Generator] | None:
+        """One generator per sample, begun anew in every trajectory."""
+        if self._seed is None:
+            return None
+        if self._generators is None:
+            seeds = _seeds(self._seed, sample.shape[0])
+            self._generators = [torch.Generator().manual_seed(_stream(s)) for s in seeds]
+        return self._generators
+
+
+def _seeds(seed: Seed, batch: int) -> list[int]:
+    if isinstance(seed, int):
+        return [seed + i for i in range(batch)]
+    if len(seed) != batch:
+        raise SwitchError(
+            f"the scheduler has {len(seed)} seeds for a batch of {batch} samples: give one a sample"
+        )
+    return list(seed)
+
+
+def _stream(seed: int) -> int:
+    """A seed for the sampler's noise, unrelated to the numbers that made the initial latents."""
+    digest = hashlib.sha256(f"flowblend sde {seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+_OURS = {*StageMixin.__annotations__, "_flowblend_original"} - {"timesteps"}
+
+
+@functools.cache
+def _takes_generator(kind: Any) -> bool:
+    return "generator" in inspect.signature(kind.step).parameters
+
+
+@functools.cache
+def with_stages(base: type) -> type:
+    """Make the subclass of a scheduler class that announces stages.
+
+    It carries the base's name and module, so that a saved pipeline names the stock class.
+
+    Args:
+        base: A diffusers scheduler class.
+
+    Returns:
+        The subclass; the same one for the same base.
+    """
+    if issubclass(base, StageMixin):
+        return base
+    grid = inspect.signature(base.set_timesteps)  # type: ignore[attr-defined]
+
+    @functools.wraps(base.set_timesteps)  # type: ignore[attr-defined]
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = base.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
+        given = grid.bind(self, *args, **kwargs)
+        self._phases = join_grids(self, self._stages, self._start_level, given)
+        self._start_trajectory()
+        if self._keeper is not None:
+            self._keeper.started()
+        return result
+
+    @functools.wraps(base.step)  # type: ignore[attr-defined]
+    def step(
+        self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        stock = base.step  # type: ignore[attr-defined]
+        take = functools.partial(self._step, stock, model_output, timestep, sample, args, kwargs)
+        return take() if self._keeper is None else self._keeper.step(take, timestep)
+
+    members: dict[str, Any] = {
+        "set_timesteps": set_timesteps,
+        "step": step,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "_flowblend_base": base,
+    }
+    # What pipelines call before the first step with the timestep that they start from.
+    for name in ("add_noise", "scale_noise"):
+        if hasattr(base, name):
+            members[name] = _noising(getattr(base, name))
+    if hasattr(base, "set_begin_index"):
+
+        @functools.wraps(base.set_begin_index)
+        def set_begin_index(self: Any, begin_index: int = 0) -> None:
+            base.set_begin_index(self, begin_index)
+            self._start_late(begin_index)
+
+        members["set_begin_index"] = set_begin_index
+    return type(base.__name__, (StageMixin, base), members)
+
+
+def _noising(method: Callable[..., Any]) -> Callable[..., Any]:
+    parameters = list(inspect.signature(method).parameters)
+    word = "timesteps" if "timesteps" in parameters else "timestep"
+    place = parameters.index(word) - 1
+
+    @functools.wraps(method)
+    def noise(self: Any, *args: Any, **kwargs: Any) -> Any:
+        timestep = kwargs[word] if word in kwargs else args[place]
+        self._noised(timestep)
+        return method(self, *args, **kwargs)
+
+    return noise
+
+
+def _rebuild(base: type, state: dict[str, Any]) -> Any:
+    """Unpickle, or copy, a scheduler whose class exists only at run time."""
+    scheduler: Any = object.__new__(with_stages(base))
+    scheduler.__dict__.update(state)
+    return scheduler

@@ -1,0 +1,259 @@
+"""Stages with steps and solvers of their own: one scheduler that joins their grids and steps them.
+
+The pipeline's scheduler keeps its class and config, and gets the joined grid; a stage that names
+another solver is stepped by one of that name, on the same grid.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from flowblend_plugin.errors import SchedulerConfigError, SwitchError
+from flowblend_plugin.grids import Grid, Leg, joined_grid, legs_of
+from flowblend_plugin.schedulers.factory import (
+    STOCHASTIC,
+    check_replaceable,
+    make_scheduler,
+    solver_name,
+)
+from flowblend_plugin.schedulers.solver_state import recall, remembered, reset_history
+from flowblend_plugin.stages import SOLVERS, StageSchedule
+
+_OTHER_GRIDS = ("sigmas", "timesteps", "mu")
+
+
+class Phases:
+    """The solvers of a trajectory, one a stage.
+
+    Args:
+        solvers: By stage; None for the pipeline's own scheduler, which the copies of a scheduler
+            can't share.
+        stage_indices: Index of the stage of every step.
+    """
+
+    def __init__(self, solvers: list[Any], stage_indices: tuple[int, ...]) -> None:
+        self.solvers = solvers
+        self._stage_indices = stage_indices
+        self._last: Any = None
+        self._has_begun = False
+
+    def solver(self, own: Any, timestep: Any) -> Any:
+        """The scheduler that does the next step, set to it.
+
+        A solver with a memory that follows upon another begins anew; stages in a row with one
+        solver keep its memory.
+
+        Args:
+            own: The pipeline's scheduler.
+            timestep: What the pipeline says of the step.
+        """
+        if own.step_index is None:
+            own._init_step_index(timestep)
+        found = self.solvers[self._stage_indices[own.step_index]]
+        solver = own if found is None else found
+        if self._has_begun and found is not self._last:
+            reset_history(solver)
+        self._last, self._has_begun = found, True
+        solver._step_index = own.step_index
+        return solver
+
+    @property
+    def _further(self) -> list[Any]:
+        return [solver for solver in dict.fromkeys(self.solvers) if solver is not None]
+
+    def remembered(self) -> dict[str, Any]:
+        """What the further steps go by, but for the own scheduler's, as plain values."""
+        solvers = [remembered(solver) for solver in self._further]
+        last = None if self._last is None else self._further.index(self._last)
+        return {"solvers": solvers, "last": last, "has_begun": self._has_begun}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Go on as those whose ``remembered()`` this is."""
+        for solver, known in zip(self._further, memory["solvers"], strict=True):
+            recall(solver, known)
+        self._last = None if memory["last"] is None else self._further[memory["last"]]
+        self._has_begun = memory["has_begun"]
+
+
+def check_grids(scheduler: Any) -> str:
+    """Check that a scheduler's grid can be joined with others, or begun elsewhere.
+
+    Returns:
+        The name of its solver.
+
+    Raises:
+        SchedulerConfigError: It isn't a flow-matching scheduler with a fixed shift; or its solver
+            isn't one that this holds for.
+    """
+    check_replaceable(scheduler)
+    name, config = solver_name(scheduler), scheduler.config
+    repeats = type(scheduler).__name__ in ("DEISMultistepScheduler", "SASolverScheduler")
+    if name not in SOLVERS or repeats:
+        raise SchedulerConfigError(
+            f"{type(scheduler).__name__} has a grid that can't be divided among stages or begun "
+            f"at a sigma_max: choose a scheduler of {', '.join(SOLVERS)}"
+        )
+    lost = [
+        f"{key} = {config[key]!r}"
+        for key, allowed in {"final_sigmas_type": "zero", "solver_p": None}.items()
+        if config.get(key, allowed) != allowed
+    ]
+    if getattr(scheduler, "shift", config.get("shift")) != config.get("shift"):
+        lost.append("another shift than its config")
+    if lost:
+        raise SchedulerConfigError(
+            f"{type(scheduler).__name__} has {', '.join(lost)}, which stages with steps of their "
+            "own and sigma_max would lose: leave them out"
+        )
+    assert name is not None
+    return name
+
+
+def join_grids(
+    scheduler: Any,
+    stages: StageSchedule | None,
+    start: float | None,
+    given: inspect.BoundArguments,
+) -> Phases | None:
+    """Give a scheduler, whose timesteps were just set, the grid that its stages ask for.
+
+    Args:
+        scheduler: The pipeline's scheduler.
+        stages: Its stages.
+        start: Noise level to begin at; None for the scheduler's own.
+        given: What its ``set_timesteps`` was called with.
+
+    Returns:
+        The solvers of its stages; None where the scheduler itself does every step.
+
+    Raises:
+        SchedulerConfigError: See ``check_grids``; or the pipeline brings a grid of its own.
+        StageError: The number of steps isn't that of the stages, or the levels don't descend.
+    """
+    has_steps = stages is not None and stages.num_inference_steps is not None
+    if not has_steps and start is None:
+        return None
+    name = check_grids(scheduler)
+    handed = [key for key in _OTHER_GRIDS if given.arguments.get(key) is not None]
+    if handed:
+        raise SchedulerConfigError(
+            f"this pipeline hands its scheduler {', '.join(handed)}, so stages can't have steps of "
+            "their own, nor can it begin at a sigma_max: leave them out"
+        )
+    count = len(scheduler.timesteps)
+    if stages is None or not has_steps:
+        _set(scheduler, joined_grid([Leg(name, count)], _shift(scheduler), start))
+        return None
+    indices = stages.stage_indices(count)
+    solvers = _solvers(scheduler, stages, count)
+    is_plain = len(stages.stages) == 1 and start is None
+    if is_plain and solvers[0] is not None:
+        scheduler.sigmas, scheduler.timesteps = solvers[0].sigmas, solvers[0].timesteps
+    elif not is_plain:
+        grid = joined_grid(legs_of(stages.stages, name), _shift(scheduler), start)
+        for each in (scheduler, *filter(None, dict.fromkeys(solvers))):
+            _set(each, grid)
+    return Phases(solvers, indices)
+
+
+def _shift(scheduler: Any) -> float:
+    config = scheduler.config
+    return float(config.get("flow_shift") or config.get("shift") or 1.0)
+
+
+def _solvers(own: Any, stages: StageSchedule, count: int) -> list[Any]:
+    """The solver of each stage; stages of one name share one."""
+    made: dict[str | None, Any] = {None: None}
+    for stage in stages.stages:
+        name = stage.scheduler
+        if name not in made:
+            is_sde = is_stochastic(own) and name in STOCHASTIC
+            made[name] = make_scheduler(own, name, mode="sde" if is_sde else "ode")
+            made[name].set_timesteps(count, device=own.timesteps.device)
+    return [made[stage.scheduler] for stage in stages.stages]
+
+
+def is_stochastic(scheduler: Any) -> bool:
+    """Whether a flow-matching scheduler was asked for its solver's stochastic form."""
+    config = scheduler.config
+    if config.get("stochastic_sampling") or config.get("stochastic"):
+        return True
+    return config.get("mode") == "sde" or str(config.get("algorithm_type")).startswith("sde-")
+
+
+def _set(scheduler: Any, grid: Grid) -> None:
+    where = scheduler.timesteps.device
+    sigmas = torch.tensor([*grid.sigmas, 0.0], dtype=torch.float32)
+    scheduler.sigmas = sigmas.to(scheduler.sigmas.device)
+    kind = torch.int64 if grid.is_whole else torch.float32
+    scheduler.timesteps = torch.tensor(grid.timesteps, dtype=torch.float64).to(where, kind)
+
+
+def advance(
+    own: Any, solver: Any, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Do one step with the solver of its stage, and count it.
+
+    Args:
+        own: The pipeline's scheduler.
+        solver: What ``Phases.solver`` said.
+        step: The own scheduler's step.
+        args: What the step is called with.
+        kwargs: Likewise.
+
+    Raises:
+        SwitchError: The pipeline hands its solver more than others take.
+    """
+    if solver is own:
+        return step(own, *args, **kwargs)
+    known = inspect.signature(type(solver).step).parameters
+    more = [key for key in kwargs if key not in known and key != "generator"]
+    if len(args) > 3 or more:
+        raise SwitchError(
+            f"this pipeline hands its solver {', '.join(more) or 'more than latents'}, which "
+            f"{type(solver).__name__} doesn't take: leave scheduler out of the stages"
+        )
+    result = solver.step(*args, **{key: kwargs[key] for key in kwargs if key in known})
+    own._step_index = solver.step_index
+    return result
+
+
+def spread_stages(scheduler: Any, stages: StageSchedule, iterations: int) -> tuple[int, ...]:
+    """Spread stages over the iterations of a call whose frames begin one after another.
+
+    Every iteration runs one denoiser on all frames, each of which is at a step of its own.
+
+    Args:
+        scheduler: The pipeline's scheduler, whose timesteps are those of one frame.
+        stages: The stages; the first iteration ran in the stage of a frame's first step.
+        iterations: Number of iterations, more than a frame has steps.
+
+    Returns:
+        The index of every iteration's stage.
+
+    Raises:
+        SwitchError: The stages ask for a step that all frames share, or the first iteration ran
+            in another stage than it should have.
+    """
+    steps = len(scheduler.timesteps)
+    if scheduler.order > 1:
+        problem = f"{type(scheduler).__name__} takes two iterations a step: choose another solver"
+    elif stages.needs_noise_levels:
+        problem = "boundary_sigmas ask for one: give boundaries, as fractions of the iterations"
+    elif any(stage.cache for stage in stages.stages):
+        problem = "a stage's cache counts them: leave it out"
+    else:
+        spread = stages.stage_indices(iterations)
+        if spread[0] == stages.stage_indices(steps)[0]:
+            return spread
+        problem = (
+            f"stage {spread[0]} gets none of {steps} steps, but the first of {iterations} "
+            "iterations: let it end later, or leave it out"
+        )
+    raise SwitchError(
+        f"frames that begin one after another (ar_step) are at steps of their own, and {problem}"
+    )

@@ -1,0 +1,1 @@
+"""What a stage sets beside its denoiser, undone at its end."""

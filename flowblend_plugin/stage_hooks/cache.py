@@ -1,0 +1,270 @@
+"""Caches inside a denoiser, one per stage: on at the stage's first step, gone after its last.
+
+A cache only holds within one stage: what it kept belongs to one denoiser's recent steps. So each
+stage begins with an empty one, which also makes a second run equal the first.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.hooks.mag_cache import nearest_interp
+from torch import nn
+
+from flowblend_plugin.errors import SwitchError
+from flowblend_plugin.pass_memory import remember_per_pass
+from flowblend_plugin.stage_hooks import cache_dit
+from flowblend_plugin.stages import Cache, Stage
+
+logger = logging.getLogger(__name__)
+
+_CONFIGS: dict[str, Any] = {
+    "first_block": diffusers.FirstBlockCacheConfig,
+    "mag": diffusers.MagCacheConfig,
+    "taylorseer": diffusers.TaylorSeerCacheConfig,
+    "pab": diffusers.PyramidAttentionBroadcastConfig,
+    "faster": diffusers.FasterCacheConfig,
+    "sea": diffusers.SeaCacheConfig,
+    "text_kv": diffusers.TextKVCacheConfig,
+}
+_CACHE_DIT = "cache_dit"
+KINDS = (*_CONFIGS, _CACHE_DIT)
+# Their own config, and state, knows the present timestep and nothing of passes.
+_BY_TIMESTEP = ("pab", "faster")
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """What a cache saved in one stage.
+
+    Args:
+        stage: Index of the stage.
+        denoiser: Role that ran it.
+        kind: Kind of cache.
+        forwards: Forwards of the denoiser.
+        skipped: Forwards that didn't run in full.
+        computed: Share of the linear layers' calls that ran, 0 to 1; 1.0 is a cache that did
+            nothing.
+    """
+
+    stage: int
+    denoiser: str
+    kind: str
+    forwards: int
+    skipped: int
+    computed: float
+
+
+def cache_config(
+    cache: Cache, start: int, steps: int, total: int, timestep: Callable[[], int]
+) -> Any:
+    """Make the diffusers config of a stage's cache.
+
+    Args:
+        cache: Kind, one of diffusers' own, and options.
+        start: First step of the stage.
+        steps: Number of steps of the stage.
+        total: Number of steps of the trajectory.
+        timestep: Tells the pipeline's present timestep.
+
+    Returns:
+        The config. MagCache counts its own forwards, so it gets its stage's part of the ratios.
+        FasterCache leaves the unconditional pass alone unless its options say otherwise: only
+        pipelines that run both passes as one batch can skip one of them inside the denoiser.
+
+    Raises:
+        SwitchError: The kind, or an option of it, is unknown or out of range.
+    """
+    if cache.kind not in _CONFIGS:
+        raise SwitchError(f"cache {cache.kind!r} is unknown: choose one of {', '.join(KINDS)}")
+    config_class = _CONFIGS[cache.kind]
+    options = dict(cache.options)
+    known = {field.name for field in fields(config_class)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise SwitchError(
+            f"cache {cache.kind!r} takes no {', '.join(unknown)}: it takes "
+            f"{', '.join(sorted(known)) or 'no options'}"
+        )
+    try:
+        options = {name: _plain(name, value) for name, value in options.items()}
+    except AttributeError as error:
+        raise SwitchError(f"cache {cache.kind!r}: {error}") from error
+    if cache.kind in _BY_TIMESTEP:
+        options["current_timestep_callback"] = timestep
+    if cache.kind == "faster":
+        options.setdefault("is_guidance_distilled", True)
+    if cache.kind == "mag":
+        options |= _mag_options(options, start, steps, total)
+    try:
+        return config_class(**options)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise SwitchError(f"cache {cache.kind!r} can't be made: {reason}") from error
+
+
+def _mag_options(options: dict[str, Any], start: int, steps: int, total: int) -> dict[str, Any]:
+    if options.get("mag_ratios") is None:
+        return {"num_inference_steps": steps}
+    ratios = torch.as_tensor(options["mag_ratios"], dtype=torch.float32)
+    # The ratios describe a whole run: bring them to this run's steps, then cut the stage out.
+    part = nearest_interp(ratios, total)[start : start + steps]
+    return {"num_inference_steps": steps, "mag_ratios": part}
+
+
+def _plain(name: str, value: Any) -> Any:
+    if name.endswith("_dtype") and isinstance(value, str):
+        return getattr(torch, value)
+    return list(value) if isinstance(value, tuple) and name == "mag_ratios" else value
+
+
+class StageCaches:
+    """Switches caches on and off with the stages, and counts what they skip.
+
+    Args:
+        pipe: The pipeline, held weakly.
+        stages: The stages.
+        modules: Every denoiser that may run.
+
+    Raises:
+        SwitchError: A denoiser has a cache already, or can't have one; an option is wrong; or the
+            pipeline doesn't tell what a cache has to know.
+    """
+
+    def __init__(self, pipe: Any, stages: Iterable[Stage], modules: Iterable[nn.Module]) -> None:
+        self._pipe = weakref.ref(pipe)
+        self.reports: list[CacheReport] = []
+        self._running: tuple[_Counter, int, Stage] | None = None
+        self._disable: list[Callable[[], None]] = []
+        caches = [stage.cache for stage in stages if stage.cache is not None]
+        denoisers = list(modules) if caches else []
+        for cache in caches:  # what is wrong is found now, not in mid-run
+            self._check(pipe, cache, denoisers)
+
+    def _check(self, pipe: Any, cache: Cache, denoisers: list[nn.Module]) -> None:
+        if cache.kind == _CACHE_DIT:
+            cache_dit.check_options(dict(cache.options))
+        else:
+            cache_config(cache, 0, 1, 1, self._timestep)
+        if cache.kind in _BY_TIMESTEP and not hasattr(type(pipe), "current_timestep"):
+            raise SwitchError(
+                f"cache {cache.kind!r} goes by the present timestep, which a {type(pipe).__name__} "
+                "doesn't tell: choose another cache"
+            )
+        for module in denoisers:
+            name = type(module).__name__
+            if getattr(module, "is_cache_enabled", False):
+                raise SwitchError(
+                    f"this {name} has a cache enabled already: call disable_cache() on it, or "
+                    "leave cache out of the stages"
+                )
+            if cache.kind == _CACHE_DIT:
+                cache_dit.check_denoiser(module, dict(cache.options))
+            elif not hasattr(module, "enable_cache"):
+                raise SwitchError(f"{name} can't cache: leave cache out of the stages")
+
+    def _timestep(self) -> int:
+        pipe = self._pipe()
+        return 0 if pipe is None else int(pipe.current_timestep)
+
+    def start(self) -> None:
+        """Begin a trajectory."""
+        self.leave()
+        self.reports = []
+
+    def enter(
+        self,
+        index: int,
+        stage: Stage,
+        modules: Iterable[nn.Module],
+        start: int,
+        steps: int,
+        total: int,
+    ) -> None:
+        """Enable a stage's cache on the modules that run it."""
+        cache = stage.cache
+        if cache is None:
+            return
+        distinct = list(dict.fromkeys(modules))
+        self._running = (_Counter(distinct), index, stage)
+        for module in distinct:
+            if cache.kind == _CACHE_DIT:
+                guided = getattr(self._pipe(), "do_classifier_free_guidance", True)
+                disable = cache_dit.enable(module, dict(cache.options), guided)
+            else:
+                disable = _enable(module, cache, start, steps, total, self._timestep)
+            self._disable.append(disable)
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether the running stage has a cache that holds something by now."""
+        return self._running is not None and self._running[0].forwards > 0
+
+    def leave(self) -> None:
+        """Disable the running stage's cache, if any, and note what it saved."""
+        if self._running is None:
+            return
+        counter, index, stage = self._running
+        self._running = None
+        while self._disable:
+            self._disable.pop()()
+        counter.remove()
+        assert stage.cache is not None
+        if counter.forwards:
+            kind = stage.cache.kind
+            report = CacheReport(index, stage.denoiser, kind, counter.forwards, *counter.summary())
+            self.reports.append(report)
+            if report.computed == 1:
+                logger.warning(
+                    "cache %r of stage %d (%s) skipped nothing", kind, index, stage.denoiser
+                )
+
+
+def _enable(
+    module: Any, cache: Cache, start: int, steps: int, total: int, timestep: Callable[[], int]
+) -> Callable[[], None]:
+    module.enable_cache(cache_config(cache, start, steps, total, timestep))
+    if cache.kind in _BY_TIMESTEP:
+        remember_per_pass(module)
+    disable: Callable[[], None] = module.disable_cache
+    return disable
+
+
+class _Counter:
+    """Counts forwards of denoisers, and how many of their linear layers each one called."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self._calls: list[int] = []
+        self._handles = [m.register_forward_pre_hook(self._forward_began) for m in modules]
+        self._handles += [
+            layer.register_forward_pre_hook(self._layer_ran)
+            for module in modules
+            for layer in module.modules()
+            if isinstance(layer, (nn.Linear, nn.Conv2d, nn.Conv3d))
+        ]
+
+    def _forward_began(self, module: nn.Module, args: Any) -> None:
+        self._calls.append(0)
+
+    def _layer_ran(self, module: nn.Module, args: Any) -> None:
+        self._calls[-1] += 1
+
+    @property
+    def forwards(self) -> int:
+        return len(self._calls)
+
+    def summary(self) -> tuple[int, float]:
+        """Forwards that did less than the fullest one, and the share of calls that ran."""
+        full = max(self._calls)
+        skipped = sum(calls < full for calls in self._calls)
+        return skipped, sum(self._calls) / (full * len(self._calls)) if full else 1.0
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()

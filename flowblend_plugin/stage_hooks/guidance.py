@@ -1,0 +1,128 @@
+"""Classifier-free guidance per stage, on pipelines that were made for one scale a call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from flowblend_plugin.errors import SwitchError
+from flowblend_plugin.stages import Stage
+from flowblend_plugin.stages.capabilities import RECOMBINED, guidance_problem
+
+
+def check_guidance(pipe: Any, stages: Iterable[Stage]) -> None:
+    """Check that a pipeline can take the guidance that its stages ask for.
+
+    Raises:
+        SwitchError: It can't; says why, and what to do.
+    """
+    for stage in stages:
+        if stage.guidance_scale is not None:
+            problem = guidance_problem(type(pipe).__name__, stage.guidance_scale)
+            if problem is not None:
+                raise SwitchError(problem)
+
+
+class StageGuidance:
+    """Gives each stage of a trajectory its own guidance scale.
+
+    Args:
+        pipe: The pipeline; checked with ``check_guidance`` before.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+        self._recombines = type(pipe).__name__ in RECOMBINED
+        self._own: float | None = None
+        self._left: float | None = None
+        self._wanted: float | None = None
+        self._checked = False
+        self._handles: list[Any] = []
+        self._passes: list[tuple[nn.Module, torch.Tensor]] = []
+
+    def start(self) -> None:
+        """Note the call's own scale: a trajectory begins."""
+        present = getattr(self._pipe, "_guidance_scale", None)
+        # What a stage has left there belongs to this same call; anything else is a new call's own.
+        own = self._own if present == self._left and self._own is not None else present
+        self._unhook()
+        self._own = own
+
+    def enter(self, stage: Stage, modules: Iterable[nn.Module]) -> None:
+        """Set the scale of a stage, which runs on ``modules``, from its first step on.
+
+        Raises:
+            SwitchError: The call runs without guidance and has no unconditional pass to add.
+        """
+        self._unhook()
+        wanted, own = stage.guidance_scale, self._own
+        if own is None:
+            return
+        if wanted is not None and wanted > 1 >= own:
+            raise SwitchError(
+                f"a stage wants guidance_scale {wanted}, but the call runs with {own} and so has "
+                "no unconditional pass: call the pipe with a guidance_scale above 1.0"
+            )
+        self._wanted, self._checked = wanted, False
+        drops_pass = wanted == 1.0
+        if self._recombines and not drops_pass:
+            self._pipe._guidance_scale = own
+            if wanted is not None:
+                self._handles = [m.register_forward_hook(self._record) for m in set(modules)]
+        else:
+            self._pipe._guidance_scale = own if wanted is None else wanted
+        self._left = self._pipe._guidance_scale
+
+    def combine(self, output: torch.Tensor) -> torch.Tensor:
+        """The model output of one solver call with the stage's scale; ``output`` if nothing is new.
+
+        Raises:
+            SwitchError: The recorded passes don't give what the pipeline made of them.
+        """
+        passes, self._passes = self._passes, []
+        if not self._handles or len(passes) != 2 or self._wanted is None:
+            return output
+        (module, conditional), (_, unconditional) = passes
+        own = self._own_scale(module)
+        if own == self._wanted:
+            return output
+        if not self._checked:
+            self._check(output, unconditional + own * (conditional - unconditional))
+        return unconditional + self._wanted * (conditional - unconditional)
+
+    def _own_scale(self, module: nn.Module) -> float:
+        # Wan's second expert may have a scale of its own.
+        pipe = self._pipe
+        second = getattr(pipe, "_guidance_scale_2", None)
+        is_second = getattr(pipe, "transformer_2", None) is module
+        is_first = pipe.transformer is module
+        scale = second if is_second and not is_first and second is not None else self._own
+        assert scale is not None
+        return scale
+
+    def _check(self, output: torch.Tensor, again: torch.Tensor) -> None:
+        if output.shape != again.shape or not torch.equal(output, again):
+            raise SwitchError(
+                f"this {type(self._pipe).__name__} combines its passes in a way that stages can't "
+                "repeat: leave guidance_scale out of the stages"
+            )
+        self._checked = True
+
+    def _record(self, module: nn.Module, args: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, (tuple, list)) else output.sample
+        self._passes.append((module, first))
+
+    def _unhook(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._passes = [], []
+
+    def finish(self) -> None:
+        """Give the pipe the call's own scale back: the trajectory is over, or was given up."""
+        self._unhook()
+        if self._own is not None:
+            self._pipe._guidance_scale = self._own
+        self._own = None
