@@ -24,13 +24,12 @@ from pathlib import Path
 from shared import machine, parse, table
 
 from flowblend_cli.engine.batch_run import BatchRun
-from flowblend_cli.events import Event, JobDone, JobFailed, JobStarted, ModelLoaded
+from flowblend_cli.events import Event, JobDone, JobFailed, JobStarted, ModelLoaded, Silent
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.planning.estimates import Estimates, Speeds, Work
 from flowblend_cli.planning.flops import cost_plan
 from flowblend_cli.planning.plan import plan_batch
 from flowblend_cli.planning.workloads import works_of
-from flowblend_cli.progress import Silent
 from flowblend_cli.recipe.loader import load_batch
 
 RECIPE = """\

@@ -26,9 +26,9 @@ from flowblend_cli.artifacts.manifest import Manifest
 from flowblend_cli.artifacts.records import read_record, write_record
 from flowblend_cli.engine import batch_run
 from flowblend_cli.engine.publisher import publish_frames
+from flowblend_cli.events import Silent
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.models.identity import job_key, model_identity
-from flowblend_cli.progress import Silent
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.utils.frames import Frames, pixels_sha256
 

@@ -25,6 +25,11 @@ from dataclasses import dataclass
 from flowblend_cli.text import printable
 from flowblend_plugin.errors import FlowBlendError
 
+# What to give up first where memory is short; sampling deterministically costs none.
+LESS_MEMORY = (
+    'use a smaller denoiser, then a lower resolution, then fewer steps; mode = "ode" can stay'
+)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -139,3 +144,7 @@ def _reading_order(problem: Problem) -> tuple[str, int, int, str, str]:
         problem.location,
         problem.message,
     )
+
+
+class StopRequested(BaseException):
+    """A signal asked to stop; raised between two steps, so that nothing is half done."""

@@ -6,9 +6,12 @@ may be added without that. ``summary`` is always the last line.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from types import TracebackType
+from typing import ClassVar, Protocol, Self
 
 EVENT_VERSION = 1
 
@@ -191,3 +194,158 @@ class Summary(_Event):
 Event = (
     ModelLoaded | JobStarted | JobDone | JobSkipped | JobMeasured | JobDropped | JobFailed | Summary
 )
+
+
+class Reporter(Protocol):
+    """Where a running batch tells what it does; a context manager around the run."""
+
+    def __enter__(self) -> Self:
+        """Start showing."""
+        ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop showing, and leave the terminal as it was."""
+        ...
+
+    def event(self, event: Event) -> None:
+        """Tell what happened."""
+        ...
+
+    def step(self, step: int, total: int, role: str) -> None:
+        """Tell that a step starts.
+
+        Args:
+            step: Its index in the current job, from 0.
+            total: Number of steps of the job.
+            role: The denoiser that runs it, such as ``"large"``.
+        """
+        ...
+
+    def message(self, text: str, *, error: bool = False) -> None:
+        """Say something else on stderr; only errors are said under ``-q``."""
+        ...
+
+    def answer(self, text: str) -> None:
+        """Say what somebody asked for just now, however little is said otherwise."""
+        ...
+
+    def grow(self, jobs: int) -> None:
+        """Tell that the batch has so many more jobs than it began with."""
+        ...
+
+    def waiting(self, text: str) -> None:
+        """Tell what the batch waits for, while no job renders; empty when it goes on."""
+        ...
+
+    def estimate(self, seconds: float | None) -> None:
+        """Tell how many seconds the jobs left will take; None where that isn't known."""
+        ...
+
+
+class Silent:
+    """A reporter that says nothing; the base of those that say something."""
+
+    def __enter__(self) -> Self:
+        """Start showing."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop showing."""
+
+    def event(self, event: Event) -> None:
+        """Ignore the event."""
+
+    def step(self, step: int, total: int, role: str) -> None:
+        """Ignore the step."""
+
+    def message(self, text: str, *, error: bool = False) -> None:
+        """Ignore the message."""
+
+    def answer(self, text: str) -> None:
+        """Say it as loud as an error."""
+        self.message(text, error=True)
+
+    def grow(self, jobs: int) -> None:
+        """Ignore the further jobs."""
+
+    def waiting(self, text: str) -> None:
+        """Ignore what is waited for."""
+
+    def estimate(self, seconds: float | None) -> None:
+        """Ignore the estimate."""
+
+
+class Reporters(Silent):
+    """Several reporters told the same things.
+
+    Args:
+        reporters: All of them; the last one talks to people, and gets the messages.
+        log: One more, which gets everything.
+    """
+
+    def __init__(self, reporters: Sequence[Reporter], log: Reporter | None = None) -> None:
+        self._talking = (reporters[-1], *([] if log is None else [log]))
+        self._reporters = (*reporters, *self._talking[1:])
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Start all of them."""
+        with contextlib.ExitStack() as stack:
+            for reporter in self._reporters:
+                stack.enter_context(reporter)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop all of them."""
+        self._stack.close()
+
+    def event(self, event: Event) -> None:
+        """Pass the event on."""
+        for reporter in self._reporters:
+            reporter.event(event)
+
+    def step(self, step: int, total: int, role: str) -> None:
+        """Pass the step on."""
+        for reporter in self._reporters:
+            reporter.step(step, total, role)
+
+    def message(self, text: str, *, error: bool = False) -> None:
+        """Pass the message on to the one that talks to people, and to the log."""
+        for reporter in self._talking:
+            reporter.message(text, error=error)
+
+    def answer(self, text: str) -> None:
+        """Pass the answer on, likewise."""
+        for reporter in self._talking:
+            reporter.answer(text)
+
+    def grow(self, jobs: int) -> None:
+        """Pass the further jobs on."""
+        for reporter in self._reporters:
+            reporter.grow(jobs)
+
+    def waiting(self, text: str) -> None:
+        """Pass what is waited for on."""
+        for reporter in self._reporters:
+            reporter.waiting(text)
+
+    def estimate(self, seconds: float | None) -> None:
+        """Pass the estimate on."""
+        for reporter in self._reporters:
+            reporter.estimate(seconds)

@@ -127,3 +127,9 @@ class Study:
     selections: tuple[Selection, ...] = ()
     choices: tuple[StepChoice, ...] = ()
     report: bool = False
+
+
+def go_on(selection: Selection) -> int:
+    """How many drafts go on after the early look: half of them, and never fewer than are kept."""
+    half = (len(selection.drafts) + 1) // 2
+    return max(selection.keep, selection.reject_keep or half)

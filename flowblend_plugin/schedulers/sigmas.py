@@ -6,11 +6,32 @@ round, so that levels are equal to the last bit; a test compares them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from flowblend_plugin.errors import StageError
-from flowblend_plugin.grids import NUM_TRAIN_TIMESTEPS, Leg, joined_grid, shifted, single
-from flowblend_plugin.stages import SOLVERS
+from flowblend_plugin.stages import SOLVERS, Stage
+
+NUM_TRAIN_TIMESTEPS = 1000
+# Pipelines that ask their scheduler for a number of steps and nothing else, and whose first latents
+# are noise, with at most a condition beside it. Others hand it noise levels of their own, or a
+# shift that depends on the picture's size.
+PLAIN_PIPELINES = frozenset(
+    {
+        "Kandinsky5T2IPipeline",
+        "Kandinsky5T2VPipeline",
+        "SkyReelsV2ImageToVideoPipeline",
+        "SkyReelsV2Pipeline",
+        "StableDiffusion3Pipeline",
+        "WanImageToVideoPipeline",
+        "WanPipeline",
+        "WanVACEPipeline",
+    }
+)
+# Solvers that keep their timesteps as they are; the others cut them to whole numbers.
+_EXACT = ("flow_match_euler", "lcm")
 
 
 def _linspace(start: float, stop: float, count: int) -> list[float]:
@@ -92,3 +113,145 @@ def noise_levels(
             f"{', '.join(sorted(_RULES))}, or give boundaries as fractions of the steps"
         )
     return tuple(min(1.0, level) for level in rule(num_inference_steps, flow_shift))
+
+
+_LEAST = 1 / NUM_TRAIN_TIMESTEPS
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A stretch of a trajectory on one solver's grid.
+
+    Args:
+        solver: One of ``stages.SOLVERS``.
+        steps: Number of its steps, at least 1.
+        until: Noise level that its last step ends at; None for 0.
+    """
+
+    solver: str
+    steps: int
+    until: float | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The steps of a whole trajectory.
+
+    Args:
+        sigmas: Noise level that each step begins at, descending; the last step ends at 0.
+        timesteps: What the denoiser is told of each step, from 1000 to 0.
+        is_whole: Whether all of these are whole numbers.
+    """
+
+    sigmas: tuple[float, ...]
+    timesteps: tuple[float, ...]
+    is_whole: bool
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """``timesteps / num_train_timesteps``, which stages go by."""
+        return tuple(min(1.0, t / NUM_TRAIN_TIMESTEPS) for t in self.timesteps)
+
+
+def start_level(sigma_max: float) -> float:
+    """The noise level t of flow matching whose noise, beside the signal, is ``t / (1 - t)``.
+
+    Args:
+        sigma_max: That ratio, in EDM's convention, above 0: 200 is level 0.9950.
+
+    Raises:
+        StageError: It isn't above 0.
+
+    Reference:
+        EDM, arXiv:2206.00364; as a start of flow-matching models in rCM (arXiv:2510.08431) and
+        TurboDiffusion (arXiv:2512.16093).
+    """
+    if isinstance(sigma_max, bool) or not 0 < sigma_max < float("inf"):
+        raise StageError(f"sigma_max must be a number above 0, such as 200, got {sigma_max!r}")
+    return sigma_max / (1 + sigma_max)
+
+
+def legs_of(stages: Sequence[Stage], solver: str) -> tuple[Leg, ...]:
+    """The legs of stages that have steps of their own.
+
+    Args:
+        stages: The stages.
+        solver: Solver of those that name none.
+    """
+    return tuple(Leg(s.scheduler or solver, s.steps or 1, s.until_sigma) for s in stages)
+
+
+def joined_grid(legs: Sequence[Leg], shift: float = 1.0, start: float | None = None) -> Grid:
+    """Join the legs of a trajectory.
+
+    Args:
+        legs: The legs in order; only the last one ends at 0.
+        shift: Shift of the noise levels; above 1 spends more steps on high noise.
+        start: Noise level of the first step, below 1; None for the first solver's own.
+
+    Raises:
+        StageError: Levels don't descend: a leg ends above its start, or below its solver's last
+            level.
+    """
+    sigmas: list[float] = []
+    timesteps: list[float] = []
+    begins = start
+    for leg in legs:
+        first = _own_start(leg.solver) if begins is None else _time(begins, shift)
+        found = [shifted(u, shift) for u in _times(leg, first, shift)]
+        if begins is not None:
+            found[0] = begins
+        elif leg.solver == "unipc":
+            found[0] -= 1e-6  # as diffusers does, for a logarithm
+        sigmas += found
+        timesteps += [_timestep(leg.solver, sigma) for sigma in found]
+        begins = leg.until
+    held = [single(sigma) for sigma in sigmas]
+    for before, after in itertools.pairwise([*held, 0.0]):
+        if not before > after:
+            told = ", ".join(str(leg.until) for leg in legs if leg.until is not None)
+            raise StageError(
+                f"noise levels must descend from {held[0]:.4g} to 0, and the steps around "
+                f"{before:.4g} don't: move until_sigma ({told or 'none'}) away from there, or "
+                "give the stage fewer steps"
+            )
+    is_whole = not any(leg.solver in _EXACT for leg in legs)
+    return Grid(tuple(sigmas), tuple(timesteps), is_whole)
+
+
+def _own_start(solver: str) -> float:
+    return 1.0 if solver in (*_EXACT, "unipc") else 1 - _LEAST
+
+
+def _times(leg: Leg, first: float, shift: float) -> list[float]:
+    """The unshifted time of each step of a leg."""
+    n = leg.steps
+    if leg.until is not None:
+        last = _time(leg.until, shift)
+    elif leg.solver in _EXACT:
+        # These end at their last level before 0, and step from there.
+        last, n = shifted(_LEAST, shift), n - 1
+    else:
+        last = _LEAST if leg.solver == "unipc" else 0.0
+    return [first + (last - first) * i / n if i else first for i in range(leg.steps)]
+
+
+def shifted(time: float, shift: float) -> float:
+    """The noise level of an unshifted time."""
+    return shift * time / (1 + (shift - 1) * time)
+
+
+def _time(sigma: float, shift: float) -> float:
+    return sigma / (shift - (shift - 1) * sigma)
+
+
+def _timestep(solver: str, sigma: float) -> float:
+    if solver in _EXACT:
+        return single(single(sigma) * NUM_TRAIN_TIMESTEPS)
+    return float(int(sigma * NUM_TRAIN_TIMESTEPS))
+
+
+def single(number: float) -> float:
+    """Round to single precision, as tensors hold numbers."""
+    rounded: float = struct.unpack("f", struct.pack("f", number))[0]
+    return rounded

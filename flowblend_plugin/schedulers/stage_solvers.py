@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from flowblend_plugin.errors import SchedulerConfigError, SwitchError
-from flowblend_plugin.grids import Grid, Leg, joined_grid, legs_of
 from flowblend_plugin.schedulers.factory import (
     STOCHASTIC,
     check_replaceable,
     make_scheduler,
     solver_name,
 )
+from flowblend_plugin.schedulers.sigmas import Grid, Leg, joined_grid, legs_of
 from flowblend_plugin.schedulers.solver_state import recall, remembered, reset_history
 from flowblend_plugin.stages import SOLVERS, StageSchedule
 

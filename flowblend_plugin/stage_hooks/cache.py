@@ -14,11 +14,16 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.hooks.faster_cache import FasterCacheBlockHook, FasterCacheBlockState
+from diffusers.hooks.hooks import CacheContext, StateManager
 from diffusers.hooks.mag_cache import nearest_interp
+from diffusers.hooks.pyramid_attention_broadcast import (
+    PyramidAttentionBroadcastHook,
+    PyramidAttentionBroadcastState,
+)
 from torch import nn
 
 from flowblend_plugin.errors import SwitchError
-from flowblend_plugin.pass_memory import remember_per_pass
 from flowblend_plugin.stage_hooks import cache_dit
 from flowblend_plugin.stages import Cache, Stage
 
@@ -37,6 +42,11 @@ _CACHE_DIT = "cache_dit"
 KINDS = (*_CONFIGS, _CACHE_DIT)
 # Their own config, and state, knows the present timestep and nothing of passes.
 _BY_TIMESTEP = ("pab", "faster")
+
+
+_OWN = ("_state_cls", "_init_args", "_init_kwargs", "_state_cache", "_context")
+_ONLY = CacheContext("only")
+_Manager: Any = StateManager  # typed for one kind of state, and works with any
 
 
 @dataclass(frozen=True)
@@ -268,3 +278,50 @@ class _Counter:
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
+
+
+class _Memory(_Manager):  # type: ignore[misc]
+    """Reads and writes the state of the pass that ``cache_context`` names.
+
+    diffusers tells every ``StateManager`` among a hook's attributes which pass begins.
+    """
+
+    @property
+    def context(self) -> CacheContext:
+        given: CacheContext | None = self._context
+        return given or _ONLY
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.get_state(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OWN:
+            super().__setattr__(name, value)
+        else:
+            setattr(self.get_state(), name, value)
+
+
+class _ComputesFirst(FasterCacheBlockState):
+    """FasterCache's memory, counting from where an attention is computed."""
+
+    def __init__(self, skip_range: int) -> None:
+        super().__init__()
+        self.iteration = skip_range
+
+
+def remember_per_pass(denoiser: nn.Module) -> None:
+    """Give every attention of a denoiser with PAB or FasterCache one memory per pass.
+
+    Pipelines that don't name their passes with ``cache_context`` keep one memory for all.
+
+    Args:
+        denoiser: A denoiser on which the cache was just enabled.
+    """
+    for module in denoiser.modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        hooks: list[Any] = list(registry.hooks.values()) if registry is not None else []
+        for hook in hooks:
+            if isinstance(hook, PyramidAttentionBroadcastHook):
+                hook.state = _Memory(PyramidAttentionBroadcastState)
+            elif isinstance(hook, FasterCacheBlockHook):
+                hook.state = _Memory(_ComputesFirst, (hook.block_skip_range,))

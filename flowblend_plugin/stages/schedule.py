@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowblend_plugin.errors import StageError
-from flowblend_plugin.stage_checks import check_stages
-from flowblend_plugin.stages.stage import EXTRAPOLATED, Stage
+from flowblend_plugin.stages.stage import EXTRAPOLATED, Stage, check_stages
 
 _MOST_IN_WORDS = 9
 LETTERS = {"L": "large", "S": "small", "E": EXTRAPOLATED}

@@ -26,10 +26,9 @@ from flowblend_cli.artifacts.metadata import (
     read_document,
     to_text,
 )
-from flowblend_cli.artifacts.seal import seal, seal_holds
 from flowblend_cli.artifacts.video import check_video, count_frames, encode_mp4, publish_video
 from flowblend_cli.errors import OutputError
-from flowblend_cli.utils.files import publish, temporary_path
+from flowblend_cli.utils.files import publish, seal, seal_holds, temporary_path
 from flowblend_cli.utils.frames import FramesError, pixels_sha256, upscale
 
 HOSTILE = 'a;b=\'c\'="d"\r\n\t\\é😀\x00\x1b[31m\ud800 "file_sha256":"' + "0" * 64 + '"'

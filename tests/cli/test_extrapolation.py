@@ -14,10 +14,10 @@ from flowblend_cli.analysis.gallery.comparison import count_steps
 from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.commands.info import describe
 from flowblend_cli.engine.batch_run import run
+from flowblend_cli.events import Silent
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.planning.flops import cost_plan, sum_up
 from flowblend_cli.planning.plan import plan_batch, plan_job, summarize
-from flowblend_cli.progress import Silent
 from flowblend_plugin.stages import Stage
 
 LoadText = Callable[..., Batch]

@@ -11,23 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowblend_cli.engine.followup.adaptation import Families
-from flowblend_cli.engine.followup.pruning import Look, dropped, read_looks, write_looks
-from flowblend_cli.followups import (
+from flowblend_cli.artifacts.records import Look, read_looks, write_looks
+from flowblend_cli.engine.followup.adaptation import (
+    Families,
     Limits,
     Measured,
     accepted,
-    announced,
-    best,
     flaw_of,
     next_round,
-    verdict,
 )
-from flowblend_cli.jobs import Batch, Job
+from flowblend_cli.engine.followup.pruning import best, dropped, verdict
+from flowblend_cli.engine.runtime.resume import slow_steps
+from flowblend_cli.jobs import Batch, Job, axis_value, references
 from flowblend_cli.planning.metrics import metrics_of
 from flowblend_cli.planning.ordering import ordered
-from flowblend_cli.references import axis_value, references
-from flowblend_cli.steptimes import slow_steps
+from flowblend_cli.planning.plan import announced
 from flowblend_cli.study import AdaptSpec, MeasureSpec, Selection, Study
 
 LIMITS = Limits(weak_motion=1.0, jitter=3.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowblend_cli.leftovers import sweep
+from flowblend_cli.engine.output_folder import sweep
 
 
 def test_only_our_own_temporary_files_are_removed(tmp_path: Path) -> None:

@@ -24,9 +24,8 @@ from flowblend_cli.models.solvers import RULES, find_solver
 from flowblend_cli.planning.plan import plan_batch
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_plugin.errors import SchedulerConfigError
-from flowblend_plugin.grids import PLAIN_PIPELINES
 from flowblend_plugin.schedulers.factory import _LOST, _NAME_OF, STOCHASTIC, make_scheduler
-from flowblend_plugin.schedulers.sigmas import noise_levels
+from flowblend_plugin.schedulers.sigmas import PLAIN_PIPELINES, noise_levels
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 SIGMAS = """\

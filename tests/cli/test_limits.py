@@ -12,12 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rendered import a_job
 
-from flowblend_cli.engine.limits import MARGIN, LimitReached, Limits
+from flowblend_cli.engine.limits import MARGIN, LimitReached, Limits, Tally
 from flowblend_cli.engine.run_options import RunOptions
-from flowblend_cli.engine.signals import StopSignals
+from flowblend_cli.engine.signals import StatusSignal, StopSignals
 from flowblend_cli.events import JobDone, JobDropped, JobFailed, JobSkipped, JobStarted
 from flowblend_cli.jobs import Job
-from flowblend_cli.tally import StatusSignal, Tally
 
 JOBS = [a_job(f"j{number}", steps=10) for number in range(6)]
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from flowblend_cli.console.factory import make_reporter
 from flowblend_cli.console.log_file import LogFile
-from flowblend_cli.events import JobDone, JobFailed, Summary
+from flowblend_cli.console.plain import Lines
+from flowblend_cli.events import JobDone, JobFailed, Reporter, Summary
 from flowblend_cli.main import main
-from flowblend_cli.progress import Lines, Reporter, make_reporter
 from tests.naughty import NAUGHTY, SURROGATES
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ")

@@ -20,13 +20,13 @@ from fake_device import ACCELERATOR
 
 from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.engine.batch_run import BatchRun
-from flowblend_cli.engine.executors.in_process import Render, Renderer
+from flowblend_cli.engine.executors.base import Render
+from flowblend_cli.engine.executors.in_process import Renderer
 from flowblend_cli.engine.runtime.finite_checks import SamplingError
 from flowblend_cli.engine.runtime.oom_retry import can_tile, tiled
 from flowblend_cli.engine.runtime.pipeline import Runtime
-from flowblend_cli.events import Event, JobDone, JobFailed
+from flowblend_cli.events import Event, JobDone, JobFailed, Silent
 from flowblend_cli.jobs import Batch, Job, ModelSpec
-from flowblend_cli.progress import Silent
 
 WAYS = ("none", "model", "group", "sequential")
 

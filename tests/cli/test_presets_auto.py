@@ -15,7 +15,7 @@ from flowblend_cli import main
 from flowblend_cli.jobs import Batch
 from flowblend_cli.recipe.prompts.keywords import find_words, forms
 from flowblend_cli.recipe.prompts.presets import shipped_presets
-from flowblend_cli.recipe.steps import StepRange
+from flowblend_cli.recipe.schema.ranges import StepRange
 from flowblend_cli.study import StepChoice
 
 Load = Callable[..., Batch]

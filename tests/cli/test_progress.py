@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from flowblend_cli.console.factory import make_reporter
+from flowblend_cli.console.lines import count_runs, one_line
 from flowblend_cli.console.live import BatchClock, LiveReporter, step_bar
+from flowblend_cli.console.plain import Lines, PlainReporter
 from flowblend_cli.events import (
     JobDone,
     JobDropped,
@@ -25,7 +28,6 @@ from flowblend_cli.events import (
     ModelLoaded,
     Summary,
 )
-from flowblend_cli.progress import Lines, PlainReporter, count_runs, make_reporter, one_line
 from flowblend_cli.text import clock
 
 HOSTILE = "a [/b] [bold]cat[/bold] :smile: \x1b[31mred\x1b]52;c;aGk=\x07 \u202e \x9b2J\nnext"

@@ -16,12 +16,11 @@ import pytest
 from flowblend_cli.artifacts.finished import FileState, inspect_final
 from flowblend_cli.engine import batch_run
 from flowblend_cli.engine import publisher as publisher_module
-from flowblend_cli.engine.executors.in_process import Render
+from flowblend_cli.engine.executors.base import Render
 from flowblend_cli.engine.publisher import Pending, Publication, Publisher
 from flowblend_cli.errors import OutputError
-from flowblend_cli.events import Event, JobDone, JobFailed, Summary
+from flowblend_cli.events import Event, JobDone, JobFailed, Silent, Summary
 from flowblend_cli.jobs import Batch, Job, ModelSpec
-from flowblend_cli.progress import Silent
 from flowblend_cli.utils.files import temporary_path
 from flowblend_cli.utils.frames import pixels_sha256
 

@@ -22,8 +22,14 @@ from flowblend_cli.analysis.compare.findings import conclude
 from flowblend_cli.analysis.report.json_report import to_document, to_text
 from flowblend_cli.analysis.report.page import MOST_POSTERS
 from flowblend_cli.analysis.report.promoted_recipe import promoted
-from flowblend_cli.artifacts.records import FOLDER, JobRecord, record_path, write_record
-from flowblend_cli.engine.followup.pruning import Look, write_looks
+from flowblend_cli.artifacts.records import (
+    FOLDER,
+    JobRecord,
+    Look,
+    record_path,
+    write_looks,
+    write_record,
+)
 from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import ImageSpec, Origin, OutputSpec
 from flowblend_cli.recipe.loader import load_batch

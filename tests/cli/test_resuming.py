@@ -20,11 +20,10 @@ from click.testing import CliRunner
 from flowblend_cli.diagnostics.doctor.self_test_worker import sprites_job
 from flowblend_cli.engine.executors.in_process import Renderer
 from flowblend_cli.engine.runtime.checkpoint_file import Keeping
-from flowblend_cli.engine.signals import StopRequested
-from flowblend_cli.events import Event
+from flowblend_cli.errors import StopRequested
+from flowblend_cli.events import Event, Silent
 from flowblend_cli.jobs import Job, SamplingSpec
 from flowblend_cli.main import main
-from flowblend_cli.progress import Silent
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 5

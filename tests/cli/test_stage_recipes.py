@@ -266,7 +266,7 @@ def test_a_lora_of_the_hub_is_never_downloaded(batch_of: LoadText, loras: Path) 
 def test_all_of_it_renders_and_is_recorded(batch_of: LoadText, loras: Path, tmp_path: Path) -> None:
     from flowblend_cli.commands.info import describe
     from flowblend_cli.engine.batch_run import run
-    from flowblend_cli.progress import Silent
+    from flowblend_cli.events import Silent
 
     batch = batch_of(LONG)
     (job,) = batch.jobs

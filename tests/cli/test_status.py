@@ -26,11 +26,11 @@ from flowblend_cli.events import (
     JobSkipped,
     JobStarted,
     ModelLoaded,
+    Silent,
     Summary,
 )
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.main import main
-from flowblend_cli.progress import Silent
 from flowblend_cli.utils.process import is_running, process_mark
 from tests.naughty import NAUGHTY
 from tests.rendered import a_job, keep_recipe

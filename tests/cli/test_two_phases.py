@@ -15,8 +15,7 @@ from flowblend_cli.models.solvers import find_solver
 from flowblend_cli.planning.flops import cost_plan
 from flowblend_cli.planning.plan import plan_batch, summarize
 from flowblend_cli.recipe.schema.tables import StageTable
-from flowblend_plugin.grids import joined_grid, legs_of
-from flowblend_plugin.schedulers.sigmas import noise_levels
+from flowblend_plugin.schedulers.sigmas import joined_grid, legs_of, noise_levels
 from flowblend_plugin.stages import SOLVERS
 
 LoadText = Callable[..., Batch]

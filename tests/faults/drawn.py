@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from flowblend_cli.console.factory import make_reporter
 from flowblend_cli.engine.batch_run import BatchRun
-from flowblend_cli.engine.executors.in_process import Render
+from flowblend_cli.engine.executors.base import Render
 from flowblend_cli.engine.runtime.checkpoint_file import Keeping
 from flowblend_cli.jobs import Batch, Job, ModelSpec
-from flowblend_cli.progress import make_reporter
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.utils.frames import Frames, pixels_sha256
 

@@ -38,8 +38,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from flowblend_plugin.flops import Clip, FlopsError, count_flops
-from flowblend_plugin.meta_inputs import MAKERS
+from flowblend_plugin.flops import MAKERS, Clip, FlopsError, count_flops
 
 TEXT = 6
 WAN = {

@@ -30,8 +30,8 @@ from flowblend_plugin import (
     SwitchError,
     wrap_scheduler,
 )
-from flowblend_plugin.grids import Leg, joined_grid, start_level
 from flowblend_plugin.schedulers.factory import make_scheduler
+from flowblend_plugin.schedulers.sigmas import Leg, joined_grid, start_level
 from flowblend_plugin.stage_hooks.early_exit import SelfDifference
 from flowblend_plugin.stages import SOLVERS
 

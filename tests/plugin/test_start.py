@@ -15,8 +15,8 @@ from tiny import FLOW, ltx_pipe, run_wan, wan_denoiser, wan_pipe
 
 from flowblend_plugin import DenoiserSwitch, SchedulerConfigError, Stage, StageError, StageSchedule
 from flowblend_plugin.schedulers.factory import make_scheduler
+from flowblend_plugin.schedulers.flow_blend import begin_at
 from flowblend_plugin.stages import SOLVERS
-from flowblend_plugin.start import begin_at
 
 EULER = FlowMatchEulerDiscreteScheduler(shift=3.0)
 

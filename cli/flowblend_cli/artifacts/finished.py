@@ -13,8 +13,8 @@ from typing import Any
 
 from flowblend_cli.artifacts import png
 from flowblend_cli.artifacts.metadata import read_document
-from flowblend_cli.artifacts.seal import SEAL_KEY, seal_holds
 from flowblend_cli.errors import OutputError
+from flowblend_cli.utils.files import SEAL_KEY, seal_holds
 
 # Two marks of a document of ours, so that one damaged byte can't hide both.
 _MARKS = (b'{"flowblend":"', f'"{SEAL_KEY}":"'.encode())

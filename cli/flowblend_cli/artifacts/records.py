@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.errors import OutputError
+from flowblend_cli.study import Selection
 from flowblend_cli.utils.files import publish
 from flowblend_cli.utils.streams import without_waiting
 
 FOLDER = ".flowblend"
 RECORD_VERSION = 1
+
+
+_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -193,3 +197,85 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at a draft's first steps told.
+
+    Args:
+        score: Score of what they lead to; None where nothing could be told.
+        elapsed_s: Seconds that it took, without loading models and measuring.
+    """
+
+    score: float | None = None
+    elapsed_s: float = 0.0
+
+
+def read_looks(
+    output_dir: Path, selection: Selection, asked: str, keys: Mapping[str, str]
+) -> dict[str, Look]:
+    """What earlier runs saw of a selection's drafts, so that the same ones are dropped again.
+
+    Args:
+        output_dir: The output folder.
+        selection: The selection.
+        asked: What was asked to be measured; what another question led to isn't told.
+        keys: Job key of each draft; what another job of its name led to isn't told either.
+    """
+    document = _looks_of(output_dir, selection)
+    if document.get("asked") != asked:
+        return {}
+    return {
+        draft: Look(look["score"], look["elapsed_s"])
+        for draft, look in document["looks"].items()
+        if look.get("job_key") == keys.get(draft)
+    }
+
+
+def looks_s(output_dir: Path, selection: Selection) -> dict[str, float]:
+    """Seconds of each look that was taken at a selection's drafts, by their ids."""
+    looks = _looks_of(output_dir, selection).get("looks", {})
+    return {draft: look["elapsed_s"] for draft, look in looks.items() if look["elapsed_s"]}
+
+
+def _looks_of(output_dir: Path, selection: Selection) -> dict[str, Any]:
+    """What is kept of a selection's looks; empty where there are none after as many steps."""
+    document = read_json(looks_path(output_dir, selection.drafts[0])) or {}
+    looks: Any = document.get("looks")
+    same = (document.get("v"), document.get("after_steps")) == (_VERSION, selection.reject_after)
+    if selection.reject_after is None or not same or not isinstance(looks, dict):
+        return {}
+    known = {
+        draft: look
+        for draft, look in looks.items()
+        if isinstance(look, dict)
+        and isinstance(look.get("score"), (float, type(None)))
+        and isinstance(look.get("elapsed_s"), float)
+    }
+    return {**document, "looks": known}
+
+
+def write_looks(
+    output_dir: Path,
+    selection: Selection,
+    asked: str,
+    keys: Mapping[str, str],
+    looks: Mapping[str, Look],
+) -> None:
+    """Keep what was seen of a selection's drafts; those that no look was taken at aren't told.
+
+    Raises:
+        OutputError: It can't be written.
+    """
+    told = {draft: looks[draft] for draft in keys if draft in looks}
+    write_json(
+        looks_path(output_dir, selection.drafts[0]),
+        {
+            "v": _VERSION,
+            "scene": selection.scene,
+            "asked": asked,
+            "after_steps": selection.reject_after,
+            "looks": {d: {"job_key": keys[d], **asdict(look)} for d, look in told.items()},
+        },
+    )

@@ -26,9 +26,8 @@ from flowblend_cli.artifacts.metadata import (
     to_text,
     without_seal,
 )
-from flowblend_cli.artifacts.seal import SEAL_KEY, UNSEALED, seal
 from flowblend_cli.errors import OutputError
-from flowblend_cli.utils.files import publish
+from flowblend_cli.utils.files import SEAL_KEY, UNSEALED, publish, seal
 from flowblend_cli.utils.frames import Frames, FramesError, require_frames, upscale
 
 # Bit-exact conversion with full chroma, so that no CPU's shortcut changes the file.

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flowblend_cli.commands._log_option import log_option
-from flowblend_cli.commands._run_options import run_options
-from flowblend_cli.commands.report import TakesManyFiles, command_line
+from flowblend_cli.commands._options import TakesManyFiles, command_line, log_option, run_options
+from flowblend_cli.console.factory import make_reporter
 from flowblend_cli.errors import UsageError
-from flowblend_cli.progress import make_reporter
 from flowblend_cli.text import count
 
 if TYPE_CHECKING:

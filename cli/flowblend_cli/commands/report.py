@@ -9,40 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from flowblend_cli.artifacts.records import read_json
+from flowblend_cli.commands._options import TakesManyFiles
 from flowblend_cli.errors import UsageError
 from flowblend_cli.text import printable
 
 if TYPE_CHECKING:
     from flowblend_cli.analysis.compare.findings import Report
-
-
-_GIVEN = "flowblend.command_line"
-
-
-def command_line() -> list[str]:
-    """The command that runs now, as words of a shell."""
-    context = click.get_current_context()
-    return ["flowblend", context.info_name or "", *context.meta.get(_GIVEN, ())]
-
-
-class TakesManyFiles(click.Command):
-    """A command whose ``--reviews`` takes every file after it, as a shell's pattern gives them."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Repeat the option before each file; a folder is never a rater's file."""
-        ctx.meta[_GIVEN] = tuple(args)
-        spread, taking = [], False
-        for arg in args:
-            if arg.startswith("-"):
-                taking = arg == "--reviews"
-                spread += [] if taking else [arg]
-            elif taking and not Path(arg).is_dir():
-                spread += ["--reviews", arg]
-            else:
-                spread.append(arg)
-        if args and args[-1] == "--reviews":
-            spread.append("--reviews")  # which click then says needs a file
-        return super().parse_args(ctx, spread)
 
 
 @click.command(cls=TakesManyFiles)

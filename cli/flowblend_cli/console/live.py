@@ -13,9 +13,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from flowblend_cli.events import Event, JobDone, JobDropped, JobFailed, JobSkipped, JobStarted
-from flowblend_cli.progress import SAID_WHEN_VERBOSE, Silent, one_line, safe_lines
-from flowblend_cli.skips import Skips
+from flowblend_cli.console.lines import SAID_WHEN_VERBOSE, Skips, one_line, safe_lines
+from flowblend_cli.events import (
+    Event,
+    JobDone,
+    JobDropped,
+    JobFailed,
+    JobSkipped,
+    JobStarted,
+    Silent,
+)
 from flowblend_cli.text import clock, printable
 from flowblend_plugin.stages import LETTERS
 

@@ -8,9 +8,8 @@ from io import TextIOWrapper
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
-from flowblend_cli.console.run_state import utc_now
-from flowblend_cli.progress import Lines
-from flowblend_cli.text import printable
+from flowblend_cli.console.plain import Lines
+from flowblend_cli.text import printable, utc_now
 from flowblend_cli.utils.streams import without_waiting
 
 

@@ -11,7 +11,6 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,12 +25,13 @@ from flowblend_cli.events import (
     JobSkipped,
     JobStarted,
     ModelLoaded,
+    Reporter,
     Summary,
 )
 from flowblend_cli.jobs import Batch
 from flowblend_cli.planning.estimates import Estimates, Speeds
 from flowblend_cli.planning.workloads import works_of
-from flowblend_cli.progress import Reporter
+from flowblend_cli.text import utc_now
 from flowblend_cli.utils.process import process_mark
 
 STATE_VERSION = 1
@@ -274,11 +274,6 @@ class RunState:
             self._inner.message(
                 f"flowblend status will not see this run: {error}".split(": nothing was")[0]
             )
-
-
-def utc_now() -> str:
-    """The time of day for people, as ``2026-01-31T23:59:59Z``: nothing is decided by it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def present_files(folder: Path) -> set[str]:

@@ -13,26 +13,23 @@ from typing import Any
 from flowblend_cli.artifacts.existing import Finder
 from flowblend_cli.artifacts.manifest import Entry, Manifest
 from flowblend_cli.artifacts.records import JobRecord
+from flowblend_cli.engine.executors.base import Render, Renders
 from flowblend_cli.engine.executors.child_process import WorkerRenderer
-from flowblend_cli.engine.executors.in_process import Render, Renderer, Renders
-from flowblend_cli.engine.extra_renders import time_again
+from flowblend_cli.engine.executors.in_process import Renderer
+from flowblend_cli.engine.extra_renders import look_at, time_again
 from flowblend_cli.engine.followup.study_run import Studying
 from flowblend_cli.engine.limits import LimitReached, Limits, Timing
-from flowblend_cli.engine.output_folder import output_lock
+from flowblend_cli.engine.output_folder import output_lock, sweep
 from flowblend_cli.engine.publisher import Pending, Publication, Publisher
 from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.engine.runtime.checkpoint_file import Keeping
-from flowblend_cli.engine.signals import StopRequested, StopSignals
-from flowblend_cli.errors import ENDS_THE_BATCH, RemoteError
-from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Summary
+from flowblend_cli.engine.signals import StatusSignal, StopSignals
+from flowblend_cli.errors import ENDS_THE_BATCH, RemoteError, StopRequested
+from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Reporter, Reporters, Summary
 from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
-from flowblend_cli.leftovers import sweep
-from flowblend_cli.looking import look_at
 from flowblend_cli.models.hub.fetch import prepare_models
 from flowblend_cli.models.identity import Identity, job_key, model_identity
-from flowblend_cli.progress import Reporter, Reporters
 from flowblend_cli.study import Selection
-from flowblend_cli.tally import StatusSignal
 from flowblend_plugin.errors import FlowBlendError
 
 SOME_FAILED = 1

@@ -7,9 +7,17 @@ from collections.abc import Callable
 from typing import Protocol
 
 from flowblend_cli.engine.run_options import RunOptions
-from flowblend_cli.engine.signals import StopRequested
+from flowblend_cli.errors import StopRequested
+from flowblend_cli.events import (
+    Event,
+    JobDone,
+    JobDropped,
+    JobFailed,
+    JobSkipped,
+    JobStarted,
+    Silent,
+)
 from flowblend_cli.jobs import Job
-from flowblend_cli.tally import Tally
 from flowblend_cli.text import clock, count
 
 # By which an estimate may be wrong.
@@ -30,6 +38,87 @@ class Timing(Protocol):
     def left_s(self) -> float | None:
         """Seconds until all jobs are done, asked in any thread; None before anything is known."""
         ...
+
+
+class Tally(Silent):
+    """A reporter that counts.
+
+    Args:
+        total: Jobs in the batch.
+        now: A clock, in seconds.
+    """
+
+    def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._began = now()
+        self._total = total
+        self.rendered = self.skipped = self.failed = 0
+        self.ended: set[str] = set()
+        self.under_way: dict[str, float] = {}  # when each job began that has no end yet
+        self._present: JobStarted | None = None
+        self._step = 0
+        self._step_began = self._began
+        self._longest_step_s = 0.0
+
+    @property
+    def remaining(self) -> int:
+        """Jobs that are neither done, nor failed, nor given up."""
+        return max(0, self._total - len(self.ended))
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the run began."""
+        return self._now() - self._began
+
+    @property
+    def step_s(self) -> float:
+        """Seconds that the present job's next step may take, as its longest; 0 where none is known.
+
+        The first step isn't asked where others are known: it holds what happens once.
+        """
+        return self._longest_step_s if self._present is not None else 0.0
+
+    def event(self, event: Event) -> None:
+        """Count the event."""
+        if isinstance(event, JobStarted):
+            self._present, self._step = event, 0
+            self._longest_step_s, self._step_began = 0.0, self._now()
+            self.under_way.setdefault(event.job, self._now())
+        if isinstance(event, JobDone | JobSkipped | JobDropped | JobFailed):
+            self.ended.add(event.job)
+            self.under_way.pop(event.job, None)
+            self.rendered += isinstance(event, JobDone)
+            self.skipped += isinstance(event, JobSkipped)
+            self.failed += isinstance(event, JobFailed)
+            if self._present is not None and self._present.job == event.job:
+                self._present = None
+
+    def step(self, step: int, total: int, role: str) -> None:
+        """Note that a step starts, and how long the one before it took."""
+        now = self._now()
+        if step > 0:
+            took = now - self._step_began
+            self._longest_step_s = took if step <= 2 else max(self._longest_step_s, took)
+        self._step, self._step_began = step, now
+
+    def grow(self, jobs: int) -> None:
+        """Count on further jobs."""
+        self._total += jobs
+
+    def idle(self) -> None:
+        """Note that the present job was given up without an end: it remains."""
+        if self._present is not None:
+            self.under_way.pop(self._present.job, None)
+        self._present = None
+
+    def line(self) -> str:
+        """Say how far the run is, in one line."""
+        done = f"{self.rendered} done, {self.skipped} already there, {self.failed} failed"
+        parts = [f"status: {done}, {self.remaining} remaining"]
+        job = self._present
+        if job is not None:
+            parts.append(f"{job.job} at step {self._step + 1} of {job.num_inference_steps}")
+        return "; ".join([*parts, f"{clock(self.elapsed_s)} elapsed"])
 
 
 class Limits(Tally):
@@ -107,3 +196,5 @@ class Limits(Tally):
             f"{self.reached}: {count(self.remaining, 'job')} {remain}, and the same command "
             "goes on with them"
         )
+
+

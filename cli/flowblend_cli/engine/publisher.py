@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from flowblend_cli import __version__
 from flowblend_cli.artifacts.records import JobRecord
-from flowblend_cli.engine.executors.in_process import Render
+from flowblend_cli.engine.executors.base import Render
 from flowblend_cli.errors import OutputError
 from flowblend_cli.jobs import Job
 from flowblend_cli.models.identity import Identity

@@ -10,8 +10,8 @@ from flowblend_cli.artifacts.existing import recorded
 from flowblend_cli.artifacts.finished import inspect_final
 from flowblend_cli.engine.batch_run import SOME_FAILED, BatchRun
 from flowblend_cli.engine.run_options import RunOptions
+from flowblend_cli.events import Reporter
 from flowblend_cli.jobs import Batch, Job
-from flowblend_cli.progress import Reporter
 
 
 def render_again(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from flowblend_cli.errors import StopRequested
 
-class StopRequested(BaseException):
-    """A signal asked to stop; raised between two steps, so that nothing is half done."""
+_SIGNAL: int | None = getattr(signal, "SIGUSR1", None)
+_THE_END = b"\0"  # no signal has this number
 
 
 class StopSignals:
@@ -73,3 +76,54 @@ class StopSignals:
             raise SystemExit(128 + number)
         self.received = number
         self._tell("stopping after this step; the same signal again stops at once")
+
+
+class StatusSignal:
+    """Answers SIGUSR1 while a batch runs; a context manager that does nothing where there is none.
+
+    The signal's handler does nothing: the interpreter writes the signal's number into a pipe at
+    once, even in the middle of a long computation, and a thread that waits there answers. So the
+    render isn't held up, and no lock can be wanted twice.
+
+    Args:
+        answer: Called in that thread, once a signal.
+    """
+
+    def __init__(self, answer: Callable[[], None]) -> None:
+        self._answer = answer
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> StatusSignal:
+        if _SIGNAL is None or threading.current_thread() is not threading.main_thread():
+            return self
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        thread = threading.Thread(target=self._listen, args=(reading, _SIGNAL), daemon=True)
+        thread.start()
+        former_pipe = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        former = signal.signal(_SIGNAL, _nothing)
+        signal.siginterrupt(_SIGNAL, False)  # what the system does for the render goes on
+        self._undo.callback(os.close, reading)
+        self._undo.callback(os.close, writing)
+        self._undo.callback(thread.join)
+        self._undo.callback(os.write, writing, _THE_END)
+        self._undo.callback(signal.set_wakeup_fd, former_pipe)
+        self._undo.callback(signal.signal, _SIGNAL, former or signal.SIG_DFL)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._undo.close()
+
+    def _listen(self, pipe: int, number: int) -> None:
+        while (read := os.read(pipe, 1)) not in (b"", _THE_END):
+            if read[0] == number:
+                self._answer()
+
+
+def _nothing(*_: Any) -> None:
+    """A handler, without which the signal would end the process."""

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.errors import UsageError
-from flowblend_cli.followups import announced
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.models.solvers import find_solver
-from flowblend_cli.study import StepChoice
+from flowblend_cli.study import StepChoice, go_on
 from flowblend_cli.text import count, printable, shorten
 from flowblend_plugin.errors import StageError
 from flowblend_plugin.schedulers.sigmas import noise_levels
@@ -185,3 +184,20 @@ def explain_reserve(batch: Batch) -> str | None:
         return None
     kept = sum(selection.keep for selection in batch.study.selections)
     return f"{kept:,} of {count(len(batch.reserve), 'final')} will follow: those of the best drafts"
+
+
+def announced(batch: Batch) -> list[str]:
+    """What may follow the jobs of a batch, or keep some of them from being rendered, for plans."""
+    lines = [
+        f"scene {selection.scene}: after {count(selection.reject_after, 'step')} a look at each of "
+        f"{count(len(selection.drafts), 'draft')}; {go_on(selection)} of them go on"
+        for selection in batch.study.selections
+        if selection.reject_after is not None
+    ]
+    spec = batch.study.adapt
+    if spec is not None and spec.rounds:
+        lines.append(
+            f"up to {count(spec.rounds, 'further render')} of each clip whose motion is too weak "
+            "or jitters will follow"
+        )
+    return lines

@@ -22,13 +22,14 @@ from flowblend_cli.recipe.prompts.presets import merge_presets
 from flowblend_cli.recipe.prompts.scene_prompts import check_lines, find_prompts
 from flowblend_cli.recipe.schema.names import check_name
 from flowblend_cli.recipe.schema.overrides import apply_overrides
-from flowblend_cli.recipe.schema.validation import Fault, Tables, validate
+from flowblend_cli.recipe.schema.sweep_tables import write_out_ranges
+from flowblend_cli.recipe.schema.validation import Tables, validate
 from flowblend_cli.recipe.source.document import read_source
+from flowblend_cli.recipe.source.faults import Fault
 from flowblend_cli.recipe.source.file import SWEEPS
 from flowblend_cli.recipe.sweep.combinations import Row, all_rows, axis_fields
 from flowblend_cli.recipe.sweep.matrix import check_matrix, check_used
 from flowblend_cli.recipe.sweep.variants import Variant, make_variant
-from flowblend_cli.recipe.sweeps import write_out_ranges
 from flowblend_cli.text import is_unsafe
 
 

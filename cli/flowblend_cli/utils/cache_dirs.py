@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -22,3 +25,24 @@ def cache_path(*parts: str) -> Path:
     except RuntimeError:  # from platformdirs 4.4 on; former ones answer with a folder called ~
         folder = Path(os.devnull)
     return (folder if folder.is_absolute() else Path(os.devnull)).joinpath(*parts)
+
+
+@contextmanager
+def settings_folder() -> Iterator[None]:
+    """Let matplotlib keep its list of fonts where we may write."""
+    if "MPLCONFIGDIR" in os.environ:
+        yield
+        return
+    folder = cache_path("matplotlib")
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                os.environ["MPLCONFIGDIR"] = str(folder)
+        except OSError:
+            os.environ["MPLCONFIGDIR"] = temporary
+        try:
+            yield
+        finally:
+            if os.environ.get("MPLCONFIGDIR") == temporary:
+                del os.environ["MPLCONFIGDIR"]

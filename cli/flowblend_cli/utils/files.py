@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,11 @@ from typing import BinaryIO
 from flowblend_cli.errors import OutputError
 
 TEMPORARY_SUFFIX = ".tmp"
+
+
+SEAL_KEY = "file_sha256"
+UNSEALED = "0" * 64
+_MARK = re.compile(rb'"file_sha256":"([0-9a-f]{64})"')
 
 
 def temporary_path(path: Path) -> Path:
@@ -110,3 +117,28 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def seal(data: bytes) -> bytes:
+    """Put a file's checksum into its document, which must hold the unsealed mark exactly once.
+
+    Raises:
+        ValueError: The mark isn't there, or is there more than once.
+    """
+    marks = [mark for mark in _MARK.finditer(data) if mark[1] == UNSEALED.encode()]
+    if len(marks) != 1:
+        raise ValueError(f"expected one unsealed mark in the file, found {len(marks)}")
+    start, end = marks[0].span(1)
+    return data[:start] + hashlib.sha256(data).hexdigest().encode() + data[end:]
+
+
+def seal_holds(data: bytes) -> bool:
+    """Whether the file's checksum is there and right."""
+    mark = _MARK.search(data)
+    if mark is None:
+        return False
+    start, end = mark.span(1)
+    digest = hashlib.sha256(data[:start])
+    digest.update(UNSEALED.encode())
+    digest.update(data[end:])
+    return digest.hexdigest().encode() == mark[1]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
 # Of the fields of /proc/PID/stat that follow the number and the name, counted from 0.
 _BORN = 19
+
+
+_CLEAR = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
 
 
 def process_mark(pid: int) -> dict[str, Any]:
@@ -50,3 +57,20 @@ def _born(pid: int) -> str | None:
     fields = text.rpartition(")")[2].split()
     state, born = fields[0], fields[_BORN]
     return None if state in "ZX" else born
+
+
+def forget_peak_rss() -> None:
+    """Begin anew with the peak; does nothing where the system can't."""
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text("5")  # proc(5): resets the high water mark, and nothing else
+
+
+def peak_rss_bytes() -> int:
+    """Most main memory since ``forget_peak_rss``, or since the process began, in bytes."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in _STATUS.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == "VmHWM":
+                return int(value.split()[0]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -15,11 +15,11 @@ from flowblend_cli.artifacts.finished import FileState, inspect_final
 from flowblend_cli.artifacts.records import (
     JobRecord,
     is_number,
+    looks_s,
     read_json,
     read_record,
     recipe_path,
 )
-from flowblend_cli.engine.followup.pruning import looks_s
 from flowblend_cli.errors import DocumentError, OutputError, UsageError
 from flowblend_cli.jobs import Job, freeze
 from flowblend_cli.study import AdaptSpec, MeasureSpec, ReviewSpec, Selection, Study

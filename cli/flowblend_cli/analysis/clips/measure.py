@@ -14,9 +14,8 @@ from flowblend_cli.analysis.clips.clip import Clip, MetricInfo, Spread
 from flowblend_cli.analysis.clips.variants import MODE, find_axes, group, settings
 from flowblend_cli.artifacts.reading import read_native_frames
 from flowblend_cli.errors import OutputError
-from flowblend_cli.jobs import Batch
+from flowblend_cli.jobs import Batch, references
 from flowblend_cli.planning.metrics import score_of
-from flowblend_cli.references import references
 from flowblend_cli.study import Study
 from flowblend_cli.text import count
 from flowblend_plugin import metrics

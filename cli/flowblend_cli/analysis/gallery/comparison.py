@@ -19,8 +19,8 @@ from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.engine import batch_run
 from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.errors import OutputError
+from flowblend_cli.events import Reporter
 from flowblend_cli.jobs import Batch, Job
-from flowblend_cli.progress import Reporter
 from flowblend_cli.utils.frames import Frames
 from flowblend_plugin.stages import Stage
 

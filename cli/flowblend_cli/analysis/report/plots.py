@@ -15,9 +15,9 @@ from flowblend_cli.analysis.clips.variants import STEPS
 from flowblend_cli.analysis.compare.conclusions import Comparison, Row, pair_of
 from flowblend_cli.analysis.compare.findings import Part
 from flowblend_cli.analysis.report.tables import shown_metrics
-from flowblend_cli.drawing import settings_folder
 from flowblend_cli.errors import UsageError
 from flowblend_cli.text import shorten
+from flowblend_cli.utils.cache_dirs import settings_folder
 
 HUMAN_SCORES = {30: 5.8, 50: 8.4, 70: 8.2, 80: 7.87, 100: 7.2}
 """What five people thought of one clip at so many steps, 0 to 10: mean of naturalness, sharpness

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from flowblend_cli.diagnostics.probe.prepare import Probing
 from flowblend_cli.diagnostics.probe.progress_bar import Progress, runs_of
-from flowblend_cli.engine.signals import StopRequested, StopSignals
-from flowblend_cli.errors import OutputError, UsageError
+from flowblend_cli.engine.signals import StopSignals
+from flowblend_cli.errors import OutputError, StopRequested, UsageError
 from flowblend_cli.jobs import ModelSpec
 from flowblend_cli.models.calibrations import read_calibration
 from flowblend_cli.utils.files import publish

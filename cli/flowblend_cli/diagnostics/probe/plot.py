@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from flowblend_cli.diagnostics.probe.summary import error_in_words
-from flowblend_cli.drawing import settings_folder
 from flowblend_cli.text import shorten
+from flowblend_cli.utils.cache_dirs import settings_folder
 from flowblend_plugin.calibration.calibration import Calibration
 from flowblend_plugin.calibration.criteria import Choice, choose
 from flowblend_plugin.errors import StageError

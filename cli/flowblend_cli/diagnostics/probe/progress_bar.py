@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from flowblend_cli.console.factory import is_terminal
+from flowblend_cli.console.lines import safe_lines
+from flowblend_cli.console.plain import Lines
 from flowblend_cli.jobs import Job
-from flowblend_cli.progress import Lines, is_terminal, safe_lines
 from flowblend_cli.text import shorten
 
 

@@ -22,19 +22,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from flowblend_cli import errors
-from flowblend_cli.engine.executors.in_process import Render
+from flowblend_cli.engine.executors.base import Render
 from flowblend_cli.engine.runtime.checkpoint_file import Keeping
-from flowblend_cli.engine.signals import StopRequested
 from flowblend_cli.errors import (
     DeviceFailedError,
     DeviceLostError,
     RecipeError,
     RemoteError,
+    StopRequested,
     WorkerDiedError,
 )
-from flowblend_cli.events import Event
+from flowblend_cli.events import Event, Reporter
 from flowblend_cli.jobs import Job, ModelSpec
-from flowblend_cli.progress import Reporter
 from flowblend_cli.text import shorten
 from flowblend_cli.utils.worker_process import read_frames, worker_environment
 from flowblend_plugin.errors import FlowBlendError

@@ -25,10 +25,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from flowblend_cli.engine.executors.in_process import Renderer
 from flowblend_cli.engine.runtime.checkpoint_file import Keeping
-from flowblend_cli.engine.signals import StopRequested
-from flowblend_cli.events import Event
+from flowblend_cli.errors import StopRequested
+from flowblend_cli.events import Event, Silent
 from flowblend_cli.jobs import Job, ModelSpec
-from flowblend_cli.progress import Silent
 from flowblend_cli.utils.worker_process import write_frames
 from flowblend_plugin.errors import FlowBlendError
 

@@ -3,29 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
-from flowblend_cli.artifacts.records import looks_path, read_json, write_json
-from flowblend_cli.followups import best, go_on, verdict
 from flowblend_cli.jobs import Batch, Job
-from flowblend_cli.study import Selection
-
-_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a look at a draft's first steps told.
-
-    Args:
-        score: Score of what they lead to; None where nothing could be told.
-        elapsed_s: Seconds that it took, without loading models and measuring.
-    """
-
-    score: float | None = None
-    elapsed_s: float = 0.0
+from flowblend_cli.study import Selection, go_on
 
 
 class Drafts:
@@ -107,70 +87,20 @@ def dropped(
     }
 
 
-def read_looks(
-    output_dir: Path, selection: Selection, asked: str, keys: Mapping[str, str]
-) -> dict[str, Look]:
-    """What earlier runs saw of a selection's drafts, so that the same ones are dropped again.
+def best(scores: Sequence[float | None], keep: int) -> tuple[int, ...]:
+    """The places of the highest scores, in the order they stand; ties go to the first.
 
     Args:
-        output_dir: The output folder.
-        selection: The selection.
-        asked: What was asked to be measured; what another question led to isn't told.
-        keys: Job key of each draft; what another job of its name led to isn't told either.
+        scores: Of each candidate; None for those that can't be chosen.
+        keep: How many to choose at most.
     """
-    document = _looks_of(output_dir, selection)
-    if document.get("asked") != asked:
-        return {}
-    return {
-        draft: Look(look["score"], look["elapsed_s"])
-        for draft, look in document["looks"].items()
-        if look.get("job_key") == keys.get(draft)
-    }
+    ranked = sorted((-score, index) for index, score in enumerate(scores) if score is not None)
+    return tuple(sorted(index for _, index in ranked[:keep]))
 
 
-def looks_s(output_dir: Path, selection: Selection) -> dict[str, float]:
-    """Seconds of each look that was taken at a selection's drafts, by their ids."""
-    looks = _looks_of(output_dir, selection).get("looks", {})
-    return {draft: look["elapsed_s"] for draft, look in looks.items() if look["elapsed_s"]}
-
-
-def _looks_of(output_dir: Path, selection: Selection) -> dict[str, Any]:
-    """What is kept of a selection's looks; empty where there are none after as many steps."""
-    document = read_json(looks_path(output_dir, selection.drafts[0])) or {}
-    looks: Any = document.get("looks")
-    same = (document.get("v"), document.get("after_steps")) == (_VERSION, selection.reject_after)
-    if selection.reject_after is None or not same or not isinstance(looks, dict):
-        return {}
-    known = {
-        draft: look
-        for draft, look in looks.items()
-        if isinstance(look, dict)
-        and isinstance(look.get("score"), (float, type(None)))
-        and isinstance(look.get("elapsed_s"), float)
-    }
-    return {**document, "looks": known}
-
-
-def write_looks(
-    output_dir: Path,
-    selection: Selection,
-    asked: str,
-    keys: Mapping[str, str],
-    looks: Mapping[str, Look],
-) -> None:
-    """Keep what was seen of a selection's drafts; those that no look was taken at aren't told.
-
-    Raises:
-        OutputError: It can't be written.
-    """
-    told = {draft: looks[draft] for draft in keys if draft in looks}
-    write_json(
-        looks_path(output_dir, selection.drafts[0]),
-        {
-            "v": _VERSION,
-            "scene": selection.scene,
-            "asked": asked,
-            "after_steps": selection.reject_after,
-            "looks": {d: {"job_key": keys[d], **asdict(look)} for d, look in told.items()},
-        },
-    )
+def verdict(jobs: Sequence[Job], chosen: Sequence[int], by: str) -> str:
+    """Say which drafts were chosen: ``"seeds 3 and 7 of 8 by score"``."""
+    seeds = [str(jobs[index].seed) for index in chosen]
+    named = " and ".join([", ".join(seeds[:-1]), seeds[-1]] if len(seeds) > 1 else seeds)
+    what = "seed" if len(seeds) == 1 else "seeds"
+    return f"{what} {named or 'none'} of {len(jobs)} by {by}"

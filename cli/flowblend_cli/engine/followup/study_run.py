@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING
 
 from flowblend_cli.artifacts.records import (
     JobRecord,
+    Look,
     has_answered,
+    read_looks,
     read_record,
     recipe_path,
     write_json,
+    write_looks,
     write_record,
 )
-from flowblend_cli.engine.followup.adaptation import Families
+from flowblend_cli.engine.followup.adaptation import Families, Measured
 from flowblend_cli.engine.followup.measurer import FinishedFile, Measurement, Measurer, Request
-from flowblend_cli.engine.followup.pruning import Drafts, Look, dropped, read_looks, write_looks
-from flowblend_cli.events import JobDropped, JobMeasured
-from flowblend_cli.followups import Measured
-from flowblend_cli.jobs import Batch, Job
+from flowblend_cli.engine.followup.pruning import Drafts, dropped
+from flowblend_cli.events import JobDropped, JobMeasured, Reporter
+from flowblend_cli.jobs import Batch, Job, references
 from flowblend_cli.planning.metrics import metrics_of, score_of
 from flowblend_cli.planning.ordering import ordered
-from flowblend_cli.progress import Reporter
-from flowblend_cli.references import references
 from flowblend_cli.study import MeasureSpec, Selection, Study
 from flowblend_cli.text import count
 from flowblend_plugin import metrics

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.artifacts.records import FOLDER, make_folders
-from flowblend_cli.artifacts.seal import SEAL_KEY, UNSEALED, seal, seal_holds
-from flowblend_cli.utils.files import publish, temporary_path
+from flowblend_cli.utils.files import SEAL_KEY, UNSEALED, publish, seal, seal_holds, temporary_path
 from flowblend_plugin.checkpoints.safetensors_header import LENGTH_BYTES, header_length, metadata_of
 from flowblend_plugin.errors import CheckpointError
 

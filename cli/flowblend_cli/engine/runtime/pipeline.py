@@ -50,10 +50,10 @@ from flowblend_plugin.denoisers.loading import denoiser_name, load_denoiser
 from flowblend_plugin.preview import PROJECTION_NAME, EarlyLook, LatentProjection
 from flowblend_plugin.prompt_cache import EmbeddingStore, keep_text_model, remember_embeddings
 from flowblend_plugin.schedulers.factory import make_scheduler
+from flowblend_plugin.schedulers.flow_blend import begin_at
 from flowblend_plugin.stage_hooks.cache import CacheReport
 from flowblend_plugin.stage_hooks.early_exit import SelfDifference
 from flowblend_plugin.stages import letters
-from flowblend_plugin.start import begin_at
 
 # What the library warns of, the plan has said already.
 logging.getLogger("flowblend_plugin").addHandler(logging.NullHandler())

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from flowblend_cli.advice import LESS_MEMORY
-from flowblend_cli.errors import DeviceFailedError, DeviceLostError, UsageError
+from flowblend_cli.errors import LESS_MEMORY, DeviceFailedError, DeviceLostError, UsageError
 from flowblend_cli.jobs import ModelSpec
 from flowblend_cli.text import shorten
 

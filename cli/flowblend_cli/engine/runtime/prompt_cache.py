@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowblend_cli.artifacts.records import FOLDER, make_folders
-from flowblend_cli.artifacts.seal import SEAL_KEY, UNSEALED, seal, seal_holds
 from flowblend_cli.errors import OutputError
 from flowblend_cli.models.identity import text_identity
 from flowblend_cli.models.registry import resolve_model
-from flowblend_cli.utils.files import publish
+from flowblend_cli.utils.files import SEAL_KEY, UNSEALED, publish, seal, seal_holds
 from flowblend_plugin.checkpoints.serialization import pack, unpack
 from flowblend_plugin.errors import CheckpointError
 

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import SamplingSpec, schedule_of
 from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.models.solvers import find_solver
-from flowblend_cli.recipe.choosing import AUTO
+from flowblend_cli.recipe.expand import checks
+from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.expand.settings import scene_settings
-from flowblend_cli.recipe.prompts.presets import Preset
+from flowblend_cli.recipe.prompts.presets import AUTO, Preset
+from flowblend_cli.recipe.prompts.prompt_files import FLOW_SHIFT, PromptLine
 from flowblend_cli.recipe.prompts.scene_prompts import Prompts
 from flowblend_cli.recipe.schema.names import FIXED_FIELDS, same_file_key, template_fields
 from flowblend_cli.recipe.schema.overrides import Override
 from flowblend_cli.recipe.schema.ranges import Exploration
 from flowblend_cli.recipe.schema.sweep_tables import AxisFields
 from flowblend_cli.recipe.schema.tables import ARGUMENTS, SETTINGS, SceneFields
-from flowblend_cli.recipe.schema.validation import Fault, Tables
+from flowblend_cli.recipe.schema.validation import Tables
 from flowblend_cli.recipe.source.document import RecipeSource
+from flowblend_cli.recipe.source.faults import Fault
 from flowblend_cli.recipe.source.limits import MAX_JOBS
 from flowblend_cli.recipe.sweep.combinations import (
     SEED,
@@ -33,13 +37,16 @@ from flowblend_cli.recipe.sweep.combinations import (
     table_of,
 )
 from flowblend_cli.recipe.sweep.matrix import Binder
-from flowblend_cli.recipe.sweep.variants import Variant
+from flowblend_cli.recipe.sweep.variants import Variant, make_variant
 from flowblend_cli.utils.toml_positions import KeyPath
 from flowblend_plugin.errors import StageError
-from flowblend_plugin.grids import joined_grid, legs_of
+from flowblend_plugin.schedulers.sigmas import joined_grid, legs_of
 from flowblend_plugin.stages import SOLVERS
 
 DEFAULT_SEEDS = (42,)
+
+
+_AXIS = f"sampling.{FLOW_SHIFT}"
 
 
 def check_scenes(
@@ -315,3 +322,30 @@ def _concerns(path: KeyPath, index: int, scene: SceneFields) -> bool:
     if path[0] == "presets":
         return scene.preset in (AUTO, path[1])
     return path[0] != "scene" or path[1] == index
+
+
+def shifted(
+    recipe: Recipe, variant: Variant, index: int, line: PromptLine | None, faults: list[Fault]
+) -> Variant:
+    """A combination with the shift of a line, checked as any other; a sweep's own shift wins.
+
+    Args:
+        recipe: The recipe.
+        variant: The combination.
+        index: Index of the line's scene.
+        line: The line; None, and one without a shift, change nothing.
+        faults: Where faults go.
+    """
+    if line is None or line.flow_shift is None or _AXIS in variant.row.values:
+        return variant
+    row = replace(
+        variant.row,
+        values={**variant.row.values, _AXIS: line.flow_shift},
+        places={**variant.row.places, _AXIS: ("scene", index, "prompts_file")},
+    )
+    folder = recipe.path.absolute().parent
+    made = make_variant(recipe.tables, row, folder, faults)
+    if made is None:
+        return variant
+    faults += checks.check_noise_levels(recipe.tables, [made], folder)
+    return made

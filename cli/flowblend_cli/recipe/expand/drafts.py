@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from flowblend_cli.jobs import Job, Origin
-from flowblend_cli.recipe.candidates import Candidate
+from flowblend_cli.recipe.expand.file_names import Candidate
 from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.schema.ranges import Exploration
 from flowblend_cli.recipe.schema.study_tables import DraftTable
-from flowblend_cli.recipe.schema.validation import Fault
+from flowblend_cli.recipe.source.faults import Fault
 from flowblend_cli.recipe.sweep.blend import PAPER_BOUNDARIES
 from flowblend_cli.study import Selection
 from flowblend_plugin.errors import StageError

@@ -11,11 +11,11 @@ from flowblend_cli.jobs import Batch, ImageSpec, Job, OutputSpec, freeze, schedu
 from flowblend_cli.models.forwards import PIPELINES
 from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.models.solvers import find_solver
-from flowblend_cli.recipe.candidates import Candidate, name_jobs
-from flowblend_cli.recipe.expand.checks import own_seeds, repeats_of
+from flowblend_cli.recipe.expand.checks import own_seeds, repeats_of, shifted
 from flowblend_cli.recipe.expand.drafts import add_drafts, find_selections, with_origins
-from flowblend_cli.recipe.expand.file_names import Fields
+from flowblend_cli.recipe.expand.file_names import Candidate, Fields, name_jobs
 from flowblend_cli.recipe.expand.hints import find_hints
+from flowblend_cli.recipe.expand.images import fit_to_picture, shape_problems
 from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.expand.settings import (
     PromptSettings,
@@ -31,9 +31,7 @@ from flowblend_cli.recipe.prompts.scene_prompts import WrittenPrompt
 from flowblend_cli.recipe.prompts.template import Expanded, problem_of, too_long
 from flowblend_cli.recipe.schema.ranges import MAX_SEED
 from flowblend_cli.recipe.schema.tables import SceneFields
-from flowblend_cli.recipe.schema.validation import Fault
-from flowblend_cli.recipe.shapes import fit_to_picture, shape_problems
-from flowblend_cli.recipe.shifts import shifted
+from flowblend_cli.recipe.source.faults import Fault
 from flowblend_cli.recipe.source.limits import MAX_PROMPT
 from flowblend_cli.recipe.sweep.auto_stages import Settler
 from flowblend_cli.recipe.sweep.blend import blamed_for_stages

@@ -6,13 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from flowblend_cli.advice import LESS_MEMORY
+from flowblend_cli.errors import LESS_MEMORY
 from flowblend_cli.jobs import Job
 from flowblend_cli.models.forwards import PIPELINES
-from flowblend_cli.recipe.candidates import Candidate
+from flowblend_cli.recipe.expand.file_names import Candidate
 from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.prompts.keywords import find_words, word_lists
-from flowblend_cli.recipe.steps import MANY_STEPS
+from flowblend_cli.recipe.schema.ranges import MANY_STEPS
 from flowblend_cli.text import count
 
 LARGE_SIDE = 768

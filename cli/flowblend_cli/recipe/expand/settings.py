@@ -9,13 +9,12 @@ from typing import Any
 from flowblend_cli.jobs import schedule_of
 from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.models.registry import KnownPair
-from flowblend_cli.recipe.choosing import AUTO, Choice, choose_preset
 from flowblend_cli.recipe.expand.recipe import Recipe
-from flowblend_cli.recipe.prompts.presets import Preset
+from flowblend_cli.recipe.prompts.presets import AUTO, Choice, Preset, choose_preset
 from flowblend_cli.recipe.prompts.prompt_files import PromptLine
+from flowblend_cli.recipe.schema.ranges import DEFAULT_STEPS, StepRange
 from flowblend_cli.recipe.schema.tables import SceneFields
 from flowblend_cli.recipe.schema.validation import Tables
-from flowblend_cli.recipe.steps import DEFAULT_STEPS, StepRange
 from flowblend_cli.recipe.sweep.variants import Variant
 from flowblend_cli.study import StepChoice
 from flowblend_cli.utils.toml_positions import KeyPath

@@ -6,14 +6,14 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from flowblend_cli.jobs import freeze
-from flowblend_cli.recipe.candidates import Candidate
+from flowblend_cli.jobs import OF_STAGES, freeze
+from flowblend_cli.recipe.expand.file_names import Candidate
 from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.schema.ranges import Exploration
 from flowblend_cli.recipe.schema.study_tables import OF_REFERENCE, OF_RUNS, DraftTable
-from flowblend_cli.recipe.schema.validation import Fault, Tables
+from flowblend_cli.recipe.schema.validation import Tables
+from flowblend_cli.recipe.source.faults import Fault
 from flowblend_cli.recipe.sweep.combinations import SEED, all_axes, common_axes, table_of
-from flowblend_cli.references import OF_STAGES
 from flowblend_cli.study import (
     AdaptSpec,
     MeasureSpec,

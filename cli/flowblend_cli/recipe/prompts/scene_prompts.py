@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.models.pipeline_arguments import argument_table
-from flowblend_cli.recipe.choosing import AUTO
-from flowblend_cli.recipe.prompts.presets import Preset
+from flowblend_cli.recipe.prompts.presets import AUTO, Preset
 from flowblend_cli.recipe.prompts.prompt_files import FLAG_OF, LineProblem, PromptLine, read_prompts
 from flowblend_cli.recipe.prompts.sample import draw_sample
 from flowblend_cli.recipe.prompts.template import Choice, Expanded, Template
 from flowblend_cli.recipe.prompts.wildcards import Wildcards
 from flowblend_cli.recipe.schema.ranges import Exploration
 from flowblend_cli.recipe.schema.tables import RecipeTable, SceneFields, SceneTable
-from flowblend_cli.recipe.schema.validation import Fault, Tables, mistyped
+from flowblend_cli.recipe.schema.validation import Tables, mistyped
 from flowblend_cli.recipe.source.document import RecipeSource
+from flowblend_cli.recipe.source.faults import Fault
 from flowblend_cli.recipe.sweep.combinations import all_axes
 from flowblend_cli.recipe.sweep.matrix import Binder, variable_names
 from flowblend_cli.utils.toml_positions import KeyPath

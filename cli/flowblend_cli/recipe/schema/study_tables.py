@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from flowblend_cli.recipe.schema.ranges import MAX_STEPS
 from flowblend_cli.recipe.schema.stage_values import is_letter
 from flowblend_cli.recipe.schema.tables import Table, Text, extended
-from flowblend_cli.recipe.steps import MAX_STEPS
 from flowblend_plugin.metrics.catalogue import METRICS
 
 # What is told of every render or group of renders anyway, and what can be asked for.

@@ -22,8 +22,10 @@ from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.recipe.schema.names import check_name, check_template
 from flowblend_cli.recipe.schema.ranges import (
     MAX_SEED,
+    MAX_STEPS,
     SEEDS_SCHEMA,
     Exploration,
+    StepRange,
 )
 from flowblend_cli.recipe.schema.stage_values import (
     CACHE_SCHEMA,
@@ -36,7 +38,6 @@ from flowblend_cli.recipe.schema.stage_values import (
     parse_cache,
 )
 from flowblend_cli.recipe.source.limits import MAX_PROMPT, MAX_SAMPLE
-from flowblend_cli.recipe.steps import MAX_STEPS, StepRange
 from flowblend_plugin.stages import Cache
 
 Name = Annotated[str, AfterValidator(check_name)]

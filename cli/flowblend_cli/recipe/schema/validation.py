@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -41,26 +41,10 @@ from flowblend_cli.recipe.schema.tables import (
     SceneTable,
     StageTable,
 )
+from flowblend_cli.recipe.source.faults import Fault
 from flowblend_cli.recipe.source.limits import MAX_PROBLEMS
 from flowblend_cli.text import shorten
 from flowblend_cli.utils.toml_positions import MAX_SHOWN, KeyPath
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong at one path of a document.
-
-    Args:
-        path: Keys and indices from the top.
-        message: What was found, what was expected, what to do.
-        at: Whether the key or its value is to blame.
-        related: Tables whose values take part as well, so that ``--set`` there is named.
-    """
-
-    path: KeyPath
-    message: str
-    at: Literal["key", "value"] = "value"
-    related: tuple[str, ...] = ()
 
 
 @dataclass

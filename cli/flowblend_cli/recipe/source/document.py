@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.errors import Problem, RecipeError
-from flowblend_cli.recipe.schema.validation import Fault
+from flowblend_cli.recipe.source.faults import Fault
 from flowblend_cli.recipe.source.file import RecipeFile, read_file
 from flowblend_cli.recipe.source.includes import Origin, merge_files, read_included
 from flowblend_cli.recipe.source.limits import MAX_PROBLEMS

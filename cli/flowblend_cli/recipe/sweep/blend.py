@@ -11,7 +11,7 @@ from flowblend_cli.errors import ModelNameError
 from flowblend_cli.jobs import AdapterSpec, schedule_of
 from flowblend_cli.models.adapters import check_source, is_source
 from flowblend_cli.recipe.schema.tables import AdapterTable, BlendTable, ModelTable, StageTable
-from flowblend_cli.recipe.schema.validation import Fault
+from flowblend_cli.recipe.source.faults import Fault
 from flowblend_cli.recipe.sweep.auto_stages import AUTOMATIC_KEYS, Automatic
 from flowblend_cli.utils.toml_positions import KeyPath
 from flowblend_plugin.errors import StageError

@@ -11,7 +11,8 @@ from typing import Any
 
 from flowblend_cli.recipe.schema.names import FIXED_FIELDS
 from flowblend_cli.recipe.schema.sweep_tables import MatrixFields, SweepTable, Value
-from flowblend_cli.recipe.schema.validation import Fault, Tables, written_as
+from flowblend_cli.recipe.schema.validation import Tables, written_as
+from flowblend_cli.recipe.source.faults import Fault
 from flowblend_cli.recipe.sweep.combinations import Row, sweep_axes
 from flowblend_cli.text import shorten
 

@@ -9,7 +9,7 @@ from typing import Any
 from flowblend_cli.jobs import SamplingSpec
 from flowblend_cli.models.registry import KnownPair
 from flowblend_cli.models.solvers import CLASSIC_SOLVERS, NoiseKind
-from flowblend_cli.recipe.schema.validation import Fault
+from flowblend_cli.recipe.source.faults import Fault
 from flowblend_cli.recipe.sweep.blend import Blend
 from flowblend_cli.recipe.sweep.combinations import Row
 from flowblend_plugin.stages import EXTRAPOLATED

@@ -13,7 +13,8 @@ from flowblend_cli.jobs import AdapterSpec, ModelSpec, SamplingSpec
 from flowblend_cli.models.registry import KnownPair, find_pair, resolve_model, resolve_small
 from flowblend_cli.models.solvers import noise_kind, own_solver
 from flowblend_cli.recipe.schema.sweep_tables import SWEPT_TABLES
-from flowblend_cli.recipe.schema.validation import Fault, Tables
+from flowblend_cli.recipe.schema.validation import Tables
+from flowblend_cli.recipe.source.faults import Fault
 from flowblend_cli.recipe.sweep.auto_stages import Automatic
 from flowblend_cli.recipe.sweep.blend import (
     Blend,

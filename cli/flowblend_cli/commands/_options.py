@@ -1,18 +1,29 @@
-"""The options of ``render`` that say how a batch is carried out."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
 import functools
 import re
+import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flowblend_cli.engine.run_options import RunOptions, isolates
+from flowblend_plugin.errors import FlowBlendError
+
+if TYPE_CHECKING:
+    pass
+
 
 _PART = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+_OPTION = click.option("--log-file", type=click.Path(path_type=Path), metavar="FILE",
+                       help="Add everything that is said, with UTC times, to FILE.")  # fmt: skip
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
@@ -63,3 +74,57 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         gathered = option(gathered)
     return gathered
+
+
+def log_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command ``--log-file``; it gets the open log as ``log``, or None without one.
+
+    The errors that end the command stand in the log, too.
+    """
+
+    @functools.wraps(command)
+    def logged(*, log_file: Path | None, **given: Any) -> Any:
+        if log_file is None:
+            return command(log=None, **given)
+        from flowblend_cli.console.log_file import LogFile
+        from flowblend_cli.console.plain import Lines
+
+        log = LogFile(log_file, Lines(sys.stderr, "standard error"))
+        try:
+            return command(log=log, **given)
+        except FlowBlendError as error:
+            log.write(f"error: {error}")
+            raise
+        finally:
+            log.close()
+
+    return _OPTION(logged)
+
+
+_GIVEN = "flowblend.command_line"
+
+
+def command_line() -> list[str]:
+    """The command that runs now, as words of a shell."""
+    context = click.get_current_context()
+    return ["flowblend", context.info_name or "", *context.meta.get(_GIVEN, ())]
+
+
+class TakesManyFiles(click.Command):
+    """A command whose ``--reviews`` takes every file after it, as a shell's pattern gives them."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the option before each file; a folder is never a rater's file."""
+        ctx.meta[_GIVEN] = tuple(args)
+        spread, taking = [], False
+        for arg in args:
+            if arg.startswith("-"):
+                taking = arg == "--reviews"
+                spread += [] if taking else [arg]
+            elif taking and not Path(arg).is_dir():
+                spread += ["--reviews", arg]
+            else:
+                spread.append(arg)
+        if args and args[-1] == "--reviews":
+            spread.append("--reviews")  # which click then says needs a file
+        return super().parse_args(ctx, spread)

@@ -1,0 +1,59 @@
+"""Chooses how a batch is shown on the streams of this process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TextIO
+
+from flowblend_cli.console.plain import JsonReporter, Lines, PlainReporter
+from flowblend_cli.events import (
+    Reporter,
+    Reporters,
+)
+
+QUIET = -1
+
+
+def make_reporter(
+    *, json: bool, verbosity: int, total_jobs: int, log: Lines | None = None
+) -> Reporter:
+    """Choose how to show a batch on the streams of this process.
+
+    Args:
+        json: JSON lines on stdout; people then read stderr.
+        verbosity: -1 errors only, 0 usual, 1 and more adds detail.
+        total_jobs: Jobs in the batch, those already done included.
+        log: Where plain lines with detail go besides, however little is said here.
+
+    Returns:
+        A reporter with a live display where stderr is a capable terminal, with plain lines
+        elsewhere.
+    """
+    errors = Lines(sys.stderr, "standard error")
+    out = Lines(sys.stdout, "standard output", complaints=errors)
+    out_is_terminal = is_terminal(sys.stdout)
+    live = (
+        verbosity > QUIET
+        and is_terminal(sys.stderr)
+        and os.environ.get("TERM", "") not in ("dumb", "unknown")
+        and not (json and out_is_terminal)
+    )
+    chosen: list[Reporter] = [JsonReporter(out)] if json else []
+    logging = None if log is None else PlainReporter(log, log, 1, total_jobs)
+    if not live:
+        results = errors if json else out
+        return Reporters([*chosen, PlainReporter(results, errors, verbosity, total_jobs)], logging)
+    from flowblend_cli.console.live import LiveReporter  # rich: only where there is a terminal
+
+    if not json and not out_is_terminal:
+        chosen.append(PlainReporter(out, Lines(None, ""), verbosity, total_jobs))
+    return Reporters([*chosen, LiveReporter(sys.stderr, verbosity, total_jobs)], logging)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person may be looking at the stream."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
