@@ -196,5 +196,3 @@ class Limits(Tally):
             f"{self.reached}: {count(self.remaining, 'job')} {remain}, and the same command "
             "goes on with them"
         )
-
-

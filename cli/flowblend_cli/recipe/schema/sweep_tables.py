@@ -35,8 +35,6 @@ NO_AXES = ("mode", "repeats", "time_repeats")
 RANGES = (BeforeValidator(refuse_text), Ranges())
 
 
-
-
 class AxisFields(Table):
     """Lists of values that vary together."""
 

@@ -21,7 +21,7 @@ from flowblend_cli.engine.runtime.pipeline import Runtime, versions
 from flowblend_cli.main import main
 from flowblend_plugin.numerics import auto_device, numeric_settings
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 TABLE = environment.tested_versions()
 TESTED = {name: wanted["tested"][0] for name, wanted in TABLE["packages"].items()}
 CPU = {

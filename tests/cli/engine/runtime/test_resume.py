@@ -25,7 +25,7 @@ from flowblend_cli.events import Event, Silent
 from flowblend_cli.jobs import Job, SamplingSpec
 from flowblend_cli.main import main
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 STEPS = 5
 RECIPE = """\
 [recipe]

@@ -22,7 +22,7 @@ from flowblend_cli.main import main
 from flowblend_cli.utils.cache_dirs import cache_path
 from tests.naughty import NAUGHTY
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "cron.md").read_text("utf-8")
 BARE = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cli")]), "LANG": "C",
         "OMP_NUM_THREADS": "1"}  # fmt: skip

@@ -33,7 +33,7 @@ from flowblend_cli.main import main
 from flowblend_cli.models.identity import job_key, model_identity
 from flowblend_cli.recipe.loader import load_batch
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 KEY = "key"  # what write_clip writes
 RECIPE = """\
 [recipe]

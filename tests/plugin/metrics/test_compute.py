@@ -19,7 +19,7 @@ from flowblend_plugin import FlowBlendError, metrics
 from flowblend_plugin.errors import MeasureError
 from flowblend_plugin.metrics import METRICS, measure, tracks, trajectory_spread
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SIZE, SPEED = 64, 1.5
 DIAGONAL = SIZE * 2**0.5
 

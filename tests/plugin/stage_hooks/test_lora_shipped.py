@@ -12,7 +12,7 @@ import torch
 from flowblend_plugin import AdapterError, DenoiserSwitch
 from flowblend_plugin.stages import Adapter, Stage, StageSchedule
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SPRITES = ROOT / "recipes/models/sprites"
 FILES = {role: SPRITES / f"adapters/monochrome_{role}.safetensors" for role in ("large", "small")}
 PROMPT = "a red circle standing still on a navy background"

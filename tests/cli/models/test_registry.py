@@ -89,7 +89,7 @@ def test_what_is_written_of_a_pair_is_consistent(name: str, tmp_path: Path) -> N
 
 
 def test_the_documentation_names_every_pair_and_its_repositories() -> None:
-    text = (Path(__file__).parents[2] / "docs/recipes.md").read_text("utf-8")
+    text = (Path(__file__).parents[3] / "docs/recipes.md").read_text("utf-8")
     table = [line for line in text.splitlines() if line.startswith("| `")]
 
     for pair in known_pairs().values():

@@ -33,7 +33,7 @@ from flowblend_plugin import Calibration
 from flowblend_plugin.calibration.calibration import CalibratedStep
 from flowblend_plugin.calibration.criteria import choose
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RECIPE = """\
 [recipe]
 name = "test"

@@ -22,7 +22,7 @@ from flowblend_cli.jobs import Job, SamplingSpec
 from flowblend_cli.main import main
 from flowblend_cli.utils.frames import Frames, pixels_sha256
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 Mode = Literal["ode", "sde"]
 MODES: tuple[Mode, ...] = ("ode", "sde")
 JOB = sprites_job()

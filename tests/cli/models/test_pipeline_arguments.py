@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flowblend_cli.models.pipeline_arguments import argument_table
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_the_shipped_table_is_what_the_script_makes_of_the_installed_diffusers() -> None:

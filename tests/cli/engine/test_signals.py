@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENT = {
     **os.environ,
     "FLOWBLEND_ISOLATE": "1",

@@ -23,7 +23,7 @@ from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.main import main
 
 STAND_IN = Path(__file__).parent / "stand_in"
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 RECIPE = """\
 [recipe]
 name = "test"

@@ -25,7 +25,7 @@ from flowblend_plugin import (
 from flowblend_plugin.background import load_in_background
 from flowblend_plugin.denoisers.offloading import is_placed, scaled_device_map
 
-SPRITES = Path(__file__).parents[2] / "recipes" / "models" / "sprites"
+SPRITES = Path(__file__).parents[3] / "recipes" / "models" / "sprites"
 LSL = StageSchedule.parse("LSL", boundaries=(0.4, 0.8))
 
 

@@ -17,7 +17,7 @@ from flowblend_cli.models.bundled import bundled_dir
 from flowblend_cli.models.identity import job_key, model_identity
 from flowblend_plugin import DenoiserSwitch
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 SPRITES = bundled_dir() / "models" / "sprites"
 PROMPTS = ["a red circle moving right on a navy background", "a blue star spinning"]
 Problems = Callable[..., list[str]]
