@@ -119,7 +119,9 @@ TABLE: dict[str, set[str]] = {
         f"{LIB}.errors", f"{LIB}.stages", f"{LIB}.metrics", "nltk", *PIXELS,
     },
     f"{CLI}.analysis.web": {f"{CLI}.errors", "jinja2"},
-    f"{CLI}.analysis.report.plots": {f"{CLI}.errors", f"{CLI}.text", f"{CLI}.utils", "matplotlib", "numpy"},
+    f"{CLI}.analysis.report.plots": {
+        f"{CLI}.errors", f"{CLI}.text", f"{CLI}.utils", "matplotlib", "numpy",
+    },
     f"{CLI}.analysis.gallery": {
         *ROOT_NOUNS, f"{CLI}.engine", f"{CLI}.artifacts", f"{CLI}.utils", f"{LIB}.stages",
         f"{LIB}.metrics", *PIXELS,
