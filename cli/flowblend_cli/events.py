@@ -1,17 +1,16 @@
-"""What happens while a batch renders, as values that print as one JSON line each.
+"""Events: everything that a run tells, as frozen values; and reporters, which are told them.
 
-The stream is versioned: ``v`` rises when a key changes its meaning or goes away; keys and events
-may be added without that. ``summary`` is always the last line.
+``--json`` prints those of ``JsonEvent`` as one line each. That stream is versioned: ``v`` rises
+when a key changes its meaning or goes away; keys and events may be added without that. ``summary``
+is always the last line. The other events are for displays, counts and the run's state.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from types import TracebackType
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, TypeVar
 
 EVENT_VERSION = 1
 
@@ -191,161 +190,166 @@ class Summary(_Event):
     remaining: int = 0
 
 
-Event = (
-    ModelLoaded | JobStarted | JobDone | JobSkipped | JobMeasured | JobDropped | JobFailed | Summary
-)
-
-
-class Reporter(Protocol):
-    """Where a running batch tells what it does; a context manager around the run."""
-
-    def __enter__(self) -> Self:
-        """Start showing."""
-        ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop showing, and leave the terminal as it was."""
-        ...
-
-    def event(self, event: Event) -> None:
-        """Tell what happened."""
-        ...
-
-    def step(self, step: int, total: int, role: str) -> None:
-        """Tell that a step starts.
-
-        Args:
-            step: Its index in the current job, from 0.
-            total: Number of steps of the job.
-            role: The denoiser that runs it, such as ``"large"``.
-        """
-        ...
-
-    def message(self, text: str, *, error: bool = False) -> None:
-        """Say something else on stderr; only errors are said under ``-q``."""
-        ...
-
-    def answer(self, text: str) -> None:
-        """Say what somebody asked for just now, however little is said otherwise."""
-        ...
-
-    def grow(self, jobs: int) -> None:
-        """Tell that the batch has so many more jobs than it began with."""
-        ...
-
-    def waiting(self, text: str) -> None:
-        """Tell what the batch waits for, while no job renders; empty when it goes on."""
-        ...
-
-    def estimate(self, seconds: float | None) -> None:
-        """Tell how many seconds the jobs left will take; None where that isn't known."""
-        ...
-
-
-class Silent:
-    """A reporter that says nothing; the base of those that say something."""
-
-    def __enter__(self) -> Self:
-        """Start showing."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop showing."""
-
-    def event(self, event: Event) -> None:
-        """Ignore the event."""
-
-    def step(self, step: int, total: int, role: str) -> None:
-        """Ignore the step."""
-
-    def message(self, text: str, *, error: bool = False) -> None:
-        """Ignore the message."""
-
-    def answer(self, text: str) -> None:
-        """Say it as loud as an error."""
-        self.message(text, error=True)
-
-    def grow(self, jobs: int) -> None:
-        """Ignore the further jobs."""
-
-    def waiting(self, text: str) -> None:
-        """Ignore what is waited for."""
-
-    def estimate(self, seconds: float | None) -> None:
-        """Ignore the estimate."""
-
-
-class Reporters(Silent):
-    """Several reporters told the same things.
+@dataclass(frozen=True)
+class RunStarted(_Event):
+    """A run holds its output folder, and begins.
 
     Args:
-        reporters: All of them; the last one talks to people, and gets the messages.
-        log: One more, which gets everything.
+        jobs: Jobs in the batch, those already done included.
+        expected: Ids of the jobs that have no file yet.
+        slots: Jobs that may be under way at once.
     """
 
-    def __init__(self, reporters: Sequence[Reporter], log: Reporter | None = None) -> None:
-        self._talking = (reporters[-1], *([] if log is None else [log]))
-        self._reporters = (*reporters, *self._talking[1:])
-        self._stack = contextlib.ExitStack()
+    name: ClassVar[str] = "run_started"
+    jobs: int
+    expected: tuple[str, ...] = ()
+    slots: int = 1
 
-    def __enter__(self) -> Self:
-        """Start all of them."""
-        with contextlib.ExitStack() as stack:
-            for reporter in self._reporters:
-                stack.enter_context(reporter)
-            self._stack = stack.pop_all()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop all of them."""
-        self._stack.close()
+@dataclass(frozen=True)
+class RunEnded(_Event):
+    """Nothing more is told of this run: the last event of all, whatever happened."""
 
-    def event(self, event: Event) -> None:
-        """Pass the event on."""
-        for reporter in self._reporters:
-            reporter.event(event)
+    name: ClassVar[str] = "run_ended"
 
-    def step(self, step: int, total: int, role: str) -> None:
-        """Pass the step on."""
-        for reporter in self._reporters:
-            reporter.step(step, total, role)
 
-    def message(self, text: str, *, error: bool = False) -> None:
-        """Pass the message on to the one that talks to people, and to the log."""
-        for reporter in self._talking:
-            reporter.message(text, error=error)
+@dataclass(frozen=True)
+class JobAssigned(_Event):
+    """A job was handed to an executor."""
 
-    def answer(self, text: str) -> None:
-        """Pass the answer on, likewise."""
-        for reporter in self._talking:
-            reporter.answer(text)
+    name: ClassVar[str] = "job_assigned"
+    job: str
 
-    def grow(self, jobs: int) -> None:
-        """Pass the further jobs on."""
-        for reporter in self._reporters:
-            reporter.grow(jobs)
 
-    def waiting(self, text: str) -> None:
-        """Pass what is waited for on."""
-        for reporter in self._reporters:
-            reporter.waiting(text)
+@dataclass(frozen=True)
+class StepStarted(_Event):
+    """A step of a job begins.
 
-    def estimate(self, seconds: float | None) -> None:
-        """Pass the estimate on."""
-        for reporter in self._reporters:
-            reporter.estimate(seconds)
+    Args:
+        job: Id of the job.
+        step: Index of the step, from 0.
+        total: Number of steps of the job.
+        role: The denoiser that runs it, such as ``"large"``.
+    """
+
+    name: ClassVar[str] = "step_started"
+    job: str
+    step: int
+    total: int
+    role: str
+
+
+@dataclass(frozen=True)
+class JobRendered(_Event):
+    """A job's frames are here; its file comes next."""
+
+    name: ClassVar[str] = "job_rendered"
+    job: str
+
+
+@dataclass(frozen=True)
+class JobReturned(_Event):
+    """A job came back from its executor unfinished, because the run stops: it remains."""
+
+    name: ClassVar[str] = "job_returned"
+    job: str
+
+
+@dataclass(frozen=True)
+class JobsAdded(_Event):
+    """The batch has further jobs, which measurements or people asked for.
+
+    Args:
+        jobs: How many.
+    """
+
+    name: ClassVar[str] = "jobs_added"
+    jobs: int
+
+
+@dataclass(frozen=True)
+class Waiting(_Event):
+    """The run waits for something while no job renders.
+
+    Args:
+        text: What it waits for; empty when it goes on.
+    """
+
+    name: ClassVar[str] = "waiting"
+    text: str
+
+
+@dataclass(frozen=True)
+class Message(_Event):
+    """Something else that people should read, on stderr.
+
+    Args:
+        text: The message, one or more lines.
+        is_error: Whether it is said under ``-q`` too.
+        is_answer: Whether somebody asked for it just now; it is said under ``-q`` too, and it is no
+            error.
+        job: Id of the job that it is about; empty for none.
+    """
+
+    name: ClassVar[str] = "message"
+    text: str
+    is_error: bool = False
+    is_answer: bool = False
+    job: str = ""
+
+
+JsonEvent = (
+    ModelLoaded | JobStarted | JobDone | JobSkipped | JobMeasured | JobDropped | JobFailed | Summary
+)
+JobEnded = JobDone | JobSkipped | JobDropped | JobFailed
+Event = (
+    JsonEvent
+    | RunStarted
+    | RunEnded
+    | JobAssigned
+    | StepStarted
+    | JobRendered
+    | JobReturned
+    | JobsAdded
+    | Waiting
+    | Message
+)
+Reporter = Callable[[Event], None]
+_E = TypeVar("_E", bound=_Event)
+
+
+def chain(reporters: Iterable[Reporter]) -> Reporter:
+    """Make one reporter of several, which are told the same events in this order."""
+    listed = list(reporters)
+
+    def tell_all(event: Event) -> None:
+        for reporter in listed:
+            reporter(event)
+
+    return tell_all
+
+
+class CapturedEvents(list[Event]):
+    """A reporter that keeps every event, in order; for tests and for programs that ask later."""
+
+    def __call__(self, event: Event) -> None:
+        """Keep an event."""
+        self.append(event)
+
+    def of(self, kind: type[_E]) -> list[_E]:
+        """Those of one kind."""
+        return [event for event in self if isinstance(event, kind)]
+
+    @property
+    def messages(self) -> list[str]:
+        """The texts of all messages."""
+        return [message.text for message in self.of(Message)]
+
+
+def captured_events() -> CapturedEvents:
+    """Make a reporter that keeps every event.
+
+    Example:
+        ``told = captured_events(); BatchRun(batch, [told]).run(); told.of(JobDone)``
+    """
+    return CapturedEvents()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,3 +126,11 @@ def _other_owner(found: Finished, job: Job) -> str:
     if known and found.recipe != job.recipe:
         return f"recipe {found.recipe!r}"
     return "someone else" if found.state is FileState.FOREIGN else ""
+
+
+def present_files(folder: Path) -> set[str]:
+    """Names of the files in a folder; none where it can't be read."""
+    try:
+        return {entry.name for entry in os.scandir(folder)}
+    except OSError:
+        return set()

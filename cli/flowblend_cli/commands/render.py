@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 import click
 
 from flowblend_cli.commands._options import TakesManyFiles, command_line, log_option, run_options
-from flowblend_cli.console.factory import make_reporter
+from flowblend_cli.console.factory import QUIET, make_reporter
 from flowblend_cli.errors import UsageError
+from flowblend_cli.events import Message, Reporter, chain
 from flowblend_cli.text import count
 
 if TYPE_CHECKING:
     from flowblend_cli.console.log_file import LogFile
     from flowblend_cli.engine.run_options import RunOptions
     from flowblend_cli.jobs import Batch
+    from flowblend_cli.planning.run_progress import RunProgress
 
 
 @click.command(cls=TakesManyFiles)
@@ -78,7 +80,8 @@ def render(
         return _again(Path(recipe), as_json, verbosity, options, log)
 
     from flowblend_cli.console.run_state import RunState
-    from flowblend_cli.engine import batch_run
+    from flowblend_cli.engine.batch_run import BatchRun
+    from flowblend_cli.planning.run_progress import RunProgress
     from flowblend_cli.recipe.loader import load_batch
 
     batch = load_batch(recipe, overrides, out)
@@ -92,18 +95,17 @@ def render(
         from flowblend_cli.analysis.report.write import require_extra
 
         require_extra()
-    told = make_reporter(json=as_json, verbosity=verbosity, total_jobs=len(batch.jobs), log=log)
-    reporter = RunState(told, batch, command_line())
+    progress = RunProgress(batch)
+    shown = make_reporter(progress, json=as_json, verbosity=verbosity, log=log)
     for warning in batch.warnings:
-        reporter.message(warning)
-    complaints = _complaints(batch, reviews)
-    run = batch_run.BatchRun(
+        shown(Message(warning))
+    run = BatchRun(
         batch,
-        reporter,
+        chain([RunState(progress, batch, command_line(), shown), shown]),
         options=options,
         overrides=overrides,
-        complaints=complaints,
-        timing=reporter,
+        complaints=_complaints(batch, reviews),
+        progress=progress,
     )
     code = run.run()
     is_complete = code == 0 and not run.remaining
@@ -141,9 +143,11 @@ def _complaints(batch: Batch, reviews: tuple[Path, ...]) -> dict[str, str]:
 
 
 def _show_gallery(batch: Batch, as_json: bool, verbosity: int, options: RunOptions) -> int:
-    from flowblend_cli.analysis.gallery.comparison import COMPARED_JOBS, gallery
+    from flowblend_cli.analysis.gallery.comparison import gallery
 
-    quiet = make_reporter(json=False, verbosity=-1, total_jobs=COMPARED_JOBS)
+    def quiet(progress: RunProgress) -> Reporter:
+        return make_reporter(progress, json=False, verbosity=QUIET)
+
     code, lines = gallery(batch, quiet, options)
     if verbosity >= 0:
         next_step = (
@@ -166,5 +170,8 @@ def _again(
             f"{path}: holds no record of a render: render takes a recipe, or a file that "
             "flowblend rendered"
         )
-    reporter = make_reporter(json=as_json, verbosity=verbosity, total_jobs=1, log=log)
-    return render_again(document, path.absolute(), reporter, options)
+
+    def show(progress: RunProgress) -> Reporter:
+        return make_reporter(progress, json=as_json, verbosity=verbosity, log=log)
+
+    return render_again(document, path.absolute(), show, options)

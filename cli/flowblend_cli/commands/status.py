@@ -49,8 +49,7 @@ def _lines(one: RecipeStatus) -> Iterator[str]:
     if one.remaining_s is not None and (one.remaining or one.present):
         left = f", about {clock(one.remaining_s)}"
     yield f"  {', '.join(parts)}{left}"
-    if one.present is not None and one.state in ("running", "elsewhere"):
-        now = one.present
+    for now in one.under_way if one.state in ("running", "elsewhere") else ():
         role = f" {now.get('role')}" if now.get("role") else ""
         steps = f"step {now.get('step')} of {now.get('num_inference_steps')}"
         yield f"  now: {now.get('job')}, {steps}{role}"

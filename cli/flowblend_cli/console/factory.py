@@ -1,4 +1,4 @@
-"""Chooses how a batch is shown on the streams of this process."""
+"""make_reporter: chooses how a run is shown on the streams of this process."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ import sys
 from typing import TextIO
 
 from flowblend_cli.console.plain import JsonReporter, Lines, PlainReporter
-from flowblend_cli.events import (
-    Reporter,
-    Reporters,
-)
+from flowblend_cli.events import Reporter, chain
+from flowblend_cli.planning.run_progress import RunProgress
 
 QUIET = -1
 
 
 def make_reporter(
-    *, json: bool, verbosity: int, total_jobs: int, log: Lines | None = None
+    progress: RunProgress, *, json: bool, verbosity: int, log: Lines | None = None
 ) -> Reporter:
-    """Choose how to show a batch on the streams of this process.
+    """Choose how to show a run on the streams of this process.
 
     Args:
+        progress: How far the run is; it must be told each event before this reporter.
         json: JSON lines on stdout; people then read stderr.
         verbosity: -1 errors only, 0 usual, 1 and more adds detail.
-        total_jobs: Jobs in the batch, those already done included.
         log: Where plain lines with detail go besides, however little is said here.
 
     Returns:
@@ -40,15 +38,17 @@ def make_reporter(
         and not (json and out_is_terminal)
     )
     chosen: list[Reporter] = [JsonReporter(out)] if json else []
-    logging = None if log is None else PlainReporter(log, log, 1, total_jobs)
-    if not live:
-        results = errors if json else out
-        return Reporters([*chosen, PlainReporter(results, errors, verbosity, total_jobs)], logging)
-    from flowblend_cli.console.live import LiveReporter  # rich: only where there is a terminal
+    if live:
+        from flowblend_cli.console.live import LiveReporter  # rich: only where there is a terminal
 
-    if not json and not out_is_terminal:
-        chosen.append(PlainReporter(out, Lines(None, ""), verbosity, total_jobs))
-    return Reporters([*chosen, LiveReporter(sys.stderr, verbosity, total_jobs)], logging)
+        if not json and not out_is_terminal:
+            chosen.append(PlainReporter(out, Lines(None, ""), verbosity, progress))
+        chosen.append(LiveReporter(sys.stderr, verbosity, progress))
+    else:
+        chosen.append(PlainReporter(errors if json else out, errors, verbosity, progress))
+    if log is not None:
+        chosen.append(PlainReporter(log, log, 1, progress))
+    return chain(chosen)
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -1,30 +1,28 @@
-"""Events as lines for people, and skipped jobs told as one line."""
+"""Lines: what people read of an event, and one line for many jobs that were there already."""
 
 from __future__ import annotations
 
 import itertools
 
 from flowblend_cli.events import (
-    Event,
     JobDone,
     JobDropped,
     JobFailed,
     JobMeasured,
     JobSkipped,
     JobStarted,
+    JsonEvent,
     ModelLoaded,
     Summary,
 )
 from flowblend_cli.text import count, printable
 
 NAMED = 10
-
-
 SAID_WHEN_VERBOSE = (JobStarted, ModelLoaded, JobMeasured)
 
 
-class Skips:
-    """Counts skipped jobs that come one after the other.
+class SkippedJobs:
+    """Counts skipped jobs that come one after the other, and hides all but the first ones.
 
     Args:
         all_named: Whether every one of them has a line of its own.
@@ -34,24 +32,24 @@ class Skips:
         self._all_named = all_named
         self._in_a_row = 0
 
-    def withholds(self, event: Event) -> bool:
+    def hides(self, event: JsonEvent) -> bool:
         """Whether an event gets no line, because ``NAMED`` skipped jobs stand before it."""
         if not isinstance(event, JobSkipped) or self._all_named:
             return False
         self._in_a_row += 1
         return self._in_a_row > NAMED
 
-    def ended(self) -> str:
-        """What is to be said before the next line of another kind; empty if nothing."""
-        withheld, self._in_a_row = self._in_a_row - NAMED, 0
-        return f"{count(withheld, 'further job')} already there" if withheld > 0 else ""
+    def summary(self) -> str:
+        """The line that stands for the hidden ones, before a line of another kind; may be empty."""
+        hidden, self._in_a_row = self._in_a_row - NAMED, 0
+        return f"{count(hidden, 'further job')} already there" if hidden > 0 else ""
 
 
-def one_line(event: Event, *, verbose: bool = False) -> str:
+def one_line(event: JsonEvent, *, verbose: bool = False) -> str:
     """Say an event in one line for people, harmless to any terminal.
 
     Args:
-        event: Any event.
+        event: The event.
         verbose: Add the seed, the pixels' hash and the memory used to a finished job.
     """
     match event:

@@ -1,4 +1,4 @@
-"""Reporters for streams: plain lines, and JSON lines."""
+"""PlainReporter and JsonReporter: a run as lines on a stream, for logs, pipes and programs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import contextlib
 import os
 from typing import TextIO
 
-from flowblend_cli.console.lines import SAID_WHEN_VERBOSE, Skips, one_line, safe_lines
+from flowblend_cli.console.lines import (
+    SAID_WHEN_VERBOSE,
+    SkippedJobs,
+    one_line,
+    safe_lines,
+)
 from flowblend_cli.events import (
     Event,
     JobDone,
     JobDropped,
     JobFailed,
     JobSkipped,
-    Silent,
+    JsonEvent,
+    Message,
 )
+from flowblend_cli.planning.run_progress import RunProgress
 from flowblend_cli.text import clock
 
 
@@ -60,65 +67,58 @@ class Lines:
             )
 
 
-class JsonReporter(Silent):
-    """Each event as one JSON line."""
+class JsonReporter:
+    """Writes each event of the JSON stream as one line; see ``events.JsonEvent``."""
 
     def __init__(self, out: Lines) -> None:
         self._out = out
 
-    def event(self, event: Event) -> None:
-        """Write the event's line."""
-        self._out.write(event.to_json())
+    def __call__(self, event: Event) -> None:
+        """Write the event's line, if it has one."""
+        if isinstance(event, JsonEvent):
+            self._out.write(event.to_json())
 
 
-class PlainReporter(Silent):
-    """One line per finished job, without colours or cursor movement: for logs, mails and pipes.
+class PlainReporter:
+    """Writes one line per finished job, without colours or cursor movement.
 
     Args:
         results: Where finished jobs and the summary go.
         problems: Where failures and messages go.
         verbosity: -1 errors only, 0 usual, 1 and more adds what starts, loads and was used.
-        total_jobs: Jobs in the batch, for the ``[3/12]`` before each line.
+        progress: How far the run is, for the ``[3/12, 4:05 left]`` before each line.
     """
 
-    def __init__(self, results: Lines, problems: Lines, verbosity: int, total_jobs: int) -> None:
+    def __init__(
+        self, results: Lines, problems: Lines, verbosity: int, progress: RunProgress
+    ) -> None:
         self._results = results
         self._problems = problems
         self._verbosity = verbosity
-        self._total = total_jobs
-        self._ended = 0
-        self._skips = Skips(all_named=verbosity > 0)
-        self._left_s: float | None = None
+        self._progress = progress
+        self._skipped_jobs = SkippedJobs(all_named=verbosity > 0)
 
-    def event(self, event: Event) -> None:
+    def __call__(self, event: Event) -> None:
         """Write the event's line, if it has one at this verbosity."""
-        if isinstance(event, JobDone | JobSkipped | JobDropped | JobFailed):
-            self._ended += 1
-        if isinstance(event, JobFailed):
+        if isinstance(event, Message):
+            if event.is_error or event.is_answer or self._verbosity >= 0:
+                self._problems.write(safe_lines(event.text))
+        elif isinstance(event, JobFailed):
             self._problems.write(one_line(event, verbose=self._verbosity > 0))
-            return
+        elif isinstance(event, JsonEvent):
+            self._write(event)
+
+    def _write(self, event: JsonEvent) -> None:
         if self._verbosity < (1 if isinstance(event, SAID_WHEN_VERBOSE) else 0):
             return
-        if self._skips.withholds(event):
+        if self._skipped_jobs.hides(event):
             return
-        if not isinstance(event, JobSkipped) and (told := self._skips.ended()):
+        if not isinstance(event, JobSkipped) and (told := self._skipped_jobs.summary()):
             self._results.write(told)
         line = one_line(event, verbose=self._verbosity > 0)
         if isinstance(event, JobDone | JobSkipped | JobDropped):
-            is_known = self._left_s is not None and self._ended < self._total
-            left = f", {clock(self._left_s or 0.0)} left" if is_known else ""
-            line = f"[{self._ended}/{self._total}{left}] {line}"
+            progress = self._progress
+            left = progress.left_s() if progress.remaining else None
+            told = "" if left is None else f", {clock(left)} left"
+            line = f"[{progress.ended}/{progress.total}{told}] {line}"
         self._results.write(line)
-
-    def message(self, text: str, *, error: bool = False) -> None:
-        """Write a message among the problems."""
-        if error or self._verbosity >= 0:
-            self._problems.write(safe_lines(text))
-
-    def grow(self, jobs: int) -> None:
-        """Count on further jobs."""
-        self._total += jobs
-
-    def estimate(self, seconds: float | None) -> None:
-        """Show it with the next finished job."""
-        self._left_s = seconds

@@ -1,4 +1,4 @@
-"""What a run is doing, kept in ``DIR/.flowblend/runs`` for ``flowblend status`` to read.
+"""RunState: what a run is doing, kept in ``DIR/.flowblend/runs`` for ``flowblend status`` to read.
 
 It is written at most once a second and where a job begins or ends, whole or not at all, without
 waiting for the disk; a file that can't be written is said once and costs nothing else.
@@ -9,28 +9,27 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from flowblend_cli.artifacts.records import is_number, read_json, run_path, write_json
 from flowblend_cli.errors import OutputError
 from flowblend_cli.events import (
     Event,
     JobDone,
-    JobDropped,
     JobFailed,
     JobSkipped,
-    JobStarted,
-    ModelLoaded,
+    Message,
     Reporter,
+    RunEnded,
+    RunStarted,
+    StepStarted,
     Summary,
+    Waiting,
 )
 from flowblend_cli.jobs import Batch
-from flowblend_cli.planning.estimates import Estimates, Speeds
-from flowblend_cli.planning.workloads import works_of
+from flowblend_cli.planning.run_progress import JobProgress, RunProgress
 from flowblend_cli.text import utc_now
 from flowblend_cli.utils.process import process_mark
 
@@ -46,38 +45,23 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-@dataclass
-class _Counts:
-    rendered: int = 0
-    skipped: int = 0
-    added: int = 0
-    added_done: int = 0
-    dropped: list[str] = field(default_factory=list)
-    failed: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
 class RunState:
-    """A reporter that keeps what it is told on the disk, and tells the next one how long it takes.
+    """A reporter that keeps how far a run is on the disk.
 
     Args:
-        inner: The reporter that people and programs read.
+        progress: How far the run is; it must be told each event before this reporter. It begins
+            with the speeds that the last run on this machine learned.
         batch: The jobs.
         command: The command line that goes on with this batch.
-        clock: Seconds that never jump.
+        complain: Told once if the state can't be written.
     """
 
     def __init__(
-        self,
-        inner: Reporter,
-        batch: Batch,
-        command: Sequence[str],
-        clock: Callable[[], float] = time.monotonic,
+        self, progress: RunProgress, batch: Batch, command: Sequence[str], complain: Reporter
     ) -> None:
-        self._inner = inner
-        self._batch = batch
+        self._progress = progress
+        self._complain = complain
         self._path = run_path(batch.output_dir, batch.recipe_name)
-        self._clock = clock
-        self._began = clock()
         self._fixed = {
             "v": STATE_VERSION,
             "recipe": batch.recipe_name,
@@ -88,200 +72,86 @@ class RunState:
             "process": process_mark(os.getpid()),
         }
         self._ids = {job.id for job in batch.jobs}
-        self._counts = _Counts()
-        self._present: dict[str, Any] | None = None
+        self._known = self._ids | {job.id for job in batch.reserve}
+        self._failed: dict[str, dict[str, Any]] = {}
         self._waiting = self._error = ""
         self._ended: str | None = None
-        self._estimates: Estimates | None = None
-        self._expected: list[str] = []
-        self._learned: Any = None
-        self._left: tuple[float | None, float] = (None, self._began)  # as told last, and when
         self._written = -_SECONDS_BETWEEN
         self._is_broken = False
 
-    def __enter__(self) -> Self:
-        """Begin where earlier runs ended: with the jobs that failed then, and what was learned."""
-        self._inner.__enter__()
-        former = read_state(self._path)
-        known = self._ids | {job.id for job in self._batch.reserve}
-        failures = former.get("failed", {})
-        self._counts.failed = {job: told for job, told in failures.items() if job in known}
-        if former.get("process", {}).get("host") == platform.node():
-            self._learned = former.get("learned")
-        there = present_files(self._batch.output_dir)
-        self._expected = [job.id for job in self._batch.jobs if job.filename not in there]
-        self._write()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Keep how the run ended."""
-        self._present, self._waiting = None, ""
-        self._write()
-        self._inner.__exit__(kind, error, trace)
-
-    def event(self, event: Event) -> None:
-        """Keep what happened, and pass it on together with what it says of the time left."""
-        now = self._clock()
-        self._learn(event, now)
-        counts = self._counts
+    def __call__(self, event: Event) -> None:
+        """Keep what happened; steps and skipped jobs at most once a second."""
         match event:
-            case JobStarted():
-                self._present = {
-                    "job": event.job, "scene": event.scene, "step": 0,
-                    "num_inference_steps": event.num_inference_steps, "role": "",
-                }  # fmt: skip
+            case RunStarted():
+                self._begin()
             case JobDone() | JobSkipped():
-                counts.rendered += isinstance(event, JobDone)
-                counts.skipped += isinstance(event, JobSkipped)
-                counts.added_done += event.job not in self._ids
-                counts.failed.pop(event.job, None)
+                self._failed.pop(event.job, None)
             case JobFailed():
-                counts.failed[event.job] = {
+                self._failed[event.job] = {
                     "scene": event.scene, "seed": event.seed, "error": event.error, "at": utc_now(),
                 }  # fmt: skip
-            case JobDropped():
-                counts.dropped.append(event.job)
+            case Waiting():
+                self._waiting = event.text
+            case Message():
+                self._error = event.text if event.is_error else self._error
+                return
             case Summary():
                 self._ended = utc_now()
-        if isinstance(event, JobDone | JobFailed | JobDropped):
-            self._forget(event.job)
-        self._tell(now)
-        self._inner.event(event)
-        is_minor = isinstance(event, JobSkipped)
-        if not is_minor or now - self._written >= _SECONDS_BETWEEN:
+            case RunEnded():
+                self._waiting = ""
+        is_minor = isinstance(event, JobSkipped | StepStarted)
+        if not is_minor or self._progress.now() - self._written >= _SECONDS_BETWEEN:
             self._write()
 
-    def step(self, step: int, total: int, role: str) -> None:
-        """Keep which step runs, and pass it on."""
-        now = self._clock()
-        if self._estimates is not None:
-            self._estimates.step(step, now)
-        if self._present is not None:
-            self._present |= {"step": step + 1, "num_inference_steps": total, "role": role}
-        if now - self._written >= _SECONDS_BETWEEN:
-            self._tell(now)
-            self._write()
-        self._inner.step(step, total, role)
-
-    def message(self, text: str, *, error: bool = False) -> None:
-        """Keep the last error, and pass the message on."""
-        if error:
-            self._error = text
-        self._inner.message(text, error=error)
-
-    def answer(self, text: str) -> None:
-        """Pass the answer on: it is no error that is to be kept."""
-        self._inner.answer(text)
-
-    def grow(self, jobs: int) -> None:
-        """Count on further jobs."""
-        self._counts.added += jobs
-        if self._estimates is not None:
-            self._estimates.grow(jobs)
-        self._inner.grow(jobs)
-
-    def waiting(self, text: str) -> None:
-        """Keep what is waited for, and pass it on."""
-        self._waiting = text
-        self._write()
-        self._inner.waiting(text)
-
-    def estimate(self, seconds: float | None) -> None:
-        """Pass an estimate on."""
-        self._inner.estimate(seconds)
-
-    def remaining_s(self) -> float | None:
-        """Seconds until all jobs are done; None before anything is known."""
-        return None if self._estimates is None else self._estimates.remaining_s(self._clock())
-
-    def left_s(self) -> float | None:
-        """The same as it was told last, less what has passed since; for any thread."""
-        left, told = self._left
-        return None if left is None else max(0.0, left - (self._clock() - told))
-
-    def seconds_of(self, job_id: str) -> float | None:
-        """Seconds that one job will take; None before anything is known."""
-        return self._begun().seconds_of(job_id)
-
-    def _begun(self) -> Estimates:
-        """The estimates, begun where somebody asks first: where all is done already, nobody does.
-
-        Only ``left_s`` may be asked by another thread than that of the run.
-        """
-        if self._estimates is None:
-            self._estimates = Estimates(works_of(self._batch), Speeds())
-            self._estimates.speeds.recall(self._learned)
-            self._estimates.expect(self._expected)
-            self._estimates.grow(self._counts.added)
-        return self._estimates
-
-    def _learn(self, event: Event, now: float) -> None:
-        if isinstance(event, ModelLoaded | JobStarted):
-            self._begun()
-        if self._estimates is None:
-            return
-        match event:
-            case ModelLoaded():
-                self._estimates.loaded()
-            case JobStarted():
-                self._estimates.started(event.job, now)
-            case JobDone() | JobSkipped() | JobDropped() | JobFailed():
-                self._estimates.ended(event.job, now, rendered=isinstance(event, JobDone))
-
-    def _forget(self, job: str) -> None:
-        if self._present is not None and self._present["job"] == job:
-            self._present = None
-
-    def _tell(self, now: float) -> None:
-        if self._estimates is not None:
-            self._left = self._estimates.remaining_s(now), now
-            self._inner.estimate(self._left[0])
+    def _begin(self) -> None:
+        """Begin where earlier runs ended: with the jobs that failed then, and what was learned."""
+        former = read_state(self._path)
+        failures = former.get("failed", {})
+        self._failed = {job: told for job, told in failures.items() if job in self._known}
+        if former.get("process", {}).get("host") == platform.node():
+            self._progress.recall(former.get("learned"))
 
     def _write(self) -> None:
-        now = self._clock()
-        self._written = now
+        progress = self._progress
+        self._written = progress.now()
         if self._is_broken:
             return
-        if self._estimates is not None:
-            self._learned = self._estimates.speeds.to_document()
-        counts = self._counts
+        under_way = [_present(one) for one in progress.sampling.values()]
         document = {
             **self._fixed,
             "ended": self._ended,
-            "elapsed_s": round(now - self._began, 3),
+            "elapsed_s": round(progress.elapsed_s, 3),
             "clock_s": round(time.monotonic(), 3),
-            "rendered": counts.rendered,
-            "skipped": counts.skipped,
-            "added": counts.added,
-            "added_done": counts.added_done,
-            "dropped": counts.dropped,
-            "failed": counts.failed,
-            "present": self._present,
+            "rendered": progress.rendered,
+            "skipped": progress.skipped,
+            "added": progress.added,
+            "added_done": len(progress.done - self._ids),
+            "dropped": progress.dropped,
+            "failed": self._failed,
+            "present": under_way[0] if under_way else None,
+            "under_way": under_way,
             "waiting": self._waiting,
             "error": self._error,
-            "remaining_s": self.remaining_s(),
-            "learned": self._learned,
+            "remaining_s": progress.remaining_s(),
+            "learned": progress.learned,
         }
         try:
             write_json(self._path, document, durable=False)
         except (OutputError, ValueError) as error:
             self._is_broken = True
-            self._inner.message(
-                f"flowblend status will not see this run: {error}".split(": nothing was")[0]
-            )
+            told = f"flowblend status will not see this run: {error}".split(": nothing was")[0]
+            self._complain(Message(told))
 
 
-def present_files(folder: Path) -> set[str]:
-    """Names of the files in a folder; none where it can't be read."""
-    try:
-        return {entry.name for entry in os.scandir(folder)}
-    except OSError:
-        return set()
+def _present(job: JobProgress) -> dict[str, Any]:
+    assert job.started is not None
+    return {
+        "job": job.started.job,
+        "scene": job.started.scene,
+        "step": job.step + 1 if job.ran else 0,
+        "num_inference_steps": job.total,
+        "role": job.role,
+    }
 
 
 def read_state(path: Path) -> dict[str, Any]:

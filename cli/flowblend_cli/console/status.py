@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowblend_cli.artifacts.existing import present_files
 from flowblend_cli.artifacts.records import FOLDER, read_json, recipe_path, run_path
-from flowblend_cli.console.run_state import present_files, read_state
+from flowblend_cli.console.run_state import read_state
 from flowblend_cli.errors import UsageError
 from flowblend_cli.utils.process import is_running
 
@@ -32,6 +33,7 @@ class RecipeStatus:
         dropped: Drafts that aren't rendered.
         failures: Those that failed and have not succeeded since: scene, seed, error, by job.
         present: The job that renders, and its step; None where none does.
+        under_way: All jobs that render, likewise.
         waiting: What the run waits for; may be empty.
         error: The last error that wasn't one job's; may be empty.
         elapsed_s: Seconds of the run so far, or until it was last heard of; None if unknown.
@@ -50,6 +52,7 @@ class RecipeStatus:
     dropped: int
     failures: dict[str, dict[str, Any]]
     present: dict[str, Any] | None = None
+    under_way: tuple[dict[str, Any], ...] = ()
     waiting: str = ""
     error: str = ""
     elapsed_s: float | None = None
@@ -114,8 +117,8 @@ def _status(folder: Path, recipe: str) -> RecipeStatus | None:
     failures = run.get("failed", {})
     done = [job for job in ids if any(job + suffix in there for suffix in _SUFFIXES)]
     missed = {*failures, *_strings(run.get("dropped"))}
-    present = (run.get("present") or {}).get("job")
-    ready = sum(job not in missed and job != present for job in done)
+    present = {one.get("job") for one in _under_way(run)}
+    ready = sum(job not in missed and job not in present for job in done)
     jobs = (len(ids) or run["jobs"]) + run.get("added", 0)
     if not run:
         return RecipeStatus(recipe, "unknown", jobs, ready, 0, {})
@@ -138,6 +141,7 @@ def _of_run(run: dict[str, Any]) -> dict[str, Any]:
         "state": state,
         "failures": run["failed"],
         "present": run["present"],
+        "under_way": _under_way(run),
         "waiting": run["waiting"],
         "error": run["error"],
         "elapsed_s": round(run["elapsed_s"] + since, 3),
@@ -148,6 +152,12 @@ def _of_run(run: dict[str, Any]) -> dict[str, Any]:
         "host": process.get("host"),
         "command": _command(run),
     }
+
+
+def _under_way(run: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    present = run.get("present")
+    listed = run.get("under_way", [present] if present else [])
+    return tuple(one for one in listed if isinstance(one, dict)) if isinstance(listed, list) else ()
 
 
 def _command(run: dict[str, Any]) -> str:

@@ -1,40 +1,66 @@
-"""Render a batch: what is done is skipped, what fails fails alone, models load at most once."""
+"""BatchRun: renders a batch; it fills free slots, polls, publishes and follows up, in one loop.
+
+What is done is skipped, what fails fails alone, and models load as rarely as possible. Only this
+process writes files, wherever jobs are rendered.
+"""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from statistics import median
 from typing import Any
 
-from flowblend_cli.artifacts.existing import Finder
+from flowblend_cli.artifacts.existing import Finder, present_files
 from flowblend_cli.artifacts.manifest import Entry, Manifest
 from flowblend_cli.artifacts.records import JobRecord
-from flowblend_cli.engine.executors.base import Render, Renders
-from flowblend_cli.engine.executors.child_process import WorkerRenderer
-from flowblend_cli.engine.executors.in_process import Renderer
-from flowblend_cli.engine.extra_renders import look_at, time_again
-from flowblend_cli.engine.followup.study_run import Studying
-from flowblend_cli.engine.limits import LimitReached, Limits, Timing
+from flowblend_cli.engine.executors.base import (
+    Answer,
+    Executor,
+    PreviewResult,
+    RenderFailure,
+    RenderRequest,
+    RenderResult,
+)
+from flowblend_cli.engine.executors.factory import make_executor
+from flowblend_cli.engine.extra_renders import DraftPreviews, TimedRepeats
+from flowblend_cli.engine.followup.study_run import NullStudy, StudyRun
+from flowblend_cli.engine.limits import Limits
 from flowblend_cli.engine.output_folder import output_lock, sweep
 from flowblend_cli.engine.publisher import Pending, Publication, Publisher
 from flowblend_cli.engine.run_options import RunOptions
-from flowblend_cli.engine.runtime.checkpoint_file import Keeping
+from flowblend_cli.engine.runtime.checkpoint_file import CheckpointFile
 from flowblend_cli.engine.signals import StatusSignal, StopSignals
 from flowblend_cli.errors import ENDS_THE_BATCH, RemoteError, StopRequested
-from flowblend_cli.events import JobDone, JobFailed, JobSkipped, Reporter, Reporters, Summary
+from flowblend_cli.events import (
+    JobAssigned,
+    JobDone,
+    JobFailed,
+    JobRendered,
+    JobReturned,
+    JobSkipped,
+    Message,
+    Reporter,
+    RunEnded,
+    RunStarted,
+    Summary,
+    chain,
+)
 from flowblend_cli.jobs import AdapterSpec, Batch, Job, ModelSpec
 from flowblend_cli.models.hub.fetch import prepare_models
-from flowblend_cli.models.identity import Identity, job_key, model_identity
-from flowblend_cli.study import Selection
+from flowblend_cli.models.identity import ResolvedModels, job_key, resolve_models
+from flowblend_cli.planning.plan import plan_job
+from flowblend_cli.planning.run_progress import RunProgress
+from flowblend_cli.utils.worker_process import POLL_S
 from flowblend_plugin.errors import FlowBlendError
 
 SOME_FAILED = 1
 _NOT_RENDERED = "not rendered: see the error of the batch"
-_POLL_S = 0.1
+OnAnswer = Callable[[Answer], None]
 
 
 class BatchRun:
@@ -50,7 +76,8 @@ class BatchRun:
         overrides: The ``--set`` options that made the batch from its recipe; given where records
             are kept beside the files, and the batch's study is carried out.
         complaints: What people found wrong with clips, by job; these are adapted.
-        timing: Tells how long jobs take, for what is to end in time.
+        progress: Counts for whoever shows this run; made here if left out.
+        executor: Who renders; chosen by the options if left out.
     """
 
     def __init__(
@@ -63,32 +90,39 @@ class BatchRun:
         warm_up: Job | None = None,
         overrides: Sequence[str] | None = None,
         complaints: Mapping[str, str] | None = None,
-        timing: Timing | None = None,
+        progress: RunProgress | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self._batch = batch
         self._options = options or RunOptions()
         self._anew = anew
-        self._limits = Limits(self._options, len(batch.jobs), timing)
-        self._reporter = reporter = Reporters([self._limits, reporter])
+        self._progress = progress or RunProgress(batch)
+        self._tell = chain([self._progress, reporter])
+        self._limits = Limits(self._options, self._progress)
         self._recipe_dir = batch.source.parent
-        self._stop = StopSignals(reporter.message, self._limits.check)
-        renderer = WorkerRenderer if self._options.isolated else Renderer
-        self._renderer: Renders = renderer(
-            self._recipe_dir, reporter, warm_up, None if anew else batch.output_dir
-        )
+        self._stop = StopSignals(lambda text: self._tell(Message(text)))
+        embeddings_dir = None if anew else batch.output_dir
+        self._executor = executor or make_executor(self._options, warm_up, embeddings_dir)
         self._publisher = Publisher(self._recipe_dir)
-        self._study = Studying(batch, reporter, overrides, complaints or {})
+        self._study: NullStudy = NullStudy(batch)
+        if overrides is not None:
+            self._study = StudyRun(batch, self._tell, overrides, complaints or {})
         self._is_kept = overrides is not None
         self._finder = Finder(None)
-        self._identities: dict[tuple[ModelSpec, tuple[AdapterSpec, ...]], Identity] = {}
+        self._resolved: dict[tuple[ModelSpec, tuple[AdapterSpec, ...]], ResolvedModels] = {}
+        self._planned: dict[tuple[Any, ...], str] = {}
         self._queue: list[Job] = []
-        self._rendered = self._skipped = self._failed = 0
+        self._under_way: dict[int, OnAnswer] = {}
+        self._requests = 0
+        self._repeats: TimedRepeats | None = None
+        self._previews: DraftPreviews | None = None
+        self._stops_at: float | None = None  # when an executor that was told to stop is given up
         self._exit_code = 0
 
     @property
     def remaining(self) -> int:
         """How many jobs this run has neither done nor seen fail."""
-        return self._limits.remaining
+        return self._progress.remaining
 
     def run(self) -> int:
         """Render what isn't finished yet, measure it, and render what that leads to.
@@ -100,122 +134,139 @@ class BatchRun:
         Raises:
             LockedError: Another run holds the output folder.
         """
-        began, reporter = time.monotonic(), self._reporter
-        asked = StatusSignal(lambda: reporter.answer(self._limits.line()))
-        with output_lock(self._batch.output_dir), self._reporter, asked, self._stop:
-            sweep(self._batch.output_dir, map(self._batch.path_of, self._batch.jobs))
+        batch, progress = self._batch, self._progress
+        answer = StatusSignal(lambda: self._tell(Message(progress.line(), is_answer=True)))
+        with output_lock(batch.output_dir), answer, self._stop:
+            there = present_files(batch.output_dir)
+            expected = [job.id for job in batch.jobs if job.filename not in there]
             try:
+                self._tell(RunStarted(len(batch.jobs), tuple(expected), self._executor.slots))
+                sweep(batch.output_dir, map(batch.path_of, batch.jobs))
                 with self._errors_told():
-                    may_fetch = self._options.allow_download
-                    tell, check = self._reporter.message, self._stop.check
-                    prepare_models(self._batch, may_fetch, tell, check)
-                    for job in (*self._batch.jobs, *self._batch.reserve):
-                        self._identity(job)  # every model is there, before any of them works
-                    self._queue = self._study.begin()
-                    if self._is_kept:
-                        manifest = Manifest(self._batch.output_dir, self._complain)
-                        self._finder = Finder(manifest, verify=self._options.verify)
+                    self._begin()
                     self._work()
                     self._stop.check()
+                with self._errors_told():
+                    self._return_jobs()
                 while self._publisher.outstanding:  # what is rendered is kept, whatever happened
                     with self._errors_told():
-                        self._settle(_POLL_S)
+                        self._take_published(POLL_S)
             finally:
                 self._close()
-                self._finder.close()
-                elapsed = round(time.monotonic() - began, 3)
-                if told := self._limits.told():
-                    self._reporter.message(told)
-                counts = (self._rendered, self._skipped, self._failed)
-                self._reporter.event(Summary(*counts, elapsed, self.remaining))
-        is_short = self._failed or self._study.has_gaps
+                self._end()
+        is_short = progress.failed or self._study.has_gaps
         return self._exit_code or (SOME_FAILED if is_short else 0)
+
+    def _begin(self) -> None:
+        """See that every model is there, before any of them works, and what is done already."""
+        may_fetch = self._options.allow_download
+        prepare_models(
+            self._batch, may_fetch, lambda text: self._tell(Message(text)), self._stop.check
+        )
+        for job in (*self._batch.jobs, *self._batch.reserve):
+            self._stop.check()  # hashing large models takes a while
+            self._models(job)
+        self._queue = self._study.begin()
+        if self._is_kept:
+            manifest = Manifest(self._batch.output_dir, self._complain)
+            self._finder = Finder(manifest, verify=self._options.verify)
 
     def _close(self) -> None:
         """End the helpers, and tell of the files that were ready all the same."""
-        self._renderer.close()
+        self._executor.close()
         self._publisher.close()
         with self._errors_told():
-            self._settle()
+            self._take_published()
+        if self._repeats is not None:  # its file is there
+            self._tell(self._repeats.event)
         with self._errors_told():
             self._study.close()
+
+    def _end(self) -> None:
+        self._finder.close()
+        progress = self._progress
+        if reason := self._limits.stop_reason():
+            self._tell(Message(reason))
+        counts = (progress.rendered, progress.skipped, progress.failed)
+        self._tell(Summary(*counts, round(progress.elapsed_s, 3), progress.remaining))
+        self._tell(RunEnded())
 
     @contextmanager
     def _errors_told(self) -> Iterator[None]:
         """Turn what ends the batch into its exit code; the first one counts."""
         try:
             yield
-        except LimitReached:
-            return
-        except StopRequested as request:
-            if request.__cause__ is None:
-                self._exit_code = self._exit_code or self._stop.exit_code or SOME_FAILED
-            else:
-                self._end_with(request.__cause__)
+        except StopRequested:
+            self._exit_code = self._exit_code or self._stop.exit_code or SOME_FAILED
         except (*ENDS_THE_BATCH, FlowBlendError) as error:
-            self._end_with(error)
-
-    def _end_with(self, error: BaseException) -> None:
-        for line in str(error).split("\n"):
-            self._complain(line)
-        self._exit_code = self._exit_code or int(getattr(error, "exit_code", 2))
-
-    def _check(self) -> None:
-        """What is done between steps: raise if the batch is to stop, and see what is published."""
-        self._stop.check()
-        self._settle()
-
-    def _settle(self, wait_s: float = 0.0) -> None:
-        """Go on with what is published by now, or within some time.
-
-        Raises:
-            StopRequested: The disk failed; its cause says how.
-        """
-        while (done := self._publisher.published(wait_s)) is not None:
-            wait_s = 0.0
-            try:
-                self._take(done)
-            except ENDS_THE_BATCH as error:
-                raise StopRequested from error
+            for line in str(error).split("\n"):
+                self._complain(line)
+            self._exit_code = self._exit_code or int(getattr(error, "exit_code", 2))
 
     def _work(self) -> None:
-        """One job after the other, those of the models in memory first, until no more can come."""
+        """Go on until nothing is queued, under way, or could come of measurements."""
         while True:
             self._queue += self._study.new_jobs()
-            if self._queue:
-                self._stop.check_signals()
-                self._settle()
-                with suppress(LimitReached):
-                    self._do(self._next())
+            self._fill_slots()
+            if self._under_way:
+                self._poll()
             elif self._publisher.outstanding:
-                self._stop.check_signals()
-                self._settle(_POLL_S)
+                self._take_published(POLL_S)
             elif self._study.is_waiting:
-                self._queue += self._study.wait(self._check)
+                self._queue += self._study.wait(self._stop.check)
+            elif not self._has_more:
+                return
+            self._stop.check()
+            if not self._limits.has_time():
+                self._stop_renders()
+
+    @property
+    def _has_more(self) -> bool:
+        return bool(self._queue or self._previews or self._repeats)
+
+    def _fill_slots(self) -> None:
+        """Hand out requests while slots are free, and find what needs none."""
+        while self._has_free_slot:
+            self._stop.check()
+            self._take_published()
+            if self._repeats is not None:
+                self._repeat(self._repeats)
+            elif self._previews is not None:
+                if not self._preview(self._previews):
+                    return
+            elif self._queue:
+                self._start(self._next_job())
             else:
                 return
 
-    def _next(self) -> Job:
-        """Take the next job out of the queue."""
-        place, model = 0, self._renderer.model
-        if model is not None:
-            place = next((n for n, one in enumerate(self._queue) if one.model == model), 0)
+    @property
+    def _has_free_slot(self) -> bool:
+        if self._study.time_repeats > 1:  # anything beside a render would be in its seconds
+            return not self._under_way and not self._publisher.outstanding
+        return len(self._under_way) < self._executor.slots
+
+    def _next_job(self) -> Job:
+        """Take the next job out of the queue: one of models in memory, where there is one."""
+        loaded = self._executor.models_in_memory()
+        place = next((n for n, job in enumerate(self._queue) if job.model in loaded), 0)
         return self._queue.pop(place)
 
-    def _do(self, job: Job) -> None:
-        """Render a job, or find that it needs no render."""
-        look = None if self._limits.reached else self._study.to_look_at(job)
-        if look is not None:
-            dropped = self._look(*look)
-            self._queue = [one for one in self._queue if one.id not in dropped]
-            if job.id in dropped:
-                return
-        path = self._batch.path_of(job)
-        identity = self._identity(job)
+    def _start(self, job: Job) -> None:
+        """Have a job rendered, or find that it needs no render."""
+        selected = None if self._limits.reached else self._study.selection_of(job)
+        if selected is not None:
+            self._queue.insert(0, job)
+            selection, drafts = selected
+            keys = {draft.id: job_key(draft, self._models(draft).identity) for draft in drafts}
+            known = self._study.known_looks(selection, keys)
+            unknown = [draft for draft in drafts if draft.id not in known]
+            self._previews = DraftPreviews(selection, unknown, keys)
+            return
+        path, identity = self._batch.path_of(job), self._models(job).identity
         pending = Pending(job, path, job_key(job, identity), identity)
         found = self._finder.find(job, path, pending.key)
         is_done = found.done is not None and not self._anew
-        if not is_done and not self._limits.lets(job):
+        if not is_done and not self._limits.may_start(job):
             return  # it remains
         if found.obstacle:
             self._fail(job, found.obstacle)
@@ -229,77 +280,166 @@ class BatchRun:
 
     def _skip(self, pending: Pending, done: Entry) -> None:
         """Leave a finished file as it is; what isn't known of it yet is timed and measured."""
-        job, seed = pending.job, done.seed
-        skipped = JobSkipped(job.id, job.scene, seed, str(pending.path))
-        self._forget(pending)  # a run may have been killed right after publishing
-        if self._study.needs_nothing(job, done.pixels_sha256):
-            self._skipped += 1
-            self._reporter.event(skipped)
+        job, study = pending.job, self._study
+        skipped = JobSkipped(job.id, job.scene, done.seed, str(pending.path))
+        self._forget_checkpoint(pending)  # a run may have been killed right after publishing
+        if study.is_up_to_date(job, done.pixels_sha256):
+            self._tell(skipped)
             return
-        record = self._study.record_of(job, done.pixels_sha256)
-        is_short = self._study.time_repeats > max(1, len(record.elapsed_s))
-        if is_short and not self._limits.reached:
-            publishing_s = record.elapsed_s[0] - done.sampling_s if record.elapsed_s else 0.0
-            self._time(record, job, seed, max(0.0, publishing_s))
-        self._skipped += 1
-        self._reporter.event(skipped)
-        known = self._study.record_of(job, record.pixels_sha256)
-        self._study.finished(replace(job, seed=seed), known, None, self._stop.check)
-
-    def _look(self, selection: Selection, drafts: Sequence[Job]) -> set[str]:
-        """Look where the first steps of all drafts lead; ids of those that aren't worth more."""
-        keys = {draft.id: job_key(draft, self._identity(draft)) for draft in drafts}
-        look_at(
-            selection,
-            drafts,
-            keys,
-            renderer=self._renderer,
-            study=self._study,
-            reporter=self._reporter,
-            check=self._check,
+        record = study.record_of(job, done.pixels_sha256)
+        publishing_s = record.elapsed_s[0] - done.sampling_s if record.elapsed_s else 0.0
+        self._repeats = TimedRepeats(
+            replace(job, seed=done.seed),
+            record,
+            max(0.0, publishing_s),
+            study.time_repeats if study.time_repeats > 1 and not self._limits.reached else 0,
+            lambda record: skipped,
+            partial(self._follow_up, replace(job, seed=done.seed), None),
         )
-        while self._study.is_waiting:
-            self._queue += self._study.wait(self._check)
-        return self._study.drop(selection, keys)
-
-    def _identity(self, job: Job) -> Identity:
-        weights = (job.model, job.adapters)
-        if weights not in self._identities:
-            self._identities[weights] = model_identity(job.model, self._recipe_dir, job.adapters)
-        return self._identities[weights]
 
     def _render(self, pending: Pending) -> None:
-        """Render a job, and have it published while the next one renders."""
         job = pending.job
-        keeping = self._keeping(pending)
-        seed = job.seed or (keeping.seed() if keeping else None) or draw_seed()
-        self._renderer.load(job.model, self._check)
-        self._check()
+        kept = self._checkpoint(pending)
+        seed = job.seed or (kept.seed() if kept else None) or draw_seed()
         try:
-            render = self._renderer.render(job, seed, self._check, keeping)
-        except ENDS_THE_BATCH:
-            self._fail(job, _NOT_RENDERED, seed)
-            raise
-        except Exception as error:  # noqa: BLE001 - one job's failure must not end the night
+            planned = self._plan(job)
+        except FlowBlendError as error:
             self._fail(job, reason_of(error), seed)
             return
-        self._publisher.submit(pending, render, self._settle)
-        while self._study.time_repeats > 1 and self._publisher.outstanding:
-            self._settle(_POLL_S)  # encoding beside it would be in its seconds
+        self._tell(JobAssigned(job.id))
+        self._submit(
+            partial(self._on_rendered, pending, seed),
+            job=job,
+            seed=seed,
+            planned=planned,
+            checkpoint=kept,
+        )
 
-    def _keeping(self, pending: Pending) -> Keeping | None:
-        """Where a job's state is kept; None where its bits are to be made from nothing."""
-        folder, every = self._batch.output_dir, self._options.checkpoint_every
-        return None if self._anew else Keeping.of(folder, pending.job.id, pending.key, every)
+    def _repeat(self, repeats: TimedRepeats) -> None:
+        """Have a finished job rendered once more, or go on with what is known of it now."""
+        if not repeats.is_over:
+            job = repeats.job
+            on_answer = partial(self._on_repeated, repeats)
+            self._submit(on_answer, job=job, seed=job.seed, planned=self._plan(job))
+            return
+        self._repeats = None
+        if verdict := repeats.verdict():
+            self._tell(verdict)
+        self._tell(repeats.event)
+        repeats.on_end(repeats.record)
 
-    def _forget(self, pending: Pending) -> None:
-        keeping = self._keeping(pending)
-        if keeping is not None:
-            keeping.forget()
+    def _preview(self, previews: DraftPreviews) -> bool:
+        """Have a draft previewed, or drop drafts once all are; False where that has to wait."""
+        if previews.waiting:
+            draft = previews.waiting.pop(0)
+            previews.under_way += 1
+            self._submit(
+                partial(self._on_previewed, previews, draft),
+                job=draft,
+                seed=draft.seed,
+                kind="preview",
+                after_steps=previews.after_steps,
+            )
+            return True
+        if previews.under_way or self._study.is_waiting:
+            return False
+        self._previews = None
+        dropped = self._study.drop_drafts(previews.selection, previews.keys)
+        self._queue = [job for job in self._queue if job.id not in dropped]
+        return True
 
-    def _take(self, done: Publication) -> None:
+    def _submit(self, on_answer: OnAnswer, *, job: Job, **what: Any) -> None:
+        self._requests += 1
+        request = RenderRequest(self._requests, job, models=self._models(job), **what)
+        self._under_way[request.number] = on_answer
+        self._executor.submit(request)
+
+    def _poll(self) -> None:
+        """Take the next answer, or tell the next event, of the executor."""
+        found = self._executor.poll(POLL_S)
+        if isinstance(found, RenderResult | PreviewResult | RenderFailure):
+            on_answer = self._under_way.pop(found.number, None)
+            if on_answer is not None:  # one that comes twice, or late, is dropped
+                on_answer(found)
+        elif found is not None:
+            self._tell(found)
+        if self._stops_at is not None and time.monotonic() > self._stops_at:
+            self._give_up_executor()
+
+    def _stop_renders(self) -> None:
+        """Have what is under way end after its present step, once."""
+        if self._under_way and self._stops_at is None:
+            self._stops_at = time.monotonic() + self._options.stop_patience_s
+            self._executor.stop()
+
+    def _return_jobs(self) -> None:
+        """Wait until nothing is under way any more; what is rendered meanwhile is published."""
+        self._stop_renders()
+        while self._under_way:
+            self._poll()
+            self._take_published()
+
+    def _give_up_executor(self) -> None:
+        """End an executor that doesn't stop; the jobs that it has remain."""
+        self._executor.close()
+        self._complain("what renders didn't stop in time and was ended; its jobs remain")
+        under_way, self._under_way = self._under_way, {}
+        for number, on_answer in under_way.items():
+            on_answer(RenderFailure(number, StopRequested(), "stopped"))
+
+    def _on_rendered(self, pending: Pending, seed: int, answer: Answer) -> None:
+        """Publish a job's frames, or tell why there are none."""
+        job = pending.job
+        if isinstance(answer, RenderResult):
+            self._tell(JobRendered(job.id))
+            self._publisher.submit(pending, answer, self._take_published)
+        elif isinstance(answer, RenderFailure):
+            error = answer.error
+            if answer.kind != "job":
+                self._tell(JobReturned(job.id))
+                if answer.kind == "models":
+                    raise error
+                return
+            ends = isinstance(error, ENDS_THE_BATCH)
+            self._fail(job, _NOT_RENDERED if ends else reason_of(error), seed)
+            if ends:
+                raise error
+
+    def _on_repeated(self, repeats: TimedRepeats, answer: Answer) -> None:
+        if isinstance(answer, RenderResult):
+            self._study.keep(repeats.add(answer))
+            return
+        repeats.give_up()
+        if isinstance(answer, RenderFailure) and answer.kind != "stopped":
+            if answer.kind == "models" or isinstance(answer.error, ENDS_THE_BATCH):
+                raise answer.error
+            self._tell(repeats.failure(answer.error))
+
+    def _on_previewed(self, previews: DraftPreviews, draft: Job, answer: Answer) -> None:
+        previews.under_way -= 1
+        if isinstance(answer, PreviewResult):
+            self._study.on_preview(draft, answer.frames, answer.elapsed_s, self._stop.check)
+        elif isinstance(answer, RenderFailure):
+            if answer.kind == "stopped":
+                self._previews = None
+            elif answer.kind == "models" or isinstance(answer.error, ENDS_THE_BATCH):
+                raise answer.error
+            else:
+                self._tell(previews.failure(draft, answer.error))
+
+    def _take_published(self, wait_s: float = 0.0) -> None:
+        """Go on with what is published by now, or within some time.
+
+        Raises:
+            OutputError: The disk failed.
+        """
+        while (done := self._publisher.published(wait_s)) is not None:
+            wait_s = 0.0
+            self._on_published(done)
+
+    def _on_published(self, done: Publication) -> None:
         """Go on with a job that has its file now, or has none because of an error."""
-        job, render = done.pending.job, done.render
+        job, render, study = done.pending.job, done.render, self._study
         if done.error is not None:
             ends = isinstance(done.error, ENDS_THE_BATCH)
             self._fail(job, _NOT_RENDERED if ends else reason_of(done.error), render.seed)
@@ -314,57 +454,79 @@ class BatchRun:
             seed=render.seed,
             sampling_s=round(render.elapsed_s, 3),
         )
-        self._forget(done.pending)
-        record = done.record
-        self._rendered += 1
-        try:
-            self._study.keep(record)
-            record = self._time(record, job, render.seed, done.elapsed_s)
-        finally:  # also where the disk or a signal ends the batch: the file is there
-            self._reporter.event(self._done(done.pending, render))
+        self._forget_checkpoint(done.pending)
         # With the seed that was drawn, so that what follows has the same noise.
         same = replace(job, seed=render.seed)
-        self._study.finished(same, record, render.frames, self._stop.check)
+        told = partial(_done, done.pending, render)
+        try:
+            study.keep(done.record)
+        except BaseException:  # the disk ends the batch, but the file is there
+            self._tell(told(done.record))
+            raise
+        follow_up = partial(self._follow_up, same, render.frames)
+        if study.time_repeats > 1:
+            repeats = study.time_repeats
+            self._repeats = TimedRepeats(
+                same, done.record, done.elapsed_s, repeats, told, follow_up
+            )
+        else:
+            self._tell(told(done.record))
+            follow_up(done.record)
 
-    def _time(self, record: JobRecord, job: Job, seed: int, publishing_s: float) -> JobRecord:
-        return time_again(
-            record,
-            replace(job, seed=seed),
-            publishing_s,
-            renderer=self._renderer,
-            study=self._study,
-            reporter=self._reporter,
-            check=self._stop.check,
-        )
+    def _follow_up(self, job: Job, frames: Any, record: JobRecord) -> None:
+        known = self._study.record_of(job, record.pixels_sha256) if frames is None else record
+        self._study.on_published(job, known, frames, self._stop.check)
 
-    def _done(self, pending: Pending, render: Render) -> JobDone:
-        job = pending.job
-        record = self._study.record_of(job, render.pixels_sha256)
-        return JobDone(
-            job=job.id,
-            scene=job.scene,
-            seed=render.seed,
-            num_inference_steps=job.num_inference_steps,
-            path=str(pending.path),
-            elapsed_s=round(median(record.elapsed_s), 3),
-            denoisers=render.denoisers,
-            peak_rss_bytes=render.peak_rss_bytes,
-            peak_vram_bytes=render.peak_vram_bytes,
-            pixels_sha256=render.pixels_sha256,
-        )
+    def _models(self, job: Job) -> ResolvedModels:
+        weights = (job.model, job.adapters)
+        if weights not in self._resolved:
+            self._resolved[weights] = resolve_models(job.model, self._recipe_dir, job.adapters)
+        return self._resolved[weights]
+
+    def _plan(self, job: Job) -> str:
+        """The denoiser planned for each step, one letter a step."""
+        steps = job.num_inference_steps
+        what = (job.model, job.sampling, job.stages, job.adaptive, steps)
+        if what not in self._planned:
+            self._planned[what] = plan_job(job, self._recipe_dir)
+        return self._planned[what]
+
+    def _checkpoint(self, pending: Pending) -> CheckpointFile | None:
+        """Where a job's state is kept; None where its bits are to be made from nothing."""
+        folder, every = self._batch.output_dir, self._options.checkpoint_every
+        key = pending.key
+        return None if self._anew else CheckpointFile.of(folder, pending.job.id, key, every)
+
+    def _forget_checkpoint(self, pending: Pending) -> None:
+        kept = self._checkpoint(pending)
+        if kept is not None:
+            kept.forget()
 
     def _complain(self, text: str) -> None:
-        self._reporter.message(text, error=True)
+        self._tell(Message(text, is_error=True))
 
     def _fail(self, job: Job, error: str, seed: int | None = None) -> None:
-        self._failed += 1
-        self._reporter.event(
-            JobFailed(job.id, job.scene, job.seed if seed is None else seed, error)
-        )
-        self._study.failed(job)
+        self._tell(JobFailed(job.id, job.scene, job.seed if seed is None else seed, error))
+        self._study.on_failed(job)
 
 
-def reason_of(error: Exception) -> str:
+def _done(pending: Pending, render: RenderResult, record: JobRecord) -> JobDone:
+    job = pending.job
+    return JobDone(
+        job=job.id,
+        scene=job.scene,
+        seed=render.seed,
+        num_inference_steps=job.num_inference_steps,
+        path=str(pending.path),
+        elapsed_s=round(median(record.elapsed_s), 3),
+        denoisers=render.denoisers,
+        peak_rss_bytes=render.peak_rss_bytes,
+        peak_vram_bytes=render.peak_vram_bytes,
+        pixels_sha256=render.pixels_sha256,
+    )
+
+
+def reason_of(error: BaseException) -> str:
     """What a job failed of, in words."""
     kind = error.kind if isinstance(error, RemoteError) else type(error).__name__
     return f"{kind}: {error}"
@@ -373,8 +535,3 @@ def reason_of(error: Exception) -> str:
 def draw_seed() -> int:
     """Draw a seed for a job whose recipe says 0: 1 to 2**31 - 1."""
     return 1 + secrets.randbelow(2**31 - 1)
-
-
-def run(batch: Batch, reporter: Reporter, **options: Any) -> int:
-    """Render a batch; see ``BatchRun``, whose options these are."""
-    return BatchRun(batch, reporter, **options).run()

@@ -1,107 +1,108 @@
-"""A job that has its file is rendered again for its seconds and its bits alone."""
+"""TimedRepeats and DraftPreviews: renders that make no file, which the batch loop asks for."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from flowblend_cli.artifacts.records import JobRecord
-from flowblend_cli.engine.executors.base import Renders
-from flowblend_cli.engine.followup.study_run import Studying
-from flowblend_cli.errors import ENDS_THE_BATCH
-from flowblend_cli.events import Reporter
+from flowblend_cli.engine.executors.base import RenderResult
+from flowblend_cli.events import Event, Message
 from flowblend_cli.jobs import Job
 from flowblend_cli.study import Selection
 
 
-def time_again(
-    record: JobRecord,
-    job: Job,
-    publishing_s: float,
-    *,
-    renderer: Renders,
-    study: Studying,
-    reporter: Reporter,
-    check: Callable[[], None],
-) -> JobRecord:
-    """Render a job as often as is asked, with those renders that its record has already.
+class TimedRepeats:
+    """A job that has its file, rendered again for its seconds and its bits alone.
 
     Args:
-        record: Its record.
         job: The job, with the seed of its file.
+        record: Its record, which has some of the renders already.
         publishing_s: Seconds of publishing, timed once and counted in each render.
-        renderer: Who renders.
-        study: Who knows how often, and keeps the record.
-        reporter: Who is told what happens.
-        check: Called between steps; may raise ``StopRequested``.
-
-    Returns:
-        The record, with the seconds and pixels of the new renders.
-
-    Raises:
-        OutputError: The record can't be written.
+        repeats: How often the job is rendered in all.
+        told: The event that tells, after the last render, that the job is over.
+        on_end: Goes on with the job and its record then.
     """
-    repeats = study.time_repeats
-    while len(record.elapsed_s) < repeats:
-        check()
-        try:
-            render = renderer.render(job, job.seed, check)
-        except ENDS_THE_BATCH:
-            raise
-        except Exception as error:  # noqa: BLE001 - its file is there, only times are missing
-            number = len(record.elapsed_s) + 1
-            told = f"{job.id}: render {number} of {repeats} for its seconds failed: {error}"
-            reporter.message(told, error=True)
-            return record
-        record = replace(
-            record,
-            elapsed_s=(*record.elapsed_s, round(render.elapsed_s + publishing_s, 3)),
-            pixels=(*record.pixels, render.pixels_sha256),
+
+    def __init__(
+        self,
+        job: Job,
+        record: JobRecord,
+        publishing_s: float,
+        repeats: int,
+        told: Callable[[JobRecord], Event],
+        on_end: Callable[[JobRecord], None],
+    ) -> None:
+        self.job = job
+        self.record = record
+        self._publishing_s = publishing_s
+        self._repeats = repeats
+        self._told = told
+        self.on_end = on_end
+        self._is_given_up = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no further render is wanted."""
+        return self._is_given_up or len(self.record.elapsed_s) >= self._repeats
+
+    @property
+    def event(self) -> Event:
+        """What tells that the job is over."""
+        return self._told(self.record)
+
+    def add(self, result: RenderResult) -> JobRecord:
+        """Note one more render; the record with it."""
+        elapsed_s = round(result.elapsed_s + self._publishing_s, 3)
+        self.record = replace(
+            self.record,
+            elapsed_s=(*self.record.elapsed_s, elapsed_s),
+            pixels=(*self.record.pixels, result.pixels_sha256),
         )
-        study.keep(record)
-    if repeats > 1:
-        same, renders = record.pixels.count(record.pixels_sha256), len(record.pixels)
-        told = f"{job.id}: {same} of {renders} renders have the same pixels"
-        reporter.message(told, error=same < renders)
-    return record
+        return self.record
+
+    def give_up(self) -> None:
+        """Ask for no further render: the file is there, only times are missing."""
+        self._is_given_up = True
+
+    def failure(self, error: BaseException) -> Message:
+        """What is said of a render that failed."""
+        number = len(self.record.elapsed_s) + 1
+        told = f"{self.job.id}: render {number} of {self._repeats} for its seconds failed: {error}"
+        return Message(told, is_error=True, job=self.job.id)
+
+    def verdict(self) -> Message | None:
+        """Say whether all renders have the same pixels; None where not all of them are there."""
+        if self._repeats < 2 or self._is_given_up:
+            return None
+        same, renders = self.record.pixels.count(self.record.pixels_sha256), len(self.record.pixels)
+        told = f"{self.job.id}: {same} of {renders} renders have the same pixels"
+        return Message(told, is_error=same < renders, job=self.job.id)
 
 
-def look_at(
-    selection: Selection,
-    drafts: Sequence[Job],
-    keys: Mapping[str, str],
-    *,
-    renderer: Renders,
-    study: Studying,
-    reporter: Reporter,
-    check: Callable[[], None],
-) -> None:
-    """Have the first steps of all drafts of a selection measured that weren't looked at before.
+class DraftPreviews:
+    """Previews of a selection's drafts, taken before any of them is rendered to its end.
 
     Args:
-        selection: The selection.
-        drafts: Its drafts.
-        keys: Job key of each draft.
-        renderer: Who takes the steps.
-        study: Who measures where they lead.
-        reporter: Who is told what happens.
-        check: Called again and again; may raise ``StopRequested``.
+        selection: What the drafts compete for.
+        drafts: Those that no earlier run previewed.
+        keys: Job key of each draft of the selection.
     """
-    steps = selection.reject_after or 1
-    known = study.known_looks(selection, keys)
-    for draft in drafts:
-        if draft.id in known:
-            continue
-        check()
-        renderer.load(draft.model, check)
-        began = time.monotonic()
-        try:
-            frames = renderer.preview(draft, steps, check)
-        except ENDS_THE_BATCH:
-            raise
-        except Exception as error:  # noqa: BLE001 - what can't be judged early is rendered
-            told = f"{draft.id} can't be looked at after {steps} steps and goes on: {error}"
-            reporter.message(told, error=True)
-            continue
-        study.look(draft, frames, time.monotonic() - began, check)
+
+    def __init__(
+        self, selection: Selection, drafts: Sequence[Job], keys: Mapping[str, str]
+    ) -> None:
+        self.selection = selection
+        self.keys = keys
+        self.waiting = list(drafts)
+        self.under_way = 0
+
+    @property
+    def after_steps(self) -> int:
+        """How many steps a preview runs."""
+        return self.selection.reject_after or 1
+
+    def failure(self, draft: Job, error: BaseException) -> Message:
+        """What is said of a preview that failed: what can't be judged early is rendered."""
+        told = f"{draft.id} can't be looked at after {self.after_steps} steps and goes on: {error}"
+        return Message(told, is_error=True, job=draft.id)

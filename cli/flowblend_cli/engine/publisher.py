@@ -1,4 +1,4 @@
-"""Renders on their way to their files: encoded and written by a thread, beside the next render."""
+"""Publisher: encodes, writes and checks finished clips on a thread, beside the next render."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from flowblend_cli import __version__
 from flowblend_cli.artifacts.records import JobRecord
-from flowblend_cli.engine.executors.base import Render
+from flowblend_cli.engine.executors.base import RenderResult
 from flowblend_cli.errors import OutputError
 from flowblend_cli.jobs import Job
 from flowblend_cli.models.identity import Identity
 from flowblend_cli.utils.files import publish, temporary_path
+from flowblend_cli.utils.worker_process import POLL_S
 
 if TYPE_CHECKING:
     from flowblend_cli.utils.frames import Frames
 
 WAITING_CLIPS = 2
 WAITING_BYTES = 2**30
-_POLL_S = 0.1
 _LAST_WORDS_S = 2.0
 
 
@@ -58,7 +58,7 @@ class Publication:
     """
 
     pending: Pending
-    render: Render
+    render: RenderResult
     elapsed_s: float
     error: Exception | None = None
 
@@ -87,7 +87,7 @@ class Publisher:
 
     def __init__(self, recipe_dir: Path) -> None:
         self._recipe_dir = recipe_dir
-        self._waiting: queue.SimpleQueue[tuple[Pending, Render] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[Pending, RenderResult] | None] = queue.SimpleQueue()
         self._published: queue.SimpleQueue[Publication] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._writing = threading.Lock()
@@ -96,20 +96,20 @@ class Publisher:
         self._bytes = 0
         self.outstanding = 0
 
-    def submit(self, pending: Pending, render: Render, settle: Callable[[float], None]) -> None:
+    def submit(self, pending: Pending, render: RenderResult, take: Callable[[float], None]) -> None:
         """Have a render published.
 
         Args:
             pending: Its job.
             render: The render.
-            settle: Called while this waits for others to be published first; takes what
+            take: Called while this waits for others to be published first; takes what
                 ``published`` has within so many seconds.
         """
         size = render.frames.nbytes
         while self.outstanding and (
             self.outstanding > WAITING_CLIPS or self._bytes + size > WAITING_BYTES
         ):
-            settle(_POLL_S)
+            take(POLL_S)
         self._bytes += size
         self.outstanding += 1
         if self._thread is None:
@@ -154,7 +154,7 @@ class Publisher:
             self._published.put(Publication(*item, time.monotonic() - began, error))
             del item
 
-    def _publish(self, pending: Pending, render: Render) -> None:
+    def _publish(self, pending: Pending, render: RenderResult) -> None:
         job, path = pending.job, pending.path
         encoded = _encode(render.frames, path, job, self._document(pending, render))
         with self._writing:
@@ -163,7 +163,7 @@ class Publisher:
             self._present = path
             publish(path, *encoded)
 
-    def _document(self, pending: Pending, render: Render) -> dict[str, Any]:
+    def _document(self, pending: Pending, render: RenderResult) -> dict[str, Any]:
         """What the file says about itself."""
         resolved: dict[str, Any] = {
             "seed": render.seed,

@@ -1,7 +1,8 @@
-"""A finished file's own job rendered once more, beside it."""
+"""render_again: renders a finished file's own job once more, beside it, and compares the pixels."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,23 @@ from flowblend_cli.artifacts.existing import recorded
 from flowblend_cli.artifacts.finished import inspect_final
 from flowblend_cli.engine.batch_run import SOME_FAILED, BatchRun
 from flowblend_cli.engine.run_options import RunOptions
-from flowblend_cli.events import Reporter
+from flowblend_cli.events import Message, Reporter
 from flowblend_cli.jobs import Batch, Job
+from flowblend_cli.planning.run_progress import RunProgress
 
 
 def render_again(
-    document: dict[str, Any], path: Path, reporter: Reporter, options: RunOptions | None = None
+    document: dict[str, Any],
+    path: Path,
+    show: Callable[[RunProgress], Reporter],
+    options: RunOptions | None = None,
 ) -> int:
     """Render a finished file's own job once more, beside it, and say whether the bits agree.
 
     Args:
         document: The file's document.
         path: The file; the new one is ``NAME.again.EXT``.
-        reporter: Who is told what happens.
+        show: Makes the reporter that is told what happens.
         options: How the job is rendered.
 
     Returns:
@@ -37,12 +42,14 @@ def render_again(
     source = Path(recorded(document, "source", str(path.parent))) / path.name
     batch = Batch(job.recipe, path.parent, (job,), (), source)
     again = batch.path_of(job)
-    run = BatchRun(batch, reporter, anew=True, options=options)
+    progress = RunProgress(batch)
+    reporter = show(progress)
+    run = BatchRun(batch, reporter, anew=True, options=options, progress=progress)
     code = run.run()
     if code or run.remaining:
         return code
     mine = (inspect_final(again).document or {}).get("pixels_sha256")
     same = mine == document.get("pixels_sha256")
     verdict = "the same pixels" if same else "other pixels"
-    reporter.message(f"{again.name} has {verdict} as {path.name}", error=not same)
+    reporter(Message(f"{again.name} has {verdict} as {path.name}", is_error=not same))
     return 0 if same else SOME_FAILED

@@ -1,4 +1,4 @@
-"""How a batch is carried out, as far as it decides no pixel: what the command's options say."""
+"""RunOptions: how a batch is carried out, as far as it decides no pixel."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ class RunOptions:
         verify: Hash the bytes of every finished file, of large ones too.
         allow_download: Fetch models that the recipe names and this machine lacks.
         isolated: Render in a process of its own, whose death costs one try of one job.
+        stop_patience_s: Seconds that a step may take to end once the run stops; an executor that
+            takes longer is ended, and its jobs remain.
     """
 
     fail_fast: bool = False
@@ -27,6 +29,7 @@ class RunOptions:
     verify: bool = False
     allow_download: bool = False
     isolated: bool = False
+    stop_patience_s: float = 3600.0
 
 
 def isolates() -> bool:

@@ -21,12 +21,10 @@ class StopSignals:
 
     Args:
         tell: Called once with a message when the first signal arrives.
-        also: Checked beside the signals; may raise ``StopRequested``, too.
     """
 
-    def __init__(self, tell: Callable[[str], None], also: Callable[[], None] | None = None) -> None:
+    def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
-        self._also = also
         self._former: dict[int, Any] = {}
         self.received: int | None = None
 
@@ -36,16 +34,6 @@ class StopSignals:
         return None if self.received is None else 128 + self.received
 
     def check(self) -> None:
-        """Raise if a signal has arrived, or what is checked beside them says so.
-
-        Raises:
-            StopRequested: It has.
-        """
-        self.check_signals()
-        if self._also is not None:
-            self._also()
-
-    def check_signals(self) -> None:
         """Raise if a signal has arrived.
 
         Raises:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,51 +50,108 @@ def job_key(job: Job, identity: Identity) -> str:
     return hashlib.sha256(_canonical(told)).hexdigest()
 
 
-def model_identity(
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model's files on this machine.
+
+    Args:
+        name: The model as the recipe names it.
+        folder: Folder that holds the pipeline, or the denoiser's subfolder.
+        subfolder: Where a denoiser lies inside; None where the folder is the denoiser itself, or
+            for a whole pipeline.
+        commit: Commit of a Hub model; None for a folder of this machine.
+        sha256: Hash of its files, or of repository and commit.
+    """
+
+    name: str
+    folder: str
+    subfolder: str | None
+    commit: str | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ResolvedModels:
+    """The files that a job's model names mean, found once, for whoever renders it.
+
+    Args:
+        spec: The models as the recipe names them.
+        recipe_dir: Folder that a job's picture is relative to.
+        pipeline: The pipeline.
+        denoisers: Each further denoiser, by its role.
+        adapters: File of each LoRA adapter: its name, the denoiser that is to have it, the path.
+        identity: What finished files record of all these: per role (``pipeline``, ``small``, a
+            letter, ``LoRA NAME ROLE``) its source and ``sha256``.
+    """
+
+    spec: ModelSpec
+    recipe_dir: str
+    pipeline: ResolvedModel
+    denoisers: tuple[tuple[str, ResolvedModel], ...]
+    adapters: tuple[tuple[str, str, str], ...]
+    identity: Identity
+
+    def to_document(self) -> dict[str, Any]:
+        """All of it as plain JSON values; ``from_document`` reads it back equal."""
+        return asdict(self) | {"spec": self.spec.to_document()}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> ResolvedModels:
+        """Read back ``to_document``'s values."""
+        return cls(
+            spec=ModelSpec.from_document(document["spec"]),
+            recipe_dir=document["recipe_dir"],
+            pipeline=ResolvedModel(**document["pipeline"]),
+            denoisers=tuple((role, ResolvedModel(**one)) for role, one in document["denoisers"]),
+            adapters=tuple((name, role, path) for name, role, path in document["adapters"]),
+            identity=document["identity"],
+        )
+
+
+def resolve_models(
     model: ModelSpec, recipe_dir: Path, adapters: Iterable[AdapterSpec] = ()
-) -> Identity:
-    """Tell which weights a job's models and LoRA adapters are, without loading them.
+) -> ResolvedModels:
+    """Find the files of a job's models and LoRA adapters, and hash them, without loading them.
 
     Args:
         model: The models as the recipe names them.
         recipe_dir: Folder that relative folders start from.
         adapters: The adapters likewise.
 
-    Returns:
-        Per role (``pipeline``, ``small``, a letter, ``LoRA NAME ROLE``) its source and ``sha256``:
-        over the files of a folder, over repository and commit of a Hub model, or of a LoRA's file.
-
     Raises:
         ModelMissingError: A model isn't on this machine, or only half of it is.
         ModelNameError: A model brings code of its own.
     """
-    pipeline = resolve_model(model.pipeline, recipe_dir)
-    identity = {"pipeline": _identify(pipeline, None, is_pipeline=True)}
-    if model.small is not None:
-        source = resolve_small(model.small, recipe_dir)
-        identity["small"] = _identify(source, source.subfolder)
-    for letter, name in model.denoisers:
-        source = resolve_small(name, recipe_dir)
-        identity[letter] = _identify(source, source.subfolder)
+    pipeline, about = _resolve(resolve_model(model.pipeline, recipe_dir), is_pipeline=True)
+    identity = {"pipeline": about}
+    denoisers = []
+    for role, name in [("small", model.small), *model.denoisers]:
+        if name is not None:
+            found, identity[role] = _resolve(resolve_small(name, recipe_dir))
+            denoisers.append((role, found))
+    files = []
     for adapter in adapters:
         path = adapter_file(adapter.source, adapter.name, adapter.role, recipe_dir)
         place = f"LoRA {adapter.name} {adapter.role}"
         identity[place] = {"path": str(path), "sha256": _sha256(path)}
-    return identity
+        files.append((adapter.name, adapter.role, str(path)))
+    return ResolvedModels(
+        model, str(recipe_dir), pipeline, tuple(denoisers), tuple(files), identity
+    )
 
 
-def text_identity(source: ModelSource) -> str:
-    """Hash whatever of a pipeline its prompts go through: all but denoisers, VAE and scheduler.
+def model_identity(
+    model: ModelSpec, recipe_dir: Path, adapters: Iterable[AdapterSpec] = ()
+) -> Identity:
+    """Tell which weights a job's models and LoRA adapters are; see ``resolve_models``."""
+    return resolve_models(model, recipe_dir, adapters).identity
 
-    Args:
-        source: The pipeline.
 
-    Raises:
-        ModelMissingError: It isn't on this machine.
-    """
-    folder = local_folder(source)
-    if source.path is None:
-        return str(_identify(source, None)["sha256"])
+def text_identity(pipeline: ResolvedModel) -> str:
+    """Hash whatever of a pipeline its prompts go through: all but denoisers, VAE and scheduler."""
+    if pipeline.commit is not None:
+        return pipeline.sha256
+    folder = Path(pipeline.folder)
     index = folder / "model_index.json"
     parts = [
         name
@@ -104,17 +162,23 @@ def text_identity(source: ModelSource) -> str:
     return hashlib.sha256(_canonical([_sha256(index), hashes])).hexdigest()
 
 
-def _identify(
-    source: ModelSource, subfolder: str | None, *, is_pipeline: bool = False
-) -> dict[str, Any]:
+def _resolve(
+    source: ModelSource, *, is_pipeline: bool = False
+) -> tuple[ResolvedModel, dict[str, Any]]:
+    """A model's files, and what a finished file records of them."""
     place = local_folder(source)
+    subfolder = None if is_pipeline else source.subfolder
     check_contents(place, source.name, subfolder, pipeline=is_pipeline)
+    about: dict[str, Any]
     if source.path is not None:
-        folder = source.path / (subfolder or "")
-        return {"path": str(folder), "sha256": hash_folder(folder)}
-    commit = place.name
-    digest = hashlib.sha256(_canonical([source.repo, commit, subfolder])).hexdigest()
-    return {"repo": source.repo, "commit": commit, "sha256": digest}
+        folder, commit = source.path / (subfolder or ""), None
+        about = {"path": str(folder), "sha256": hash_folder(folder)}
+    else:
+        commit = place.name
+        digest = hashlib.sha256(_canonical([source.repo, commit, subfolder])).hexdigest()
+        about = {"repo": source.repo, "commit": commit, "sha256": digest}
+    model = ResolvedModel(source.name, str(place), subfolder, commit, about["sha256"])
+    return model, about
 
 
 def local_folder(source: ModelSource) -> Path:

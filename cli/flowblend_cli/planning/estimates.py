@@ -1,4 +1,4 @@
-"""How long jobs will take, learned from the steps and jobs that are over. Pure Python.
+"""Estimates: how long jobs will take, learned from the steps and jobs that are over. Pure Python.
 
 A step's amount is its FLOPs, and the rest of a job (its prompt, decoding, publishing) is told by
 its pixels. Amounts that were seen before take the median of their seconds; others lie on the line
@@ -145,7 +145,6 @@ def _on_the_line(points: Mapping[float, float], amount: float) -> float:
 
 @dataclass
 class _Present:
-    job: str
     work: Work
     began: float
     is_cold: bool
@@ -157,22 +156,24 @@ class _Present:
 class Estimates:
     """How long the jobs of a batch will still take; told what happens, and when.
 
-    Every ``now`` is in seconds of a clock that never jumps.
+    Every ``now`` is in seconds of a clock that never jumps. Any number of jobs may be under way.
 
     Args:
         works: What each job asks for, by its id; jobs that may follow are among them.
         speeds: What is known of them so far.
+        slots: Jobs that may be under way at once.
     """
 
-    def __init__(self, works: Mapping[str, Work], speeds: Speeds) -> None:
+    def __init__(self, works: Mapping[str, Work], speeds: Speeds, slots: int = 1) -> None:
         self.speeds = speeds
+        self._slots = slots
         self._works = works
         self._left: dict[str, int] = {}
         self._queue: Counter[Task] = Counter()
         self._unnamed = 0
         self._timed: set[Task] = set()
         self._doubtful: Task | None = None
-        self._present: _Present | None = None
+        self._under_way: dict[str, _Present] = {}
         self._is_cold = True
 
     def expect(self, jobs: Iterable[str]) -> None:
@@ -193,21 +194,20 @@ class Estimates:
 
     def started(self, job: str, now: float) -> None:
         """Note that a job starts."""
-        self._close(now)
         work = self._works.get(job)
         if job in self._left:
             self._take(job, 1)
         elif self._unnamed:
             self._unnamed -= 1
         if work is not None:
-            self._present = _Present(job, work, now, self._is_cold, now)
+            self._under_way[job] = _Present(work, now, self._is_cold, now)
             self._is_cold = False
 
-    def step(self, index: int, now: float) -> None:
-        """Note that a step of the present job starts."""
-        present = self._present
+    def step(self, job: str, index: int, now: float) -> None:
+        """Note that a step of a job starts."""
+        present = self._under_way.get(job)
         if present is None or index >= len(present.work.steps):
-            self._present = None
+            self._under_way.pop(job, None)
             return
         present.is_whole &= index == present.step + 1
         if index >= 2 and present.is_whole:  # the first one holds what happens once
@@ -218,25 +218,33 @@ class Estimates:
             self.speeds.note(task, now - present.step_began)
         present.step, present.step_began = index, now
 
+    def rendered(self, job: str, now: float) -> None:
+        """Note that a job's frames are here, and learn what its steps don't explain."""
+        self._close(job, now)
+
+    def returned(self, job: str) -> None:
+        """Note that a job came back unfinished."""
+        self._under_way.pop(job, None)
+
     def ended(self, job: str, now: float, *, rendered: bool) -> None:
         """Note that a job is over, with its file or without."""
         self._take(job, self._left.get(job, 0))
-        if self._present is not None and self._present.job == job:
-            if rendered:
-                self._close(now)
-            self._present = None
+        if rendered:
+            self._close(job, now)
+        self._under_way.pop(job, None)
 
     def remaining_s(self, now: float) -> float | None:
         """Seconds until all jobs are done; None before anything is known."""
         queued = self.speeds.total(self._queue)
         if queued is None:
             return None
-        present = self._rest_of_present(now)
-        if present is None:
+        rests = [self._rest_of(present, now) for present in self._under_way.values()]
+        known = [rest for rest in rests if rest is not None]
+        if len(known) < len(rests):
             return None
         jobs = sum(self._left.values())
         usual = queued / jobs if jobs else self._usual_s()
-        return queued + present + self._unnamed * usual
+        return (queued + sum(known) + self._unnamed * usual) / self._slots
 
     def seconds_of(self, job: str) -> float | None:
         """Seconds that a job will take; None before anything is known."""
@@ -250,10 +258,7 @@ class Estimates:
         some = next(iter(self._works.values()), None)
         return (self.speeds.total(some.tasks) or 0.0) if some is not None else 0.0
 
-    def _rest_of_present(self, now: float) -> float | None:
-        present = self._present
-        if present is None:
-            return 0.0
+    def _rest_of(self, present: _Present, now: float) -> float | None:
         to_come = Counter((*present.work.steps[max(0, present.step) :], present.work.rest))
         seconds = self.speeds.total(to_come)
         return None if seconds is None else max(0.0, seconds - (now - present.step_began))
@@ -271,9 +276,8 @@ class Estimates:
             if not self._left[job]:
                 del self._left[job]
 
-    def _close(self, now: float) -> None:
-        """Learn from the present job what its steps don't explain."""
-        present, self._present = self._present, None
+    def _close(self, job: str, now: float) -> None:
+        present = self._under_way.pop(job, None)
         if present is None or not present.is_whole:
             return
         work = present.work

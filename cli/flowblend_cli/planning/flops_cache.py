@@ -74,17 +74,14 @@ def count_all(
 
 
 def _count(requests: list[str]) -> dict[str, Count]:
-    output, problem = run_worker(
+    answers, problem = run_worker(
         "flowblend_cli.planning.flops_worker",
-        f"[{','.join(requests)}]",
-        doing="counting",
+        {"requests": [json.loads(asked) for asked in requests]},
+        name="counting",
         patience_s=_PATIENCE_S,
     )
     counts = {}
-    for asked, line in zip(requests, output.splitlines(), strict=False):
-        answer = _parsed(line)
-        if answer is None:
-            break
+    for asked, answer in zip(requests, answers, strict=False):
         counts[asked] = _count_of(answer)
         if answer.get("lasting", True):
             _write(_path_of(asked), answer)
@@ -110,9 +107,9 @@ def _read(path: Path) -> Count | None:
     return None if answer is None else _count_of(answer)
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
+def _parsed(text: str) -> dict[str, Any] | None:
     try:
-        answer = json.loads(line)
+        answer = json.loads(text)
     except ValueError:
         return None
     if not isinstance(answer, dict):

@@ -1,16 +1,16 @@
-"""Count FLOPs in a process of its own, so that planning never loads torch.
+"""Worker process that counts FLOPs, so that planning never loads torch.
 
-``python -m flowblend_cli.planning.flops_worker`` reads a JSON list of requests (see
-``flops_cache``) on stdin, and writes one JSON line for each, in order: the counts, or the reason
-why there are none.
+``python -m flowblend_cli.planning.flops_worker`` is handed one document with ``requests`` (see
+``flops_cache``), and answers each with one, in order: the counts, or the reason why there are none.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from typing import Any, TextIO
+from collections.abc import Callable
+from typing import Any
+
+from flowblend_cli.utils.worker_process import Channel
 
 # A backend for real devices may be set here; shapes need none.
 os.environ.pop("DIFFUSERS_ATTN_BACKEND", None)
@@ -21,18 +21,19 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 def main() -> None:
     """Answer all requests."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # nobody but this writes among the answers
-    requests = json.load(sys.stdin)
+    channel = Channel()
+    asked = channel.receive()
+    requests = [] if asked is None else asked["requests"]
     try:
-        _answer(requests, answers)
+        _answer(requests, channel.send)
     except ImportError as error:
         # Not said to last: what is missing may be installed tomorrow.
         reason = f"counting needs torch and diffusers, which can't be imported ({error})"
         for _ in requests:
-            _write(answers, {"reason": reason, "lasting": False})
+            channel.send({"reason": reason, "lasting": False})
 
 
-def _answer(requests: list[dict[str, Any]], answers: TextIO) -> None:
+def _answer(requests: list[dict[str, Any]], send: Callable[[dict[str, Any]], None]) -> None:
     from flowblend_plugin.flops import Clip, FlopsError, build_denoiser, count_forward
 
     built: tuple[dict[str, Any] | None, Any] = (None, None)
@@ -41,13 +42,9 @@ def _answer(requests: list[dict[str, Any]], answers: TextIO) -> None:
             if built[0] != request["config"]:
                 built = (request["config"], build_denoiser(request["config"]))
             counted = count_forward(built[1], Clip(**request["clip"]))
-            _write(answers, {"linear_only": counted.linear_only, "full": counted.full})
+            send({"linear_only": counted.linear_only, "full": counted.full})
         except FlopsError as error:
-            _write(answers, {"reason": str(error), "lasting": True})
-
-
-def _write(answers: TextIO, answer: dict[str, Any]) -> None:
-    print(json.dumps(answer), file=answers, flush=True)
+            send({"reason": str(error), "lasting": True})
 
 
 if __name__ == "__main__":

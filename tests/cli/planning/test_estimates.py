@@ -38,7 +38,7 @@ class Batchlet:
         work = self.works[job]
         self.estimates.started(job, self.now)
         for index, task in enumerate(work.steps[:steps]):
-            self.estimates.step(index, self.now)
+            self.estimates.step(job, index, self.now)
             self.now += SECONDS[task] * (1 if self.warm else 10)
             self.warm = True
         if steps is None:
@@ -119,8 +119,8 @@ def test_a_job_that_was_taken_up_in_the_middle_teaches_nothing_wrong() -> None:
     batch.render("0")
     before = batch.estimates.seconds_of("2")
     batch.estimates.started("1", batch.now)
-    batch.estimates.step(6, batch.now)
-    batch.estimates.step(7, batch.now + 1)
+    batch.estimates.step("1", 6, batch.now)
+    batch.estimates.step("1", 7, batch.now + 1)
     batch.estimates.ended("1", batch.now + 4, rendered=True)
 
     assert batch.estimates.seconds_of("2") == before

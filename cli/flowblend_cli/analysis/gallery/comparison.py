@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,28 +16,28 @@ from flowblend_cli.analysis.gallery.contact_sheet import (
 )
 from flowblend_cli.artifacts.existing import recorded
 from flowblend_cli.artifacts.metadata import read_document
-from flowblend_cli.engine import batch_run
+from flowblend_cli.engine.batch_run import BatchRun
 from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.errors import OutputError
 from flowblend_cli.events import Reporter
 from flowblend_cli.jobs import Batch, Job
+from flowblend_cli.planning.run_progress import RunProgress
 from flowblend_cli.utils.frames import Frames
 from flowblend_plugin.stages import Stage
 
-COMPARED_JOBS = 3
 WARM_UP_STEPS = 2
 SHEET = "contact-sheet.png"
 COMPARISON = "compare.mp4"
 
 
 def gallery(
-    batch: Batch, reporter: Reporter, options: RunOptions | None = None
+    batch: Batch, show: Callable[[RunProgress], Reporter], options: RunOptions | None = None
 ) -> tuple[int, list[str]]:
     """Add the contact sheet and the comparison to a finished batch.
 
     Args:
         batch: The batch; its clips are on disk.
-        reporter: Who is told about the comparison's jobs.
+        show: Makes the reporter that is told about the comparison's jobs.
         options: How they are rendered; only where that happens counts.
 
     Returns:
@@ -58,7 +58,9 @@ def gallery(
     comparison = compared(batch, blended)
     isolated = RunOptions(isolated=options is not None and options.isolated)
     first = warm_up(comparison.jobs[0])
-    code = batch_run.run(comparison, reporter, warm_up=first, options=isolated)
+    progress = RunProgress(comparison)
+    run = BatchRun(comparison, show(progress), warm_up=first, options=isolated, progress=progress)
+    code = run.run()
     return code, lines if code else [*lines, *_compare(batch, comparison)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -71,14 +70,10 @@ def _torch(renders: int) -> Iterator[Finding]:
 
 def _ask(renders: int, *, other_threads: bool) -> dict[str, Any]:
     """The answer of a process of its own; its ``error`` says what went wrong."""
-    output, problem = run_worker(
+    answers, problem = run_worker(
         "flowblend_cli.diagnostics.doctor.self_test_worker",
-        json.dumps({"renders": renders, "other_threads": other_threads}),
-        doing="self-test",
+        {"renders": renders, "other_threads": other_threads},
+        name="self-test",
         patience_s=_PATIENCE_S,
     )
-    try:
-        answer: dict[str, Any] = json.loads(output)
-    except ValueError:
-        return {"error": problem}
-    return answer
+    return answers[0] if answers else {"error": problem}

@@ -1,19 +1,18 @@
-"""Look at torch, and render the bundled pair, in a process of its own.
+"""Worker process of doctor that looks at torch and renders the bundled pair.
 
-``python -m flowblend_cli.diagnostics.doctor.self_test_worker`` reads
-``{"renders": N, "other_threads": BOOL}`` on stdin, and writes one JSON object: ``settings``;
-``device``, ``steps``, the hash of each render's pixels in
-``renders`` and, in ``other``, that of one with another number of threads; ``error`` if it failed.
+``python -m flowblend_cli.diagnostics.doctor.self_test_worker`` is handed ``{"renders": N,
+"other_threads": BOOL}`` and answers with one document: ``settings``; ``device``, ``steps``, the
+hash of each render's pixels in ``renders`` and, in ``other``, that of one with another number of
+threads; ``error`` if it failed.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from flowblend_cli.jobs import Job, ModelSpec, OutputSpec, SamplingSpec
+from flowblend_cli.utils.worker_process import Channel
 from flowblend_plugin.errors import FlowBlendError
 from flowblend_plugin.stages import StageSchedule
 
@@ -23,14 +22,14 @@ PROMPT = "a red circle moving right on a navy background"
 
 def main() -> None:
     """Answer one request."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # nobody but this writes among the answers
-    asked = json.load(sys.stdin)
+    channel = Channel()
+    asked = channel.receive() or {"renders": 0}
     answer: dict[str, Any] = {}
     try:
         _answer(asked, answer)
     except (FlowBlendError, ImportError, OSError, RuntimeError, ValueError) as error:
         answer["error"] = f"{type(error).__name__}: {error}"
-    print(json.dumps(answer), file=answers, flush=True)
+    channel.send(answer)
 
 
 def _answer(asked: dict[str, Any], answer: dict[str, Any]) -> None:
@@ -39,11 +38,12 @@ def _answer(asked: dict[str, Any], answer: dict[str, Any]) -> None:
     answer["settings"] = settings = numeric_settings()
     if not asked["renders"]:
         return
-    from flowblend_cli.engine.runtime.pipeline import Runtime
+    from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
+    from flowblend_cli.models.identity import resolve_models
     from flowblend_cli.utils.frames import pixels_sha256
 
     job = sprites_job()
-    runtime = Runtime(job.model, Path.cwd())
+    runtime = PipelineRuntime(resolve_models(job.model, Path.cwd()))
     answer |= {"device": runtime.device.type, "steps": STEPS}
 
     def render() -> str:

@@ -13,6 +13,7 @@ from flowblend_cli.engine.signals import StopSignals
 from flowblend_cli.errors import OutputError, StopRequested, UsageError
 from flowblend_cli.jobs import ModelSpec
 from flowblend_cli.models.calibrations import read_calibration
+from flowblend_cli.models.identity import resolve_models
 from flowblend_cli.utils.files import publish
 from flowblend_plugin.calibration.calibration import Calibration
 from flowblend_plugin.errors import CalibrationError
@@ -59,9 +60,8 @@ def measure(
         DeviceLostError: The device isn't there, or the models don't fit into its memory.
         FlowBlendError: The pair can't be measured.
     """
-    from flowblend_cli.engine.runtime.pipeline import (
-        Runtime,  # torch: only where something is measured
-    )
+    # torch: only where something is measured
+    from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
     from flowblend_plugin.calibration.sensitivity import default_positions
 
     job = probing.jobs[0]
@@ -79,7 +79,7 @@ def measure(
             progress.run_done()
 
         try:
-            runtime = Runtime(job.model, recipe_dir)
+            runtime = PipelineRuntime(resolve_models(job.model, recipe_dir))
             if runtime.note is not None:
                 progress.message(runtime.note)
             stop.check()

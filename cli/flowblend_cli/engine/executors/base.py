@@ -1,23 +1,83 @@
-"""What an executor is, and what it gives back."""
+"""Executor: whoever renders jobs for the batch loop, and what it is handed and gives back.
+
+An executor takes requests and gives one answer for each; ``in_process``, ``child_process`` and any
+further one implement the same protocol, so that the loop knows none of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from flowblend_cli.engine.runtime.checkpoint_file import Keeping
+from flowblend_cli.engine.runtime.checkpoint_file import CheckpointFile
+from flowblend_cli.events import Event
 from flowblend_cli.jobs import Job, ModelSpec
+from flowblend_cli.models.identity import ResolvedModels
 
 if TYPE_CHECKING:
     from flowblend_cli.utils.frames import Frames
 
 
 @dataclass(frozen=True)
-class Render:
+class RenderRequest:
+    """What an executor is to do; all that it needs to know is in here.
+
+    Args:
+        number: Its number, unique in a run; the answer has it too.
+        job: The job.
+        seed: Seed of its noise, never 0.
+        models: The files of its models.
+        kind: ``"render"``: all steps, decoded. ``"preview"``: what its first steps lead to.
+        planned: The denoiser planned for each step, one letter a step.
+        after_steps: How many steps a preview runs.
+        checkpoint: Where the job's state is kept, which it goes on from if it is there; None keeps
+            none. It names a file of this machine.
+    """
+
+    number: int
+    job: Job
+    seed: int
+    models: ResolvedModels
+    kind: Literal["render", "preview"] = "render"
+    planned: str = ""
+    after_steps: int = 0
+    checkpoint: CheckpointFile | None = None
+
+    def to_document(self) -> dict[str, Any]:
+        """The request as plain JSON values; ``from_document`` reads it back equal."""
+        kept = self.checkpoint
+        return {
+            "number": self.number,
+            "job": self.job.to_document(),
+            "seed": self.seed,
+            "models": self.models.to_document(),
+            "kind": self.kind,
+            "planned": self.planned,
+            "after_steps": self.after_steps,
+            "checkpoint": None if kept is None else kept.to_document(),
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> RenderRequest:
+        """Read a request back from ``to_document``'s values."""
+        kept = document["checkpoint"]
+        return cls(
+            **{
+                **document,
+                "job": Job.from_document(document["job"]),
+                "models": ResolvedModels.from_document(document["models"]),
+                "checkpoint": None if kept is None else CheckpointFile.from_document(kept),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class RenderResult:
     """What one render of a job gave; all but the frames is plain JSON.
 
     Args:
+        number: Number of the request.
         frames: Pixels, (T, H, W, 3), uint8.
         seed: Seed of its noise.
         elapsed_s: Seconds for sampling and decoding.
@@ -29,9 +89,10 @@ class Render:
         pixels_sha256: Hash of its frames.
         peak_rss_bytes: Most main memory meanwhile.
         peak_vram_bytes: Most accelerator memory meanwhile; None on a CPU.
-        memory: What was done since memory ran out, see ``memory_ladder.Rung.names``.
+        memory: What was done since memory ran out, see ``oom_retry.MemoryLevel.names``.
     """
 
+    number: int
     frames: Frames
     seed: int
     elapsed_s: float
@@ -51,53 +112,82 @@ class Render:
         return {name: getattr(self, name) for name in names}
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any], frames: Frames) -> Render:
+    def from_document(cls, document: Mapping[str, Any], frames: Frames) -> RenderResult:
         """Put what ``to_document`` gave and the frames together again."""
         lists = {name: tuple(document[name]) for name in ("step_s", "caches", "memory")}
         return cls(frames=frames, **{**document, **lists})
 
 
-class Renders(Protocol):
-    """Who renders jobs for the engine: this process, or one of its own."""
+@dataclass(frozen=True)
+class PreviewResult:
+    """What a job's first steps lead to.
+
+    Args:
+        number: Number of the request.
+        frames: Pixels, (T, H, W, 3), uint8.
+        elapsed_s: Seconds that it took.
+    """
+
+    number: int
+    frames: Frames
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class RenderFailure:
+    """Why a request has no result.
+
+    Args:
+        number: Number of the request.
+        error: What went wrong.
+        kind: ``"job"``: this job failed. ``"models"``: its models can't be loaded, nor can those of
+            any other job that names them. ``"stopped"``: the executor was told to stop.
+    """
+
+    number: int
+    error: BaseException
+    kind: Literal["job", "models", "stopped"] = "job"
+
+
+Answer = RenderResult | PreviewResult | RenderFailure
+
+
+class Executor(Protocol):
+    """Whoever renders jobs for the batch loop: this process, another one, or many machines.
+
+    Every request that was submitted gets one answer, in any order. An answer of a number that isn't
+    under way, because it comes twice or late, is dropped by the loop.
+    """
 
     @property
-    def model(self) -> ModelSpec | None:
-        """The models that are in memory."""
+    def slots(self) -> int:
+        """How many requests may be under way at once."""
         ...
 
-    def load(self, model: ModelSpec, check: Callable[[], None]) -> None:
-        """Have these models in memory, and no others.
+    def submit(self, request: RenderRequest) -> None:
+        """Take a request; fewer than ``slots`` are under way.
 
         Args:
-            model: The models.
-            check: May be called meanwhile; may raise ``StopRequested``.
+            request: What to do.
         """
         ...
 
-    def render(
-        self, job: Job, seed: int, check: Callable[[], None], keeping: Keeping | None = None
-    ) -> Render:
-        """Sample and decode a job.
+    def poll(self, timeout_s: float) -> Answer | Event | None:
+        """The next answer, or the next thing that happened; None where neither comes in time.
 
         Args:
-            job: The job.
-            seed: Seed of its noise.
-            keeping: Where its state is kept, which it goes on from if it is there; None keeps none.
-            check: Called after every step, at least; where it raises ``StopRequested``, the
-                present step is the last one.
+            timeout_s: How long to wait.
         """
         ...
 
-    def preview(self, job: Job, after_steps: int, check: Callable[[], None]) -> Frames:
-        """What a job's first steps lead to, as frames.
+    def models_in_memory(self) -> Collection[ModelSpec]:
+        """The models that a job could be rendered with at once."""
+        ...
 
-        Args:
-            job: The job; its seed isn't to be drawn.
-            after_steps: How many steps to run.
-            check: See ``render``.
-        """
+    def stop(self) -> None:
+        """End every request under way after its present step; each still gets its answer."""
         ...
 
     def close(self) -> None:
-        """Free what it holds."""
+        """End whatever runs, and free what it holds."""
         ...

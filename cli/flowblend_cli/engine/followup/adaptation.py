@@ -1,4 +1,4 @@
-"""Clips that are rendered once more with other settings: each one's rounds, and which is kept."""
+"""Adaptations: clips that are rendered again with other settings, their rounds, and the best."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _GUIDANCE = ("true_cfg_scale", "guidance_scale")
 _STEPS = "num_inference_steps"
 
 
-class Families:
-    """Every adapted job with its further rounds.
+class Adaptations:
+    """Every adapted job with its further rounds, for the study of a run.
 
     Args:
         study: When and how clips are adapted.
@@ -31,9 +31,9 @@ class Families:
         self._ranges = {scene: (low, high) for scene, low, high in study.step_ranges}
         self._max_steps = MOST_STEPS if study.max_steps is None else study.max_steps
         self._complaints = complaints
-        self._families: dict[str, list[Measured]] = {}
+        self._families: dict[str, list[MeasuredClip]] = {}
 
-    def add(self, measured: Measured) -> Job | None:
+    def add(self, measured: MeasuredClip) -> Job | None:
         """Note a measured job.
 
         Returns:
@@ -58,13 +58,13 @@ class Families:
         kept = accepted(family, self._complaints.get(root, ""))
         return {one.job.id: index == kept for index, one in enumerate(family)}
 
-    def _limits(self, job: Job, spec: AdaptSpec) -> Limits:
+    def _limits(self, job: Job, spec: AdaptSpec) -> AdaptLimits:
         weak = metrics.WEAK_MOTION if spec.weak_motion is None else spec.weak_motion
         if not metrics.motion_floor(job.prompt):  # it asks for stillness
             weak = 0.0
         jitter = metrics.JITTER if spec.jitter is None else spec.jitter
         lowest, highest = self._ranges.get(job.scene, (1, MOST_STEPS))
-        return Limits(weak, jitter, (lowest, min(highest, self._max_steps)))
+        return AdaptLimits(weak, jitter, (lowest, min(highest, self._max_steps)))
 
 
 def root_of(job: Job) -> str:
@@ -73,7 +73,7 @@ def root_of(job: Job) -> str:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredClip:
     """A job and what was measured of it.
 
     Args:
@@ -88,7 +88,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Limits:
+class AdaptLimits:
     """What adapting one scene goes by.
 
     Args:
@@ -102,7 +102,7 @@ class Limits:
     steps: tuple[int, int] = (1, MOST_STEPS)
 
 
-def flaw_of(metrics: Mapping[str, float], limits: Limits) -> str:
+def flaw_of(metrics: Mapping[str, float], limits: AdaptLimits) -> str:
     """What is wrong with a clip's motion, in words that begin with its name; empty if nothing."""
     mean, unsteadiness = metrics.get("flow_mean"), metrics.get("unsteadiness")
     if mean is not None and mean < limits.weak_motion:
@@ -113,7 +113,7 @@ def flaw_of(metrics: Mapping[str, float], limits: Limits) -> str:
 
 
 def next_round(
-    family: Sequence[Measured], spec: AdaptSpec, limits: Limits, complaint: str = ""
+    family: Sequence[MeasuredClip], spec: AdaptSpec, limits: AdaptLimits, complaint: str = ""
 ) -> Job | None:
     """The job that a flawed clip is rendered as once more.
 
@@ -172,7 +172,7 @@ def _raise_guidance(settings: dict[str, Any], spec: AdaptSpec) -> str:
     return ""
 
 
-def _change_steps(settings: dict[str, Any], job: Job, is_jitter: bool, limits: Limits) -> str:
+def _change_steps(settings: dict[str, Any], job: Job, is_jitter: bool, limits: AdaptLimits) -> str:
     """Set other steps; stages that count their own steps leave nothing to change."""
     if any(getattr(stage, "steps", None) is not None for stage in job.stages):
         return ""
@@ -188,7 +188,7 @@ def _change_steps(settings: dict[str, Any], job: Job, is_jitter: bool, limits: L
     return f"{_STEPS} {before} -> {after}"
 
 
-def accepted(family: Sequence[Measured], complaint: str = "") -> int:
+def accepted(family: Sequence[MeasuredClip], complaint: str = "") -> int:
     """Which of a job and its further rounds is kept: the best score, ties by order.
 
     Without scores it is the last one, which no flaw was found in, or which nothing helped any

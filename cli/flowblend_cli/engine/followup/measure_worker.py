@@ -1,21 +1,18 @@
-"""Measure frames in a process of its own, beside the next render.
+"""Worker process that measures frames, beside the next render.
 
-``python -m flowblend_cli.engine.followup.measure_worker`` reads requests on stdin until its end and
-answers each with one JSON line on stdout. A request is one JSON line, see ``measurer.Request``; the
-frames follow it, see ``worker_process.write_frames``, unless it names a file to decode. References
-stay in memory for those that are compared with them.
+``python -m flowblend_cli.engine.followup.measure_worker`` is handed requests until no more come,
+see ``measurer.Request``, and answers each. The frames follow a request, unless it names a file to
+decode. References stay in memory for those that are compared with them.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.utils.worker_process import read_frames
+from flowblend_cli.utils.worker_process import Channel
 
 NICENESS = 10
 KEPT_BYTES = 2**30
@@ -101,19 +98,16 @@ def _suits(metric: Any, frames: Any, reference: Any) -> bool:
 
 
 def main() -> None:
-    """Answer until stdin ends."""
+    """Answer until no further request comes."""
     os.nice(NICENESS)
-    source = sys.stdin.buffer
-    answers, sys.stdout = sys.stdout, sys.stderr  # nobody but this writes among the answers
-    references = References()
-    while line := source.readline():
-        request = json.loads(line)
-        frames = None if request["file"] is not None else read_frames(source)
+    channel, references = Channel(), References()
+    while (request := channel.receive()) is not None:
         try:
-            answer = measure(request, frames, references)
+            answer = measure(request, request.pop("frames", None), references)
         except Exception as error:  # noqa: BLE001 - whatever one clip does, the next is measured
             answer = {"error": f"{error}" or type(error).__name__}
-        print(json.dumps(answer), file=answers, flush=True)
+        channel.send(answer)
+        del request
 
 
 if __name__ == "__main__":

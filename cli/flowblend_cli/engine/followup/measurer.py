@@ -1,22 +1,19 @@
-"""Clips on their way to being measured: handed to a process of our own, answered when it is done.
+"""Measurer: has clips measured by a worker process, for the study of a run.
 
-A thread hands over one clip after the other, so that the denoiser never waits for a measurement,
+Requests are handed over in the background, so that the denoiser never waits for a measurement,
 unless more than ``WAITING_BYTES`` of frames wait for theirs.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import queue
-import subprocess
-import sys
-import threading
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from flowblend_cli.utils.worker_process import worker_environment, write_frames
+from flowblend_cli.errors import WorkerDiedError
+from flowblend_cli.utils.worker_process import POLL_S, WorkerProcess
 
 if TYPE_CHECKING:
     from flowblend_cli.utils.frames import Frames
@@ -25,7 +22,6 @@ MODULE = "flowblend_cli.engine.followup.measure_worker"
 WAITING_BYTES = 2**30
 PATIENCE_S = 1800
 _TRIES = 2
-_POLL_S = 0.1
 # One thread, on the processor alone: the rest of the machine is the denoiser's.
 _LIMITS = {
     "CUDA_VISIBLE_DEVICES": "",
@@ -62,6 +58,7 @@ class Request:
         is_reference: Whether others will be compared with it.
         reference: What it is compared with.
         file: Where the frames come from, if they aren't handed over.
+        kind: ``"clip"``: the finished clip. ``"preview"``: what a draft's first steps lead to.
     """
 
     job: str
@@ -70,6 +67,7 @@ class Request:
     is_reference: bool = False
     reference: FinishedFile | None = None
     file: FinishedFile | None = None
+    kind: Literal["clip", "preview"] = "clip"
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,7 @@ class Measurement:
         tracks: Paths of points, see ``JobRecord``.
         on_file: Whether decoded files took part.
         error: Why there is nothing, or not all, in words; empty if all is there.
+        kind: Kind of the request.
     """
 
     job: str
@@ -89,26 +88,27 @@ class Measurement:
     tracks: tuple[Any, ...] = ()
     on_file: bool = False
     error: str = ""
+    kind: Literal["clip", "preview"] = "clip"
 
 
 class Measurer:
-    """Measures in a process that starts with the first request, and ends with ``close``.
+    """Measures in a worker process that starts with the first request, and ends with ``close``.
 
-    The process has a session of its own, so that Ctrl-C on a terminal reaches this one only, and
-    ends by itself when this one is killed.
+    The process ends by itself when this one is killed. One that dies is started once more for the
+    clip that it died at.
     """
 
     def __init__(self) -> None:
-        self._requests: queue.SimpleQueue[tuple[Request, Frames | None] | None] = (
-            queue.SimpleQueue()
-        )
-        self._answers: queue.SimpleQueue[Measurement] = queue.SimpleQueue()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._thread: threading.Thread | None = None
-        self._changed = threading.Condition()
-        self._waiting_bytes = 0
-        self._is_closing = False
-        self.outstanding = 0
+        self._worker: WorkerProcess | None = None
+        self._unanswered: deque[tuple[Request, Frames | None]] = deque()
+        self._answers: deque[Measurement] = deque()
+        self._tries = 0
+        self._heard = 0.0
+
+    @property
+    def outstanding(self) -> int:
+        """Requests whose answers weren't taken yet."""
+        return len(self._unanswered) + len(self._answers)
 
     def submit(self, request: Request, frames: Frames | None, check: Callable[[], None]) -> None:
         """Ask for a job to be measured.
@@ -119,112 +119,75 @@ class Measurer:
             check: Called again and again while this waits for memory; may raise.
         """
         size = 0 if frames is None else frames.nbytes
-        with self._changed:
-            while self._waiting_bytes and self._waiting_bytes + size > WAITING_BYTES:
-                self._changed.wait(_POLL_S)
-                check()
-            self._waiting_bytes += size
-        self.outstanding += 1
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="measuring", daemon=True)
-            self._thread.start()
-        self._requests.put((request, frames))
+        while self._waiting_bytes and self._waiting_bytes + size > WAITING_BYTES:
+            check()
+            self._receive(POLL_S)
+        self._unanswered.append((request, frames))
+        if self._worker is not None:
+            self._worker.send(asdict(request), frames)
+        else:
+            self._start()
 
     def answer(self, timeout_s: float = 0.0) -> Measurement | None:
         """The next measurement that is done; None where there is none within so many seconds."""
-        try:
-            found = (
-                self._answers.get(timeout=timeout_s) if timeout_s else self._answers.get_nowait()
-            )
-        except queue.Empty:
-            return None
-        self.outstanding -= 1
-        return found
+        if not self._answers and self._unanswered:
+            self._receive(timeout_s)
+        return self._answers.popleft() if self._answers else None
 
     def close(self) -> None:
         """End the process, whatever it does."""
-        self._is_closing = True
-        self._requests.put(None)
-        self._end_process()
-        if self._thread is not None:
-            self._thread.join(timeout=10)
+        if self._worker is not None:
+            self._worker.end()
+            self._worker = None
 
-    def _work(self) -> None:
-        while (item := self._requests.get()) is not None and not self._is_closing:
-            request, frames = item
-            self._answers.put(self._ask(request, frames))
-            with self._changed:
-                self._waiting_bytes -= 0 if frames is None else frames.nbytes
-                self._changed.notify()
-            del item, frames
-        self._end_process()
+    @property
+    def _waiting_bytes(self) -> int:
+        return sum(frames.nbytes for _, frames in self._unanswered if frames is not None)
 
-    def _ask(self, request: Request, frames: Frames | None) -> Measurement:
-        """Hand over one clip and wait; a process that dies is started once more for it."""
-        error = ""
-        for _ in range(_TRIES):
-            if self._is_closing:
-                break
+    def _start(self) -> None:
+        """Start a process, and hand it everything that waits for an answer."""
+        self._heard = time.monotonic()
+        while self._unanswered:
+            self._tries += 1
             try:
-                answer = self._exchange(request, frames)
-            except Exception as problem:  # noqa: BLE001 - whoever waits for it must get an answer
-                error = f"the measuring process can't be used ({problem})"
-                self._end_process()
+                self._worker = WorkerProcess(MODULE, "measuring", _LIMITS)
+            except (WorkerDiedError, RuntimeError) as error:  # no process, or no thread
+                self._give_up(str(error))
                 continue
-            if answer is None:
-                code = self._end_process()
-                error = f"the measuring process ended with code {code}"
-                continue
-            if "error" in answer:
-                return Measurement(request.job, error=answer["error"])
-            tracks, on_file = tuple(answer["tracks"]), answer["on_file"]
-            missing = answer["missing"]
-            return Measurement(request.job, answer["metrics"], tracks, on_file, missing)
-        return Measurement(request.job, error=error)
+            for request, frames in self._unanswered:
+                self._worker.send(asdict(request), frames)
+            return
 
-    def _exchange(self, request: Request, frames: Frames | None) -> dict[str, Any] | None:
-        """Write a request, read its answer; None if the process ended instead."""
-        if self._process is None:
-            self._process = _start()
-            if self._is_closing:  # and looked for a process before this one was there
-                return None
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        patience = threading.Timer(PATIENCE_S, process.kill)
-        patience.daemon = True
-        patience.start()
+    def _receive(self, timeout_s: float) -> None:
+        if self._worker is None:
+            self._start()
+        if self._worker is None:
+            return
         try:
-            process.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
-            if frames is not None:
-                write_frames(process.stdin, frames)
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except BrokenPipeError:
-            return None
-        finally:
-            patience.cancel()
-        return json.loads(line) if line.endswith(b"\n") else None
+            found = self._worker.receive(timeout_s)
+            if found is None and time.monotonic() - self._heard > PATIENCE_S:
+                self._worker.end()
+        except WorkerDiedError as error:
+            self.close()
+            if self._tries >= _TRIES:
+                self._give_up(str(error))
+            self._start()
+            return
+        if found is not None:
+            self._heard, self._tries = time.monotonic(), 0
+            request, _ = self._unanswered.popleft()
+            self._answers.append(_measurement(request, found))
 
-    def _end_process(self) -> int | None:
-        process, self._process = self._process, None
-        if process is None:
-            return None
-        process.kill()
-        code = process.wait()
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError, ValueError):
-                assert pipe is not None
-                pipe.close()
-        return code
+    def _give_up(self, error: str) -> None:
+        """Answer for the clip whose turn it was: it can't be measured."""
+        request, _ = self._unanswered.popleft()
+        self._answers.append(Measurement(request.job, error=error, kind=request.kind))
+        self._tries = 0
 
 
-def _start() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", MODULE],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env={**worker_environment(), **_LIMITS},
-    )
+def _measurement(request: Request, answer: dict[str, Any]) -> Measurement:
+    job, kind = request.job, request.kind
+    if "error" in answer:
+        return Measurement(job, error=answer["error"], kind=kind)
+    tracks, missing = tuple(answer["tracks"]), answer["missing"]
+    return Measurement(job, answer["metrics"], tracks, answer["on_file"], missing, kind)

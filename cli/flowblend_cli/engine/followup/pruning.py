@@ -1,4 +1,4 @@
-"""Drafts that compete: which of them are rendered to their end, and which are finished."""
+"""DraftPruner: decides which drafts are rendered to their end, and which are finished."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.study import Selection, go_on
 
 
-class Drafts:
+class DraftPruner:
     """The drafts of a batch, and what is known of them so far.
 
     Args:
@@ -22,8 +22,8 @@ class Drafts:
         self._unseen = {one.drafts: one for one in selections if one.reject_after is not None}
         self._scores: dict[str, float | None] = {}
 
-    def to_look_at(self, job: Job) -> Selection | None:
-        """The selection whose drafts are to be looked at before this one of them is rendered.
+    def selection_of(self, job: Job) -> Selection | None:
+        """The selection whose drafts are to be previewed before this one of them is rendered.
 
         It is handed out once; several that have the same drafts are one here.
         """
@@ -37,7 +37,7 @@ class Drafts:
         """The drafts of a selection as jobs."""
         return [self._jobs[draft] for draft in selection.drafts]
 
-    def settle(self, draft: str, score: float | None) -> list[tuple[list[Job], str]]:
+    def on_scored(self, draft: str, score: float | None) -> list[tuple[list[Job], str]]:
         """Note a draft's score, which may decide what is finished.
 
         Args:

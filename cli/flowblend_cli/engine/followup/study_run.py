@@ -1,4 +1,8 @@
-"""Beside the renders: records are kept, clips are measured, and what that leads to is queued."""
+"""StudyRun: keeps records of a run, has its clips measured, and queues what that leads to.
+
+The batch loop tells it which files are published, previewed and failed, and asks it for further
+jobs: finals of drafts, and clips that are rendered again with other settings.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +23,16 @@ from flowblend_cli.artifacts.records import (
     write_looks,
     write_record,
 )
-from flowblend_cli.engine.followup.adaptation import Families, Measured
+from flowblend_cli.engine.followup.adaptation import Adaptations, MeasuredClip
 from flowblend_cli.engine.followup.measurer import FinishedFile, Measurement, Measurer, Request
-from flowblend_cli.engine.followup.pruning import Drafts, dropped
-from flowblend_cli.events import JobDropped, JobMeasured, Reporter
+from flowblend_cli.engine.followup.pruning import DraftPruner, dropped
+from flowblend_cli.events import JobDropped, JobMeasured, JobsAdded, Message, Reporter, Waiting
 from flowblend_cli.jobs import Batch, Job, references
 from flowblend_cli.planning.metrics import metrics_of, score_of
 from flowblend_cli.planning.ordering import ordered
-from flowblend_cli.study import MeasureSpec, Selection, Study
+from flowblend_cli.study import Selection
 from flowblend_cli.text import count
+from flowblend_cli.utils.worker_process import POLL_S
 from flowblend_plugin import metrics
 
 if TYPE_CHECKING:
@@ -35,60 +40,22 @@ if TYPE_CHECKING:
 
 RECIPE_VERSION = 1
 _LONG_WAIT_S = 1.0
-_POLL_S = 0.1
-_LOOK = "look at/"  # no job has such a name
-_NO_STUDY = Study(measure=MeasureSpec(names=()))
+Check = Callable[[], None]
 
 
-class Studying:
-    """What a run does beside rendering.
+class NullStudy:
+    """What a run does beside rendering where nothing is kept, measured or followed up.
 
     Args:
-        batch: The jobs, and what is measured of them.
-        reporter: Who is told what happens.
-        overrides: The ``--set`` options of the run, for the kept recipe; None where nothing is to
-            be kept, measured or followed up.
-        complaints: What people found wrong with clips, by job.
+        batch: The jobs.
     """
 
-    def __init__(
-        self,
-        batch: Batch,
-        reporter: Reporter,
-        overrides: Sequence[str] | None,
-        complaints: Mapping[str, str],
-    ) -> None:
+    time_repeats = 1  # how often every job is rendered
+    is_waiting = False  # whether measurements are on their way, which may lead to further jobs
+    has_gaps = False  # whether drafts lead to no final, since none of them has a score
+
+    def __init__(self, batch: Batch) -> None:
         self._batch = batch
-        self._reporter = reporter
-        self._overrides = overrides
-        self._study = _NO_STUDY if overrides is None else batch.study
-        self._weights = dict(self._study.measure.weights)
-        self._families = Families(self._study, complaints)
-        self._has_followups = bool(self._study.selections or self._study.adapt or complaints)
-        self._drafts = Drafts(batch, self._study.selections)
-        self._references = references(batch) if overrides is not None else {}
-        self._compared = {job.id for job in self._references.values()}
-        self._names: tuple[str, ...] = ()
-        self._measurer = Measurer()
-        self._jobs: dict[str, Job] = {}
-        self._records: dict[str, JobRecord] = {}
-        self._asked: dict[str, str] = {}
-        self._looks: dict[str, Look] = {}
-        self._looking: tuple[Selection, Mapping[str, str]] | None = None
-        self._ids = {job.id for job in (*batch.jobs, *batch.reserve)}
-        self._new: list[Job] = []
-        self._is_over = False
-        self.has_gaps = False  # whether drafts lead to no final, since none of them has a score
-
-    @property
-    def time_repeats(self) -> int:
-        """How often every job is rendered."""
-        return self._study.time_repeats
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether measurements are on their way, which may lead to further jobs."""
-        return self._measurer.outstanding > 0
 
     def begin(self) -> list[Job]:
         """Keep the recipe, and see that what it asks for can be measured.
@@ -100,11 +67,145 @@ class Studying:
             UsageError: The recipe asks for measurements, and what they need isn't installed.
             OutputError: The recipe can't be kept.
         """
+        return ordered(self._batch.jobs)
+
+    def is_up_to_date(self, job: Job, pixels: str) -> bool:
+        """Whether a finished job is measured and timed as asked, and nothing can follow from it."""
+        return False
+
+    def record_of(self, job: Job, pixels: str) -> JobRecord:
+        """What is known of a job's finished file; an empty record where nothing is."""
+        return JobRecord(job.id, job.recipe, pixels)
+
+    def keep(self, record: JobRecord) -> None:
+        """Write a job's record, which replaces the former one.
+
+        Raises:
+            OutputError: It can't be written.
+        """
+
+    def on_published(
+        self, job: Job, record: JobRecord, frames: Frames | None, check: Check
+    ) -> None:
+        """Have a job measured that has its file now, if that wasn't done before.
+
+        Args:
+            job: The job.
+            record: Its record.
+            frames: Its pixels; None where only the file is left.
+            check: See ``Measurer.submit``.
+        """
+
+    def on_failed(self, job: Job) -> None:
+        """Note that a job has no file, and nobody need wait for its measurement."""
+
+    def new_jobs(self, wait_s: float = 0.0) -> list[Job]:
+        """Take in the measurements that are done, and hand out the jobs that they lead to.
+
+        Args:
+            wait_s: How long to wait for the first one.
+
+        Raises:
+            OutputError: A record can't be written.
+        """
+        return []
+
+    def wait(self, check: Check) -> list[Job]:
+        """Wait until a measurement is done, and hand out what the ones so far lead to.
+
+        Args:
+            check: Called again and again meanwhile; may raise.
+        """
+        return []
+
+    def selection_of(self, job: Job) -> tuple[Selection, list[Job]] | None:
+        """The selection, and its drafts, to preview before this draft is rendered."""
+        return None
+
+    def known_looks(self, selection: Selection, keys: Mapping[str, str]) -> set[str]:
+        """The drafts that an earlier run previewed already; previews of the others follow.
+
+        Args:
+            selection: What the drafts compete for.
+            keys: Job key of each draft.
+        """
+        return set()
+
+    def on_preview(self, job: Job, frames: Frames, elapsed_s: float, check: Check) -> None:
+        """Have a draft's preview, which took so many seconds, measured."""
+
+    def drop_drafts(self, selection: Selection, keys: Mapping[str, str]) -> set[str]:
+        """Give up the drafts that don't look promising, keep the choice, and tell it.
+
+        Args:
+            selection: The selection; all previews of its drafts are measured.
+            keys: Job key of each draft.
+
+        Returns:
+            Ids of the drafts that aren't rendered.
+
+        Raises:
+            OutputError: The choice can't be kept.
+        """
+        return set()
+
+    def close(self) -> None:
+        """Stop measuring, and keep what is measured already; nothing more follows from it.
+
+        Raises:
+            OutputError: A record can't be written.
+        """
+
+
+class StudyRun(NullStudy):
+    """Carries out a batch's study beside its renders; see ``NullStudy`` for what each method means.
+
+    Args:
+        batch: The jobs, and what is measured of them.
+        tell: Who is told what happens.
+        overrides: The ``--set`` options of the run, for the kept recipe.
+        complaints: What people found wrong with clips, by job.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        tell: Reporter,
+        overrides: Sequence[str],
+        complaints: Mapping[str, str],
+    ) -> None:
+        super().__init__(batch)
+        self._tell = tell
+        self._overrides = overrides
+        self._study = batch.study
+        self._weights = dict(self._study.measure.weights)
+        self._adaptations = Adaptations(self._study, complaints)
+        self._has_followups = bool(self._study.selections or self._study.adapt or complaints)
+        self._pruner = DraftPruner(batch, self._study.selections)
+        self._references = references(batch)
+        self._compared = {job.id for job in self._references.values()}
+        self._names: tuple[str, ...] = ()
+        self._measurer = Measurer()
+        self._jobs: dict[str, Job] = {}
+        self._records: dict[str, JobRecord] = {}
+        self._keys: dict[str, str] = {}
+        self._looks: dict[str, Look] = {}
+        self._looking: tuple[Selection, Mapping[str, str]] | None = None
+        self._ids = {job.id for job in (*batch.jobs, *batch.reserve)}
+        self._new: list[Job] = []
+        self._is_over = False
+        self.time_repeats = self._study.time_repeats
+
+    @property
+    def is_waiting(self) -> bool:  # type: ignore[override]
+        """See ``NullStudy``."""
+        return self._measurer.outstanding > 0
+
+    def begin(self) -> list[Job]:
+        """See ``NullStudy``."""
         self._names = metrics_of(self._study)
-        if self._overrides is None:
-            return ordered(self._batch.jobs)
         if not self._names and self._study.measure.names is None:
-            self._reporter.message(f"nothing is measured: {metrics.missing()}")
+            self._tell(Message(f"nothing is measured: {metrics.missing()}"))
         batch = self._batch
         write_json(
             recipe_path(batch.output_dir, batch.recipe_name),
@@ -121,52 +222,37 @@ class Studying:
         )
         return ordered(batch.jobs, self._compared)
 
-    def needs_nothing(self, job: Job, pixels: str) -> bool:
-        """Whether a finished job is measured and timed as asked, and nothing can follow from it."""
-        is_plain = not self._has_followups and self.time_repeats == 1
-        if self._overrides is None or not is_plain or job.id in self._compared:
+    def is_up_to_date(self, job: Job, pixels: str) -> bool:
+        """See ``NullStudy``."""
+        if self._has_followups or self.time_repeats > 1 or job.id in self._compared:
             return False
-        asked = self._question(self._reference_of(job))
-        return not self._names or has_answered(self._batch.output_dir, job.id, pixels, asked)
+        key = self._measurement_key(self._reference_of(job))
+        return not self._names or has_answered(self._batch.output_dir, job.id, pixels, key)
 
     def record_of(self, job: Job, pixels: str) -> JobRecord:
-        """What is known of a job's finished file; an empty record where nothing is."""
-        record = self._records.get(job.id)
-        if record is None and self._overrides is not None:
-            record = read_record(self._batch.output_dir, job.id)
+        """See ``NullStudy``."""
+        record = self._records.get(job.id) or read_record(self._batch.output_dir, job.id)
         if record is None or record.pixels_sha256 != pixels:
             record = JobRecord(job.id, job.recipe, pixels)
         self._records[job.id] = record
         return record
 
     def keep(self, record: JobRecord) -> None:
-        """Write a job's record, which replaces the former one.
-
-        Raises:
-            OutputError: It can't be written.
-        """
+        """See ``NullStudy``."""
         self._records[record.job] = record
-        if self._overrides is not None:
-            write_record(self._batch.output_dir, record)
+        write_record(self._batch.output_dir, record)
 
-    def finished(
-        self, job: Job, record: JobRecord, frames: Frames | None, check: Callable[[], None]
+    def on_published(
+        self, job: Job, record: JobRecord, frames: Frames | None, check: Check
     ) -> None:
-        """Have a job measured that has its file now, if that wasn't done before.
-
-        Args:
-            job: The job.
-            record: Its record.
-            frames: Its pixels; None where only the file is left.
-            check: See ``Measurer.submit``.
-        """
+        """See ``NullStudy``."""
         self._jobs[job.id], self._records[job.id] = job, record
         reference = self._reference_of(job)
-        asked = self._question(reference)
-        if not self._names or record.asked == asked:
-            self._settle(job, record)
+        key = self._measurement_key(reference)
+        if not self._names or record.asked == key:
+            self._on_scored(job, record)
             return
-        self._asked[job.id] = asked
+        self._keys[job.id] = key
         request = Request(
             job.id,
             self._names,
@@ -177,90 +263,64 @@ class Studying:
         )
         self._measurer.submit(request, frames, check)
 
-    def failed(self, job: Job) -> None:
-        """Note that a job has no file, and nobody need wait for its measurement."""
-        self._settle_draft(job, None)
-        self._mark(job)
+    def on_failed(self, job: Job) -> None:
+        """See ``NullStudy``."""
+        self._on_draft_scored(job, None)
+        self._mark_accepted(job)
 
     def new_jobs(self, wait_s: float = 0.0) -> list[Job]:
-        """Take in the measurements that are done, and hand out the jobs that they lead to.
-
-        Args:
-            wait_s: How long to wait for the first one.
-
-        Raises:
-            OutputError: A record can't be written.
-        """
+        """See ``NullStudy``."""
         while (found := self._measurer.answer(wait_s)) is not None:
-            self._take(found)
+            self._on_measured(found)
             wait_s = 0.0
         new, self._new = self._new, []
         return new
 
-    def wait(self, check: Callable[[], None]) -> list[Job]:
-        """Wait until a measurement is done, and hand out what the ones so far lead to.
-
-        Args:
-            check: Called again and again meanwhile; may raise.
-        """
+    def wait(self, check: Check) -> list[Job]:
+        """See ``NullStudy``."""
         began = time.monotonic()
         before = self._measurer.outstanding
         new: list[Job] = []
         try:
             while self._measurer.outstanding == before:
                 check()
-                new += self.new_jobs(_POLL_S)
+                new += self.new_jobs(POLL_S)
                 if time.monotonic() - began > _LONG_WAIT_S:
-                    self._reporter.waiting(f"measuring {count(before, 'clip')}")
+                    self._tell(Waiting(f"measuring {count(before, 'clip')}"))
         finally:
-            self._reporter.waiting("")
+            self._tell(Waiting(""))
         return new
 
     def close(self) -> None:
-        """Stop measuring, and keep what is measured already; nothing more follows from it.
-
-        Raises:
-            OutputError: A record can't be written.
-        """
+        """See ``NullStudy``."""
         self._is_over = True
         try:
             self.new_jobs()
         finally:
             self._measurer.close()
 
-    def to_look_at(self, job: Job) -> tuple[Selection, list[Job]] | None:
-        """The selection, and its drafts, to look at before this draft is rendered."""
-        selection = self._drafts.to_look_at(job)
-        return None if selection is None else (selection, self._drafts.jobs_of(selection))
+    def selection_of(self, job: Job) -> tuple[Selection, list[Job]] | None:
+        """See ``NullStudy``."""
+        selection = self._pruner.selection_of(job)
+        return None if selection is None else (selection, self._pruner.jobs_of(selection))
 
     def known_looks(self, selection: Selection, keys: Mapping[str, str]) -> set[str]:
-        """The drafts that an earlier run looked at already; what follows are looks at the rest."""
+        """See ``NullStudy``."""
         self._looking = selection, keys
-        asked = self._question(None)
-        known = read_looks(self._batch.output_dir, selection, asked, keys)
+        key = self._measurement_key(None)
+        known = read_looks(self._batch.output_dir, selection, key, keys)
         self._looks |= known
         return set(known)
 
-    def look(self, job: Job, frames: Frames, elapsed_s: float, check: Callable[[], None]) -> None:
-        """Have a draft's preview, which took so many seconds, measured."""
+    def on_preview(self, job: Job, frames: Frames, elapsed_s: float, check: Check) -> None:
+        """See ``NullStudy``."""
         self._looks[job.id] = Look(None, round(elapsed_s, 3))
-        self._jobs[_LOOK + job.id] = job
-        self._measurer.submit(Request(_LOOK + job.id, self._names), frames, check)
+        self._jobs[job.id] = job
+        self._measurer.submit(Request(job.id, self._names, kind="preview"), frames, check)
 
-    def drop(self, selection: Selection, keys: Mapping[str, str]) -> set[str]:
-        """Give up the drafts that don't look promising, keep the choice, and tell it.
-
-        Args:
-            selection: The selection; all looks at its drafts are measured.
-            keys: Job key of each draft.
-
-        Returns:
-            Ids of the drafts that aren't rendered.
-
-        Raises:
-            OutputError: The choice can't be kept.
-        """
-        drafts = self._drafts.jobs_of(selection)
+    def drop_drafts(self, selection: Selection, keys: Mapping[str, str]) -> set[str]:
+        """See ``NullStudy``."""
+        drafts = self._pruner.jobs_of(selection)
         looks = {draft.id: self._looks.get(draft.id, Look()) for draft in drafts}
         self._keep_looks(selection, keys, looks)
         scores = {draft: look.score for draft, look in looks.items()}
@@ -269,19 +329,20 @@ class Studying:
             if draft.id in reasons:
                 score = scores[draft.id] or 0.0
                 reason = reasons[draft.id]
-                self._reporter.event(JobDropped(draft.id, draft.scene, draft.seed, reason, score))
-                self._settle_draft(draft, None)
+                self._tell(JobDropped(draft.id, draft.scene, draft.seed, reason, score))
+                self._on_draft_scored(draft, None)
         return set(reasons)
 
     def _keep_looks(
         self, selection: Selection, keys: Mapping[str, str], looks: Mapping[str, Look]
     ) -> None:
-        write_looks(self._batch.output_dir, selection, self._question(None), keys, looks)
+        key = self._measurement_key(None)
+        write_looks(self._batch.output_dir, selection, key, keys, looks)
 
-    def _take(self, found: Measurement) -> None:
+    def _on_measured(self, found: Measurement) -> None:
         job = self._jobs[found.job]
         score = score_of(job.prompt, found.metrics, self._weights)
-        if found.job.startswith(_LOOK):
+        if found.kind == "preview":
             self._looks[job.id] = replace(self._looks[job.id], score=score)
             if self._looking is not None:  # a run that is interrupted here needn't look again
                 seen = {one: look for one, look in self._looks.items() if look.score is not None}
@@ -290,21 +351,20 @@ class Studying:
         record = self._records[job.id]
         if found.error:
             what = "wholly measured" if found.metrics else "measured"
-            self._reporter.message(f"{job.id} isn't {what}: {found.error}", error=True)
+            self._complain(job, f"{job.id} isn't {what}: {found.error}")
         if found.metrics or not found.error:
             record = replace(
                 record,
                 metrics=found.metrics,
                 tracks=found.tracks,
                 measured_on="file" if found.on_file else "frames",
-                asked="" if found.error else self._asked[job.id],
+                asked="" if found.error else self._keys[job.id],
             )
             self.keep(record)
-            values = dict(found.metrics)
-            self._reporter.event(JobMeasured(job.id, job.scene, values, score))
-        self._settle(job, record)
+            self._tell(JobMeasured(job.id, job.scene, dict(found.metrics), score))
+        self._on_scored(job, record)
 
-    def _settle(self, job: Job, record: JobRecord) -> None:
+    def _on_scored(self, job: Job, record: JobRecord) -> None:
         """Follow up a job of which all is known that will be known."""
         if not self._has_followups:
             # Nobody asks for it again but as a reference, and tracks are large.
@@ -314,39 +374,41 @@ class Studying:
                 self._records[job.id] = replace(record, tracks=())
             return
         score = score_of(job.prompt, record.metrics, self._weights)
-        self._settle_draft(job, score)
-        further = self._families.add(Measured(job, record.metrics, score))
+        self._on_draft_scored(job, score)
+        further = self._adaptations.add(MeasuredClip(job, record.metrics, score))
         if further is None or further.origin is None:
-            self._mark(job)
+            self._mark_accepted(job)
         elif further.id in self._ids:
-            self._reporter.message(
-                f"{further.id} isn't rendered: the recipe has a job of that name", error=True
-            )
-            self._mark(job)
+            told = f"{further.id} isn't rendered: the recipe has a job of that name"
+            self._complain(job, told)
+            self._mark_accepted(job)
         else:
             self._queue([further], f"{job.id} is rendered again: {further.origin.reason}")
 
-    def _mark(self, job: Job) -> None:
+    def _mark_accepted(self, job: Job) -> None:
         """Say in the records which of a job and its rounds is kept, now that no more will come."""
-        for one, is_kept in self._families.verdicts(job).items():
+        for one, is_kept in self._adaptations.verdicts(job).items():
             if self._records[one].accepted is not is_kept:
                 self.keep(replace(self._records[one], accepted=is_kept))
 
-    def _settle_draft(self, job: Job, score: float | None) -> None:
-        for finals, told in self._drafts.settle(job.id, score):
+    def _on_draft_scored(self, job: Job, score: float | None) -> None:
+        for finals, told in self._pruner.on_scored(job.id, score):
             self._queue(finals, told)
             if not finals:
                 self.has_gaps = True
                 told = f"scene {job.scene}: none of its drafts has a score, so none is finished"
-                self._reporter.message(told, error=True)
+                self._complain(job, told)
 
     def _queue(self, jobs: Sequence[Job], told: str) -> None:
         if self._is_over or not jobs:
             return
         self._ids |= {job.id for job in jobs}
-        self._reporter.message(told)
-        self._reporter.grow(len(jobs))
+        self._tell(Message(told))
+        self._tell(JobsAdded(len(jobs)))
         self._new += jobs
+
+    def _complain(self, job: Job, text: str) -> None:
+        self._tell(Message(text, is_error=True, job=job.id))
 
     def _reference_of(self, job: Job) -> FinishedFile | None:
         root = job.origin.of if job.origin is not None and job.id not in self._references else ""
@@ -358,7 +420,7 @@ class Studying:
     def _file(self, job: Job) -> FinishedFile:
         return FinishedFile(job.id, str(self._batch.path_of(job)), job.output.scale)
 
-    def _question(self, reference: FinishedFile | None) -> str:
-        """What is asked of a clip, as one text: records that answer it needn't be made again."""
+    def _measurement_key(self, reference: FinishedFile | None) -> str:
+        """What is measured, as one text: records that have it needn't be made again."""
         pixels = self._records[reference.job].pixels_sha256 if reference is not None else None
         return json.dumps([metrics.QUALITY_VERSION, self._names, pixels])

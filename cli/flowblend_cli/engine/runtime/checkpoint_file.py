@@ -1,4 +1,4 @@
-"""Where the state of a job in mid-render is kept, and what is known of it without a model library.
+"""CheckpointFile: a job's stored state on the disk, read and written without a model library.
 
 ``DIR/.flowblend/checkpoints/JOB.safetensors``; it is there as long as the job has no finished file.
 """
@@ -22,7 +22,7 @@ _ABOUT = "about"
 
 
 @dataclass(frozen=True)
-class Kept:
+class CheckpointHeader:
     """What a stored state says of itself.
 
     Args:
@@ -53,7 +53,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Keeping:
+class CheckpointFile:
     """Where a job's state is kept, and how often it is stored.
 
     Args:
@@ -67,7 +67,7 @@ class Keeping:
     every: int = 0
 
     @classmethod
-    def of(cls, output_dir: Path, job_id: str, job_key: str, every: int) -> Keeping:
+    def of(cls, output_dir: Path, job_id: str, job_key: str, every: int) -> CheckpointFile:
         """That of a job whose file goes to a folder."""
         path = output_dir / FOLDER / "checkpoints" / f"{job_id}.safetensors"
         return cls(path, job_key, every)
@@ -77,7 +77,7 @@ class Keeping:
         return {"path": str(self.path), "job_key": self.job_key, "every": self.every}
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> Keeping:
+    def from_document(cls, document: Mapping[str, Any]) -> CheckpointFile:
         """Read ``to_document``'s values."""
         return cls(Path(document["path"]), document["job_key"], document["every"])
 
@@ -86,12 +86,12 @@ class Keeping:
         try:
             with self.path.open("rb") as file:
                 start = file.read(LENGTH_BYTES)
-                kept = _kept_of(start + file.read(header_length(start)))
+                header = _header_of(start + file.read(header_length(start)))
         except (OSError, CheckpointError):
             return None
-        return kept.seed if kept.job_key == self.job_key else None
+        return header.seed if header.job_key == self.job_key else None
 
-    def read(self) -> tuple[Kept, bytes] | None:
+    def read(self) -> tuple[CheckpointHeader, bytes] | None:
         """The state that is there, and its file; None where there is none.
 
         Raises:
@@ -103,13 +103,13 @@ class Keeping:
             return None
         except OSError as error:
             raise CheckpointError(f"can't be read ({error.strerror or error})") from error
-        kept = _kept_of(data)
+        header = _header_of(data)
         if not seal_holds(data):
             raise CheckpointError("is damaged")
-        return kept, data
+        return header, data
 
     def write(self, data: bytes) -> None:
-        """Publish a state, whose metadata ``Kept.to_metadata`` gave.
+        """Publish a state, whose metadata ``CheckpointHeader.to_metadata`` gave.
 
         Raises:
             OutputError: It can't be written.
@@ -124,13 +124,13 @@ class Keeping:
                 path.unlink()
 
 
-def _kept_of(data: bytes) -> Kept:
+def _header_of(data: bytes) -> CheckpointHeader:
     try:
         about = json.loads(metadata_of(data)[_ABOUT])
         lists = {name: tuple(about[name]) for name in ("step_s", "roles")}
-        kept = Kept(**{**about, **lists})
+        header = CheckpointHeader(**{**about, **lists})
     except (ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
         raise CheckpointError("is damaged") from error
-    if kept.v != STATE_VERSION:
+    if header.v != STATE_VERSION:
         raise CheckpointError("is of another version of flowblend")
-    return kept
+    return header

@@ -1,4 +1,4 @@
-"""Memory ran out while a job rendered: it is tried again with less of it, rung by rung.
+"""OomRetry: tries a job that ran out of memory again with less of it, level by level.
 
 First what the last try left behind is let go; then the VAE works tile by tile, where it was the VAE
 that ran out; then models wait in main memory, in ever smaller parts. The seed stays, and so do the
@@ -16,14 +16,13 @@ from flowblend_cli.errors import DeviceLostError, UsageError
 from flowblend_cli.jobs import Job, ModelSpec
 
 if TYPE_CHECKING:
-    from flowblend_cli.engine.runtime.pipeline import Runtime
+    from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
 
 T = TypeVar("T")
-Place = Callable[[ModelSpec], "Runtime"]
 
 
 @dataclass(frozen=True)
-class Rung:
+class MemoryLevel:
     """What is done for a job to need less memory.
 
     Args:
@@ -41,7 +40,7 @@ class Rung:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What a finished file's record says of it; nothing on the ground."""
+        """What a finished file's record says of it; empty for a level that changes nothing."""
         names = {
             "freed": self.is_freed,
             "tiled": self.is_tiled,
@@ -50,24 +49,26 @@ class Rung:
         return tuple(name for name, applies in names.items() if applies)
 
 
-class MemoryLadder:
-    """Remembers, over the jobs of a batch, which sizes need which rung.
+class OomRetry:
+    """Remembers, over the jobs of a batch, which sizes need which level.
 
-    A job at least as large as one that needed a rung begins there, and so does one as large as one
-    that failed on the last rung; a smaller one begins as its recipe says.
+    A job at least as large as one that needed a level begins there, and so does one as large as one
+    that failed on the last level; a smaller one begins as its recipe says.
 
     Args:
         place: Has models in memory, offloaded as the ``ModelSpec`` says.
         tell: Told what is tried next.
     """
 
-    def __init__(self, place: Callable[[ModelSpec], Runtime], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, place: Callable[[ModelSpec], PipelineRuntime], tell: Callable[[str], None]
+    ) -> None:
         self._place = place
         self._tell = tell
-        self._needed: dict[ModelSpec, list[tuple[int | None, Rung]]] = {}
+        self._needed: dict[ModelSpec, list[tuple[int | None, MemoryLevel]]] = {}
 
-    def climb(
-        self, job: Job, attempt: Callable[[Runtime], T], in_vae: Callable[[], bool]
+    def run(
+        self, job: Job, attempt: Callable[[PipelineRuntime], T], in_vae: Callable[[], bool]
     ) -> tuple[T, tuple[str, ...]]:
         """Try a job until it has memory enough, or nothing more can be spared.
 
@@ -77,19 +78,19 @@ class MemoryLadder:
             in_vae: Whether it was the VAE's turn when the last attempt ended.
 
         Returns:
-            What the attempt that worked gave, and the names of its rung.
+            What the attempt that worked gave, and the names of its level.
 
         Raises:
-            SamplingError: Memory ran out on the last rung, too.
+            SamplingError: Memory ran out on the last level, too.
             DeviceLostError: The device failed, or the models don't fit as the recipe places them.
         """
         from flowblend_cli.engine.runtime.placement import free_memory, is_out_of_memory
 
-        rung = self._first(job)
+        level = self._first(job)
         while True:
-            runtime, rung = self._placed(job.model, rung)
+            runtime, level = self._placed(job.model, level)
             try:
-                with tiled(runtime.vae, rung.is_tiled):
+                with tiled(runtime.vae, level.is_tiled):
                     result = attempt(runtime)
             except DeviceLostError:
                 raise
@@ -97,57 +98,57 @@ class MemoryLadder:
                 if not is_out_of_memory(error):
                     raise
                 tiles = in_vae() and can_tile(runtime.vae)
-                higher = _higher(rung, tiles=tiles, offload=runtime.stronger_offload)
-                if higher is None:
-                    self._keep(job, rung)
+                further = _next_level(level, tiles=tiles, offload=runtime.stronger_offload)
+                if further is None:
+                    self._keep(job, level)
                     raise
             else:
-                self._keep(job, rung)
-                return result, rung.names
+                self._keep(job, level)
+                return result, level.names
             # Only here are the error, and all that the failed attempt held, let go.
             del runtime
-            rung = higher
-            self._tell(f"{job.id}: out of memory, tried again with the same seed: {rung}")
+            level = further
+            self._tell(f"{job.id}: out of memory, tried again with the same seed: {level}")
             free_memory()
 
-    def _placed(self, model: ModelSpec, rung: Rung) -> tuple[Runtime, Rung]:
-        """The models as a rung has them, or as the next one does that they can be placed on."""
+    def _placed(self, model: ModelSpec, level: MemoryLevel) -> tuple[PipelineRuntime, MemoryLevel]:
+        """The models as a level has them, or as the next one does that they can be placed on."""
         from flowblend_cli.engine.runtime.finite_checks import SamplingError
         from flowblend_cli.engine.runtime.placement import is_out_of_memory, stronger_than
 
         while True:
             try:
-                return self._place(replace(model, offload=rung.offload or model.offload)), rung
+                return self._place(replace(model, offload=level.offload or model.offload)), level
             except (UsageError, DeviceLostError) as error:
-                if not rung.offload or not (
+                if not level.offload or not (
                     isinstance(error, UsageError) or is_out_of_memory(error)
                 ):
                     raise
-                stronger, problem = stronger_than(rung.offload), str(error)
+                stronger, problem = stronger_than(level.offload), str(error)
             if not stronger:
                 raise SamplingError(problem)
-            rung = replace(rung, offload=stronger)
+            level = replace(level, offload=stronger)
 
-    def _first(self, job: Job) -> Rung:
+    def _first(self, job: Job) -> MemoryLevel:
         """Where a job begins: with all that a job of its size, or a smaller one, needed."""
         from flowblend_cli.engine.runtime.placement import OFFLOADS
 
         size = _size(job)
         found = [
-            rung
-            for other, rung in self._needed.get(job.model, ())
+            level
+            for other, level in self._needed.get(job.model, ())
             if other == size or (other is not None and size is not None and other <= size)
         ]
-        offloads = [rung.offload for rung in found if rung.offload]
-        return Rung(
-            is_tiled=any(rung.is_tiled for rung in found),
+        offloads = [level.offload for level in found if level.offload]
+        return MemoryLevel(
+            is_tiled=any(level.is_tiled for level in found),
             offload=max(offloads, key=OFFLOADS.index, default=""),
         )
 
-    def _keep(self, job: Job, rung: Rung) -> None:
-        entry = (_size(job), replace(rung, is_freed=False))
+    def _keep(self, job: Job, level: MemoryLevel) -> None:
+        entry = (_size(job), replace(level, is_freed=False))
         known = self._needed.setdefault(job.model, [])
-        if entry[1] != Rung() and entry not in known:
+        if entry[1] != MemoryLevel() and entry not in known:
             known.append(entry)
 
 
@@ -169,19 +170,19 @@ def can_tile(vae: Any) -> bool:
     return hasattr(vae, "use_tiling") and hasattr(vae, "enable_tiling")
 
 
-def _higher(rung: Rung, *, tiles: bool, offload: str) -> Rung | None:
-    """The next rung; None on the last one.
+def _next_level(level: MemoryLevel, *, tiles: bool, offload: str) -> MemoryLevel | None:
+    """The next level; None on the last one.
 
     Args:
-        rung: The present one.
+        level: The present one.
         tiles: Whether tiling the VAE would help.
         offload: The next way of offloading; empty where there is none.
     """
-    if not rung.is_freed:
-        return replace(rung, is_freed=True)
-    if tiles and not rung.is_tiled:
-        return replace(rung, is_tiled=True)
-    return replace(rung, offload=offload) if offload else None
+    if not level.is_freed:
+        return replace(level, is_freed=True)
+    if tiles and not level.is_tiled:
+        return replace(level, is_tiled=True)
+    return replace(level, offload=offload) if offload else None
 
 
 def _size(job: Job) -> int | None:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,8 @@ from flowblend_cli.engine.runtime.placement import (
     reason,
 )
 from flowblend_cli.errors import DeviceLostError, ModelMissingError
-from flowblend_cli.jobs import Job, ModelSpec
-from flowblend_cli.models.adapters import adapter_file
-from flowblend_cli.models.identity import local_folder
-from flowblend_cli.models.registry import ModelSource, resolve_model, resolve_small
+from flowblend_cli.jobs import Job
+from flowblend_cli.models.identity import ResolvedModel, ResolvedModels
 from flowblend_cli.utils.frames import Frames
 from flowblend_cli.utils.images import load_image
 from flowblend_plugin import DenoiserSwitch, FlowBlendError
@@ -81,34 +79,33 @@ class Sampled:
     caches: tuple[CacheReport, ...] = ()
 
 
-class Runtime:
+class PipelineRuntime:
     """A pipeline and its further denoisers, loaded once and used for every job that names them.
 
     Args:
-        model: The models as the recipe names them.
-        recipe_dir: Folder that relative folders start from.
+        models: Their files, and those of the LoRA adapters that jobs name. Jobs with other adapters
+            set ``models`` anew.
 
     Raises:
-        ModelMissingError: A model, or a file of it, isn't on this machine.
+        ModelMissingError: A model is broken.
         DeviceLostError: The device isn't there, or the models don't fit into its memory.
         PairMismatchError: The two denoisers don't fit.
         UsageError: The pipeline can't be offloaded as the recipe asks.
     """
 
-    def __init__(self, model: ModelSpec, recipe_dir: Path) -> None:
+    def __init__(self, models: ResolvedModels) -> None:
         began = time.monotonic()
-        self.model = model
-        self._recipe_dir = recipe_dir
-        self._placement = Placement(model)
+        self.models = models
+        self._placement = Placement(models.spec)
         self.device = self._placement.device
         self.note = self._placement.note
         self.surroundings = {**versions(), **self._placement.surroundings}
-        large = resolve_model(model.pipeline, recipe_dir)
+        large = models.pipeline
         self._pipe = self._load(large, lambda: _load_pipeline(large, self._placement.dtype))
         self._pipe.set_progress_bar_config(disable=True)
         self._own_scheduler = self._pipe.scheduler
-        self._shown_by = local_folder(large) / PROJECTION_NAME
-        self._further = dict(self._load_further(model))
+        self._shown_by = Path(large.folder) / PROJECTION_NAME
+        self._further = dict(self._load_further())
         self._placement.place(large.name, self._pipe, denoiser_name(self._pipe))
         keep_text_model(self._pipe)
         remember_embeddings(self._pipe)
@@ -129,11 +126,9 @@ class Runtime:
         """Look for prompts in a store before they are encoded, and keep them there."""
         remember_embeddings(self._pipe, store)
 
-    def _load_further(self, model: ModelSpec) -> Iterator[tuple[str, torch.nn.Module]]:
+    def _load_further(self) -> Iterator[tuple[str, torch.nn.Module]]:
         """The denoisers beside the pipeline's own, each with its role."""
-        names = ({"small": model.small} if model.small else {}) | dict(model.denoisers)
-        for role, name in names.items():
-            source = resolve_small(name, self._recipe_dir)
+        for role, source in self.models.denoisers:
             module = self._load(source, partial(_load_denoiser, source, self._pipe))
             self._placement.move(source.name, module)
             yield role, module
@@ -310,14 +305,15 @@ class Runtime:
         return Sampled(frames, letters(switch.denoisers_run), vram, switch.cache_reports)
 
     def _adapters(self, job: Job) -> dict[str, dict[str, Path]]:
-        """The file of each LoRA adapter for each denoiser."""
+        """The file of each LoRA adapter of a job for each denoiser."""
+        files = {(name, role): Path(path) for name, role, path in self.models.adapters}
         found: dict[str, dict[str, Path]] = {}
-        for name, role, source in (astuple(adapter) for adapter in job.adapters):
-            files = found.setdefault(name, {})
-            files[role] = adapter_file(source, name, role, self._recipe_dir)
+        for adapter in job.adapters:
+            path = files[adapter.name, adapter.role]
+            found.setdefault(adapter.name, {})[adapter.role] = path
         return found
 
-    def _load(self, source: ModelSource, load: Callable[[], Any]) -> Any:
+    def _load(self, source: ResolvedModel, load: Callable[[], Any]) -> Any:
         """Read a model into main memory."""
         try:
             return load()
@@ -333,7 +329,9 @@ class Runtime:
     def _arguments(self, job: Job, seed: int, after_step: Callable[..., Any]) -> dict[str, Any]:
         arguments = job.pipeline_arguments()
         if job.image is not None:
-            arguments["image"] = load_image(job.image.path, self._recipe_dir, job.image.sha256)
+            arguments["image"] = load_image(
+                job.image.path, Path(self.models.recipe_dir), job.image.sha256
+            )
             # I2VGen-XL draws the picture's latents from torch's own generator.
             torch.manual_seed(seed)
         unknown = sorted(set(arguments) - set(self._takes))
@@ -366,23 +364,22 @@ def versions() -> dict[str, str]:
     }
 
 
-def _load_pipeline(source: ModelSource, dtype: torch.dtype) -> Any:
+def _load_pipeline(source: ResolvedModel, dtype: torch.dtype) -> Any:
     return diffusers.DiffusionPipeline.from_pretrained(
-        str(local_folder(source)),
+        source.folder,
         dtype=dtype,
         use_safetensors=True,
         local_files_only=True,
     )
 
 
-def _load_denoiser(source: ModelSource, pipe: Any) -> torch.nn.Module:
+def _load_denoiser(source: ResolvedModel, pipe: Any) -> torch.nn.Module:
     name = denoiser_name(pipe)
-    place = str(local_folder(source))
     vae_config = getattr(getattr(pipe, "vae", None), "config", None)
-    return load_denoiser(place, getattr(pipe, name), name, vae_config, source.subfolder)
+    return load_denoiser(source.folder, getattr(pipe, name), name, vae_config, source.subfolder)
 
 
-def _missing(source: ModelSource, error: Exception) -> ModelMissingError:
+def _missing(source: ResolvedModel, error: Exception) -> ModelMissingError:
     return ModelMissingError(
         f"model {source.name!r} can't be loaded ({reason(error)}): check that it is complete, "
         "with safetensors weights (`flowblend models verify`)"

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 from flowblend_cli.artifacts.records import FOLDER, make_folders
 from flowblend_cli.errors import OutputError
 from flowblend_cli.models.identity import text_identity
-from flowblend_cli.models.registry import resolve_model
 from flowblend_cli.utils.files import SEAL_KEY, UNSEALED, publish, seal, seal_holds
 from flowblend_plugin.checkpoints.serialization import pack, unpack
 from flowblend_plugin.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from flowblend_cli.engine.runtime.pipeline import Runtime
+    from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
 
 MOST_BYTES = 2 * 2**30
 # What prompts go through besides the libraries that every record names.
@@ -34,7 +33,7 @@ class EmbeddingFiles:
 
     Args:
         output_dir: The folder.
-        identity: Hash of the text models, see ``keys.text_identity``.
+        identity: Hash of the text models, see ``identity.text_identity``.
         surroundings: What bits hang on besides.
         device: Where embeddings go that didn't live in main memory.
         tell: Told once if no more are stored.
@@ -102,17 +101,16 @@ class EmbeddingFiles:
 
 
 def keep_embeddings(
-    runtime: Runtime, recipe_dir: Path, output_dir: Path, tell: Callable[[str], None]
+    runtime: PipelineRuntime, output_dir: Path, tell: Callable[[str], None]
 ) -> None:
     """Let the models in memory find prompts that an earlier run encoded.
 
     Args:
         runtime: The models.
-        recipe_dir: Folder that model folders are relative to.
         output_dir: Folder in which encoded prompts are kept.
         tell: Told once if no more are stored.
     """
-    identity = text_identity(resolve_model(runtime.model.pipeline, recipe_dir))
+    identity = text_identity(runtime.models.pipeline)
     device, known = runtime.device, runtime.surroundings
     runtime.keep_embeddings(EmbeddingFiles(output_dir, identity, known, device, tell))
 

@@ -1,4 +1,4 @@
-"""A job in mid-render: where it begins, what is stored of it, and how long its steps took."""
+"""ResumableJob: a job in mid-render, what is stored of it, and how long its steps took."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING
 
-from flowblend_cli.engine.runtime.checkpoint_file import Keeping, Kept
+from flowblend_cli.engine.runtime.checkpoint_file import CheckpointFile, CheckpointHeader
 from flowblend_cli.errors import OutputError, StopRequested
-from flowblend_cli.events import Reporter
+from flowblend_cli.events import Message, Reporter
 from flowblend_cli.jobs import Job
 from flowblend_plugin.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from flowblend_cli.engine.runtime.pipeline import Runtime
+    from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
     from flowblend_plugin.checkpoints.checkpoint import Checkpoint, Checkpoints
-
 
 SLOW_FACTOR = 3.0
 # Below this much more than usual, a step is slow by chance: models as small as sprites have such.
@@ -25,7 +24,7 @@ NOTICEABLE_S = 0.1
 _FEWEST_STEPS = 3
 
 
-class Progress:
+class ResumableJob:
     """One job's steps, from the first or from the state that an interrupted run stored.
 
     A stored state that doesn't fit, or is damaged, is told of and removed. Where one can't be
@@ -34,23 +33,28 @@ class Progress:
     Args:
         job: The job.
         seed: Its seed.
-        keeping: Where its state is kept; None keeps nothing.
+        kept: Where its state is kept; None keeps none.
         runtime: The models, in memory.
-        reporter: Who is told.
+        tell: Who is told.
     """
 
     def __init__(
-        self, job: Job, seed: int, keeping: Keeping | None, runtime: Runtime, reporter: Reporter
+        self,
+        job: Job,
+        seed: int,
+        kept: CheckpointFile | None,
+        runtime: PipelineRuntime,
+        tell: Reporter,
     ) -> None:
         self._job, self._seed = job, seed
-        self._keeping = keeping
-        self._reporter = reporter
+        self._kept = kept
+        self._tell = tell
         self._began, self._before_s = time.monotonic(), 0.0
         self.times = StepTimes()
         self.checkpoints: Checkpoints | None = None
-        if keeping is not None:
+        if kept is not None:
             self._surroundings = runtime.surroundings
-            self._prepare(keeping, runtime)
+            self._prepare(kept, runtime)
 
     @property
     def first_step(self) -> int:
@@ -86,44 +90,46 @@ class Progress:
 
     def forget(self, reason: str) -> None:
         """Remove the stored state."""
-        if self._keeping is not None:
-            self._keeping.forget()
-        self._reporter.message(f"{self._job.id}: {reason}, so it begins anew", error=True)
+        if self._kept is not None:
+            self._kept.forget()
+        self._say(f"{reason}, so it begins anew")
 
-    def _prepare(self, keeping: Keeping, runtime: Runtime) -> None:
+    def _prepare(self, kept: CheckpointFile, runtime: PipelineRuntime) -> None:
         resumed = None
         try:
-            found = keeping.read()
+            found = kept.read()
             if found is not None:
                 resumed = self._resumed(*found, runtime)
         except CheckpointError as error:
             self.forget(f"its stored state {error}")
-        if resumed is not None or keeping.every:
+        if resumed is not None or kept.every:
             from flowblend_plugin.checkpoints.checkpoint import Checkpoints
 
-            self.checkpoints = Checkpoints(keeping.every, self._store, resumed, self._tell)
+            self.checkpoints = Checkpoints(kept.every, self._store, resumed, self._say)
 
-    def _resumed(self, kept: Kept, data: bytes, runtime: Runtime) -> Checkpoint:
+    def _resumed(
+        self, header: CheckpointHeader, data: bytes, runtime: PipelineRuntime
+    ) -> Checkpoint:
         from flowblend_plugin.checkpoints.checkpoint import Checkpoint
 
-        assert self._keeping is not None
-        if kept.job_key != self._keeping.job_key or kept.seed != self._seed:
+        assert self._kept is not None
+        if header.job_key != self._kept.job_key or header.seed != self._seed:
             raise CheckpointError("is of another job, or of other models")
-        theirs, ours = kept.surroundings, self._surroundings
+        theirs, ours = header.surroundings, self._surroundings
         changed = [k for k in sorted({*theirs, *ours}) if theirs.get(k) != ours.get(k)]
         if changed:
             told = ", ".join(f"{k} {theirs.get(k)} (now {ours.get(k)})" for k in changed)
             raise CheckpointError(f"was made with {told}")
         checkpoint = Checkpoint.from_bytes(data, runtime.device)
-        self._before_s = kept.elapsed_s
-        self.times = StepTimes(list(kept.step_s), list(kept.roles))
-        self._reporter.message(f"{self._job.id}: continues at step {kept.step} of {kept.total}")
+        self._before_s = header.elapsed_s
+        self.times = StepTimes(list(header.step_s), list(header.roles))
+        self._say(f"continues at step {header.step} of {header.total}", is_error=False)
         return checkpoint
 
     def _store(self, checkpoint: Checkpoint) -> None:
-        assert self._keeping is not None
-        kept = Kept(
-            job_key=self._keeping.job_key,
+        assert self._kept is not None
+        header = CheckpointHeader(
+            job_key=self._kept.job_key,
             seed=self._seed,
             step=checkpoint.step,
             total=checkpoint.total,
@@ -133,13 +139,13 @@ class Progress:
             roles=tuple(self.times.roles),
         )
         try:
-            self._keeping.write(checkpoint.to_bytes(kept.to_metadata()))
+            self._kept.write(checkpoint.to_bytes(header.to_metadata()))
         except OutputError as error:
             raise CheckpointError(str(error)) from error
         self.times.go_on()
 
-    def _tell(self, text: str) -> None:
-        self._reporter.message(f"{self._job.id}: {text}", error=True)
+    def _say(self, text: str, *, is_error: bool = True) -> None:
+        self._tell(Message(f"{self._job.id}: {text}", is_error=is_error, job=self._job.id))
 
 
 @dataclass

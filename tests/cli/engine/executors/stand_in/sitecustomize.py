@@ -39,8 +39,8 @@ def fail(name: str, seed: int) -> None:
 
 
 class Runtime:
-    def __init__(self, model: Any, recipe_dir: Path) -> None:
-        self.model, self.note, self.elapsed_s = model, None, 0.0
+    def __init__(self, models: Any) -> None:
+        self.models, self.note, self.elapsed_s = models, None, 0.0
         self.device = SimpleNamespace(type="cpu")
         self.surroundings, self.vae, self.stronger_offload = {"torch": "none"}, None, ""
         sys.stdout.write("what a library prints when it loads\n")
@@ -67,7 +67,7 @@ def put(module: str, **names: Any) -> None:
 
 
 if "flowblend_cli.engine.executors.worker" in sys.orig_argv:  # all that meets torch there
-    put("engine.runtime.pipeline", Runtime=Runtime, versions=lambda: {"flowblend": "test"})
+    put("engine.runtime.pipeline", PipelineRuntime=Runtime, versions=lambda: {"flowblend": "test"})
     put(
         "engine.runtime.placement",
         OFFLOADS=("none",),
