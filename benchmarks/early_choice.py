@@ -24,7 +24,8 @@ from shared import PROMPTS, ROOT, interval, machine, parse, publish, table
 
 sys.path[:0] = [str(ROOT), str(ROOT / "cli")]
 
-from flowblend_cli.engine.runtime.pipeline import Runtime  # noqa: E402
+from flowblend_cli.engine.runtime.pipeline import PipelineRuntime  # noqa: E402
+from flowblend_cli.models.identity import resolve_models  # noqa: E402
 from flowblend_cli.planning.metrics import score_of  # noqa: E402
 from flowblend_cli.recipe.loader import load_batch  # noqa: E402
 from flowblend_plugin import metrics  # noqa: E402
@@ -75,7 +76,7 @@ class Study:
             batch = load_batch(path)
         self._jobs = {job.id: job for job in (*batch.jobs, *batch.reserve)}
         self._selections = batch.study.selections
-        self._runtime = Runtime(batch.jobs[0].model, path.parent)
+        self._runtime = PipelineRuntime(resolve_models(batch.jobs[0].model, path.parent))
 
     def finished(self) -> list[list[float]]:
         """Scores of each prompt's finished seeds."""

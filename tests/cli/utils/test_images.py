@@ -31,11 +31,11 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from flowblend_cli.engine.runtime.pipeline import Runtime
+from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
 from flowblend_cli.errors import ImageError
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.models.bundled import bundled_dir
-from flowblend_cli.models.identity import job_key
+from flowblend_cli.models.identity import job_key, resolve_models
 from flowblend_cli.utils import images
 from flowblend_cli.utils.images import hash_image, load_image
 
@@ -267,7 +267,7 @@ def test_a_job_gives_the_pipeline_its_picture(
         'max_sequence_length = 16\n[blend]\nstages = "L"\n'
     )
     (job,) = batch_of(text).jobs
-    runtime = Runtime(ModelSpec(str(pipeline)), tmp_path)
+    runtime = PipelineRuntime(resolve_models(ModelSpec(str(pipeline)), tmp_path))
 
     def frames(job: Job) -> Any:
         return runtime.sample(job, 3, lambda *_: None).frames
@@ -343,7 +343,7 @@ def test_one_seed_gives_the_same_pixels_where_a_pipeline_draws_without_its_gener
         'num_inference_steps = 2\nheight = 32\nwidth = 32\nnum_frames = 2\n[blend]\nstages = "L"\n'
     )
     (job,) = batch_of(text).jobs
-    runtime = Runtime(job.model, tmp_path)
+    runtime = PipelineRuntime(resolve_models(job.model, tmp_path))
 
     def frames(seed: int) -> Any:
         return runtime.sample(job, seed, lambda *_: None).frames

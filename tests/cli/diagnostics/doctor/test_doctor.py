@@ -17,8 +17,9 @@ from click.testing import CliRunner, Result
 from flowblend_cli.diagnostics.doctor import checks, environment
 from flowblend_cli.diagnostics.doctor.checks import Finding
 from flowblend_cli.diagnostics.doctor.self_test_worker import sprites_job
-from flowblend_cli.engine.runtime.pipeline import Runtime, versions
+from flowblend_cli.engine.runtime.pipeline import PipelineRuntime, versions
 from flowblend_cli.main import main
+from flowblend_cli.models.identity import resolve_models
 from flowblend_plugin.numerics import auto_device, numeric_settings
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -265,7 +266,7 @@ def test_quick_renders_nothing_and_says_so(tmp_path: Path) -> None:
 
 
 def test_the_device_told_is_the_one_that_a_render_takes() -> None:
-    runtime = Runtime(sprites_job().model, Path.cwd())
+    runtime = PipelineRuntime(resolve_models(sprites_job().model, Path.cwd()))
 
     settings = numeric_settings()
 

@@ -17,9 +17,10 @@ import torch
 from click.testing import CliRunner
 
 from flowblend_cli.diagnostics.doctor.self_test_worker import sprites_job
-from flowblend_cli.engine.runtime.pipeline import Runtime
+from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
 from flowblend_cli.jobs import Job, SamplingSpec
 from flowblend_cli.main import main
+from flowblend_cli.models.identity import resolve_models
 from flowblend_cli.utils.frames import Frames, pixels_sha256
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -38,13 +39,13 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 from flowblend_cli.utils.frames import pixels_sha256
 from flowblend_cli.diagnostics.doctor.self_test_worker import sprites_job
 from flowblend_cli.jobs import SamplingSpec
-from flowblend_cli.engine.runtime.pipeline import Runtime
+from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
 
 for _ in range(10):
     child = os.fork()
     if child == 0:
         job = sprites_job()
-        runtime = Runtime(job.model, Path.cwd())
+        runtime = PipelineRuntime(resolve_models(job.model, Path.cwd()))
         for mode in ("ode", "sde"):
             job = replace(job, sampling=SamplingSpec(mode=mode))
             frames = runtime.sample(job, 1, lambda *_: None).frames
@@ -78,28 +79,28 @@ seeds = {seeds}
 
 
 @pytest.fixture(scope="module")
-def runtime() -> Runtime:
+def runtime() -> PipelineRuntime:
     torch.set_num_threads(1)
-    return Runtime(JOB.model, Path.cwd())
+    return PipelineRuntime(resolve_models(JOB.model, Path.cwd()))
 
 
 def in_mode(mode: Mode) -> Job:
     return replace(JOB, sampling=SamplingSpec(mode=mode))
 
 
-def render(runtime: Runtime, mode: Mode, seed: int) -> Frames:
+def render(runtime: PipelineRuntime, mode: Mode, seed: int) -> Frames:
     return runtime.sample(in_mode(mode), seed, lambda *_: None).frames
 
 
 @pytest.fixture(scope="module")
-def expected(runtime: Runtime) -> dict[Mode, Frames]:
+def expected(runtime: PipelineRuntime) -> dict[Mode, Frames]:
     """Seed 1, rendered before anything else."""
     return {mode: render(runtime, mode, 1) for mode in MODES}
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_ten_renders_of_a_seed_are_equal_in_every_pixel(
-    runtime: Runtime, expected: dict[Mode, Frames], mode: Mode
+    runtime: PipelineRuntime, expected: dict[Mode, Frames], mode: Mode
 ) -> None:
     assert expected[mode].std() > 1  # a clip, and no flat colour that anything would equal
     for _ in range(10):
@@ -107,7 +108,7 @@ def test_ten_renders_of_a_seed_are_equal_in_every_pixel(
 
 
 def test_a_render_doesnt_depend_on_those_before_it(
-    runtime: Runtime, expected: dict[Mode, Frames]
+    runtime: PipelineRuntime, expected: dict[Mode, Frames]
 ) -> None:
     other_seeds = iter((2, 3, 2, 4))
     found: dict[tuple[Mode, int], set[str]] = {}
@@ -124,7 +125,7 @@ def test_a_render_doesnt_depend_on_those_before_it(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_torchs_own_generator_is_neither_read_nor_moved(
-    runtime: Runtime, expected: dict[Mode, Frames], mode: Mode
+    runtime: PipelineRuntime, expected: dict[Mode, Frames], mode: Mode
 ) -> None:
     torch.manual_seed(12345)
     before = torch.get_rng_state()
@@ -136,7 +137,7 @@ def test_torchs_own_generator_is_neither_read_nor_moved(
 
 
 def test_the_noise_of_an_sde_differs_by_seed_from_the_first_step_on(
-    runtime: Runtime, expected: dict[Mode, Frames]
+    runtime: PipelineRuntime, expected: dict[Mode, Frames]
 ) -> None:
     assert not np.array_equal(expected["sde"], expected["ode"])
     assert not np.array_equal(render(runtime, "sde", 2), expected["sde"])

@@ -24,7 +24,7 @@ from flowblend_cli.engine.executors.base import Render
 from flowblend_cli.engine.executors.in_process import Renderer
 from flowblend_cli.engine.runtime.finite_checks import SamplingError
 from flowblend_cli.engine.runtime.oom_retry import can_tile, tiled
-from flowblend_cli.engine.runtime.pipeline import Runtime
+from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
 from flowblend_cli.events import Event, JobDone, JobFailed, Silent
 from flowblend_cli.jobs import Batch, Job, ModelSpec
 
@@ -53,16 +53,16 @@ class Device:
         self.failures: dict[str, int] = {}
         self.fits = "never"  # the offloading under which everything fits
         self.tiles: list[bool] = []
-        real = Runtime.__init__
+        real = PipelineRuntime.__init__
 
-        def load(runtime: Runtime, model: ModelSpec, recipe_dir: Path) -> None:
+        def load(runtime: PipelineRuntime, model: ModelSpec, recipe_dir: Path) -> None:
             real(runtime, model, recipe_dir)
             self.loaded.append(model.offload)
             pipe = runtime._pipe
             pipe.transformer.proj_out.register_forward_pre_hook(self._fails("denoiser"))
             pipe.vae.post_quant_conv.register_forward_pre_hook(self._fails("vae", pipe.vae))
 
-        monkeypatch.setattr(Runtime, "__init__", load)
+        monkeypatch.setattr(PipelineRuntime, "__init__", load)
 
     def _fails(self, part: str, vae: Any = None) -> Callable[..., None]:
         def fail(*_: Any) -> None:

@@ -19,21 +19,22 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from flowblend_cli.engine.runtime.pipeline import Runtime, SamplingError
+from flowblend_cli.engine.runtime.pipeline import PipelineRuntime, SamplingError
 from flowblend_cli.engine.runtime.placement import is_out_of_memory
 from flowblend_cli.errors import DeviceFailedError, DeviceLostError, ModelMissingError
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.main import main
 from flowblend_cli.models.bundled import bundled_dir
+from flowblend_cli.models.identity import resolve_models
 from flowblend_plugin import SchedulerConfigError
 
 MODEL = ModelSpec("sprites", "sprites")
 
 
 @pytest.fixture(scope="module")
-def runtime() -> Runtime:
+def runtime() -> PipelineRuntime:
     torch.set_num_threads(1)
-    return Runtime(MODEL, Path.cwd())
+    return PipelineRuntime(resolve_models(MODEL, Path.cwd()))
 
 
 @pytest.fixture
@@ -43,11 +44,11 @@ def job(batch_of: Any) -> Job:
     return replace(found, arguments=tuple(sorted(arguments.items())))
 
 
-def sample(runtime: Runtime, job: Job, seed: int = 1) -> Any:
+def sample(runtime: PipelineRuntime, job: Job, seed: int = 1) -> Any:
     return runtime.sample(job, seed, lambda *_: None)
 
 
-def test_each_distinct_prompt_is_encoded_once(runtime: Runtime, job: Job) -> None:
+def test_each_distinct_prompt_is_encoded_once(runtime: PipelineRuntime, job: Job) -> None:
     calls: list[int] = []
     handle = runtime._pipe.text_encoder.register_forward_hook(lambda *_: calls.append(1))
     first = sample(runtime, job)
@@ -61,7 +62,7 @@ def test_each_distinct_prompt_is_encoded_once(runtime: Runtime, job: Job) -> Non
     handle.remove()
 
 
-def test_every_step_is_told_with_its_role(runtime: Runtime, job: Job) -> None:
+def test_every_step_is_told_with_its_role(runtime: PipelineRuntime, job: Job) -> None:
     told: list[tuple[int, str]] = []
     arguments = dict(job.arguments) | {"num_inference_steps": 5}
     longer = replace(job, arguments=tuple(sorted(arguments.items())))
@@ -70,7 +71,9 @@ def test_every_step_is_told_with_its_role(runtime: Runtime, job: Job) -> None:
     assert sampled.denoisers == "LLSSL"
 
 
-def test_an_exception_between_steps_leaves_the_runtime_usable(runtime: Runtime, job: Job) -> None:
+def test_an_exception_between_steps_leaves_the_runtime_usable(
+    runtime: PipelineRuntime, job: Job
+) -> None:
     before = sample(runtime, job).frames
     own = runtime._pipe.scheduler
 
@@ -83,7 +86,9 @@ def test_an_exception_between_steps_leaves_the_runtime_usable(runtime: Runtime, 
     assert np.array_equal(sample(runtime, job).frames, before)
 
 
-def test_numbers_that_are_no_numbers_fail_at_a_named_step(runtime: Runtime, job: Job) -> None:
+def test_numbers_that_are_no_numbers_fail_at_a_named_step(
+    runtime: PipelineRuntime, job: Job
+) -> None:
     arguments = dict(job.arguments) | {"guidance_scale": 1e40}
     broken = replace(job, arguments=tuple(sorted(arguments.items())))
     with pytest.raises(SamplingError, match=r"after step 0, in stage 1 \(large\): try"):
@@ -93,7 +98,7 @@ def test_numbers_that_are_no_numbers_fail_at_a_named_step(runtime: Runtime, job:
 @pytest.mark.parametrize("has_callback", [True, False])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_no_numbers_out_of_a_denoiser_name_its_stage_and_step_in_any_pipeline(
-    runtime: Runtime,
+    runtime: PipelineRuntime,
     job: Job,
     value: float,
     has_callback: bool,
@@ -112,7 +117,7 @@ def test_no_numbers_out_of_a_denoiser_name_its_stage_and_step_in_any_pipeline(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_no_numbers_out_of_the_vae_fail_the_job_also_where_the_pipeline_would_clip_them(
-    runtime: Runtime, job: Job, value: float
+    runtime: PipelineRuntime, job: Job, value: float
 ) -> None:
     def spoil(_: object, __: object, out: torch.Tensor) -> torch.Tensor:
         out = out.clone()
@@ -127,13 +132,13 @@ def test_no_numbers_out_of_the_vae_fail_the_job_also_where_the_pipeline_would_cl
     sample(runtime, job)
 
 
-def test_a_solver_without_stochastic_form_is_refused(runtime: Runtime, job: Job) -> None:
+def test_a_solver_without_stochastic_form_is_refused(runtime: PipelineRuntime, job: Job) -> None:
     sampling = replace(job.sampling, mode="sde", scheduler="unipc")
     with pytest.raises(SchedulerConfigError, match="no stochastic form"):
         sample(runtime, replace(job, sampling=sampling))
 
 
-def test_one_frame_gives_one_picture(runtime: Runtime, job: Job) -> None:
+def test_one_frame_gives_one_picture(runtime: PipelineRuntime, job: Job) -> None:
     arguments = dict(job.arguments) | {"num_frames": 1}
     picture = replace(job, arguments=tuple(sorted(arguments.items())))
     assert sample(runtime, picture).frames.shape == (1, 64, 64, 3)
@@ -142,7 +147,7 @@ def test_one_frame_gives_one_picture(runtime: Runtime, job: Job) -> None:
 def test_a_folder_with_missing_weights_is_a_missing_model(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "WanPipeline"}', "utf-8")
     with pytest.raises(ModelMissingError, match="can't be loaded"):
-        Runtime(ModelSpec(str(tmp_path)), Path.cwd())
+        PipelineRuntime(resolve_models(ModelSpec(str(tmp_path)), Path.cwd()))
 
 
 ON_CPU = ModelSpec("sprites", "sprites", dtype="float32", device="cpu")
@@ -164,7 +169,7 @@ def test_memory_that_runs_out_on_the_way_to_the_device_says_what_was_tried_and_w
 
     monkeypatch.setattr(diffusers.DiffusionPipeline, "to", fail)
     with pytest.raises(DeviceLostError) as caught:
-        Runtime(ON_CPU, Path.cwd())
+        PipelineRuntime(resolve_models(ON_CPU, Path.cwd()))
 
     message = str(caught.value)
     assert message.startswith("out of main memory while model 'sprites' was moved to cpu as float3")
@@ -183,7 +188,7 @@ def test_a_device_that_fails_is_told_from_one_that_is_full(monkeypatch: pytest.M
 
     monkeypatch.setattr(diffusers.DiffusionPipeline, "to", fail)
     with pytest.raises(DeviceLostError) as caught:
-        Runtime(ON_CPU, Path.cwd())
+        PipelineRuntime(resolve_models(ON_CPU, Path.cwd()))
 
     assert str(caught.value).startswith(
         "cpu failed while model 'sprites' was moved to cpu (CUDA er"
@@ -208,7 +213,9 @@ def test_other_errors_are_no_lack_of_memory(error: Exception) -> None:
      "CUDA-capable device(s) is/are busy or unavailable: CUDA error", "HIP error: invalid device",
      "cuDNN error: device not available"],
 )  # fmt: skip
-def test_a_device_that_fails_in_a_step_is_lost(runtime: Runtime, job: Job, text: str) -> None:
+def test_a_device_that_fails_in_a_step_is_lost(
+    runtime: PipelineRuntime, job: Job, text: str
+) -> None:
     def fail(index: int, role: str) -> None:
         raise RuntimeError(text + "\nCompile with `TORCH_USE_CUDA_DSA`")
 
@@ -224,7 +231,7 @@ def test_a_device_that_fails_in_a_step_is_lost(runtime: Runtime, job: Job, text:
      ValueError("CUDA error: no error of a backend")],
 )  # fmt: skip
 def test_other_errors_in_a_step_cost_no_device(
-    runtime: Runtime, job: Job, error: Exception
+    runtime: PipelineRuntime, job: Job, error: Exception
 ) -> None:
     def fail(index: int, role: str) -> None:
         raise error
@@ -248,12 +255,12 @@ from pathlib import Path
 from flowblend_cli.errors import DeviceLostError
 from flowblend_cli.jobs import ModelSpec
 from flowblend_cli.main import main
-from flowblend_cli.engine.runtime.pipeline import Runtime
+from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
 (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmSize" in line]
 limit = int(line.split()[1]) * 1024 + 8 * 2**30
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 try:
-    Runtime(ModelSpec(sys.argv[1], device="cpu"), Path.cwd())
+    PipelineRuntime(resolve_models(ModelSpec(sys.argv[1], device="cpu"), Path.cwd()))
 except DeviceLostError as error:
     print(error)
 """
@@ -280,7 +287,7 @@ def test_weights_larger_than_the_memory_are_no_missing_model(tmp_path: Path) -> 
 
 
 def test_memory_that_runs_out_while_sampling_fails_that_job_and_no_other(
-    runtime: Runtime, job: Job
+    runtime: PipelineRuntime, job: Job
 ) -> None:
     arguments = dict(job.arguments) | {"height": 2**24, "width": 2**24}
     huge = replace(job, arguments=tuple(sorted(arguments.items())))

@@ -20,12 +20,12 @@ from click.testing import CliRunner, Result
 from fake_device import ACCELERATOR, FakeDevice
 from tiny import run_wan, wan_denoiser, wan_pipe
 
-from flowblend_cli.engine.runtime.pipeline import Runtime
+from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
 from flowblend_cli.engine.runtime.placement import Placement
 from flowblend_cli.errors import DeviceLostError, UsageError
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.main import main
-from flowblend_cli.models.identity import job_key
+from flowblend_cli.models.identity import job_key, resolve_models
 from flowblend_plugin import DenoiserSwitch, StageSchedule
 from flowblend_plugin.denoisers.offloading import is_placed
 
@@ -49,15 +49,15 @@ def layers_that_run_on_the_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerate, "cpu_offload", cpu_offload)
 
 
-def modules(runtime: Runtime) -> Iterator[torch.nn.Module]:
+def modules(runtime: PipelineRuntime) -> Iterator[torch.nn.Module]:
     parts = runtime._pipe.components.values()
     return (part for part in parts if isinstance(part, torch.nn.Module))
 
 
 @pytest.fixture(scope="module")
-def plain() -> Runtime:
+def plain() -> PipelineRuntime:
     torch.set_num_threads(1)
-    return Runtime(spec("none", "cpu"), Path.cwd())
+    return PipelineRuntime(resolve_models(spec("none", "cpu"), Path.cwd()))
 
 
 @pytest.fixture
@@ -69,20 +69,20 @@ def job(batch_of: Any) -> Job:
     return replace(found, arguments=tuple(sorted(arguments.items())))
 
 
-def weights(runtime: Runtime) -> Iterator[torch.Tensor]:
+def weights(runtime: PipelineRuntime) -> Iterator[torch.Tensor]:
     for module in (*modules(runtime), runtime._further["small"]):
         assert module is not None
         yield from module.parameters()
 
 
-def sample(runtime: Runtime, job: Job, seed: int = 1) -> Any:
+def sample(runtime: PipelineRuntime, job: Job, seed: int = 1) -> Any:
     return runtime.sample(job, seed, lambda *_: None)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_offloading_changes_no_bit_in_any_job(way: str, plain: Runtime, job: Job) -> None:
+def test_offloading_changes_no_bit_in_any_job(way: str, plain: PipelineRuntime, job: Job) -> None:
     expected = [sample(plain, job, seed) for seed in (1, 2)]
-    runtime = Runtime(spec(way), Path.cwd())
+    runtime = PipelineRuntime(resolve_models(spec(way), Path.cwd()))
 
     assert all(is_placed(module) for module in modules(runtime))
     for seed, one in enumerate(expected, start=1):
@@ -95,7 +95,7 @@ def test_offloading_changes_no_bit_in_any_job(way: str, plain: Runtime, job: Job
 
 
 def test_layers_keep_no_weight_on_the_device_between_jobs(job: Job) -> None:
-    runtime = Runtime(spec("sequential"), Path.cwd())
+    runtime = PipelineRuntime(resolve_models(spec("sequential"), Path.cwd()))
     sample(runtime, job)
 
     for module in modules(runtime):
@@ -105,7 +105,7 @@ def test_layers_keep_no_weight_on_the_device_between_jobs(job: Job) -> None:
 def test_groups_are_leaves_everywhere_and_the_small_denoiser_has_them_while_it_runs(
     job: Job,
 ) -> None:
-    runtime = Runtime(spec("group"), Path.cwd())
+    runtime = PipelineRuntime(resolve_models(spec("group"), Path.cwd()))
     small = runtime._further["small"]
     assert small is not None
     kinds: set[tuple[str, torch.device]] = set()
@@ -125,7 +125,7 @@ def test_groups_are_leaves_everywhere_and_the_small_denoiser_has_them_while_it_r
 
 
 def test_of_whole_models_only_the_one_that_runs_is_on_the_device_in_every_job(job: Job) -> None:
-    runtime = Runtime(spec("model"), Path.cwd())
+    runtime = PipelineRuntime(resolve_models(spec("model"), Path.cwd()))
     pipe = runtime._pipe
     pipe.remove_all_hooks()
     for module in modules(runtime):

@@ -1,4 +1,4 @@
-"""Runtime.preview: where a job's first steps lead, and nothing left behind."""
+"""PipelineRuntime.preview: where a job's first steps lead, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from flowblend_cli.engine.runtime.pipeline import Runtime
+from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.models import identity
 from flowblend_cli.models.bundled import bundled_dir
+from flowblend_cli.models.identity import resolve_models
 from flowblend_plugin import SwitchError
 from flowblend_plugin.preview import PROJECTION_NAME
 
@@ -21,9 +22,9 @@ MODEL = ModelSpec("sprites", "sprites")
 
 
 @pytest.fixture(scope="module")
-def runtime() -> Runtime:
+def runtime() -> PipelineRuntime:
     torch.set_num_threads(1)
-    return Runtime(MODEL, Path.cwd())
+    return PipelineRuntime(resolve_models(MODEL, Path.cwd()))
 
 
 @pytest.fixture
@@ -38,13 +39,13 @@ def psnr(one: Any, other: Any) -> float:
     return float(-10 * np.log10(error)) if error else float("inf")
 
 
-def decoded(runtime: Runtime, job: Job, after: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+def decoded(runtime: PipelineRuntime, job: Job, after: int, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(runtime, "_shown_by", Path("/nowhere"))
     return runtime.preview(job, 1, after, lambda *_: None)
 
 
 def test_a_preview_runs_its_steps_only_and_leaves_the_next_render_as_it_was(
-    runtime: Runtime, job: Job
+    runtime: PipelineRuntime, job: Job
 ) -> None:
     final = runtime.sample(job, 1, lambda *_: None).frames
     own, denoiser = runtime._pipe.scheduler, runtime._pipe.transformer
@@ -59,7 +60,7 @@ def test_a_preview_runs_its_steps_only_and_leaves_the_next_render_as_it_was(
 
 @pytest.mark.parametrize("scheduler", [None, "unipc", "heun"])
 def test_after_all_steps_the_preview_is_the_clip(
-    runtime: Runtime, job: Job, scheduler: str | None, monkeypatch: pytest.MonkeyPatch
+    runtime: PipelineRuntime, job: Job, scheduler: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = replace(job, sampling=replace(job.sampling, scheduler=scheduler))
     final = runtime.sample(job, 1, lambda *_: None).frames
@@ -69,7 +70,7 @@ def test_after_all_steps_the_preview_is_the_clip(
 
 
 def test_previews_come_closer_to_the_clip_with_every_look(
-    runtime: Runtime, job: Job, monkeypatch: pytest.MonkeyPatch
+    runtime: PipelineRuntime, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     final = runtime.sample(job, 1, lambda *_: None).frames
     early, late = (decoded(runtime, job, after, monkeypatch) for after in (1, 5))
@@ -77,7 +78,7 @@ def test_previews_come_closer_to_the_clip_with_every_look(
 
 
 def test_an_exception_between_steps_of_a_preview_leaves_the_runtime_usable(
-    runtime: Runtime, job: Job
+    runtime: PipelineRuntime, job: Job
 ) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -102,7 +103,9 @@ def test_the_bundled_projection_is_small_and_changes_no_job_key(tmp_path: Path) 
     assert identity.hash_folder(tmp_path) == before
 
 
-def test_the_noise_seed_moves_an_sdes_noise_and_nothing_else(runtime: Runtime, job: Job) -> None:
+def test_the_noise_seed_moves_an_sdes_noise_and_nothing_else(
+    runtime: PipelineRuntime, job: Job
+) -> None:
     def frames(mode: Any, noise: int | None) -> Any:
         sampling = replace(job.sampling, mode=mode, noise_seed=noise)
         return runtime.sample(replace(job, sampling=sampling), 1, lambda *_: None).frames

@@ -13,11 +13,11 @@ import torch
 
 from flowblend_cli.diagnostics.doctor.self_test_worker import sprites_job
 from flowblend_cli.engine.runtime import prompt_cache
-from flowblend_cli.engine.runtime.pipeline import Runtime
+from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
 from flowblend_cli.engine.runtime.prompt_cache import EmbeddingFiles, keep_embeddings
 from flowblend_cli.jobs import Job
 from flowblend_cli.models.bundled import bundled_dir
-from flowblend_cli.models.identity import text_identity
+from flowblend_cli.models.identity import resolve_models, text_identity
 from flowblend_cli.models.registry import resolve_model
 
 SURROUNDINGS = {"torch": "2", "device": "cpu"}
@@ -36,13 +36,13 @@ def job() -> Job:
 
 
 @pytest.fixture(scope="module")
-def runtime() -> Runtime:
+def runtime() -> PipelineRuntime:
     torch.set_num_threads(1)
-    return Runtime(job().model, Path.cwd())
+    return PipelineRuntime(resolve_models(job().model, Path.cwd()))
 
 
 @pytest.fixture
-def encoded(runtime: Runtime) -> Iterator[list[int]]:
+def encoded(runtime: PipelineRuntime) -> Iterator[list[int]]:
     """One entry for each time that the text model runs."""
     calls: list[int] = []
     handle = runtime._pipe.text_encoder.register_forward_hook(lambda *_: calls.append(1))
@@ -50,7 +50,7 @@ def encoded(runtime: Runtime) -> Iterator[list[int]]:
     handle.remove()
 
 
-def embeds(runtime: Runtime, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+def embeds(runtime: PipelineRuntime, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
     found: tuple[torch.Tensor, torch.Tensor] = runtime._pipe.encode_prompt(
         prompt, "", max_sequence_length=32, device=CPU
     )
@@ -58,7 +58,7 @@ def embeds(runtime: Runtime, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_another_run_finds_a_prompt_and_its_text_model_rests(
-    runtime: Runtime, encoded: list[int], tmp_path: Path
+    runtime: PipelineRuntime, encoded: list[int], tmp_path: Path
 ) -> None:
     runtime._pipe.__dict__.pop("encode_prompt")
     expected = embeds(runtime, "a red ring")

@@ -9,8 +9,9 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from flowblend_cli.engine.runtime.pipeline import Runtime
+from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
 from flowblend_cli.jobs import Batch, Job
+from flowblend_cli.models.identity import resolve_models
 from flowblend_cli.models.solvers import find_solver
 from flowblend_cli.planning.flops import cost_plan
 from flowblend_cli.planning.plan import plan_batch, summarize
@@ -120,7 +121,7 @@ def test_levels_told_offline_are_those_that_the_pipeline_runs(batch_of: LoadText
     text = TWO.replace("[[scene]]", "[sampling]\nsigma_max = 80.0\n\n[[scene]]")
     (job,) = batch_of(text).jobs
     seen: list[Any] = []
-    runtime = Runtime(job.model, Path.cwd())
+    runtime = PipelineRuntime(resolve_models(job.model, Path.cwd()))
 
     def note(index: int, role: str) -> None:
         seen.append(runtime._pipe.scheduler.timesteps.tolist())
