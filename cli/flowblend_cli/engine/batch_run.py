@@ -206,8 +206,9 @@ class BatchRun:
     def _work(self) -> None:
         """Go on until nothing is queued, under way, or could come of measurements."""
         while True:
-            self._queue += self._study.new_jobs()
+            self._take_published()
             self._fill_slots()
+            self._queue += self._study.new_jobs()
             if self._under_way:
                 self._poll()
             elif self._publisher.outstanding:

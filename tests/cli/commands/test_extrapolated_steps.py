@@ -13,8 +13,8 @@ from flowblend_cli import main
 from flowblend_cli.analysis.gallery.comparison import count_steps
 from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.commands.info import describe
-from flowblend_cli.engine.batch_run import run
-from flowblend_cli.events import Silent
+from flowblend_cli.engine.batch_run import BatchRun
+from flowblend_cli.events import captured_events
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.planning.flops import cost_plan, sum_up
 from flowblend_cli.planning.plan import plan_batch, plan_job, summarize
@@ -101,7 +101,7 @@ def test_they_are_rendered_recorded_and_read_back(batch_of: LoadText) -> None:
     batch = batch_of(SHORT)
     (job,) = batch.jobs
 
-    assert run(batch, Silent()) == 0
+    assert BatchRun(batch, captured_events()).run() == 0
     document = read_document(batch.path_of(job)) or {}
     assert document["resolved"]["denoisers"] == "LLEELESS"
     assert set(document["models"]) == {"pipeline", "small"}

@@ -5,18 +5,30 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rendered import a_job
 
-from flowblend_cli.engine.limits import MARGIN, LimitReached, Limits, Tally
+from flowblend_cli.engine.limits import MARGIN, Limits
 from flowblend_cli.engine.run_options import RunOptions
-from flowblend_cli.engine.signals import StatusSignal, StopSignals
-from flowblend_cli.events import JobDone, JobDropped, JobFailed, JobSkipped, JobStarted
-from flowblend_cli.jobs import Job
+from flowblend_cli.engine.signals import StatusSignal
+from flowblend_cli.events import (
+    JobAssigned,
+    JobDone,
+    JobDropped,
+    JobFailed,
+    JobReturned,
+    JobsAdded,
+    JobSkipped,
+    JobStarted,
+    StepStarted,
+)
+from flowblend_cli.jobs import Batch, Job
+from flowblend_cli.planning.estimates import Estimates, Speeds
+from flowblend_cli.planning.run_progress import RunProgress
 
 JOBS = [a_job(f"j{number}", steps=10) for number in range(6)]
 
@@ -45,65 +57,71 @@ def failed(job: Job) -> JobFailed:
     return JobFailed(job.id, job.scene, job.seed, "no")
 
 
-class Learned:
-    """What is known of how long jobs take: nothing before one was rendered."""
+class Progress(RunProgress):
+    """Counts as a run does; what is known of how long jobs take is as the test says."""
 
-    def __init__(self, seconds: float | None = None, left: float | None = None) -> None:
-        self.seconds, self.left = seconds, left
+    def __init__(self, clock: Clock, seconds: float | None = None) -> None:
+        super().__init__(Batch("r", Path(), tuple(JOBS), (), Path()), clock)
+        self.seconds = seconds
 
-    def seconds_of(self, job_id: str) -> float | None:
+    def seconds_of(self, job: str) -> float | None:
         return self.seconds
 
-    def left_s(self) -> float | None:
-        return self.left
+    def _begun(self) -> Estimates:
+        return Estimates({}, Speeds())
 
 
-def limits(clock: Clock, learned: Learned | None = None, **options: Any) -> Limits:
-    return Limits(RunOptions(**options), len(JOBS), learned, clock)
+def limited(progress: Progress, **options: Any) -> Limits:
+    return Limits(RunOptions(**options), progress)
 
 
-def render(run: Limits, job: Job, clock: Clock, seconds: float) -> None:
+def render(progress: Progress, job: Job, clock: Clock, seconds: float) -> None:
     """A job that takes so many seconds, all steps alike."""
-    run.event(started(job))
+    progress(started(job))
     for step in range(job.num_inference_steps):
-        run.step(step, job.num_inference_steps, "large")
+        progress(StepStarted(job.id, step, job.num_inference_steps, "large"))
         clock.now += seconds / job.num_inference_steps
-    run.event(done(job, seconds))
+    progress(done(job, seconds))
 
 
 def test_without_limits_every_job_is_rendered() -> None:
-    clock = Clock()
-    run = limits(clock)
+    progress = Progress(Clock())
+    run = limited(progress)
     for job in JOBS:
-        assert run.lets(job)
-        run.check()
-        run.event(failed(job))
-    assert (run.failed, run.remaining, run.reached, run.told()) == (6, 0, "", "")
+        assert run.may_start(job)
+        assert run.has_time()
+        progress(failed(job))
+    assert (progress.failed, progress.remaining, run.reached, run.stop_reason()) == (6, 0, "", "")
 
 
 def test_the_first_failure_ends_a_batch_that_is_to_fail_fast() -> None:
-    run = limits(Clock(), fail_fast=True)
-    run.event(done(JOBS[0]))
-    assert run.lets(JOBS[1])
-    run.event(failed(JOBS[1]))
-    assert not run.lets(JOBS[2])
-    assert run.told().startswith("stopped at the first job that failed (--fail-fast): 4 jobs")
+    progress = Progress(Clock())
+    run = limited(progress, fail_fast=True)
+    progress(done(JOBS[0]))
+    assert run.may_start(JOBS[1])
+    progress(failed(JOBS[1]))
+    assert not run.may_start(JOBS[2])
+    assert run.stop_reason().startswith(
+        "stopped at the first job that failed (--fail-fast): 4 jobs"
+    )
 
 
 def test_jobs_that_are_there_already_dont_count_as_rendered() -> None:
-    run = limits(Clock(), max_jobs=2)
-    run.event(JobSkipped(JOBS[0].id, "square", 1, "p"))
-    assert run.lets(JOBS[1])
-    run.event(done(JOBS[1]))
-    assert run.lets(JOBS[2])
-    run.event(started(JOBS[2]))  # it may be published while the next one could begin
-    assert not run.lets(JOBS[3])
-    run.event(failed(JOBS[2]))
-    assert run.lets(JOBS[3])
-    run.event(done(JOBS[3]))
-    assert not run.lets(JOBS[4])
-    assert (run.rendered, run.skipped, run.failed, run.remaining) == (2, 1, 1, 2)
-    assert "2 rendered jobs (--max-jobs): 2 jobs remain" in run.told()
+    progress = Progress(Clock())
+    run = limited(progress, max_jobs=2)
+    progress(JobSkipped(JOBS[0].id, "square", 1, "p"))
+    assert run.may_start(JOBS[1])
+    progress(done(JOBS[1]))
+    assert run.may_start(JOBS[2])
+    progress(JobAssigned(JOBS[2].id))  # it may be published while the next one could begin
+    assert not run.may_start(JOBS[3])
+    progress(failed(JOBS[2]))
+    assert run.may_start(JOBS[3])
+    progress(done(JOBS[3]))
+    assert not run.may_start(JOBS[4])
+    counts = (progress.rendered, progress.skipped, progress.failed, progress.remaining)
+    assert counts == (2, 1, 1, 2)
+    assert "2 rendered jobs (--max-jobs): 2 jobs remain" in run.stop_reason()
 
 
 @given(st.floats(0.5, 50), st.floats(1, 400))
@@ -111,71 +129,81 @@ def test_a_job_begins_only_where_it_will_end_in_time_and_all_that_fit_are_render
     seconds: float, limit: float
 ) -> None:
     clock = Clock()
-    learned = Learned()
-    run = limits(clock, learned, max_time_s=limit)
+    progress = Progress(clock)
+    run = limited(progress, max_time_s=limit)
     rendered = 0
     for job in JOBS:
-        if not run.lets(job):
+        if not run.may_start(job):
             break
         assert rendered == 0 or clock.now + seconds * MARGIN < 1000 + limit
-        render(run, job, clock, seconds)
-        learned.seconds = seconds
+        render(progress, job, clock, seconds)
+        progress.seconds = seconds
         rendered += 1
     if rendered < len(JOBS):
         assert clock.now + seconds * MARGIN >= 1000 + limit
-        assert not run.lets(JOBS[-1]), "what is over stays over"
-        assert "--max-time" in run.told()
+        assert not run.may_start(JOBS[-1]), "what is over stays over"
+        assert "--max-time" in run.stop_reason()
 
 
 def test_time_that_runs_out_in_a_job_stops_it_before_the_step_that_has_none_left() -> None:
     clock = Clock()
-    run = limits(clock, max_time_s=100)
-    stop = StopSignals(lambda _: None, run.check)
-    assert run.lets(JOBS[0]), "nothing is known yet"
-    run.event(started(JOBS[0]))
+    progress = Progress(clock)
+    run = limited(progress, max_time_s=100)
+    assert run.may_start(JOBS[0]), "nothing is known yet"
+    progress(started(JOBS[0]))
     for step in range(4):
-        run.step(step, 10, "large")
+        progress(StepStarted(JOBS[0].id, step, 10, "large"))
+        assert run.has_time()
         clock.now += 40 if step == 0 else 15  # the first one encodes the prompt
-        if step < 3:
-            stop.check()
     assert clock.now == 1085
-    with pytest.raises(LimitReached):
-        stop.check()
-    assert run.remaining == 6
-    stop.check_signals()
-    assert stop.exit_code is None
-    assert "6 jobs remain" in run.told()
+    progress(StepStarted(JOBS[0].id, 4, 10, "large"))
+    assert not run.has_time()
+    progress(JobReturned(JOBS[0].id))
+    assert progress.remaining == 6
+    assert "6 jobs remain" in run.stop_reason()
+
+
+def test_of_several_jobs_under_way_the_slowest_step_decides() -> None:
+    clock = Clock()
+    progress = Progress(clock)
+    run = limited(progress, max_time_s=100)
+    for job in JOBS[:2]:
+        progress(started(job))
+        progress(StepStarted(job.id, 0, 10, "large"))
+    clock.now += 5
+    progress(StepStarted(JOBS[0].id, 1, 10, "large"))
+    clock.now += 45
+    progress(StepStarted(JOBS[1].id, 1, 10, "large"))
+    assert not run.has_time(), "another 50 s of the slower one end when the time is up"
 
 
 def test_what_is_known_of_a_job_before_it_begins_tells_whether_it_fits() -> None:
-    assert not limits(Clock(), Learned(60), max_time_s=65).lets(JOBS[3])
-    assert limits(Clock(), Learned(60), max_time_s=67).lets(JOBS[3])
+    assert not limited(Progress(Clock(), 60), max_time_s=65).may_start(JOBS[3])
+    assert limited(Progress(Clock(), 60), max_time_s=67).may_start(JOBS[3])
 
 
 def test_the_status_line_says_what_is_done_and_what_is_left() -> None:
     clock = Clock()
-    learned = Learned()
-    run = limits(clock, learned)
-    assert run.line() == (
+    progress = Progress(clock)
+    assert progress.line() == (
         "status: 0 done, 0 already there, 0 failed, 6 remaining; 0:00 elapsed, time left unknown"
     )
-    render(run, JOBS[0], clock, 600)
-    run.event(JobDropped(JOBS[1].id, "square", 1, "why", 0.1))
-    run.grow(1)
-    run.event(started(JOBS[2]))
-    run.step(3, 10, "large")
+    render(progress, JOBS[0], clock, 600)
+    progress(JobDropped(JOBS[1].id, "square", 1, "why", 0.1))
+    progress(JobsAdded(1))
+    progress(started(JOBS[2]))
+    progress(StepStarted(JOBS[2].id, 3, 10, "large"))
     clock.now += 60
-    learned.left = 2940
-    assert run.line() == (
-        "status: 1 done, 0 already there, 0 failed, 5 remaining; j2 at step 4 of 10; "
-        "11:00 elapsed, about 49:00 left"
+    assert progress.line().startswith(
+        "status: 1 done, 0 already there, 0 failed, 5 remaining; j2 at step 4 of 10; 11:00 elapsed"
     )
 
 
 def test_the_status_signal_is_answered_in_the_middle_of_a_computation_and_then_forgotten() -> None:
     former = signal.getsignal(signal.SIGUSR1)
     heard: list[str] = []
-    with StatusSignal(lambda: heard.append(Tally(1).line())):
+    progress = Progress(Clock())
+    with StatusSignal(lambda: heard.append(progress.line())):
         for number in range(1, 4):
             os.kill(os.getpid(), signal.SIGUSR1)
             deadline = time.monotonic() + 10

@@ -8,18 +8,22 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from flowblend_cli.artifacts.finished import FileState, inspect_final
-from flowblend_cli.engine import batch_run
 from flowblend_cli.engine import publisher as publisher_module
-from flowblend_cli.engine.executors.base import Render
+from flowblend_cli.engine.batch_run import BatchRun
+from flowblend_cli.engine.executors.base import (
+    Answer,
+    RenderFailure,
+    RenderRequest,
+    RenderResult,
+)
 from flowblend_cli.engine.publisher import Pending, Publication, Publisher
-from flowblend_cli.errors import OutputError
-from flowblend_cli.events import Event, JobDone, JobFailed, Silent, Summary
+from flowblend_cli.errors import OutputError, StopRequested
+from flowblend_cli.events import CapturedEvents, Event, JobDone, JobFailed, RunEnded, Summary
 from flowblend_cli.jobs import Batch, Job, ModelSpec
 from flowblend_cli.utils.files import temporary_path
 from flowblend_cli.utils.frames import pixels_sha256
@@ -29,12 +33,12 @@ SEEDS = ["scene.square.seeds=[1,2,3,4,5,6]", "metrics.names=[]"]
 PLENTY_S = 60.0
 
 
-def render_of(seed: int, shape: tuple[int, ...] = (3, 64, 64, 3)) -> Render:
+def render_of(seed: int, shape: tuple[int, ...] = (3, 64, 64, 3), number: int = 1) -> RenderResult:
     frames = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-    return Render(
-        frames=frames, seed=seed, elapsed_s=2.0, step_s=(1.0, 1.0), denoisers="LS", device="cpu",
-        caches=(), versions={}, pixels_sha256=pixels_sha256(frames), peak_rss_bytes=1,
-        peak_vram_bytes=None,
+    return RenderResult(
+        number=number, frames=frames, seed=seed, elapsed_s=2.0, step_s=(1.0, 1.0), denoisers="LS",
+        device="cpu", caches=(), versions={}, pixels_sha256=pixels_sha256(frames),
+        peak_rss_bytes=1, peak_vram_bytes=None,
     )  # fmt: skip
 
 
@@ -129,58 +133,64 @@ def test_what_is_half_written_when_the_run_is_ended_is_removed(
 
 
 class Frames:
-    """Renders noise of a job's seed in steps of no time; what a seed does besides is told."""
+    """An executor that makes noise of a job's seed; what a seed does besides is told."""
 
-    does: dict[int, Callable[[], None]]
-    shapes: dict[int, tuple[int, ...]]
+    slots = 1
 
-    def __init__(self, *given: Any) -> None:
-        self.model: ModelSpec | None = None
+    def __init__(
+        self, does: dict[int, Callable[[], None]], shapes: dict[int, tuple[int, ...]]
+    ) -> None:
+        self.does, self.shapes = does, shapes
+        self.requests: list[RenderRequest] = []
+        self.is_stopped = False
 
-    def load(self, model: ModelSpec, check: Callable[[], None]) -> None:
-        self.model = model
+    def submit(self, request: RenderRequest) -> None:
+        self.requests.append(request)
 
-    def render(
-        self, job: Job, seed: int, check: Callable[[], None], keeping: object = None
-    ) -> Render:
-        self.does.get(seed, lambda: None)()
-        for _ in range(20):
-            time.sleep(0.01)
-            check()
-        return render_of(seed, self.shapes.get(seed, (3, 64, 64, 3)))
+    def poll(self, timeout_s: float) -> Answer | None:
+        (request,), self.requests = self.requests, []
+        self.does.get(request.seed, lambda: None)()
+        time.sleep(0.2)
+        if self.is_stopped or request.seed in self.does:
+            return RenderFailure(request.number, StopRequested(), "stopped")
+        return render_of(
+            request.seed, self.shapes.get(request.seed, (3, 64, 64, 3)), request.number
+        )
+
+    def models_in_memory(self) -> tuple[ModelSpec, ...]:
+        return ()
+
+    def stop(self) -> None:
+        self.is_stopped = True
 
     def close(self) -> None:
-        self.model = None
+        self.requests = []
 
 
-class Seen(Silent):
+class Seen(CapturedEvents):
     """Keeps events, and finds at each ``job_done`` what lies under its final name."""
 
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def event(self, event: Event) -> None:
+    def __call__(self, event: Event) -> None:
         if isinstance(event, JobDone):
             assert inspect_final(Path(event.path)).state is FileState.INTACT
             assert threading.current_thread() is threading.main_thread()
-        self.events.append(event)
+        super().__call__(event)
 
     def seeds(self, kind: type[JobDone] | type[JobFailed]) -> list[int]:
-        return [event.seed for event in self.events if isinstance(event, kind)]
+        return [event.seed for event in self.of(kind)]
 
 
 @pytest.fixture
-def run(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Seen]]:
+def run(batch: Batch) -> Callable[..., tuple[int, Seen]]:
     """Carry out the batch with what its seeds do, or how large their frames are."""
 
     def carry_out(
         does: dict[int, Callable[[], None]] | None = None,
         shapes: dict[int, tuple[int, ...]] | None = None,
     ) -> tuple[int, Seen]:
-        renderer = type("Renderer", (Frames,), {"does": does or {}, "shapes": shapes or {}})
-        monkeypatch.setattr(batch_run, "Renderer", renderer)
         seen = Seen()
-        return batch_run.run(batch, seen), seen
+        executor = Frames(does or {}, shapes or {})
+        return BatchRun(batch, seen, executor=executor).run(), seen
 
     return carry_out
 
@@ -191,7 +201,7 @@ def test_what_the_encoder_refuses_fails_alone(run: Callable[..., tuple[int, Seen
     assert code == 1
     assert seen.seeds(JobDone) == [1, 3, 4, 5, 6]
     assert seen.seeds(JobFailed) == [2]
-    failed = next(event for event in seen.events if isinstance(event, JobFailed))
+    (failed,) = seen.of(JobFailed)
     assert failed.error.startswith("FramesError: ")
 
 
@@ -205,8 +215,8 @@ def test_a_disk_that_fails_beside_the_next_render_ends_the_batch(
     assert seen.seeds(JobFailed) == [2]
     assert seen.seeds(JobDone)[0] == 1
     assert 6 not in seen.seeds(JobDone)
-    last = seen.events[-1]
-    assert isinstance(last, Summary)
+    (last,) = seen.of(Summary)
+    assert isinstance(seen[-1], RunEnded)
     assert last.rendered == len(seen.seeds(JobDone))
     temporary_path(batch.path_of(batch.jobs[1])).rmdir()
     assert run()[0] == 0
@@ -219,4 +229,4 @@ def test_after_the_first_signal_what_is_rendered_is_still_published(
 
     assert code == 128 + signal.SIGINT
     assert seen.seeds(JobDone) == [1, 2]
-    assert isinstance(seen.events[-1], Summary)
+    assert isinstance(seen[-2], Summary)

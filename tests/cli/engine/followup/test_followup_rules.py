@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from flowblend_cli.artifacts.records import Look, read_looks, write_looks
 from flowblend_cli.engine.followup.adaptation import (
-    Families,
-    Limits,
-    Measured,
+    Adaptations,
+    AdaptLimits,
+    MeasuredClip,
     accepted,
     flaw_of,
     next_round,
@@ -28,7 +28,7 @@ from flowblend_cli.planning.ordering import ordered
 from flowblend_cli.planning.plan import announced
 from flowblend_cli.study import AdaptSpec, MeasureSpec, Selection, Study
 
-LIMITS = Limits(weak_motion=1.0, jitter=3.0)
+LIMITS = AdaptLimits(weak_motion=1.0, jitter=3.0)
 STILL, JUMPY, FINE = (
     {"flow_mean": 0.5, "unsteadiness": 1.0},
     {"flow_mean": 5.0, "unsteadiness": 4.0},
@@ -45,11 +45,11 @@ def with_settings(job: Job, **settings: Any) -> Job:
     return replace(job, arguments=tuple(sorted({**dict(job.arguments), **settings}.items())))
 
 
-def rounds(job: Job, metrics: Any, spec: AdaptSpec, limits: Limits = LIMITS) -> list[Job]:
+def rounds(job: Job, metrics: Any, spec: AdaptSpec, limits: AdaptLimits = LIMITS) -> list[Job]:
     """All rounds of a job whose every render measures the same."""
-    family = [Measured(job, metrics, None)]
+    family = [MeasuredClip(job, metrics, None)]
     while (further := next_round(family, spec, limits)) is not None:
-        family.append(Measured(further, metrics, None))
+        family.append(MeasuredClip(further, metrics, None))
     return [one.job for one in family[1:]]
 
 
@@ -104,19 +104,19 @@ def test_no_round_has_more_steps_than_the_recipe_allows(
     more = "\n[adapt]\nguidance_step = 0.0\n"
     text = minimal.replace("[recipe]", "[recipe]\nmax_steps = 55", 1) + more
     batch = batch_of(text, "defaults.num_inference_steps=50")
-    further = Families(batch.study, {}).add(Measured(batch.jobs[0], STILL, 0.5))
+    further = Adaptations(batch.study, {}).add(MeasuredClip(batch.jobs[0], STILL, 0.5))
     assert further is not None
     assert further.num_inference_steps == 55
 
 
 def test_a_clip_without_a_flaw_stays_unless_people_complain(job: Job) -> None:
-    family = [Measured(job, FINE, 0.9)]
+    family = [MeasuredClip(job, FINE, 0.9)]
     assert next_round(family, AdaptSpec(), LIMITS) is None
     further = next_round(family, AdaptSpec(), LIMITS, "naturalness 3.5 of 10")
     assert further is not None
     assert "naturalness" in (further.origin.reason if further.origin else "")
-    assert next_round([*family, Measured(further, FINE, 0.1)], AdaptSpec(), LIMITS, "x") is None
-    assert accepted([*family, Measured(further, FINE, 0.1)], "naturalness 3.5 of 10") == 1
+    assert next_round([*family, MeasuredClip(further, FINE, 0.1)], AdaptSpec(), LIMITS, "x") is None
+    assert accepted([*family, MeasuredClip(further, FINE, 0.1)], "naturalness 3.5 of 10") == 1
 
 
 def test_what_cant_be_measured_has_no_flaw() -> None:
@@ -126,8 +126,8 @@ def test_what_cant_be_measured_has_no_flaw() -> None:
 
 def test_the_best_score_of_a_family_is_kept_and_without_scores_the_last_one(job: Job) -> None:
     scores = [0.4, 0.6, 0.6]
-    assert accepted([Measured(job, FINE, score) for score in scores]) == 1
-    assert accepted([Measured(job, FINE, None) for _ in scores]) == 2
+    assert accepted([MeasuredClip(job, FINE, score) for score in scores]) == 1
+    assert accepted([MeasuredClip(job, FINE, None) for _ in scores]) == 2
 
 
 @given(st.lists(st.none() | st.floats(0, 1), max_size=12), st.integers(1, 12))

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -100,34 +99,11 @@ def test_a_kept_reference_that_was_decoded_is_told_of(measurer: Measurer, tmp_pa
 def test_whatever_goes_wrong_there_is_an_answer(
     measurer: Measurer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(measurer_module, "_start", fail)
+    monkeypatch.setattr(measurer_module, "WorkerProcess", fail)
     assert "new thread" in ask(measurer, Request("a", ("sharpness",)), clip()).error
-
-
-def test_a_process_that_starts_while_measuring_ends_is_ended_too(
-    measurer: Measurer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started, may_go = threading.Event(), threading.Event()
-    made: list[subprocess.Popen[bytes]] = []
-
-    def slow() -> subprocess.Popen[bytes]:
-        started.set()
-        may_go.wait(10)
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        made.append(
-            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], **pipes)
-        )
-        return made[0]
-
-    monkeypatch.setattr(measurer_module, "_start", slow)
-    measurer.submit(Request("a", ("sharpness",)), clip(), lambda: None)
-    started.wait(10)
-    threading.Timer(0.2, may_go.set).start()
-    measurer.close()
-    assert made[0].poll() is not None
 
 
 def test_a_network_that_isnt_there_costs_its_own_metric_only(
@@ -165,21 +141,17 @@ def test_a_picture_has_no_motion_to_measure(measurer: Measurer) -> None:
     assert answer.tracks == ()
 
 
-def process_of(measurer: Measurer) -> subprocess.Popen[bytes]:
-    for _ in range(100):
-        if measurer._process is not None:
-            return measurer._process
-        time.sleep(0.05)
-    raise AssertionError("no process")
+def pid_of(measurer: Measurer) -> int:
+    assert measurer._worker is not None
+    return measurer._worker.pid
 
 
 def test_a_process_that_dies_is_started_once_more_for_its_clip(measurer: Measurer) -> None:
     ask(measurer, Request("a", ("sharpness",)), clip())
-    first = process_of(measurer)
-    first.kill()
-    first.wait()
+    first = pid_of(measurer)
+    os.kill(first, signal.SIGKILL)
     assert ask(measurer, Request("b", ("sharpness",)), clip()).metrics
-    assert process_of(measurer).pid != first.pid
+    assert pid_of(measurer) != first
 
 
 def test_a_process_that_always_dies_costs_the_metrics_only(
@@ -193,7 +165,7 @@ def test_a_process_that_always_dies_costs_the_metrics_only(
 
 def test_the_process_is_nice_single_and_out_of_reach_of_ctrl_c(measurer: Measurer) -> None:
     ask(measurer, Request("a", ("sharpness",)), clip())
-    pid = process_of(measurer).pid
+    pid = pid_of(measurer)
     assert os.getsid(pid) == pid != os.getsid(0)
     assert os.getpriority(os.PRIO_PROCESS, pid) >= os.getpriority(os.PRIO_PROCESS, 0)
     maps = Path(f"/proc/{pid}/maps")
@@ -207,7 +179,7 @@ from flowblend_cli.engine.followup.measurer import Measurer, Request
 measurer = Measurer()
 measurer.submit(Request("a", ("sharpness",)), np.zeros((3, 32, 32, 3), np.uint8), lambda: None)
 assert measurer.answer(60)
-print(measurer._process.pid, flush=True)
+print(measurer._worker.pid, flush=True)
 time.sleep(60)
 """
 
@@ -250,8 +222,9 @@ def test_closing_doesnt_wait_for_what_is_still_to_be_measured() -> None:
     large = np.zeros((40, 512, 512, 3), np.uint8)
     for name in "abcdef":
         measurer.submit(Request(name, ("flow_mean",)), large, lambda: None)
-    process = process_of(measurer)
+    worker = measurer._worker
+    assert worker is not None
     began = time.monotonic()
     measurer.close()
     assert time.monotonic() - began < 5
-    assert process.poll() is not None
+    assert not worker.is_alive

@@ -20,29 +20,21 @@ from fake_device import ACCELERATOR
 
 from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.engine.batch_run import BatchRun
-from flowblend_cli.engine.executors.base import Render
-from flowblend_cli.engine.executors.in_process import Renderer
+from flowblend_cli.engine.executors.base import (
+    Answer,
+    RenderFailure,
+    RenderRequest,
+    RenderResult,
+)
+from flowblend_cli.engine.executors.job_runner import JobRunner
 from flowblend_cli.engine.runtime.finite_checks import SamplingError
 from flowblend_cli.engine.runtime.oom_retry import can_tile, tiled
 from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
-from flowblend_cli.events import Event, JobDone, JobFailed, Silent
+from flowblend_cli.events import CapturedEvents, JobDone, JobFailed, captured_events
 from flowblend_cli.jobs import Batch, Job, ModelSpec
+from flowblend_cli.models.identity import ResolvedModels, resolve_models
 
 WAYS = ("none", "model", "group", "sequential")
-
-
-class Told(Silent):
-    """Remembers what is told."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self.messages: list[str] = []
-
-    def event(self, event: Event) -> None:
-        self.events.append(event)
-
-    def message(self, text: str, *, error: bool = False) -> None:
-        self.messages.append(text)
 
 
 class Device:
@@ -55,9 +47,9 @@ class Device:
         self.tiles: list[bool] = []
         real = PipelineRuntime.__init__
 
-        def load(runtime: PipelineRuntime, model: ModelSpec, recipe_dir: Path) -> None:
-            real(runtime, model, recipe_dir)
-            self.loaded.append(model.offload)
+        def load(runtime: PipelineRuntime, models: ResolvedModels) -> None:
+            real(runtime, models)
+            self.loaded.append(models.spec.offload)
             pipe = runtime._pipe
             pipe.transformer.proj_out.register_forward_pre_hook(self._fails("denoiser"))
             pipe.vae.post_quant_conv.register_forward_pre_hook(self._fails("vae", pipe.vae))
@@ -103,13 +95,24 @@ def on_device(job: Job, **arguments: Any) -> Job:
     return replace(job, model=model, arguments=tuple(sorted(settings.items())))
 
 
-def render(renderer: Renderer, job: Job) -> Render:
-    return renderer.render(job, 7, lambda: None)
+def runner(told: CapturedEvents | None = None) -> JobRunner:
+    return JobRunner(told or captured_events())
+
+
+def answer(runner: JobRunner, job: Job) -> Answer:
+    models = resolve_models(job.model, Path.cwd())
+    return runner.run(RenderRequest(1, job, 7, models, planned="LS"), lambda: None)
+
+
+def render(runner: JobRunner, job: Job) -> RenderResult:
+    result = answer(runner, job)
+    assert isinstance(result, RenderResult)
+    return result
 
 
 def test_memory_that_runs_out_once_costs_no_bit_and_no_other_seed(device: Device, job: Job) -> None:
-    told = Told()
-    renderer = Renderer(Path.cwd(), told, None)
+    told = captured_events()
+    renderer = runner(told)
     expected = render(renderer, job)
     device.failures = {"denoiser": 1}
     once = render(renderer, job)
@@ -126,7 +129,7 @@ def test_memory_that_runs_out_once_costs_no_bit_and_no_other_seed(device: Device
 def test_a_vae_without_memory_is_tiled_for_that_size_and_larger_ones_only(
     device: Device, job: Job
 ) -> None:
-    renderer = Renderer(Path.cwd(), Told(), None)
+    renderer = runner()
     device.failures = {"vae": 2}
     assert render(renderer, job).memory == ("freed", "tiled")
     larger = replace(job, arguments=tuple(sorted({**dict(job.arguments), "width": 64}.items())))
@@ -139,9 +142,9 @@ def test_a_vae_without_memory_is_tiled_for_that_size_and_larger_ones_only(
 def test_a_denoiser_without_memory_is_offloaded_ever_more_and_keeps_its_bits(
     device: Device, job: Job
 ) -> None:
-    plain = render(Renderer(Path.cwd(), Told(), None), job).frames
+    plain = render(runner(), job).frames
     device.loaded.clear()
-    renderer = Renderer(Path.cwd(), Told(), None)
+    renderer = runner()
     device.failures, device.fits = {"denoiser": 99}, "sequential"
     last = render(renderer, on_device(job))
 
@@ -163,11 +166,10 @@ def test_a_job_that_never_fits_fails_alone_and_says_so(
     other = replace(job, id="other", prompt="a blue ring")
     batch = Batch("harbour", tmp_path / "out", (job, other), (), tmp_path / "recipe.toml")
     device.failures = {"denoiser": 2}
-    told = Told()
+    told = captured_events()
 
     assert BatchRun(batch, told).run() == 1
-    (failed,) = [event for event in told.events if isinstance(event, JobFailed)]
-    (done,) = [event for event in told.events if isinstance(event, JobDone)]
+    (failed,), (done,) = told.of(JobFailed), told.of(JobDone)
     assert (failed.job, done.job) == (job.id, "other")
     assert "out of main memory while" in failed.error
     assert "fewer num_frames" in failed.error
@@ -179,22 +181,22 @@ def test_a_job_that_never_fits_fails_alone_and_says_so(
 def test_the_finished_file_records_what_was_done(device: Device, job: Job, tmp_path: Path) -> None:
     batch = Batch("harbour", tmp_path / "out", (job,), (), tmp_path / "recipe.toml")
     device.failures = {"vae": 2}
-    assert BatchRun(batch, Told()).run() == 0
+    assert BatchRun(batch, captured_events()).run() == 0
     document = read_document(tmp_path / "out" / job.filename)
     assert document is not None
     assert document["resolved"]["memory"] == ["freed", "tiled"]
     device.failures = {}
-    told = Told()
+    told = captured_events()
     assert BatchRun(batch, told).run() == 0
-    assert not [event for event in told.events if isinstance(event, JobDone)], "the key is the same"
+    assert not told.of(JobDone), "the key is the same"
 
 
-def test_another_failure_climbs_nothing(device: Device, job: Job) -> None:
-    renderer = Renderer(Path.cwd(), Told(), None)
-    renderer.load(job.model, lambda: None)
+def test_another_failure_is_not_tried_with_less_memory(device: Device, job: Job) -> None:
     wrong = replace(job, arguments=tuple(sorted((*job.arguments, ("nonsense", 1)))))
-    with pytest.raises(SamplingError, match="takes no nonsense"):
-        render(renderer, wrong)
+    failed = answer(runner(), wrong)
+    assert isinstance(failed, RenderFailure)
+    assert isinstance(failed.error, SamplingError)
+    assert "takes no nonsense" in str(failed.error)
     assert device.loaded == ["none"]
 
 

@@ -18,12 +18,19 @@ import torch
 from click.testing import CliRunner
 
 from flowblend_cli.diagnostics.doctor.self_test_worker import sprites_job
-from flowblend_cli.engine.executors.in_process import Renderer
-from flowblend_cli.engine.runtime.checkpoint_file import Keeping
+from flowblend_cli.engine.executors.base import (
+    Answer,
+    RenderFailure,
+    RenderRequest,
+    RenderResult,
+)
+from flowblend_cli.engine.executors.job_runner import JobRunner
+from flowblend_cli.engine.runtime.checkpoint_file import CheckpointFile
 from flowblend_cli.errors import StopRequested
-from flowblend_cli.events import Event, Silent
+from flowblend_cli.events import JobStarted, StepStarted, captured_events
 from flowblend_cli.jobs import Job, SamplingSpec
 from flowblend_cli.main import main
+from flowblend_cli.models.identity import resolve_models
 
 ROOT = Path(__file__).resolve().parents[4]
 STEPS = 5
@@ -53,24 +60,6 @@ seeds = [{seed}]
 """
 
 
-class Told(Silent):
-    """A reporter that remembers."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self.messages: list[str] = []
-        self.steps: list[int] = []
-
-    def event(self, event: Event) -> None:
-        self.events.append(event)
-
-    def step(self, step: int, total: int, role: str) -> None:
-        self.steps.append(step)
-
-    def message(self, text: str, *, error: bool = False) -> None:
-        self.messages.append(text)
-
-
 def job(mode: Any = "sde") -> Job:
     found = sprites_job()
     arguments = dict(found.arguments)
@@ -81,18 +70,21 @@ def job(mode: Any = "sde") -> Job:
 
 
 class Renders:
-    """One set of models, and a renderer of its own for every render."""
+    """One set of models, and a runner of its own for every render."""
 
     def __init__(self, folder: Path) -> None:
         torch.set_num_threads(1)
-        self.runtime = Renderer(Path.cwd(), Silent())._load(job().model)
-        self.keeping = Keeping(folder / ".flowblend" / "checkpoints" / "job.safetensors", "key", 2)
-        self.told = Told()
+        self.models = resolve_models(job().model, Path.cwd())
+        self.runtime = JobRunner(captured_events())._load(self.models)
+        self.kept = CheckpointFile(
+            folder / ".flowblend" / "checkpoints" / "job.safetensors", "key", 2
+        )
+        self.told = captured_events()
 
-    def render(self, keeping: Keeping | None, *, stop_after: int = -1, seed: int = 3) -> Any:
-        self.told = Told()
-        renderer = Renderer(Path.cwd(), self.told)
-        renderer._runtime = self.runtime
+    def answer(self, kept: CheckpointFile | None, *, stop_after: int = -1, seed: int = 3) -> Answer:
+        self.told = captured_events()
+        runner = JobRunner(self.told)
+        runner._runtime, runner._models = self.runtime, self.models
         checks: list[int] = []
 
         def check() -> None:
@@ -100,11 +92,22 @@ class Renders:
             if len(checks) == stop_after:
                 raise StopRequested
 
-        return renderer.render(job(), seed, check, keeping)
+        request = RenderRequest(1, job(), seed, self.models, planned="LLSSL", checkpoint=kept)
+        return runner.run(request, check)
+
+    def render(self, kept: CheckpointFile | None) -> RenderResult:
+        result = self.answer(kept)
+        assert isinstance(result, RenderResult)
+        return result
 
     def interrupted(self, after: int = 3) -> None:
-        with pytest.raises(StopRequested):
-            self.render(self.keeping, stop_after=after)
+        answer = self.answer(self.kept, stop_after=after)
+        assert isinstance(answer, RenderFailure)
+        assert answer.kind == "stopped"
+
+    @property
+    def steps(self) -> list[int]:
+        return [step.step for step in self.told.of(StepStarted)]
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +118,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Renders:
 @pytest.fixture
 def renders(shared: Renders, tmp_path: Path) -> Renders:
     path = tmp_path / ".flowblend" / "checkpoints" / "job.safetensors"
-    shared.keeping = Keeping(path, "key", 2)
+    shared.kept = CheckpointFile(path, "key", 2)
     return shared
 
 
@@ -126,30 +129,30 @@ def expected(shared: Renders) -> Any:
 
 def test_a_stopped_job_goes_on_at_the_step_after_the_stop(renders: Renders, expected: Any) -> None:
     renders.interrupted(after=3)
-    assert renders.keeping.seed() == 3
+    assert renders.kept.seed() == 3
 
-    again = renders.render(replace(renders.keeping, every=0))
+    again = renders.render(replace(renders.kept, every=0))
 
     assert again.pixels_sha256 == expected.pixels_sha256
     assert again.denoisers == expected.denoisers
     assert len(again.step_s) == STEPS
-    assert renders.told.steps == [3, 4]
+    assert renders.steps == [3, 4]
     assert f"continues at step 3 of {STEPS}" in renders.told.messages[0]
-    (started,) = renders.told.events
-    assert getattr(started, "resumed_at", None) == 3
+    (started,) = renders.told.of(JobStarted)
+    assert started.resumed_at == 3
 
 
 def test_the_seconds_of_the_interrupted_part_count(renders: Renders) -> None:
     renders.interrupted(after=4)
-    found = renders.keeping.read()
+    found = renders.kept.read()
     assert found is not None
-    kept, _ = found
-    assert (kept.step, len(kept.step_s)) == (4, 4)
+    header, _ = found
+    assert (header.step, len(header.step_s)) == (4, 4)
 
-    again = renders.render(renders.keeping)
+    again = renders.render(renders.kept)
 
-    assert again.elapsed_s > kept.elapsed_s >= sum(kept.step_s) > 0
-    assert again.step_s[:4] == kept.step_s
+    assert again.elapsed_s > header.elapsed_s >= sum(header.step_s) > 0
+    assert again.step_s[:4] == header.step_s
 
 
 def damage(path: Path) -> None:
@@ -175,20 +178,20 @@ def test_a_state_that_doesnt_fit_is_removed_and_the_job_begins_anew(
     renders: Renders, expected: Any, spoil: Callable[[Path], Any] | None, told: str
 ) -> None:
     renders.interrupted()
-    keeping = replace(renders.keeping, every=0)
+    kept = replace(renders.kept, every=0)
     if spoil is None:
-        keeping = replace(keeping, job_key="another")
-        assert keeping.seed() is None
+        kept = replace(kept, job_key="another")
+        assert kept.seed() is None
     else:
-        spoil(keeping.path)
+        spoil(kept.path)
 
-    again = renders.render(keeping)
+    again = renders.render(kept)
 
     assert again.pixels_sha256 == expected.pixels_sha256
     assert told in renders.told.messages[0]
     assert "begins anew" in renders.told.messages[0]
-    assert renders.told.steps == [*range(STEPS)]
-    assert not keeping.path.exists()
+    assert renders.steps == [*range(STEPS)]
+    assert not kept.path.exists()
 
 
 def test_a_state_of_other_versions_is_not_gone_on_from(
@@ -198,7 +201,7 @@ def test_a_state_of_other_versions_is_not_gone_on_from(
     present = renders.runtime.surroundings
     monkeypatch.setattr(renders.runtime, "surroundings", {**present, "torch": "9.9"})
 
-    again = renders.render(replace(renders.keeping, every=0))
+    again = renders.render(replace(renders.kept, every=0))
 
     assert again.pixels_sha256 == expected.pixels_sha256
     assert f"torch {torch.__version__} (now 9.9)" in renders.told.messages[0]
@@ -210,7 +213,7 @@ def test_a_folder_that_cant_be_written_costs_the_states_and_not_the_render(
     (tmp_path / ".flowblend").mkdir()
     (tmp_path / ".flowblend" / "checkpoints").write_text("in the way")
 
-    again = renders.render(renders.keeping)
+    again = renders.render(renders.kept)
 
     assert again.pixels_sha256 == expected.pixels_sha256
     assert len([text for text in renders.told.messages if "can't be stored" in text]) == 1

@@ -265,15 +265,15 @@ def test_a_lora_of_the_hub_is_never_downloaded(batch_of: LoadText, loras: Path) 
 
 def test_all_of_it_renders_and_is_recorded(batch_of: LoadText, loras: Path, tmp_path: Path) -> None:
     from flowblend_cli.commands.info import describe
-    from flowblend_cli.engine.batch_run import run
-    from flowblend_cli.events import Silent
+    from flowblend_cli.engine.batch_run import BatchRun
+    from flowblend_cli.events import captured_events
 
     batch = batch_of(LONG)
     (job,) = batch.jobs
     plain = replace(job, id="plain", adapters=(), stages=(Stage("large", 0.5), Stage("D")))
     batch = replace(batch, jobs=(job, plain))
 
-    assert run(batch, Silent()) == 0
+    assert BatchRun(batch, captured_events()).run() == 0
     document, other = (read_document(batch.path_of(j)) or {} for j in batch.jobs)
     assert document["resolved"]["denoisers"] == "LLDD"
     assert document["pixels_sha256"] != other["pixels_sha256"]
