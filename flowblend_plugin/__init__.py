@@ -28,7 +28,6 @@ from flowblend_plugin.errors import (
 from flowblend_plugin.stages import Adapter, Cache, Stage, StageSchedule
 
 if TYPE_CHECKING:
-    from flowblend_plugin.background import load_in_background
     from flowblend_plugin.calibration.probe import Probe, calibrate
     from flowblend_plugin.checkpoints.checkpoint import Checkpoint, Checkpoints
     from flowblend_plugin.flops import Clip, count_flops
@@ -62,7 +61,6 @@ __all__ = [
     "SwitchError",
     "calibrate",
     "count_flops",
-    "load_in_background",
     "wrap_scheduler",
 ]
 
@@ -76,7 +74,6 @@ _LAZY = {
     "Probe": "flowblend_plugin.calibration.probe",
     "calibrate": "flowblend_plugin.calibration.probe",
     "count_flops": "flowblend_plugin.flops",
-    "load_in_background": "flowblend_plugin.background",
     "wrap_scheduler": "flowblend_plugin.schedulers.flow_blend",
 }
 

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from diffusers.callbacks import PipelineCallback
 
-from flowblend_plugin.background import wait
 from flowblend_plugin.denoisers.conditioning import Adaptations
 from flowblend_plugin.denoisers.placement import (
     Denoiser,
@@ -59,9 +58,9 @@ class DenoiserSwitch(PipelineCallback):
     Args:
         pipe: A diffusers pipeline with a ``transformer`` or a ``unet``. Where it has two experts
             of its own (Wan 2.2), both together are the large denoiser.
-        small: The small denoiser: a module, a folder or a Hub id, or ``load_in_background`` of
-            these; optional if no stage uses it. For a pipe with two experts, one for both of them,
-            or a pair. It follows the pipe's own denoiser in offloading, casting and quantisation.
+        small: The small denoiser: a module, a folder or a Hub id; optional if no stage uses it.
+            For a pipe with two experts, one for both of them, or a pair. It follows the pipe's own
+            denoiser in offloading, casting and quantisation.
         stages: Stages, or a stage string; None takes those of the pipe's scheduler. A letter
             beyond L and S is the initial of a name in ``denoisers``.
         boundaries: See ``StageSchedule.parse``.
@@ -138,9 +137,6 @@ class DenoiserSwitch(PipelineCallback):
         self._guidance = StageGuidance(self._pipe)
         self._extrapolation = StageExtrapolation(self._pipe, stages)
         self._caches = StageCaches(self._pipe, stages, itertools.chain(*modules.values()))
-        if any(stage.adapters for stage in stages):
-            for module in itertools.chain(*modules.values()):
-                wait(module)  # adapters are laid around weights that are there
         with ExitStack() as undo:
             self._adapters = StageAdapters(self._pipe, stages, modules, adapters)
             undo.callback(self._adapters.restore)

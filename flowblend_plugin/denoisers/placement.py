@@ -9,14 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from flowblend_plugin.background import Pending, is_pending
 from flowblend_plugin.denoisers.compatibility import config_mismatches
 from flowblend_plugin.denoisers.loading import denoiser_name, load_denoiser
 from flowblend_plugin.denoisers.offloading import is_placed
 from flowblend_plugin.errors import PairMismatchError, SwitchError
 from flowblend_plugin.stages import EXTRAPOLATED
 
-Source = nn.Module | str | os.PathLike[str] | Pending
+Source = nn.Module | str | os.PathLike[str]
 Denoiser = Source | Sequence[Source]
 # A pipe's denoiser attributes, each with the module that is to sit there.
 Placement = dict[str, nn.Module]
@@ -72,14 +71,10 @@ def place(pipe: Any, name: str, denoiser: Denoiser, own: Placement) -> Placement
     for source, (attribute, large) in zip(given, own.items(), strict=False):
         if isinstance(source, (str, os.PathLike)):
             source = load_denoiser(source, uncompiled(large), attribute, vae_config)
-        elif isinstance(source, Pending):
-            source = load_denoiser(
-                source.source, uncompiled(large), attribute, vae_config, source.subfolder, True
-            )
         elif not isinstance(source, nn.Module):
             raise SwitchError(
-                f"denoiser {name!r} is {type(source).__name__}: expected a module, a folder, a "
-                "Hub id, or one of them in load_in_background(...)"
+                f"denoiser {name!r} is {type(source).__name__}: expected a module, a folder or a "
+                "Hub id"
             )
         modules.append(source)
     if len(modules) == 1:
@@ -134,8 +129,7 @@ def check_pair(large: nn.Module, small: nn.Module) -> None:
     comparable = []
     if not (_is_quantized(large) or _is_quantized(small)):
         comparable.append("dtype")
-    # Hooks, and the thread that loads it, bring a denoiser to its device.
-    if not (is_placed(large) or is_placed(small) or is_pending(small)):
+    if not (is_placed(large) or is_placed(small)):  # otherwise hooks bring it to its device
         comparable.append("device")
     for what in comparable:
         a, b = getattr(large, what), getattr(small, what)

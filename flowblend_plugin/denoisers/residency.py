@@ -12,7 +12,6 @@ from accelerate.hooks import UserCpuOffloadHook  # type: ignore[import-untyped]
 from accelerate.utils.memory import clear_device_cache  # type: ignore[import-untyped]
 from torch import nn
 
-from flowblend_plugin.background import is_pending, wait
 from flowblend_plugin.denoisers.offloading import chosen_ways, follow
 from flowblend_plugin.denoisers.placement import Placement, uncompiled
 
@@ -55,23 +54,14 @@ class Residency:
         if len(self._denoisers) < 2:
             return
         for module in self._denoisers:
-            if not is_pending(module):
-                self._settle(module)
+            self._settle(module)
         if self._offloads:
             self._leave(self._denoisers)
 
     def change(self, leaving: Placement, coming: Placement) -> None:
-        """Make room: ``coming`` runs from now on instead of ``leaving``.
-
-        Raises:
-            SwitchError: The weights of ``coming`` couldn't be loaded.
-        """
+        """Make room: ``coming`` runs from now on instead of ``leaving``."""
         if self._offloads and set(leaving.values()) != set(coming.values()):
             self._leave(leaving.values())
-        for module in coming.values():
-            if is_pending(module):
-                wait(module)
-                self._settle(module)
 
     def restore(self) -> None:
         """Take away everything that was put on any denoiser."""
@@ -162,4 +152,4 @@ class _Others(UserCpuOffloadHook):  # type: ignore[misc]
 
 
 def _on_device(module: nn.Module) -> bool:
-    return not is_pending(module) and next(module.parameters()).device != _CPU
+    return next(module.parameters()).device != _CPU
