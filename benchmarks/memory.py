@@ -94,7 +94,7 @@ def measure(folder: Path, way: str, stages: str, steps: int) -> dict[str, Any]:
             max_sequence_length=16,
             generator=torch.Generator().manual_seed(1),
         )
-        (denoiser,) = switch._placements["small"].values()
+        (denoiser,) = switch._slots["small"].values()
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "baseline": baseline,

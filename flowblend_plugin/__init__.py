@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from flowblend_plugin.flops import Clip, count_flops
     from flowblend_plugin.modular import FlowBlendBlock
     from flowblend_plugin.schedulers.flow_blend import FlowBlendScheduler, wrap_scheduler
+    from flowblend_plugin.stage_hooks.base import StageHook, StageStep
     from flowblend_plugin.switch import DenoiserSwitch
 
 __all__ = [
@@ -57,7 +58,9 @@ __all__ = [
     "SchedulerConfigError",
     "Stage",
     "StageError",
+    "StageHook",
     "StageSchedule",
+    "StageStep",
     "SwitchError",
     "calibrate",
     "count_flops",
@@ -72,6 +75,8 @@ _LAZY = {
     "FlowBlendBlock": "flowblend_plugin.modular",
     "FlowBlendScheduler": "flowblend_plugin.schedulers.flow_blend",
     "Probe": "flowblend_plugin.calibration.probe",
+    "StageHook": "flowblend_plugin.stage_hooks.base",
+    "StageStep": "flowblend_plugin.stage_hooks.base",
     "calibrate": "flowblend_plugin.calibration.probe",
     "count_flops": "flowblend_plugin.flops",
     "wrap_scheduler": "flowblend_plugin.schedulers.flow_blend",

@@ -19,7 +19,7 @@ from diffusers.modular_pipelines import (
     OutputParam,
 )
 
-from flowblend_plugin.denoisers.conditioning import Removable, adapt
+from flowblend_plugin.denoisers.conditioning import Removable, fit_conditioning
 from flowblend_plugin.denoisers.placement import check_pair, uncompiled
 from flowblend_plugin.errors import StageError, SwitchError
 from flowblend_plugin.schedulers.flow_blend import make_stages
@@ -84,7 +84,7 @@ class FlowBlendBlock(ModularPipelineBlocks):
         self._denoiser_class = denoiser_class
         self._attribute = attribute
         self._roles: tuple[str, ...] = ()
-        self._adapted: list[Removable] = []
+        self._fitted: list[Removable] = []
 
     @property
     def description(self) -> str:
@@ -128,8 +128,8 @@ class FlowBlendBlock(ModularPipelineBlocks):
     def _begin(self, pipe: Any) -> None:
         levels = step_levels(pipe.scheduler)
         self._roles = self.stages.denoisers(len(levels), levels)
-        while self._adapted:
-            self._adapted.pop().remove()
+        while self._fitted:
+            self._fitted.pop().remove()
         for name in self._others:
             small = getattr(pipe, name, None)
             if small is None:
@@ -140,7 +140,7 @@ class FlowBlendBlock(ModularPipelineBlocks):
             for place in self._places(pipe):
                 large = getattr(pipe, place)
                 check_pair(uncompiled(large), uncompiled(small))
-                self._adapted += adapt(large, small)
+                self._fitted += fit_conditioning(large, small)
 
     @property
     def _others(self) -> list[str]:

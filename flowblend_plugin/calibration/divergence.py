@@ -240,7 +240,7 @@ class VelocityLog(DenoiserSwitch):
         self._passes: list[tuple[Tensor, Tensor]] = []
         self._window: list[StepVelocities] = []
         self._asking = False
-        own, other = self._placements["large"], self._placements["small"]
+        own, other = self._slots["large"], self._slots["small"]
         self._handles = [
             module.register_forward_hook(self._ask(other[name]), with_kwargs=True)
             for name, module in own.items()
@@ -278,14 +278,14 @@ class VelocityLog(DenoiserSwitch):
         self._passes, self._window = [], []
         super().trajectory_started(stage_indices, first_step)
 
-    def companion_stepped(self, companion: StageMixin, calls: int) -> None:
+    def copy_stepped(self, copied: StageMixin, calls: int) -> None:
         """See ``DenoiserSwitch``.
 
         Raises:
             SwitchError: The pipeline steps private copies of its scheduler, and nothing else.
         """
         try:
-            super().companion_stepped(companion, calls)
+            super().copy_stepped(copied, calls)
         except SwitchError as error:
             raise SwitchError(
                 "this pipeline steps private copies of its scheduler, so that what it takes for "

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowblend_plugin.denoisers.placement import Denoiser, Placement, uncompiled
+from flowblend_plugin.denoisers.placement import Denoiser, DenoiserSlots, uncompiled
 from flowblend_plugin.errors import StageError, SwitchError
 from flowblend_plugin.schedulers.stage_mixin import Seed
-from flowblend_plugin.stage_hooks.extrapolation import answering
+from flowblend_plugin.stage_hooks.extrapolation import fixed_answer
 from flowblend_plugin.stages import schedule_of
 from flowblend_plugin.switch import DenoiserSwitch
 
@@ -110,8 +110,7 @@ class _Recording(DenoiserSwitch):
         self.outputs: list[Tensor] = []
         self.answer: Any = None
         self._handles = [
-            module.register_forward_hook(self._keep)
-            for module in self._placements["large"].values()
+            module.register_forward_hook(self._keep) for module in self._slots["large"].values()
         ]
 
     def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -151,7 +150,7 @@ class _Replay(DenoiserSwitch):
         roles[position] = "small"
         super().__init__(pipe, small=small, stages=schedule_of(roles), seed=seed)
         self._recording, self._position, self._calls = recording, position, 0
-        self._replaced: Placement = {}
+        self._replaced: DenoiserSlots = {}
 
     def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
         self._calls = 0
@@ -178,9 +177,9 @@ class _Replay(DenoiserSwitch):
 
     def _answer(self) -> None:
         """Let the large denoiser answer at once: what it says isn't looked at."""
-        self._replaced = dict(self._placements["large"])
+        self._replaced = dict(self._slots["large"])
         for name, module in self._replaced.items():
-            setattr(self._pipe, name, answering(uncompiled(module), self._recording.answer))
+            setattr(self._pipe, name, fixed_answer(uncompiled(module), self._recording.answer))
 
     def _ask(self) -> None:
         for name, module in self._replaced.items():

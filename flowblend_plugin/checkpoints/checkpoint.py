@@ -1,10 +1,10 @@
-"""A trajectory's state after a step, and a later call that goes on from there with the same bits.
+"""Checkpoints: store a trajectory's state after a step, and go on from it with the same bits.
 
 A pipeline loops over all timesteps, whatever happened before. So a call that goes on does the same,
 but up to the stored step nothing is computed: each denoiser is seen through a copy that answers
 with zeros, the scheduler counts its step and hands back what the stored step gave, and stages come
 and go as ever. At the stored step solver, generators and what stages remember are set to what they
-were. Prompts are encoded anew, and the initial latents drawn.
+were. Prompts are encoded anew, and the initial latents drawn anew.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import nn
 from flowblend_plugin.checkpoints.serialization import blank, outline, pack, unpack
 from flowblend_plugin.denoisers.placement import uncompiled
 from flowblend_plugin.errors import CheckpointError
-from flowblend_plugin.stage_hooks.extrapolation import answering
+from flowblend_plugin.stage_hooks.extrapolation import without_forward
 from flowblend_plugin.switch import DenoiserSwitch
 
 
@@ -126,17 +126,17 @@ class Checkpoints:
         Raises:
             CheckpointError: The stored state is of another trajectory.
         """
-        call = _Call(self, switch, list(generators))
-        switch.scheduler.keep(call)
+        call = _CheckpointedCall(self, switch, list(generators))
+        switch.scheduler.wrap_steps(call)
         try:
             yield
         finally:
-            switch.scheduler.keep(None)
+            switch.scheduler.wrap_steps(None)
             call.close()
 
 
-class _Call:
-    """The keeper of a scheduler's steps during one call."""
+class _CheckpointedCall:
+    """Wraps the scheduler's steps during one call: stores after them, or skips them."""
 
     def __init__(
         self, owner: Checkpoints, switch: DenoiserSwitch, generators: list[torch.Generator]
@@ -158,7 +158,7 @@ class _Call:
         if self._problem:
             owner._tell(self._problem)
         elif owner._every:
-            modules = {m for place in switch.placements.values() for m in place.values()}
+            modules = {m for slots in switch.slots.values() for m in slots.values()}
             self._handles = [module.register_forward_hook(self._note) for module in modules]
 
     # What the scheduler tells.
@@ -167,7 +167,7 @@ class _Call:
         """A trajectory begins; a second one isn't watched any more."""
         self._is_over = self._is_over or self._has_begun
         if not self._is_over and self._resumed is not None:
-            self._lay()
+            self._hide_denoisers()
 
     def step(self, take: Callable[[], Any], timestep: Any) -> Any:
         """Take the step, or skip it."""
@@ -207,8 +207,8 @@ class _Call:
         self._owner._tell(self._problem)
 
     def _save(self, step: int, result: Any) -> None:
-        scheduler, memory = self._scheduler, self._switch.remembered()
-        if self._problem or memory is None or not _is_finite(result):
+        scheduler, switch_state = self._scheduler, self._switch.state_dict()
+        if self._problem or switch_state is None or not _is_finite(result):
             return
         if scheduler.was_copied:
             self._give_up("the pipeline steps private copies of its scheduler")
@@ -219,8 +219,8 @@ class _Call:
         present = _global_state()
         moved = {k: v for k, v in present.items() if not torch.equal(v, self._torch[k])}
         values = {
-            "scheduler": scheduler.remembered(),
-            "switch": memory,
+            "scheduler": scheduler.state_dict(),
+            "switch": switch_state,
             "generators": [generator.get_state() for generator in self._generators],
             "torch": moved,
             "result": result,
@@ -238,15 +238,15 @@ class _Call:
         if not self._has_begun:
             self._has_begun = True
             self._check(resumed)
-            self._recall(is_there=False)
-        self._lift()
+            self._prepare_skip(values)
+        self._show_denoisers()
         scheduler.skip_step(timestep)
         self._next_answer = 0
         if scheduler.calls < values["scheduler"]["calls"]:
-            self._lay()
+            self._hide_denoisers()
         else:
-            scheduler.recall(values["scheduler"])
-            self._recall(is_there=True)
+            scheduler.load_state_dict(values["scheduler"])
+            self._switch.load_state_dict(values["switch"])
             for generator, state in zip(self._generators, values["generators"], strict=True):
                 generator.set_state(state)
             _set_global_state(values["torch"])
@@ -262,24 +262,23 @@ class _Call:
                 "the stored state is of another trajectory: begin this one at its first step"
             )
 
-    def _recall(self, *, is_there: bool) -> None:
-        assert self._resumed is not None
+    def _prepare_skip(self, values: Mapping[str, Any]) -> None:
         ran = [step for step in self._answers if step]
         answer = blank(ran[-1][-1], self._device) if ran else None
-        self._switch.recall(self._resumed.values["switch"], answer, is_there=is_there)
+        self._switch.prepare_skip(values["switch"], answer)
 
-    def _lay(self) -> None:
+    def _hide_denoisers(self) -> None:
         """Let the pipe see each denoiser through a copy that runs nothing."""
         pipe = self._switch.pipe
-        for name in self._switch.placements["large"]:
+        for name in self._switch.slots["large"]:
             module = getattr(pipe, name)
             if name not in self._nulls or module is not self._nulls[name][1]:
-                null = answering(uncompiled(module), None)
-                vars(null)["forward"] = self._answer
+                null = without_forward(uncompiled(module), self._answer)
                 self._nulls[name] = module, null
                 setattr(pipe, name, null)
 
-    def _lift(self) -> None:
+    def _show_denoisers(self) -> None:
+        """Let the pipe see the denoisers themselves again."""
         pipe = self._switch.pipe
         for name, (module, null) in self._nulls.items():
             if getattr(pipe, name) is null:
@@ -301,14 +300,14 @@ class _Call:
 
     def close(self) -> None:
         """The call is over, or was given up."""
-        self._lift()
+        self._show_denoisers()
         for handle in self._handles:
             handle.remove()
 
 
 def _problem(switch: DenoiserSwitch) -> str:
     """Why a pipe's trajectory can't be stored; empty if it can."""
-    modules = [module for place in switch.placements.values() for module in place.values()]
+    modules = [module for slots in switch.slots.values() for module in slots.values()]
     if any(getattr(module, "is_cache_enabled", False) for module in modules):
         return "nothing is stored of this trajectory: a denoiser has a cache that no stage gave it"
     guider = getattr(switch.pipe, "guider", None)

@@ -1,7 +1,8 @@
-"""What a pipeline says in sizes of its large denoiser, said to the small one in its own sizes.
+"""FittedConditioning: arguments in the large denoiser's sizes, translated for the small one.
 
-A pipeline takes such sizes from the denoiser that it holds when the call begins. Every adapter
-here undoes itself, and does nothing where the two denoisers agree.
+``DenoiserSwitch`` and ``FlowBlendBlock`` use it. A pipeline takes such sizes from the denoiser that
+it holds when the call begins. Everything here can be undone, and is needed only where the two
+denoisers differ.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from torch import nn
 
 
 class Removable(Protocol):
-    """Something that ``adapt`` did, and that ``remove`` undoes."""
+    """Something that ``fit_conditioning`` did, and that ``remove`` undoes."""
 
     def remove(self) -> None:
         """Undo it; doing it twice does nothing."""
 
 
-def adapt(large: nn.Module, small: nn.Module) -> list[Removable]:
+def fit_conditioning(large: nn.Module, small: nn.Module) -> list[Removable]:
     """Let the small denoiser understand the arguments that a pipeline makes for the large one.
 
     Args:
@@ -110,23 +111,23 @@ class _SharedBlockSize:
         type(small)._set_ar_attention(small, self._own)
 
 
-class Adaptations:
-    """Lets every denoiser of a switch understand what the pipeline says in its own one's sizes.
+class FittedConditioning:
+    """Translates the pipeline's arguments for every further denoiser of a switch.
 
     Args:
-        placements: Role -> its denoisers; ``"large"`` is the pipe's own.
+        slots: Role -> its denoisers; ``"large"`` is the pipe's own.
     """
 
-    def __init__(self, placements: Mapping[str, Mapping[str, nn.Module]]) -> None:
+    def __init__(self, slots: Mapping[str, Mapping[str, nn.Module]]) -> None:
         self._all: list[Removable] = []
-        own, adapted = placements["large"], set(placements["large"].values())
+        own, fitted = slots["large"], set(slots["large"].values())
         with ExitStack() as undo:
             undo.callback(self.remove)
-            for placement in placements.values():
-                for name, module in placement.items():
-                    if module not in adapted:
-                        adapted.add(module)
-                        self._all += adapt(own[name], module)
+            for denoisers in slots.values():
+                for name, module in denoisers.items():
+                    if module not in fitted:
+                        fitted.add(module)
+                        self._all += fit_conditioning(own[name], module)
             undo.pop_all()
 
     def remove(self) -> None:

@@ -1,4 +1,4 @@
-"""Who may run a step: the named denoisers of a switch, and where each sits in the pipeline."""
+"""DenoiserSlots: the named denoisers of a switch, and the pipe's attributes that they take."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from flowblend_plugin.stages import EXTRAPOLATED
 
 Source = nn.Module | str | os.PathLike[str]
 Denoiser = Source | Sequence[Source]
-# A pipe's denoiser attributes, each with the module that is to sit there.
-Placement = dict[str, nn.Module]
+DenoiserSlots = dict[str, nn.Module]
+"""A pipe's denoiser attributes, each with the module that is to sit there."""
 
 _SECOND_EXPERT = "transformer_2"
 
@@ -37,7 +37,7 @@ def all_denoisers(
     return given if small is None else {"small": small, **given}
 
 
-def own_placement(pipe: Any) -> Placement:
+def own_slots(pipe: Any) -> DenoiserSlots:
     """The pipe's own denoiser; for Wan 2.2 both experts, ``transformer`` and ``transformer_2``.
 
     Raises:
@@ -47,14 +47,14 @@ def own_placement(pipe: Any) -> Placement:
     return {n: getattr(pipe, n) for n in names if isinstance(getattr(pipe, n, None), nn.Module)}
 
 
-def place(pipe: Any, name: str, denoiser: Denoiser, own: Placement) -> Placement:
+def place(pipe: Any, name: str, denoiser: Denoiser, own: DenoiserSlots) -> DenoiserSlots:
     """Load a denoiser where it is a folder or a Hub id, check it, and say where it goes.
 
     Args:
         pipe: The pipeline.
         name: The denoiser's name, for errors.
         denoiser: One denoiser, which takes every place of ``own``, or one for each place in order.
-        own: The pipe's own placement, which the denoiser has to fit.
+        own: The pipe's own denoisers, which the denoiser has to fit.
 
     Raises:
         PairMismatchError: It doesn't fit; every mismatch is listed.
@@ -144,12 +144,12 @@ def _is_quantized(module: nn.Module) -> bool:
 
 
 # Per pipe its switch, and its own denoisers: a switch may be forgotten while another is installed.
-_attached: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], Placement]] = (
+_attached: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], DenoiserSlots]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def note_switch(pipe: Any, switch: Any, own: Placement) -> None:
+def note_switch(pipe: Any, switch: Any, own: DenoiserSlots) -> None:
     """Note that a switch is attached to a pipe with these denoisers of its own."""
     _attached[pipe] = (weakref.ref(switch), own)
 
@@ -165,7 +165,7 @@ def living_switch(pipe: Any) -> Any:
     return entry[0]() if entry is not None else None
 
 
-def take_back(pipe: Any, found: Placement) -> Placement:
+def take_back(pipe: Any, found: DenoiserSlots) -> DenoiserSlots:
     """Give a pipe its own denoisers back after a switch that was forgotten in mid-trajectory."""
     entry = _attached.pop(pipe, None)
     if entry is None:
@@ -173,7 +173,7 @@ def take_back(pipe: Any, found: Placement) -> Placement:
     for name, module in entry[1].items():
         if getattr(pipe, name) is not module:
             setattr(pipe, name, module)
-    return own_placement(pipe)
+    return own_slots(pipe)
 
 
 def refuse_second(pipe: Any) -> None:

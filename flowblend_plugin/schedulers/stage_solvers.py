@@ -20,13 +20,17 @@ from flowblend_plugin.schedulers.factory import (
     solver_name,
 )
 from flowblend_plugin.schedulers.sigmas import Grid, Leg, joined_grid, legs_of
-from flowblend_plugin.schedulers.solver_state import recall, remembered, reset_history
+from flowblend_plugin.schedulers.solver_state import (
+    load_solver_state_dict,
+    reset_history,
+    solver_state_dict,
+)
 from flowblend_plugin.stages import SOLVERS, StageSchedule
 
 _OTHER_GRIDS = ("sigmas", "timesteps", "mu")
 
 
-class Phases:
+class StageSolvers:
     """The solvers of a trajectory, one a stage.
 
     Args:
@@ -62,21 +66,22 @@ class Phases:
         return solver
 
     @property
-    def _further(self) -> list[Any]:
+    def further(self) -> list[Any]:
+        """The distinct solvers besides the pipeline's own."""
         return [solver for solver in dict.fromkeys(self.solvers) if solver is not None]
 
-    def remembered(self) -> dict[str, Any]:
-        """What the further steps go by, but for the own scheduler's, as plain values."""
-        solvers = [remembered(solver) for solver in self._further]
-        last = None if self._last is None else self._further.index(self._last)
+    def state_dict(self) -> dict[str, Any]:
+        """What the further steps go by, but for the pipeline's own scheduler, as plain values."""
+        solvers = [solver_state_dict(solver) for solver in self.further]
+        last = None if self._last is None else self.further.index(self._last)
         return {"solvers": solvers, "last": last, "has_begun": self._has_begun}
 
-    def recall(self, memory: dict[str, Any]) -> None:
-        """Go on as those whose ``remembered()`` this is."""
-        for solver, known in zip(self._further, memory["solvers"], strict=True):
-            recall(solver, known)
-        self._last = None if memory["last"] is None else self._further[memory["last"]]
-        self._has_begun = memory["has_begun"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as those whose ``state_dict()`` this is."""
+        for solver, known in zip(self.further, state["solvers"], strict=True):
+            load_solver_state_dict(solver, known)
+        self._last = None if state["last"] is None else self.further[state["last"]]
+        self._has_begun = state["has_begun"]
 
 
 def check_grids(scheduler: Any) -> str:
@@ -118,7 +123,7 @@ def join_grids(
     stages: StageSchedule | None,
     start: float | None,
     given: inspect.BoundArguments,
-) -> Phases | None:
+) -> StageSolvers | None:
     """Give a scheduler, whose timesteps were just set, the grid that its stages ask for.
 
     Args:
@@ -157,7 +162,7 @@ def join_grids(
         grid = joined_grid(legs_of(stages.stages, name), _shift(scheduler), start)
         for each in (scheduler, *filter(None, dict.fromkeys(solvers))):
             _set(each, grid)
-    return Phases(solvers, indices)
+    return StageSolvers(solvers, indices)
 
 
 def _shift(scheduler: Any) -> float:
@@ -200,7 +205,7 @@ def advance(
 
     Args:
         own: The pipeline's scheduler.
-        solver: What ``Phases.solver`` said.
+        solver: What ``StageSolvers.solver`` said.
         step: The own scheduler's step.
         args: What the step is called with.
         kwargs: Likewise.

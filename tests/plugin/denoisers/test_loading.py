@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def placed(switch: DenoiserSwitch) -> Any:
-    return switch._placements["small"]["transformer"]
+    return switch._slots["small"]["transformer"]
 
 
 # Mapped.

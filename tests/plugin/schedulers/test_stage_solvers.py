@@ -57,7 +57,7 @@ class Listener:
 
     def trajectory_finished(self) -> None: ...
 
-    def companion_stepped(self, companion: Any, calls: int) -> None: ...
+    def copy_stepped(self, copied: Any, calls: int) -> None: ...
 
 
 def two(
@@ -355,7 +355,7 @@ def test_pipelines_that_bring_their_own_grid_or_copies_are_refused() -> None:
         run_ltx(pipe, steps=6)
     scheduler, listener = announced(two(3, 3, 0.6))
     copied = pickle.loads(pickle.dumps(scheduler)).__deepcopy__({})
-    copied._companion_of = scheduler._listener
+    copied._copy_of = scheduler._listener
     with pytest.raises(SwitchError, match="private copies"):
         copied.step(noise(), copied.timesteps[0], noise())
     assert listener.stage_indices == (0, 0, 0, 1, 1, 1)

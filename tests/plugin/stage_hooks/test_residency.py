@@ -444,7 +444,7 @@ def test_a_denoiser_from_a_folder_is_offloaded_like_one_that_was_given(
     small().save_pretrained(tmp_path)
     pipe, device = offloaded()
     with DenoiserSwitch(pipe, tmp_path, LSL) as switch:
-        device.watch(small=switch._placements["small"]["transformer"])
+        device.watch(small=switch._slots["small"]["transformer"])
         for _ in range(2):
             run_wan(pipe, steps=5)
             assert alone(device) == [role for role in LSL.denoisers(5) for _ in range(2)]
