@@ -1,4 +1,4 @@
-"""Count what one forward of a denoiser costs, without its weights.
+"""count_flops: the operations of one forward of a denoiser, counted without its weights.
 
 The denoiser is built on the meta device, where tensors have shapes and no memory, and a forward
 runs through it; the products are counted on the way. Two conventions, always named: published
@@ -106,7 +106,7 @@ def count_forward(module: nn.Module, clip: Clip) -> ForwardFlops:
     counter = FlopCounterMode(display=False)
     try:
         inputs = MAKERS[name](module.config, clip)
-        with torch.no_grad(), _EveryTokenCounts(), counter:
+        with torch.no_grad(), _NoPadding(), counter:
             module(**inputs, return_dict=False)
     except Exception as error:  # whatever shapes that don't fit make a module raise
         size = f"{clip.width}x{clip.height}, {clip.num_frames} frames"
@@ -119,7 +119,7 @@ def count_forward(module: nn.Module, clip: Clip) -> ForwardFlops:
     return ForwardFlops(linear_only, full)
 
 
-class _EveryTokenCounts(TorchFunctionMode):
+class _NoPadding(TorchFunctionMode):
     """Say that no text token is padding, where a module asks its mask, which has no values here."""
 
     def __torch_function__(

@@ -1,4 +1,4 @@
-"""A block for diffusers' modular pipelines, with the further denoisers as true components.
+"""FlowBlendBlock: chooses each step's denoiser in diffusers' modular pipelines.
 
 A modular denoise loop hands its components from block to block. This block, inserted first, hands
 on a view of them in which the stage's denoiser sits where the large one is, so the pipeline itself
@@ -19,7 +19,7 @@ from diffusers.modular_pipelines import (
     OutputParam,
 )
 
-from flowblend_plugin.denoisers.conditioning import Removable, fit_conditioning
+from flowblend_plugin.denoisers.conditioning import Removable, fit_inputs
 from flowblend_plugin.denoisers.placement import check_pair, uncompiled
 from flowblend_plugin.errors import StageError, SwitchError
 from flowblend_plugin.schedulers.flow_blend import make_stages
@@ -140,7 +140,7 @@ class FlowBlendBlock(ModularPipelineBlocks):
             for place in self._places(pipe):
                 large = getattr(pipe, place)
                 check_pair(uncompiled(large), uncompiled(small))
-                self._fitted += fit_conditioning(large, small)
+                self._fitted += fit_inputs(large, small)
 
     @property
     def _others(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What torch and diffusers are set to, as far as it decides the bits of a render."""
+"""Numeric settings of torch and diffusers, which ``flowblend doctor`` tells: they decide bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A look at a clip before it is finished: the clean latents that the steps so far point to."""
+"""EarlyLook, LatentProjection: show a clip before it is finished, by its clean latents so far."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How pipelines encode prompts: found under its former name, and done once for each prompt."""
+"""Prompt cache: lets a pipeline encode each distinct prompt once, for batches that repeat some."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from diffusers.callbacks import PipelineCallback
 
-from flowblend_plugin.denoisers.conditioning import FittedConditioning
+from flowblend_plugin.denoisers.conditioning import FittedInputs
 from flowblend_plugin.denoisers.placement import (
     Denoiser,
     DenoiserSlots,
@@ -154,8 +154,8 @@ class DenoiserSwitch(PipelineCallback):
             undo.callback(lora.remove)
             residency = Residency(pipe, self._slots)
             undo.callback(residency.remove)
-            self._conditioning = FittedConditioning(self._slots)
-            undo.callback(self._conditioning.remove)
+            self._inputs = FittedInputs(self._slots)
+            undo.callback(self._inputs.remove)
             own = (lora, residency, guidance, attention, self._caches, extrapolation, early_exit)
             self._hooks: tuple[StageHook, ...] = (*own, *further)
             self._states = _states(self._hooks)
@@ -204,7 +204,7 @@ class DenoiserSwitch(PipelineCallback):
             undo.callback(self._restore_scheduler)
             for hook in self._hooks:
                 undo.callback(hook.remove)
-            undo.callback(self._conditioning.remove)
+            undo.callback(self._inputs.remove)
             undo.callback(self.trajectory_finished)
 
     def _restore_scheduler(self) -> None:

@@ -1,4 +1,4 @@
-"""What was measured of a pair of denoisers, by noise level: what boundaries are chosen from.
+"""Calibration: the measurements of a pair of denoisers by noise level, for ``criteria``.
 
 Pure Python. Everything is kept by sigma and as densities over sigma, so that a calibration made at
 one number of steps and one shift can be read at others.
@@ -27,7 +27,7 @@ class CalibratedStep:
     Args:
         step: Index of the step.
         sigma: Its noise level, 1 to 0.
-        mean: Name of each measure (see ``velocity.StepDivergence``) to its mean.
+        mean: Name of each measure (see ``divergence.StepDivergence``) to its mean.
         spread: Name of each measure to its standard deviation over prompts.
     """
 

@@ -1,4 +1,4 @@
-"""How far two denoisers are apart along the large one's trajectory: a log of their velocities.
+"""VelocityLog: measures how far two denoisers are apart along the large one's trajectory.
 
 The functions take tensors whose first dimension is the samples, and give one number a sample.
 ``divergences`` turns a stream of velocities into a stream of measures, holding three steps at most;

@@ -1,4 +1,4 @@
-"""How much one step by the small denoiser changes the final result.
+"""Sensitivities: how much single steps by the small denoiser change the final latents.
 
 For some steps, a run goes along the large denoiser's recorded trajectory up to that step, lets the
 small one run it, and goes on with the large one. The changes of the final latents are kept as
@@ -18,7 +18,7 @@ from flowblend_plugin.denoisers.placement import Denoiser, DenoiserSlots, uncomp
 from flowblend_plugin.errors import StageError, SwitchError
 from flowblend_plugin.schedulers.stage_mixin import Seed
 from flowblend_plugin.stage_hooks.extrapolation import fixed_answer
-from flowblend_plugin.stages import schedule_of
+from flowblend_plugin.stages import StageSchedule
 from flowblend_plugin.switch import DenoiserSwitch
 
 
@@ -80,7 +80,7 @@ def measure_sensitivities(
         SwitchError: See ``DenoiserSwitch``.
     """
     done = on_run or (lambda: None)
-    recording = _Recording(pipe, small, seed)
+    recording = _RecordedRun(pipe, small, seed)
     with recording, torch.no_grad():
         final = sample().float().cpu()
     done()
@@ -92,7 +92,7 @@ def measure_sensitivities(
         )
     changes = []
     for position in positions:
-        with _Replay(pipe, small, seed, recording, position, steps), torch.no_grad():
+        with _ReplayedRun(pipe, small, seed, recording, position, steps), torch.no_grad():
             changes.append((sample().float().cpu() - final).flatten())
         done()
     stacked = torch.stack(changes).double()
@@ -102,7 +102,7 @@ def measure_sensitivities(
     return Sensitivities(tuple(positions), rows, float(energy.div(final.numel()).sqrt()))
 
 
-class _Recording(DenoiserSwitch):
+class _RecordedRun(DenoiserSwitch):
     """Keeps what the solver was handed at each of its calls, in main memory."""
 
     def __init__(self, pipe: Any, small: Denoiser, seed: Seed | None) -> None:
@@ -134,7 +134,7 @@ class _Recording(DenoiserSwitch):
         super().detach()
 
 
-class _Replay(DenoiserSwitch):
+class _ReplayedRun(DenoiserSwitch):
     """Follows a recording up to one step, which the small denoiser runs, and goes on from there."""
 
     def __init__(
@@ -142,13 +142,13 @@ class _Replay(DenoiserSwitch):
         pipe: Any,
         small: Denoiser,
         seed: Seed | None,
-        recording: _Recording,
+        recording: _RecordedRun,
         position: int,
         steps: int,
     ) -> None:
         roles = ["large"] * steps
         roles[position] = "small"
-        super().__init__(pipe, small=small, stages=schedule_of(roles), seed=seed)
+        super().__init__(pipe, small=small, stages=StageSchedule.from_denoisers(roles), seed=seed)
         self._recording, self._position, self._calls = recording, position, 0
         self._replaced: DenoiserSlots = {}
 

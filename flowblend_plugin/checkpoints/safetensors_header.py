@@ -1,4 +1,4 @@
-"""What the header of a safetensors file says besides its tensors. Pure Python."""
+"""Header of a safetensors file: its length and metadata, read without torch. Pure Python."""
 
 from __future__ import annotations
 

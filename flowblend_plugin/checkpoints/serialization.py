@@ -1,4 +1,7 @@
-"""Plain values and tensors as one safetensors file: nothing in it is ever executed."""
+"""Serialization: packs plain values and tensors into one safetensors file, for ``Checkpoint``.
+
+Nothing in such a file is ever executed.
+"""
 
 from __future__ import annotations
 

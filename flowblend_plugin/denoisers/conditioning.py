@@ -1,4 +1,4 @@
-"""FittedConditioning: arguments in the large denoiser's sizes, translated for the small one.
+"""FittedInputs: arguments in the large denoiser's sizes, translated for the small one.
 
 ``DenoiserSwitch`` and ``FlowBlendBlock`` use it. A pipeline takes such sizes from the denoiser that
 it holds when the call begins. Everything here can be undone, and is needed only where the two
@@ -16,13 +16,13 @@ from torch import nn
 
 
 class Removable(Protocol):
-    """Something that ``fit_conditioning`` did, and that ``remove`` undoes."""
+    """Something that ``fit_inputs`` did, and that ``remove`` undoes."""
 
     def remove(self) -> None:
         """Undo it; doing it twice does nothing."""
 
 
-def fit_conditioning(large: nn.Module, small: nn.Module) -> list[Removable]:
+def fit_inputs(large: nn.Module, small: nn.Module) -> list[Removable]:
     """Let the small denoiser understand the arguments that a pipeline makes for the large one.
 
     Args:
@@ -111,7 +111,7 @@ class _SharedBlockSize:
         type(small)._set_ar_attention(small, self._own)
 
 
-class FittedConditioning:
+class FittedInputs:
     """Translates the pipeline's arguments for every further denoiser of a switch.
 
     Args:
@@ -127,7 +127,7 @@ class FittedConditioning:
                 for name, module in denoisers.items():
                     if module not in fitted:
                         fitted.add(module)
-                        self._all += fit_conditioning(own[name], module)
+                        self._all += fit_inputs(own[name], module)
             undo.pop_all()
 
     def remove(self) -> None:

@@ -1,4 +1,4 @@
-"""Load one denoiser, and nothing else, from a folder or the local Hub cache."""
+"""load_denoiser: loads one denoiser, and nothing else, from a folder or the local Hub cache."""
 
 from __future__ import annotations
 

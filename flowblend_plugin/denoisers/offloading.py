@@ -1,8 +1,8 @@
-"""How a denoiser's weights are kept, read off its hooks, and done to another denoiser.
+"""Offloading: keeps a denoiser's weights as another denoiser's are kept, for ``Residency``.
 
 Three ways to place weights (group offloading, a device map, sequential offloading) exclude each
 other; layerwise casting goes with any of them. Model offloading belongs to a whole pipeline: see
-``residency``.
+``flowblend_plugin.stage_hooks.residency``.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _hooks(module: nn.Module, name: str) -> Iterator[tuple[str, Any]]:
 # Layerwise casting: low-precision storage, cast up for each layer's forward.
 
 
-class _Casting(LayerwiseCastingHook):
+class _UndoableCast(LayerwiseCastingHook):
     """Layerwise casting that can be undone: it keeps the weights that it rounds."""
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
@@ -112,7 +112,7 @@ def _follow_casting(module: nn.Module, like: nn.Module, undo: ExitStack) -> None
             continue
         registry = HookRegistry.check_if_exists_or_initialize(layer)
         registry.register_hook(
-            _Casting(hook.storage_dtype, hook.compute_dtype, hook.non_blocking), _CASTING
+            _UndoableCast(hook.storage_dtype, hook.compute_dtype, hook.non_blocking), _CASTING
         )
         undo.callback(registry.remove_hook, _CASTING, recurse=False)
 

@@ -1,4 +1,4 @@
-"""Differences in colour as people see them: CIEDE2000."""
+"""Colour differences as people see them: CIEDE2000."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All metrics of a clip that are asked for, each group of them computed once."""
+"""measure: computes all requested metrics of a clip, each group of them once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics that need a network's weights, which lie on this machine or not: nothing is fetched."""
+"""Learned metrics: by a network's weights that lie on this machine; nothing is downloaded."""
 
 from __future__ import annotations
 

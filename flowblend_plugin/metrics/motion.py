@@ -1,4 +1,4 @@
-"""How much moves, how evenly, and where to: dense optical flow between neighbouring frames."""
+"""Motion: dense optical flow between neighbouring frames, and points followed along it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One number between 0 and 1 out of many metrics, and the thresholds of too little motion."""
+"""score: combines many metrics into one number from 0 to 1; and thresholds of too little motion."""
 
 from __future__ import annotations
 

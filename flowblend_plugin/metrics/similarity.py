@@ -1,4 +1,4 @@
-"""How close a clip is to a reference, pixel by pixel."""
+"""Similarity to a reference clip, pixel by pixel: PSNR, SSIM, equality."""
 
 from __future__ import annotations
 

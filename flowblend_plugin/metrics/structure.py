@@ -1,4 +1,4 @@
-"""What neighbouring frames have in common, how light pulses, and how fine the detail is."""
+"""Structure: SSIM of neighbouring frames, flicker, and how fine the detail is."""
 
 from __future__ import annotations
 

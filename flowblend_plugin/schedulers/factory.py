@@ -1,4 +1,4 @@
-"""Choose a pipeline's solver by name, keeping the shift of the noise levels that it needs."""
+"""make_scheduler: makes a pipeline's solver by name, with the shift that the pipeline needs."""
 
 from __future__ import annotations
 

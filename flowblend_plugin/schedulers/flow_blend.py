@@ -1,4 +1,4 @@
-"""Schedulers with stages: FlowBlend's own flow-match Euler, and a wrapper for every other one."""
+"""FlowBlendScheduler, and wrap_scheduler, which gives stages to every other scheduler."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def begin_at(pipe: Any, sigma_max: float) -> Iterator[None]:
             scheduler isn't a flow-matching one with a fixed shift.
 
     Reference:
-        See ``flowblend_plugin.grids.start_level``.
+        See ``flowblend_plugin.schedulers.sigmas.start_level``.
     """
     level = start_level(sigma_max)
     if type(pipe).__name__ not in PLAIN_PIPELINES:

@@ -1,4 +1,4 @@
-"""The noise level of every step, worked out without torch, so that a plan needs no model.
+"""Sigmas: the noise level of every step, computed without torch, so that a plan needs no model.
 
 Pure Python. The formulas are those of diffusers' flow-matching schedulers, rounded where those
 round, so that levels are equal to the last bit; a test compares them.
@@ -96,7 +96,7 @@ def noise_levels(
         scheduler: A name of ``flowblend_plugin.schedulers.factory``, such as ``"unipc"``.
         num_inference_steps: Number of steps, at least 1.
         flow_shift: Shift of the noise levels; above 1 spends more steps on high noise.
-        start: Noise level of the first step, see ``grids.start_level``; None for the scheduler's.
+        start: Noise level of the first step, see ``start_level``; None for the scheduler's.
 
     Returns:
         One level per step, from about 1 down towards 0.

@@ -1,4 +1,4 @@
-"""The state of solvers: what a multi-step solver remembers, which switches reset, save and load."""
+"""Solver state: what a multi-step solver remembers, to be reset, stored or loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stages with steps and solvers of their own: one scheduler that joins their grids and steps them.
+"""StageSolvers: steps stages that have steps and solvers of their own, for ``StageMixin``.
 
 The pipeline's scheduler keeps its class and config, and gets the joined grid; a stage that names
 another solver is stepped by one of that name, on the same grid.

@@ -1,4 +1,4 @@
-"""Caches inside a denoiser, one per stage: on at the stage's first step, gone after its last.
+"""StageCaches: switches a cache inside a denoiser on for one stage, for ``DenoiserSwitch``.
 
 A cache only holds within one stage: what it kept belongs to one denoiser's recent steps. So each
 stage begins with an empty one, which also makes a second run equal the first.

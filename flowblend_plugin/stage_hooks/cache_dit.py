@@ -1,4 +1,4 @@
-"""cache-dit's block cache as one of the caches of a stage; needs the extra ``cache-dit``.
+"""cache-dit's block cache, one of the kinds of ``StageCaches``; needs the extra ``cache-dit``.
 
 cache-dit was made to stay on a pipeline for good, and leaves traces when it goes: a ``forward`` of
 its own, patched blocks, another order of the submodules. Here all of it is undone.

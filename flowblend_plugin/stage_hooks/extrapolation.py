@@ -1,4 +1,4 @@
-"""Steps that no denoiser runs: the solver takes what the last two that one ran lead to.
+"""StageExtrapolation: runs steps without a denoiser, by continuing what the last two computed.
 
 Of a flow-matching velocity it isn't the velocity itself that is continued, but the noise that it
 sees in the latents, which hardly bends along a trajectory; or the clean latents, where a stochastic

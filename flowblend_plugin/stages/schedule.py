@@ -1,4 +1,4 @@
-"""Which denoiser runs which step: stages, their boundaries, and the one map to step indices.
+"""StageSchedule: the stages of a trajectory, their boundaries, and the one map to step indices.
 
 Pure Python: nothing here imports torch.
 """
@@ -100,6 +100,25 @@ class StageSchedule:
             StageError: They make no schedule.
         """
         return cls(tuple(Stage.from_document(stage) for stage in document))
+
+    @classmethod
+    def from_denoisers(cls, denoisers: Sequence[str]) -> StageSchedule:
+        """Make the schedule that gives every step its denoiser: a stage for each run of equal ones.
+
+        Args:
+            denoisers: The role of each step, such as ``("large", "large", "small")``.
+
+        Raises:
+            StageError: There is no step.
+        """
+        runs = [(role, len(list(group))) for role, group in itertools.groupby(denoisers)]
+        ends = [end / len(denoisers) for end in itertools.accumulate(count for _, count in runs)]
+        return cls(
+            tuple(
+                Stage(role, end)
+                for (role, _), end in zip(runs, [*ends[:-1], None][: len(runs)], strict=True)
+            )
+        )
 
     @property
     def boundaries(self) -> tuple[float, ...] | None:
@@ -279,25 +298,6 @@ class StageSchedule:
                 parts.append(f"{start}-{end - 1} {who}")
         prefix = "step " if num_inference_steps == 1 else "steps "
         return prefix + ", ".join(parts)
-
-
-def schedule_of(denoisers: Sequence[str]) -> StageSchedule:
-    """Make the schedule that gives every step its denoiser: a stage for each run of equal ones.
-
-    Args:
-        denoisers: The role of each step, such as ``("large", "large", "small")``.
-
-    Raises:
-        StageError: There is no step.
-    """
-    runs = [(role, len(list(group))) for role, group in itertools.groupby(denoisers)]
-    ends = [end / len(denoisers) for end in itertools.accumulate(count for _, count in runs)]
-    return StageSchedule(
-        tuple(
-            Stage(role, end)
-            for (role, _), end in zip(runs, [*ends[:-1], None][: len(runs)], strict=True)
-        )
-    )
 
 
 def letters(roles: Iterable[str]) -> str:

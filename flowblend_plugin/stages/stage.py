@@ -1,4 +1,4 @@
-"""One stage: who runs it, where it ends, and what else it sets. Pure Python."""
+"""Stage, Adapter and Cache: who runs a stretch of a trajectory, and what it sets. Pure Python."""
 
 from __future__ import annotations
 
