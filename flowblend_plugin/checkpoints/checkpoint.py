@@ -18,9 +18,8 @@ import torch
 from torch import nn
 
 from flowblend_plugin.checkpoints.serialization import blank, outline, pack, unpack
-from flowblend_plugin.denoisers.placement import uncompiled
+from flowblend_plugin.denoisers.placement import StandIns
 from flowblend_plugin.errors import CheckpointError
-from flowblend_plugin.stage_hooks.extrapolation import without_forward
 from flowblend_plugin.switch import DenoiserSwitch
 
 
@@ -148,7 +147,7 @@ class _CheckpointedCall:
         self._torch = _global_state()
         self._resumed = owner._resumed
         self._has_begun = self._is_over = False
-        self._nulls: dict[str, tuple[nn.Module, nn.Module]] = {}
+        self._stand_ins = StandIns(switch.pipe)
         self._answers: list[list[Any]] = [[]]  # of each step so far, those of the present one last
         self._next_answer = 0
         self._handles: list[Any] = []
@@ -167,7 +166,7 @@ class _CheckpointedCall:
         """A trajectory begins; a second one isn't watched any more."""
         self._is_over = self._is_over or self._has_begun
         if not self._is_over and self._resumed is not None:
-            self._hide_denoisers()
+            self._stand_ins.put(self._switch.slots["large"], self._answer)
 
     def step(self, take: Callable[[], Any], timestep: Any) -> Any:
         """Take the step, or skip it."""
@@ -239,11 +238,11 @@ class _CheckpointedCall:
             self._has_begun = True
             self._check(resumed)
             self._prepare_skip(values)
-        self._show_denoisers()
+        self._stand_ins.remove()
         scheduler.skip_step(timestep)
         self._next_answer = 0
         if scheduler.calls < values["scheduler"]["calls"]:
-            self._hide_denoisers()
+            self._stand_ins.put(self._switch.slots["large"], self._answer)
         else:
             scheduler.load_state_dict(values["scheduler"])
             self._switch.load_state_dict(values["switch"])
@@ -267,24 +266,6 @@ class _CheckpointedCall:
         answer = blank(ran[-1][-1], self._device) if ran else None
         self._switch.prepare_skip(values["switch"], answer)
 
-    def _hide_denoisers(self) -> None:
-        """Let the pipe see each denoiser through a copy that runs nothing."""
-        pipe = self._switch.pipe
-        for name in self._switch.slots["large"]:
-            module = getattr(pipe, name)
-            if name not in self._nulls or module is not self._nulls[name][1]:
-                null = without_forward(uncompiled(module), self._answer)
-                self._nulls[name] = module, null
-                setattr(pipe, name, null)
-
-    def _show_denoisers(self) -> None:
-        """Let the pipe see the denoisers themselves again."""
-        pipe = self._switch.pipe
-        for name, (module, null) in self._nulls.items():
-            if getattr(pipe, name) is null:
-                setattr(pipe, name, module)
-        self._nulls = {}
-
     def _answer(self, *args: Any, **kwargs: Any) -> Any:
         """Zeros of the structure that the denoiser answered with in the stored run."""
         calls = self._scheduler.calls
@@ -300,7 +281,7 @@ class _CheckpointedCall:
 
     def close(self) -> None:
         """The call is over, or was given up."""
-        self._show_denoisers()
+        self._stand_ins.remove()
         for handle in self._handles:
             handle.remove()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -116,6 +118,47 @@ def uncompiled(module: nn.Module) -> nn.Module:
     """The module itself, where ``torch.compile`` wrapped it."""
     original: nn.Module = getattr(module, "_orig_mod", module)
     return original
+
+
+class StandIns:
+    """Denoisers in a pipe, seen through copies with the same weights and config that run nothing.
+
+    Args:
+        pipe: The pipeline.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+        self._put: dict[str, tuple[nn.Module, nn.Module]] = {}
+
+    def __bool__(self) -> bool:
+        """Whether any is in the pipe's place."""
+        return bool(self._put)
+
+    def put(self, names: Iterable[str], answer: Callable[..., Any]) -> None:
+        """Replace what is in some attributes of the pipe now, unless it was replaced already.
+
+        Args:
+            names: The attributes.
+            answer: Called instead of each forward, with the same arguments.
+        """
+        for name in names:
+            module = getattr(self._pipe, name)
+            if name in self._put and module is self._put[name][1]:
+                continue
+            stand_in = copy.copy(uncompiled(module))
+            for hooks in ("_forward_hooks", "_forward_pre_hooks"):
+                vars(stand_in)[hooks] = OrderedDict()
+            vars(stand_in)["forward"] = answer
+            self._put[name] = module, stand_in
+            setattr(self._pipe, name, stand_in)
+
+    def remove(self) -> None:
+        """Put the denoisers themselves back, where nobody else has replaced the copies."""
+        while self._put:
+            name, (module, stand_in) = self._put.popitem()
+            if getattr(self._pipe, name) is stand_in:
+                setattr(self._pipe, name, module)
 
 
 def check_pair(large: nn.Module, small: nn.Module) -> None:

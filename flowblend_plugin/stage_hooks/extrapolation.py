@@ -8,16 +8,13 @@ large than by continuing the velocity.
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from flowblend_plugin.denoisers.placement import DenoiserSlots, uncompiled
+from flowblend_plugin.denoisers.placement import StandIns
 from flowblend_plugin.errors import SwitchError
 from flowblend_plugin.schedulers.solver_state import ROUNDING, predicts_flow, step_levels
 from flowblend_plugin.stage_hooks.base import StageHook, StageStep
@@ -115,7 +112,7 @@ class StageExtrapolation(StageHook):
         self._answer: Any = None
         self._last: torch.Tensor | None = None
         self._level = self._weight = 0.0
-        self._replaced: DenoiserSlots = {}
+        self._stand_ins = StandIns(pipe)
         self._handles: list[Any] = []
         if self._is_used and pipe.scheduler.order > 1:
             raise SwitchError(
@@ -144,11 +141,9 @@ class StageExtrapolation(StageHook):
         if not step.stage.is_extrapolated:
             if not self._handles:
                 self._handles = [m.register_forward_hook(self._keep) for m in step.modules]
-        elif not self._replaced:
+        elif not self._stand_ins:
             self._check(step.index)
-            for name, module in step.denoisers.items():
-                self._replaced[name] = module
-                setattr(self._pipe, name, fixed_answer(uncompiled(module), self._answer))
+            self._stand_ins.put(step.denoisers, self._give)
 
     def _check(self, step: int) -> None:
         if not self._history:
@@ -163,6 +158,9 @@ class StageExtrapolation(StageHook):
                 "its outputs aren't known: leave extrapolated stages out"
             )
 
+    def _give(self, *args: Any, **kwargs: Any) -> Any:
+        return self._answer
+
     def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
         self._answer = output
 
@@ -170,7 +168,7 @@ class StageExtrapolation(StageHook):
         """What the solver is to take of these latents: the output, or the extrapolated one."""
         if not self._is_used:
             return output
-        if self._replaced:
+        if self._stand_ins:
             if self._weights is not None and not self._weight and self._last is not None:
                 return self._last  # pure noise, which tells nothing of the velocity
             told = extrapolate(self._history, self._level)
@@ -216,33 +214,9 @@ class StageExtrapolation(StageHook):
         """Put the denoisers themselves back into the pipe."""
         while self._handles:
             self._handles.pop().remove()
-        while self._replaced:
-            setattr(self._pipe, *self._replaced.popitem())
+        self._stand_ins.remove()
 
     def finish(self) -> None:
         """Forget the trajectory's outputs."""
         self.leave()
         self._history, self._answer, self._last = [], None, None
-
-
-def without_forward(denoiser: nn.Module, answer: Callable[..., Any]) -> nn.Module:
-    """Copy a denoiser, with the same weights and config, so that the copy runs nothing.
-
-    Args:
-        denoiser: The denoiser; not a compiled one.
-        answer: Called instead of its forward, with the same arguments.
-    """
-    copied = copy.copy(denoiser)
-    for hooks in ("_forward_hooks", "_forward_pre_hooks"):
-        vars(copied)[hooks] = OrderedDict()
-    vars(copied)["forward"] = answer
-    return copied
-
-
-def fixed_answer(denoiser: nn.Module, output: Any) -> nn.Module:
-    """Copy a denoiser so that the copy runs nothing, and answers every forward with ``output``."""
-    return without_forward(denoiser, partial(_give, output))
-
-
-def _give(output: Any, *args: Any, **kwargs: Any) -> Any:
-    return output
