@@ -45,7 +45,7 @@ _STAGES = "stage_indices"  # beside the hooks' names in a stored state
 
 
 class DenoiserSwitch(PipelineCallback):
-    """Let a large and a small denoiser take turns inside one trajectory of a pipeline.
+    """Lets a large and a small denoiser take turns inside one trajectory of a pipeline.
 
     The constructor attaches: a scheduler without stages is replaced by a wrapped copy that drives
     the swaps. ``detach``, or leaving a ``with`` block, puts the pipe back as it was, whatever
@@ -53,9 +53,9 @@ class DenoiserSwitch(PipelineCallback):
     failed outside ``with`` leaves the pipe as the failure found it until the next call's
     ``set_timesteps``, or ``detach``.
 
-    The switch is also a ``callback_on_step_end``. Passing it is optional: it repeats what the
-    scheduler has done already, and it drives the swaps where a pipeline steps private copies of
-    its scheduler.
+    The switch is also a ``callback_on_step_end``. Passing it is optional: it does nothing more than
+    the scheduler does, unless a pipeline steps private copies of its scheduler. Then it drives the
+    swaps.
 
     Args:
         pipe: A diffusers pipeline with a ``transformer`` or a ``unet``. Where it has two experts
@@ -223,7 +223,7 @@ class DenoiserSwitch(PipelineCallback):
     ) -> None:
         self.detach()
 
-    # What the scheduler tells us.
+    # Called by the scheduler.
 
     def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
         """Install the first stage's denoiser: the scheduler's ``set_timesteps`` was called."""
@@ -291,7 +291,7 @@ class DenoiserSwitch(PipelineCallback):
         return self._slots
 
     def state_dict(self) -> dict[str, Any] | None:
-        """What the further steps go by besides the solver; None where a hook can't tell it now."""
+        """Give the state of all hooks; None where one of them can't be stored now."""
         if not all(hook.can_be_stored for hook in self._hooks):
             return None
         states = {name: hook.state_dict() for name, hook in self._states.items()}
@@ -326,12 +326,12 @@ class DenoiserSwitch(PipelineCallback):
             if name in state:
                 hook.load_state_dict(state[name])
 
-    # What the pipeline tells us, where it has a callback.
+    # Called by the pipeline, where it takes a callback.
 
     def callback_fn(
         self, pipeline: Any, step_index: int, timesteps: Any, callback_kwargs: dict[str, Any]
     ) -> dict[str, Any]:
-        """Do after a step what the scheduler's announcement does, if it made none."""
+        """Drive the stages after a step, where the scheduler itself announced none."""
         if not self.attached:
             raise SwitchError("this switch was detached: attach a new one for this call")
         if pipeline.scheduler is not self._scheduler:
@@ -420,7 +420,7 @@ class DenoiserSwitch(PipelineCallback):
 
 
 def _states(hooks: Sequence[StageHook]) -> dict[str, StageHook]:
-    """The hooks that have a state to store, by the name that it is stored under.
+    """Find the hooks that have a state to store, by the name that it is stored under.
 
     Raises:
         SwitchError: Two of them share a name.

@@ -24,7 +24,7 @@ from flowblend_plugin.switch import DenoiserSwitch
 
 @dataclass(frozen=True)
 class Sensitivities:
-    """What single steps by the small denoiser did to one result.
+    """The effect of single steps by the small denoiser on one result.
 
     Args:
         positions: Indices of the steps, ascending.
@@ -39,7 +39,7 @@ class Sensitivities:
 
 
 def default_positions(steps: int, count: int = 10) -> tuple[int, ...]:
-    """Steps to try, evenly spread, with the first and the last; the first alone if one.
+    """Choose steps to try, evenly spread, with the first and the last; the first alone if one.
 
     Raises:
         StageError: ``count`` isn't at least 1.
@@ -61,7 +61,7 @@ def measure_sensitivities(
     seed: Seed | None = None,
     on_run: Callable[[], None] | None = None,
 ) -> Sensitivities:
-    """Measure what single steps by the small denoiser do to one result.
+    """Measure the effect of single steps by the small denoiser on one result.
 
     Args:
         pipe: A pipeline; see ``DenoiserSwitch``.

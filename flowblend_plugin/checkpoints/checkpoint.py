@@ -25,7 +25,7 @@ from flowblend_plugin.switch import DenoiserSwitch
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a trajectory's further steps go by.
+    """The state of a trajectory after a step: all that its further steps depend on.
 
     Args:
         step: Index of the step that comes next; the number of steps after the last one.
@@ -74,9 +74,9 @@ class Checkpoints:
 
     Args:
         every: Store after every so many steps; 0 never does.
-        store: Takes what is stored, right after the step.
-        resumed: Where to go on; None begins at the beginning.
-        tell: Told once why nothing is stored, where the state can't be.
+        store: Called with each state, right after its step.
+        resumed: The state to go on from; None begins at the beginning.
+        tell: Called once with the reason, where the state can't be stored.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Checkpoints:
     def keep(
         self, switch: DenoiserSwitch, generators: Iterable[torch.Generator] = ()
     ) -> Iterator[None]:
-        """Watch over one call of the switch's pipe.
+        """Store states during one call of the switch's pipe, or go on from the stored one.
 
         Args:
             switch: The switch, attached.
@@ -163,7 +163,7 @@ class _CheckpointedCall:
     # What the scheduler tells.
 
     def started(self) -> None:
-        """A trajectory begins; a second one isn't watched any more."""
+        """Note that a trajectory begins; of several in a call only the first is stored."""
         self._is_over = self._is_over or self._has_begun
         if not self._is_over and self._resumed is not None:
             self._stand_ins.put(self._switch.slots["large"], self._answer)
@@ -267,7 +267,7 @@ class _CheckpointedCall:
         self._switch.prepare_skip(values["switch"], answer)
 
     def _answer(self, *args: Any, **kwargs: Any) -> Any:
-        """Zeros of the structure that the denoiser answered with in the stored run."""
+        """Answer with zeros, in the structure of the denoiser's output in the stored run."""
         calls = self._scheduler.calls
         step = (calls // self._scheduler.order) if self._scheduler.order > 1 else calls
         known = [answers for answers in self._answers[: step + 1] if answers] or self._answers
@@ -280,14 +280,14 @@ class _CheckpointedCall:
         return torch.device(self._switch.pipe._execution_device)
 
     def close(self) -> None:
-        """The call is over, or was given up."""
+        """Undo everything: the call is over, or was given up."""
         self._stand_ins.remove()
         for handle in self._handles:
             handle.remove()
 
 
 def _problem(switch: DenoiserSwitch) -> str:
-    """Why a pipe's trajectory can't be stored; empty if it can."""
+    """Say why a pipe's trajectory can't be stored; empty if it can."""
     modules = [module for slots in switch.slots.values() for module in slots.values()]
     if any(getattr(module, "is_cache_enabled", False) for module in modules):
         return "nothing is stored of this trajectory: a denoiser has a cache that no stage gave it"
@@ -299,7 +299,7 @@ def _problem(switch: DenoiserSwitch) -> str:
 
 
 def _global_state() -> dict[str, torch.Tensor]:
-    """The states of torch's own generators."""
+    """Give the states of torch's own generators."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         states["cuda"] = torch.cuda.get_rng_state()
@@ -322,7 +322,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _copied(value: Any) -> Any:
-    """The result of a step, whose tensors the pipeline may write into."""
+    """Copy the result of a step: the pipeline may write into its tensors."""
     if isinstance(value, torch.Tensor):
         return value.clone()
     if isinstance(value, tuple):

@@ -74,7 +74,7 @@ def unpack(data: bytes, device: torch.device) -> dict[str, Any]:
 
 
 def outline(value: Any) -> Any:
-    """The structure of a denoiser's output as plain JSON, for ``blank``.
+    """Describe the structure of a denoiser's output as plain JSON, for ``blank``.
 
     Raises:
         CheckpointError: It holds something that ``pack`` wouldn't take.
@@ -88,7 +88,7 @@ def outline(value: Any) -> Any:
 
 
 def blank(outlined: Any, device: torch.device) -> Any:
-    """A value of that structure, with zeros for its tensors."""
+    """Make a value of a structure that ``outline`` gave, with zeros for its tensors."""
     return _decode(outlined, {}, device)
 
 

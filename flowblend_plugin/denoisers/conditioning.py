@@ -16,7 +16,7 @@ from torch import nn
 
 
 class Removable(Protocol):
-    """Something that ``fit_inputs`` did, and that ``remove`` undoes."""
+    """A change that ``fit_inputs`` made, and that ``remove`` undoes."""
 
     def remove(self) -> None:
         """Undo it; doing it twice does nothing."""
@@ -91,7 +91,7 @@ def _fit_scales(small: nn.Module, theirs: Sequence[float], ours: Sequence[float]
 
 
 class _SharedBlockSize:
-    """SkyReels V2 sets the frames of a causal block on the denoiser that it holds: set both."""
+    """Sets the frames of causal blocks on both denoisers; SkyReels V2 sets those of its own."""
 
     def __init__(self, large: Any, small: Any) -> None:
         self._modules = (large, small)
@@ -131,6 +131,6 @@ class FittedInputs:
             undo.pop_all()
 
     def remove(self) -> None:
-        """Take them all back."""
+        """Undo all of it; doing it twice does nothing."""
         while self._all:
             self._all.pop().remove()

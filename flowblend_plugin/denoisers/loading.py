@@ -81,11 +81,11 @@ def load_denoiser(
         where["quantization_config"] = quantization
     # The dtype of a module is that of most of it; single parameters may be kept in float32.
     module = kind.from_pretrained(source, dtype=compute_dtype(large), use_safetensors=True, **where)
-    return _rested(module, large)
+    return _on_storage_device(module, large)
 
 
 def quantization_config(module: nn.Module) -> Any:
-    """The quantisation that loading another denoiser like this one takes; None if there is none.
+    """Give the quantisation config to load another denoiser like this one; None if there is none.
 
     GGUF files are quantised already, so there is none that makes one of safetensors.
     """
@@ -95,7 +95,7 @@ def quantization_config(module: nn.Module) -> Any:
 
 
 def compute_dtype(module: nn.Module) -> torch.dtype:
-    """The dtype that a denoiser computes in, whatever it is stored in."""
+    """Give the dtype that a denoiser computes in, whatever it is stored in."""
     config = getattr(getattr(module, "hf_quantizer", None), "quantization_config", None)
     dtype: Any = getattr(config, "compute_dtype", None) or module.dtype
     assert isinstance(dtype, torch.dtype)
@@ -117,11 +117,11 @@ def _load_gguf(path: Path, large: nn.Module) -> nn.Module:
         dtype=dtype,
         **options,
     )
-    return _rested(module, large)
+    return _on_storage_device(module, large)
 
 
-def _rested(module: nn.Module, large: nn.Module) -> nn.Module:
-    """Put a denoiser where it waits for its stage."""
+def _on_storage_device(module: nn.Module, large: nn.Module) -> nn.Module:
+    """Put a denoiser on the device where it waits for its stage, in evaluation mode."""
     device = storage_device(large)
     if next(module.parameters()).device != device:
         module = module.to(device)

@@ -38,12 +38,12 @@ def is_placed(module: nn.Module) -> bool:
 
 
 def storage_device(module: nn.Module) -> torch.device:
-    """The device on which another denoiser, loaded beside this one, is to wait for its hooks."""
+    """Give the device on which another denoiser, loaded beside this one, waits for its hooks."""
     return torch.device("cpu") if is_placed(module) else next(module.parameters()).device
 
 
-def chosen_ways(module: nn.Module) -> Hashable:
-    """What tells one choice of ways from another; equal as long as the user changes nothing."""
+def storage_choice(module: nn.Module) -> Hashable:
+    """Describe how a denoiser's weights are kept; equal as long as the user changes nothing."""
     casting = next((hook for _, hook in _hooks(module, _CASTING)), None)
     groups = next((hook.config for _, hook in _hooks(module, _GROUPS)), None)
     device_map = _device_map(module)
@@ -118,7 +118,7 @@ def _follow_casting(module: nn.Module, like: nn.Module, undo: ExitStack) -> None
 
 
 def _numberless(place: str) -> str:
-    """A layer's name for every block alike: denoisers of one class differ in their count."""
+    """Leave the numbers of blocks out of a layer's name: denoisers differ in their count."""
     return re.sub(r"\.\d+(?=\.|$)", ".#", place.replace(".base_layer", ""))
 
 

@@ -28,7 +28,7 @@ _SECOND_EXPERT = "transformer_2"
 def all_denoisers(
     small: Denoiser | None, denoisers: Mapping[str, Denoiser] | None
 ) -> dict[str, Denoiser]:
-    """The further denoisers by name.
+    """Collect the further denoisers by name.
 
     Raises:
         SwitchError: The small one was given twice.
@@ -40,7 +40,7 @@ def all_denoisers(
 
 
 def own_slots(pipe: Any) -> DenoiserSlots:
-    """The pipe's own denoiser; for Wan 2.2 both experts, ``transformer`` and ``transformer_2``.
+    """Find the pipe's own denoiser; for Wan 2.2 both, ``transformer`` and ``transformer_2``.
 
     Raises:
         SwitchError: The pipeline has no denoiser.
@@ -115,7 +115,7 @@ def check_names(denoisers: Mapping[str, Denoiser], roles: Sequence[str]) -> None
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
-    """The module itself, where ``torch.compile`` wrapped it."""
+    """Give the module itself, where ``torch.compile`` wrapped it."""
     original: nn.Module = getattr(module, "_orig_mod", module)
     return original
 
@@ -132,7 +132,7 @@ class StandIns:
         self._put: dict[str, tuple[nn.Module, nn.Module]] = {}
 
     def __bool__(self) -> bool:
-        """Whether any is in the pipe's place."""
+        """Whether any copy is in the pipe."""
         return bool(self._put)
 
     def put(self, names: Iterable[str], answer: Callable[..., Any]) -> None:
@@ -203,7 +203,7 @@ def forget_switch(pipe: Any) -> None:
 
 
 def living_switch(pipe: Any) -> Any:
-    """The switch that is attached to a pipe; None where there is none, or nobody holds it."""
+    """Find the switch that is attached to a pipe; None where there is none, or nobody holds it."""
     entry = _attached.get(pipe)
     return entry[0]() if entry is not None else None
 

@@ -26,7 +26,7 @@ def is_available() -> bool:
 
 
 def missing() -> str:
-    """What to install before anything can be measured; empty if nothing is missing."""
+    """Say what to install before anything can be measured; empty if nothing is missing."""
     absent = [
         name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None
     ]

@@ -22,7 +22,7 @@ _BATCH = 8
 
 
 def compare(name: str, frames: Frames, reference: Frames, model: str | Path | None = None) -> float:
-    """One learned metric of a clip against its reference.
+    """Compute one learned metric of a clip against its reference.
 
     Args:
         name: One of ``DEFAULT_MODELS``.

@@ -55,7 +55,7 @@ _STILL = re.compile(
 
 
 def motion_floor(prompt: str) -> float:
-    """The floor that suits a prompt: ``MOTION_FLOOR``, or 0 where its words ask for stillness."""
+    """Give the floor that suits a prompt: ``MOTION_FLOOR``, or 0 where it asks for stillness."""
     return 0.0 if _STILL.search(prompt) else MOTION_FLOOR
 
 

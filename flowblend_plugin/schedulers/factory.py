@@ -153,7 +153,7 @@ def _check_classic(
 
 
 def solver_name(scheduler: Any) -> str | None:
-    """The name of a scheduler's solver, by its class; None where it has none here."""
+    """Name a scheduler's solver, by its class; None where it has no name here."""
     return _NAME_OF.get(type(scheduler).__name__)
 
 
@@ -192,7 +192,7 @@ def _check_lost(own: Any, config: Mapping[str, Any]) -> None:
 
 
 def _lost(config: Mapping[str, Any], harmless: Mapping[str, tuple[Any, ...]]) -> str:
-    """What a config has that a scheduler made anew couldn't say, in words; empty for nothing."""
+    """List what a config has and a scheduler made anew would lose, in words; empty for nothing."""
     return ", ".join(
         f"{key} = {config[key]!r}"
         for key, allowed in harmless.items()

@@ -14,7 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from flowblend_plugin.errors import SchedulerConfigError, StageError, SwitchError
 from flowblend_plugin.schedulers.sigmas import PLAIN_PIPELINES, start_level
 from flowblend_plugin.schedulers.stage_mixin import Seed, StageMixin, with_stages
-from flowblend_plugin.schedulers.stage_solvers import check_grids
+from flowblend_plugin.schedulers.stage_solvers import check_grid
 from flowblend_plugin.stages import StageSchedule
 
 AnyScheduler = TypeVar("AnyScheduler", bound=SchedulerMixin)
@@ -173,7 +173,7 @@ class FlowBlendScheduler(with_stages(FlowMatchEulerDiscreteScheduler)):  # type:
             SchedulerConfigError: The config asks for what flow-match Euler doesn't have.
         """
         if isinstance(config, Mapping):
-            config = _carried(config)
+            config = _euler_config(config)
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
 
@@ -189,8 +189,8 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _carried(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A flow-matching scheduler's config in flow-match Euler's words."""
+def _euler_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate a flow-matching scheduler's config to flow-match Euler's keys."""
     name = config.get("_class_name")
     carried = dict(config)
     problems = [
@@ -219,7 +219,7 @@ def _carried(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def agreed_stages(scheduler: Any, stages: StageSchedule | None) -> StageSchedule:
-    """The stages of a scheduler and those given to a switch, which mustn't differ.
+    """Choose between the stages of a scheduler and those given to a switch: they mustn't differ.
 
     Raises:
         SwitchError: There are none, or they differ.
@@ -265,7 +265,7 @@ def begin_at(pipe: Any, sigma_max: float) -> Iterator[None]:
             f"sigma_max isn't possible with {type(pipe).__name__}, whose first latents may hold "
             f"more than noise: leave it out, or use one of {', '.join(sorted(PLAIN_PIPELINES))}"
         )
-    check_grids(pipe.scheduler)
+    check_grid(pipe.scheduler)
     own, prepare = pipe.scheduler, pipe.prepare_latents
     scheduler: Any = wrap_scheduler(own, getattr(own, "stages", None))
     scheduler._start_level = level

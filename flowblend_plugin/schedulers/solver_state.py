@@ -57,7 +57,7 @@ def load_solver_state_dict(scheduler: Any, state: dict[str, Any]) -> None:
         setattr(scheduler, name, value)
 
 
-def step_levels(scheduler: Any) -> list[float]:
+def step_sigmas(scheduler: Any) -> list[float]:
     """Give the noise level of every whole step of a scheduler whose timesteps are set.
 
     Args:

@@ -21,44 +21,44 @@ from flowblend_plugin.errors import SwitchError
 from flowblend_plugin.schedulers.solver_state import (
     load_solver_state_dict,
     solver_state_dict,
-    step_levels,
+    step_sigmas,
 )
-from flowblend_plugin.schedulers.stage_solvers import StageSolvers, advance, join_grids
+from flowblend_plugin.schedulers.stage_solvers import StageSolvers, advance, set_grid
 from flowblend_plugin.stages import StageSchedule
 
 logger = logging.getLogger(__name__)
 
 Seed = int | Sequence[int]
-# Told of every step: the output that the solver took, its sample, and the index in ``sigmas``.
+# Called after a step: the output that the solver took, its sample, and the index in ``sigmas``.
 Watcher = Callable[[torch.Tensor, torch.Tensor, int], None]
 
 
 class StageListener(Protocol):
-    """Hears when steps begin and end: ``DenoiserSwitch`` swaps denoisers then."""
+    """Hears when steps begin and end; ``DenoiserSwitch`` is one."""
 
     denoisers_run: list[str]  # the roles of the present trajectory's steps so far
 
     def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
-        """A trajectory begins at step ``first_step``; each whole step has its stage's index."""
+        """Hear that a trajectory begins at ``first_step``; each step has its stage's index."""
 
     def model_output(self, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """What the solver is to take for the output that the pipeline hands it for ``sample``."""
+        """Give what the solver is to take for an output that the pipeline hands it."""
 
     def step_finished(self, step_index: int) -> None:
-        """Whole step ``step_index`` (0-based, absolute) is done."""
+        """Hear that whole step ``step_index`` (0-based, absolute) is done."""
 
     def trajectory_finished(self) -> None:
-        """The last step of the trajectory is done."""
+        """Hear that the last step of the trajectory is done."""
 
     def copy_stepped(self, copied: StageMixin, calls: int) -> None:
-        """A private copy of the scheduler did its step number ``calls``, counted from 1."""
+        """Hear that a private copy of the scheduler did its step number ``calls``, from 1."""
 
 
 class StepWrapper(Protocol):
     """Wraps every step of a scheduler: ``Checkpoints`` stores states and skips steps so."""
 
     def started(self) -> None:
-        """A trajectory begins, or turns out to begin late: its first denoiser is in the pipe."""
+        """Hear that a trajectory begins, maybe late; its first denoiser is in the pipe."""
 
     def step(self, take: Callable[[], Any], timestep: Any) -> Any:
         """Give the result of one call of ``step``, which ``take`` computes."""
@@ -117,7 +117,7 @@ class StageMixin:
         self._listener = None
 
     def watch(self, watcher: Watcher | None) -> None:
-        """Tell somebody of every step of this scheduler, if it counts its steps; None nobody."""
+        """Call a watcher after every step, where this scheduler counts its steps; None for none."""
         self._watcher = watcher
 
     def wrap_steps(self, wrapper: StepWrapper | None) -> None:
@@ -134,7 +134,7 @@ class StageMixin:
         return None if done % self.order else done // self.order
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the further steps of this trajectory go by, as plain values and tensors."""
+        """Give all that the trajectory's further steps depend on, as plain values and tensors."""
         generators, solvers = self._generators, self._stage_solvers
         return {
             "calls": self._calls,
@@ -198,7 +198,7 @@ class StageMixin:
                 "keep the switch in a variable while the pipe runs, or give the pipe a scheduler "
                 "without stages"
             )
-        levels = step_levels(self)
+        levels = step_sigmas(self)
         self._stage_indices = self._stages.stage_indices(len(levels), levels)
         for index in self._stages.empty_stages(len(levels), levels):
             logger.warning(
@@ -258,7 +258,7 @@ class StageMixin:
             listener.trajectory_finished()
 
     def _solver(self, timestep: Any) -> Any:
-        """The scheduler that does the step: this one, or that of the present stage."""
+        """Choose the scheduler that does the step: this one, or that of the present stage."""
         if self._stage_solvers is None:
             return self
         if self._copy_of is not None:
@@ -287,7 +287,7 @@ class StageMixin:
         return result
 
     def _generators_for(self, sample: torch.Tensor) -> list[torch.Generator] | None:
-        """One generator per sample, begun anew in every trajectory."""
+        """Give one generator per sample, begun anew in every trajectory."""
         if self._seed is None:
             return None
         if self._generators is None:
@@ -307,7 +307,7 @@ def _seeds(seed: Seed, batch: int) -> list[int]:
 
 
 def _stream(seed: int) -> int:
-    """A seed for the sampler's noise, unrelated to the numbers that made the initial latents."""
+    """Make a seed for the sampler's noise, unrelated to those that made the initial latents."""
     digest = hashlib.sha256(f"flowblend sde {seed}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -340,7 +340,7 @@ def with_stages(base: type) -> type:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = base.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
         given = grid.bind(self, *args, **kwargs)
-        self._stage_solvers = join_grids(self, self._stages, self._start_level, given)
+        self._stage_solvers = set_grid(self, self._stages, self._start_level, given)
         self._start_trajectory()
         if self._wrapper is not None:
             self._wrapper.started()

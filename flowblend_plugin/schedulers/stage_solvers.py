@@ -19,7 +19,7 @@ from flowblend_plugin.schedulers.factory import (
     make_scheduler,
     solver_name,
 )
-from flowblend_plugin.schedulers.sigmas import Grid, Leg, joined_grid, legs_of
+from flowblend_plugin.schedulers.sigmas import SigmaGrid, SigmaSegment, join_segments, segments_of
 from flowblend_plugin.schedulers.solver_state import (
     load_solver_state_dict,
     reset_history,
@@ -46,7 +46,7 @@ class StageSolvers:
         self._has_begun = False
 
     def solver(self, own: Any, timestep: Any) -> Any:
-        """The scheduler that does the next step, set to it.
+        """Choose the scheduler that does the next step, and set it to that step.
 
         A solver with a memory that follows upon another begins anew; stages in a row with one
         solver keep its memory.
@@ -71,7 +71,7 @@ class StageSolvers:
         return [solver for solver in dict.fromkeys(self.solvers) if solver is not None]
 
     def state_dict(self) -> dict[str, Any]:
-        """What the further steps go by, but for the pipeline's own scheduler, as plain values."""
+        """Give the state of all solvers but the pipeline's own, as plain values and tensors."""
         solvers = [solver_state_dict(solver) for solver in self.further]
         last = None if self._last is None else self.further.index(self._last)
         return {"solvers": solvers, "last": last, "has_begun": self._has_begun}
@@ -84,7 +84,7 @@ class StageSolvers:
         self._has_begun = state["has_begun"]
 
 
-def check_grids(scheduler: Any) -> str:
+def check_grid(scheduler: Any) -> str:
     """Check that a scheduler's grid can be joined with others, or begun elsewhere.
 
     Returns:
@@ -118,7 +118,7 @@ def check_grids(scheduler: Any) -> str:
     return name
 
 
-def join_grids(
+def set_grid(
     scheduler: Any,
     stages: StageSchedule | None,
     start: float | None,
@@ -136,13 +136,13 @@ def join_grids(
         The solvers of its stages; None where the scheduler itself does every step.
 
     Raises:
-        SchedulerConfigError: See ``check_grids``; or the pipeline brings a grid of its own.
+        SchedulerConfigError: See ``check_grid``; or the pipeline brings a grid of its own.
         StageError: The number of steps isn't that of the stages, or the levels don't descend.
     """
     has_steps = stages is not None and stages.num_inference_steps is not None
     if not has_steps and start is None:
         return None
-    name = check_grids(scheduler)
+    name = check_grid(scheduler)
     handed = [key for key in _OTHER_GRIDS if given.arguments.get(key) is not None]
     if handed:
         raise SchedulerConfigError(
@@ -151,7 +151,7 @@ def join_grids(
         )
     count = len(scheduler.timesteps)
     if stages is None or not has_steps:
-        _set(scheduler, joined_grid([Leg(name, count)], _shift(scheduler), start))
+        _assign(scheduler, join_segments([SigmaSegment(name, count)], _shift(scheduler), start))
         return None
     indices = stages.stage_indices(count)
     solvers = _solvers(scheduler, stages, count)
@@ -159,9 +159,9 @@ def join_grids(
     if is_plain and solvers[0] is not None:
         scheduler.sigmas, scheduler.timesteps = solvers[0].sigmas, solvers[0].timesteps
     elif not is_plain:
-        grid = joined_grid(legs_of(stages.stages, name), _shift(scheduler), start)
+        grid = join_segments(segments_of(stages.stages, name), _shift(scheduler), start)
         for each in (scheduler, *filter(None, dict.fromkeys(solvers))):
-            _set(each, grid)
+            _assign(each, grid)
     return StageSolvers(solvers, indices)
 
 
@@ -171,7 +171,7 @@ def _shift(scheduler: Any) -> float:
 
 
 def _solvers(own: Any, stages: StageSchedule, count: int) -> list[Any]:
-    """The solver of each stage; stages of one name share one."""
+    """Make the solver of each stage; stages that name the same one share it."""
     made: dict[str | None, Any] = {None: None}
     for stage in stages.stages:
         name = stage.scheduler
@@ -190,7 +190,7 @@ def is_stochastic(scheduler: Any) -> bool:
     return config.get("mode") == "sde" or str(config.get("algorithm_type")).startswith("sde-")
 
 
-def _set(scheduler: Any, grid: Grid) -> None:
+def _assign(scheduler: Any, grid: SigmaGrid) -> None:
     where = scheduler.timesteps.device
     sigmas = torch.tensor([*grid.sigmas, 0.0], dtype=torch.float32)
     scheduler.sigmas = sigmas.to(scheduler.sigmas.device)

@@ -45,11 +45,6 @@ KINDS = (*_CONFIGS, _CACHE_DIT)
 _BY_TIMESTEP = ("pab", "faster")
 
 
-_OWN = ("_state_cls", "_init_args", "_init_kwargs", "_state_cache", "_context")
-_ONLY = CacheContext("only")
-_Manager: Any = StateManager  # typed for one kind of state, and works with any
-
-
 @dataclass(frozen=True)
 class CacheReport:
     """What a cache saved in one stage.
@@ -283,7 +278,14 @@ class _Counter:
             handle.remove()
 
 
-class _Memory(_Manager):  # type: ignore[misc]
+# PAB and FasterCache keep one memory for all passes of a step; here each pass has its own.
+
+_STATE_MANAGER_FIELDS = ("_state_cls", "_init_args", "_init_kwargs", "_state_cache", "_context")
+_ONLY = CacheContext("only")
+_Manager: Any = StateManager  # typed for one kind of state, and works with any
+
+
+class _PassMemory(_Manager):  # type: ignore[misc]
     """Reads and writes the state of the pass that ``cache_context`` names.
 
     diffusers tells every ``StateManager`` among a hook's attributes which pass begins.
@@ -298,14 +300,14 @@ class _Memory(_Manager):  # type: ignore[misc]
         return getattr(self.get_state(), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _OWN:
+        if name in _STATE_MANAGER_FIELDS:
             super().__setattr__(name, value)
         else:
             setattr(self.get_state(), name, value)
 
 
-class _ComputesFirst(FasterCacheBlockState):
-    """FasterCache's memory, counting from where an attention is computed."""
+class _ComputeFirstState(FasterCacheBlockState):
+    """FasterCache's state, in which the first forward of an attention is computed."""
 
     def __init__(self, skip_range: int) -> None:
         super().__init__()
@@ -325,6 +327,6 @@ def remember_per_pass(denoiser: nn.Module) -> None:
         hooks: list[Any] = list(registry.hooks.values()) if registry is not None else []
         for hook in hooks:
             if isinstance(hook, PyramidAttentionBroadcastHook):
-                hook.state = _Memory(PyramidAttentionBroadcastState)
+                hook.state = _PassMemory(PyramidAttentionBroadcastState)
             elif isinstance(hook, FasterCacheBlockHook):
-                hook.state = _Memory(_ComputesFirst, (hook.block_skip_range,))
+                hook.state = _PassMemory(_ComputeFirstState, (hook.block_skip_range,))

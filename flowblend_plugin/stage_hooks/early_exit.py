@@ -17,7 +17,7 @@ SHAPE = ("large", "small", "large")
 
 @dataclass(frozen=True)
 class SelfDifference:
-    """End the first stage early, once the large denoiser's velocity hardly changes any more.
+    """A rule that ends the first stage once the large denoiser's velocity hardly changes.
 
     The schedule that it goes with is the latest that may happen: the large denoiser first, the
     small one, the large one. Steps that the first stage is spared go to the last one, so that every

@@ -16,7 +16,7 @@ from torch import nn
 
 from flowblend_plugin.denoisers.placement import StandIns
 from flowblend_plugin.errors import SwitchError
-from flowblend_plugin.schedulers.solver_state import ROUNDING, predicts_flow, step_levels
+from flowblend_plugin.schedulers.solver_state import ROUNDING, predicts_flow, step_sigmas
 from flowblend_plugin.stage_hooks.base import StageHook, StageStep
 from flowblend_plugin.stages import Stage
 
@@ -24,7 +24,7 @@ Continued = Literal["noise", "clean", "output"]
 
 
 def prediction_weights(scheduler: Any) -> list[float] | None:
-    """How the prediction that is worth continuing follows from latents x and velocity v.
+    """Compute how the prediction that is continued follows from latents x and velocity v.
 
     Args:
         scheduler: A scheduler whose timesteps are set.
@@ -41,7 +41,7 @@ def prediction_weights(scheduler: Any) -> list[float] | None:
 
 
 def continued(scheduler: Any) -> Continued:
-    """What extrapolated steps continue under a scheduler whose timesteps are set."""
+    """Say what extrapolated steps continue under a scheduler whose timesteps are set."""
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is None or not predicts_flow(scheduler) or scheduler.config.get("invert_sigmas"):
         return "output"
@@ -125,7 +125,7 @@ class StageExtrapolation(StageHook):
         """Note the noise levels of the trajectory's steps."""
         self.finish()
         if self._is_used:
-            self._levels = step_levels(scheduler)
+            self._levels = step_sigmas(scheduler)
             self._weights = prediction_weights(scheduler)
 
     def begin_step(self, step: StageStep) -> None:
@@ -165,7 +165,7 @@ class StageExtrapolation(StageHook):
         self._answer = output
 
     def model_output(self, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """What the solver is to take of these latents: the output, or the extrapolated one."""
+        """Give the output itself, or the extrapolated one."""
         if not self._is_used:
             return output
         if self._stand_ins:
@@ -206,7 +206,7 @@ class StageExtrapolation(StageHook):
         self._history, self._last = state["history"], state["last"]
 
     def prepare_skip(self, state: Any, answer: Any) -> None:
-        """Have outputs, and an answer, with which extrapolated stages can be entered."""
+        """Take outputs, and an answer, with which extrapolated stages can be entered."""
         self.load_state_dict(state)
         self._answer = answer
 

@@ -140,7 +140,7 @@ class Lora:
 
 
 def read_adapter(pipe: Any, source: AdapterSource) -> Lora:
-    """Read a LoRA file, in whatever spelling the pipeline's class knows, as the denoiser's names.
+    """Read a LoRA file in any spelling that the pipeline's class knows, by the denoiser's names.
 
     Args:
         pipe: The pipeline.
@@ -231,7 +231,7 @@ def check_adapter(
 
 
 class _FormerAdapters:
-    """The adapters of a denoiser before a switch came."""
+    """The adapters that a denoiser had before the switch."""
 
     def __init__(self, module: nn.Module) -> None:
         self.loaded = set(getattr(module, "peft_config", {}))

@@ -15,7 +15,7 @@ from accelerate.hooks import UserCpuOffloadHook  # type: ignore[import-untyped]
 from accelerate.utils.memory import clear_device_cache  # type: ignore[import-untyped]
 from torch import nn
 
-from flowblend_plugin.denoisers.offloading import chosen_ways, follow
+from flowblend_plugin.denoisers.offloading import follow, storage_choice
 from flowblend_plugin.denoisers.placement import DenoiserSlots, uncompiled
 from flowblend_plugin.stage_hooks.base import StageHook, StageStep
 
@@ -91,7 +91,7 @@ class Residency(StageHook):
             self._unlink(module)
         if module in self._followed:
             like = uncompiled(self._followed[module])
-            ways = chosen_ways(like)
+            ways = storage_choice(like)
             if module not in self._ways or self._ways[module][0] != ways:
                 self._unfollow(module)
                 self._ways[module] = ways, follow(uncompiled(module), like)
@@ -140,7 +140,7 @@ class Residency(StageHook):
             clear_device_cache()
 
     def others(self, module: nn.Module) -> Iterator[nn.Module]:
-        """What has to leave the device before a denoiser runs: the model before, and its rivals."""
+        """Name all that leaves the device before a denoiser runs, such as the other denoisers."""
         before = self._first.hook.prev_module_hook if self._offloads else None
         if before is not None and not isinstance(before, _OtherModels):
             yield before.model

@@ -185,7 +185,7 @@ class StageSchedule:
     def edges(
         self, num_inference_steps: int, noise_levels: Sequence[float] | None = None
     ) -> tuple[int, ...]:
-        """Map the stage ends to step indices: stage k runs steps ``edges[k]`` to ``edges[k+1]-1``.
+        """Map stage ends to step indices: stage k runs steps ``edges[k]`` to ``edges[k+1]-1``.
 
         The one place where fractions or noise levels become step indices.
 
@@ -268,7 +268,7 @@ class StageSchedule:
     def empty_stages(
         self, num_inference_steps: int, noise_levels: Sequence[float] | None = None
     ) -> tuple[int, ...]:
-        """Indices of the stages that get no step at this number of steps: legal, worth saying."""
+        """List the stages that get no step at this number of steps, which is legal."""
         edges = self.edges(num_inference_steps, noise_levels)
         return tuple(i for i, (start, end) in enumerate(itertools.pairwise(edges)) if start == end)
 
@@ -306,7 +306,7 @@ def letters(roles: Iterable[str]) -> str:
 
 
 def stage_letters(names: Sequence[str]) -> dict[str, str]:
-    """The stage letter of each further denoiser: its initial, where no other name has that."""
+    """Give each further denoiser's stage letter: its initial, where no other name has that."""
     initials = [name[:1].upper() for name in names]
     return {
         letter: name

@@ -66,7 +66,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of the trajectory that a single denoiser runs, or none.
+    """A stretch of the trajectory that one denoiser runs, or none.
 
     Args:
         denoiser: Role of the denoiser, such as ``"large"`` or ``"small"``; in ``"extrapolated"``
