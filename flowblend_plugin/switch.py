@@ -254,10 +254,10 @@ class DenoiserSwitch(PipelineCallback):
             undo.callback(self._leave_stage)
 
     def copy_stepped(self, copied: StageMixin, calls: int) -> None:
-        """Note a copy of the scheduler, and check that somebody announces the stages.
+        """Note a copy of the scheduler, and check that the stages are announced.
 
         Raises:
-            SwitchError: The pipeline's second iteration runs, and nobody announced the first; or a
+            SwitchError: The pipeline's second iteration runs, and the first wasn't announced; or a
                 hook refuses such pipelines.
         """
         for hook in self._hooks:

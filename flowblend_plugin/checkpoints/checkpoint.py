@@ -160,7 +160,7 @@ class _CheckpointedCall:
             modules = {m for slots in switch.slots.values() for m in slots.values()}
             self._handles = [module.register_forward_hook(self._note) for module in modules]
 
-    # What the scheduler tells.
+    # Called by the scheduler.
 
     def started(self) -> None:
         """Note that a trajectory begins; of several in a call only the first is stored."""

@@ -154,7 +154,7 @@ class StandIns:
             setattr(self._pipe, name, stand_in)
 
     def remove(self) -> None:
-        """Put the denoisers themselves back, where nobody else has replaced the copies."""
+        """Put the denoisers themselves back, where the copies are still in the pipe."""
         while self._put:
             name, (module, stand_in) = self._put.popitem()
             if getattr(self._pipe, name) is stand_in:

@@ -49,7 +49,7 @@ _CLASSIC: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "euler_a": EulerAncestralDiscreteScheduler.from_config,
 }
 NAMES = (*FLOW_NAMES, *_CLASSIC)
-# Those that mode "sde" may be asked of; the last three add noise in any mode.
+# Solvers with a stochastic form for mode "sde"; the last three add noise in any mode.
 STOCHASTIC = ("flow_match_euler", "dpmpp_2m", "sa_solver", "dpmpp_2m_sde", "lcm", "euler_a")
 _NAME_OF = {
     "FlowMatchEulerDiscreteScheduler": "flow_match_euler",

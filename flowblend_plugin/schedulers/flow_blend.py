@@ -177,7 +177,7 @@ class FlowBlendScheduler(with_stages(FlowMatchEulerDiscreteScheduler)):  # type:
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
 
-# What a solver's config may say that changes the trajectory and that Euler has no word for.
+# Keys of a solver's config that change the trajectory and that Euler doesn't have.
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "prediction_type": (None, "flow_prediction"),
     "final_sigmas_type": (None, "zero"),

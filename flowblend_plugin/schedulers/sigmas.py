@@ -57,7 +57,7 @@ class SigmaGrid:
 
     Args:
         sigmas: Noise level that each step begins at, descending; the last step ends at 0.
-        timesteps: What the denoiser is told of each step, from 1000 to 0.
+        timesteps: Timestep that the denoiser is given at each step, from 1000 to 0.
         is_whole: Whether all of these are whole numbers.
     """
 
@@ -67,7 +67,7 @@ class SigmaGrid:
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """``timesteps / num_train_timesteps``, which stages go by."""
+        """``timesteps / num_train_timesteps``: the levels that stages end at."""
         return tuple(min(1.0, t / NUM_TRAIN_TIMESTEPS) for t in self.timesteps)
 
 

@@ -138,7 +138,7 @@ class StageMixin:
         generators, solvers = self._generators, self._stage_solvers
         return {
             "calls": self._calls,
-            "solver": solver_state_dict(self, _OURS),
+            "solver": solver_state_dict(self, _OWN_ATTRIBUTES),
             "phases": None if solvers is None else solvers.state_dict(),
             "noise": None if generators is None else [one.get_state() for one in generators],
         }
@@ -312,7 +312,7 @@ def _stream(seed: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-_OURS = {*StageMixin.__annotations__, "_flowblend_original"} - {"timesteps"}
+_OWN_ATTRIBUTES = {*StageMixin.__annotations__, "_flowblend_original"} - {"timesteps"}
 
 
 @functools.cache

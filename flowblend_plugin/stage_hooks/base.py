@@ -166,11 +166,11 @@ class StageHook:
 
     @property
     def can_be_stored(self) -> bool:
-        """Whether the present state can be told; where it can't, the switch stores nothing now."""
+        """Whether the present state can be stored; where it can't, no checkpoint is stored now."""
         return True
 
     def state_dict(self) -> Any:
-        """What the further steps go by, as plain values and tensors; None for nothing.
+        """Give what the further steps depend on, as plain values and tensors; None for nothing.
 
         Called after a step, with the next one begun. See ``flowblend_plugin.checkpoints`` for what
         can be stored. The very objects may be given, and not copies.

@@ -41,7 +41,7 @@ _CONFIGS: dict[str, Any] = {
 }
 _CACHE_DIT = "cache_dit"
 KINDS = (*_CONFIGS, _CACHE_DIT)
-# Their own config, and state, knows the present timestep and nothing of passes.
+# Their configs ask for the present timestep, and their state doesn't tell passes apart.
 _BY_TIMESTEP = ("pab", "faster")
 
 
@@ -206,7 +206,7 @@ class StageCaches(StageHook):
         return self._running is None or not self._running[0].forwards
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """The reports so far, as plain values."""
+        """Give the reports so far, as plain values."""
         return [asdict(report) for report in self.reports]
 
     def load_state_dict(self, state: Any) -> None:

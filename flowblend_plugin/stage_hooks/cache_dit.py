@@ -34,7 +34,7 @@ def _cache_dit() -> Any:
             "cache 'cache_dit' needs the package cache-dit, which isn't installed: "
             "pip install 'flowblend[cache-dit]', or choose another cache"
         ) from error
-    # It tells every step of its setup on stdout, where a caller may print what is to be read.
+    # It logs every step of its setup to stdout, where a caller may print results.
     for handler in logging.getLogger("CACHE_DIT").handlers:  # the one that all its loggers share
         stdout = (sys.stdout, sys.__stdout__)
         if isinstance(handler, logging.StreamHandler) and handler.stream in stdout:

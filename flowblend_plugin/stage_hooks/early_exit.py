@@ -105,7 +105,7 @@ class EarlyExit(StageHook):
         return tuple(0 if s < done else 1 if s < last else 2 for s in range(total))
 
     def state_dict(self) -> dict[str, Any]:
-        """What the further decisions go by: the last output, and the changes so far."""
+        """Give the last output and the changes so far, which further decisions depend on."""
         return {"before": self._before, "differences": self.differences}
 
     def load_state_dict(self, state: Any) -> None:

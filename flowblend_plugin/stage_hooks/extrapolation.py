@@ -132,7 +132,7 @@ class StageExtrapolation(StageHook):
         """Watch the denoisers that run the step, or replace them where it is extrapolated.
 
         Raises:
-            SwitchError: It is extrapolated, and there is nothing to go by.
+            SwitchError: It is extrapolated, and no denoiser has run before it.
         """
         if not self._is_used:
             return
@@ -170,11 +170,11 @@ class StageExtrapolation(StageHook):
             return output
         if self._stand_ins:
             if self._weights is not None and not self._weight and self._last is not None:
-                return self._last  # pure noise, which tells nothing of the velocity
-            told = extrapolate(self._history, self._level)
+                return self._last  # pure noise, which says nothing of the velocity
+            output_there = extrapolate(self._history, self._level)
             if self._weight:
-                told = (told - sample.to(told)) / self._weight
-            return told.to(output.dtype)
+                output_there = (output_there - sample.to(output_there)) / self._weight
+            return output_there.to(output.dtype)
         if self._history and self._history[-1][0] == self._level:
             self._history.pop()  # two steps of one level, which no line goes through
         # A copy: compiled denoisers and pipelines write into their outputs again.
@@ -198,7 +198,7 @@ class StageExtrapolation(StageHook):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What the further extrapolated steps go by: the outputs so far."""
+        """Give the outputs so far, which further extrapolated steps depend on."""
         return {"history": self._history, "last": self._last}
 
     def load_state_dict(self, state: Any) -> None:

@@ -277,7 +277,7 @@ class StageSchedule:
     ) -> str:
         """Say in plain words who runs what: ``"steps 0-19 large, 20-39 small, 40-49 large"``.
 
-        Stages that change very often are told by letters, one a step.
+        Stages that change very often are given as letters, one a step.
         """
         edges = self.edges(num_inference_steps, noise_levels)
         if len(self.stages) > _MOST_IN_WORDS and not any(
