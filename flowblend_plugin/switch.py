@@ -134,11 +134,12 @@ class DenoiserSwitch(PipelineCallback):
         self._first_iteration: Any = None
         self._copies: weakref.WeakSet[StageMixin] = weakref.WeakSet()
         self.denoisers_run: list[str] = []
-        self._attach([guidance, early_exit], hooks, adapters, seed)
+        self._attach(guidance, early_exit, hooks, adapters, seed)
 
     def _attach(
         self,
-        checked: Sequence[StageHook],
+        guidance: StageGuidance,
+        early_exit: EarlyExit,
         further: Sequence[StageHook],
         adapters: Mapping[str, Any] | None,
         seed: Seed | None,
@@ -146,7 +147,6 @@ class DenoiserSwitch(PipelineCallback):
         """Make the hooks, and let the scheduler announce its stages to this switch."""
         pipe, stages = self._pipe, self.stages.stages
         modules = {name: list(slots.values()) for name, slots in self._slots.items()}
-        guidance, early_exit = checked
         attention, extrapolation = StageAttention(stages), StageExtrapolation(pipe, stages)
         self._caches = StageCaches(pipe, stages, itertools.chain(*modules.values()))
         with ExitStack() as undo:

@@ -18,6 +18,16 @@ from flowblend_plugin.schedulers.stage_solvers import check_grid
 from flowblend_plugin.stages import StageSchedule
 
 AnyScheduler = TypeVar("AnyScheduler", bound=SchedulerMixin)
+# Keys of a solver's config that change the trajectory and that Euler doesn't have.
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "prediction_type": (None, "flow_prediction"),
+    "final_sigmas_type": (None, "zero"),
+    "thresholding": (None, False),
+    "use_lu_lambdas": (None, False),
+    "rescale_betas_zero_snr": (None, False),
+    "scale_factors": (None,),
+    "upscale_mode": (None, "bicubic"),
+}
 
 
 def make_stages(
@@ -42,6 +52,28 @@ def make_stages(
     if stages is None or isinstance(stages, StageSchedule):
         return stages
     return StageSchedule.from_document(stages)
+
+
+def agreed_stages(scheduler: Any, stages: StageSchedule | None) -> StageSchedule:
+    """Choose between the stages of a scheduler and those given to a switch: they mustn't differ.
+
+    Raises:
+        SwitchError: There are none, or they differ.
+    """
+    own = scheduler.stages if isinstance(scheduler, StageMixin) else None
+    if own is None and stages is None:
+        raise SwitchError(
+            "no stages: give the switch stages (such as 'LSL' with boundaries=(0.4, 0.8)), or give "
+            "the pipe a FlowBlendScheduler that has them"
+        )
+    if own is not None and stages is not None and own != stages:
+        raise SwitchError(
+            f"the pipe's scheduler has stages {own} and the switch was given {stages}: give them "
+            "in one place"
+        )
+    chosen = stages or own
+    assert chosen is not None
+    return chosen
 
 
 def wrap_scheduler(
@@ -177,18 +209,6 @@ class FlowBlendScheduler(with_stages(FlowMatchEulerDiscreteScheduler)):  # type:
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
 
-# Keys of a solver's config that change the trajectory and that Euler doesn't have.
-_REFUSED: dict[str, tuple[Any, ...]] = {
-    "prediction_type": (None, "flow_prediction"),
-    "final_sigmas_type": (None, "zero"),
-    "thresholding": (None, False),
-    "use_lu_lambdas": (None, False),
-    "rescale_betas_zero_snr": (None, False),
-    "scale_factors": (None,),
-    "upscale_mode": (None, "bicubic"),
-}
-
-
 def _euler_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Translate a flow-matching scheduler's config to flow-match Euler's keys."""
     name = config.get("_class_name")
@@ -216,28 +236,6 @@ def _euler_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if shift is not None:
         carried["shift"] = shift
     return {k: v for k, v in carried.items() if k not in _REFUSED and k != "use_flow_sigmas"}
-
-
-def agreed_stages(scheduler: Any, stages: StageSchedule | None) -> StageSchedule:
-    """Choose between the stages of a scheduler and those given to a switch: they mustn't differ.
-
-    Raises:
-        SwitchError: There are none, or they differ.
-    """
-    own = scheduler.stages if isinstance(scheduler, StageMixin) else None
-    if own is None and stages is None:
-        raise SwitchError(
-            "no stages: give the switch stages (such as 'LSL' with boundaries=(0.4, 0.8)), or give "
-            "the pipe a FlowBlendScheduler that has them"
-        )
-    if own is not None and stages is not None and own != stages:
-        raise SwitchError(
-            f"the pipe's scheduler has stages {own} and the switch was given {stages}: give them "
-            "in one place"
-        )
-    chosen = stages or own
-    assert chosen is not None
-    return chosen
 
 
 @contextmanager
