@@ -32,11 +32,10 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from shared import parse
 
 from flowblend_plugin import DenoiserSwitch
-from flowblend_plugin.background import load_in_background
 
 SPRITES = Path(__file__).parents[1] / "recipes" / "models" / "sprites"
 BOUNDARIES = {"LSL": (0.4, 0.8), "SLS": (0.4, 0.8)}
-WAYS = ("folder", "background", "module")
+WAYS = ("folder", "module")
 BAR = 1.15
 
 
@@ -83,9 +82,7 @@ def measure(folder: Path, way: str, stages: str, steps: int) -> dict[str, Any]:
     pipe = WanPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     small: Any = folder
-    if way == "background":
-        small = load_in_background(folder)
-    elif way == "module":
+    if way == "module":
         small = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer_small")
     with DenoiserSwitch(pipe, small, stages, BOUNDARIES.get(stages)) as switch:
         pipe(
@@ -97,7 +94,7 @@ def measure(folder: Path, way: str, stages: str, steps: int) -> dict[str, Any]:
             max_sequence_length=16,
             generator=torch.Generator().manual_seed(1),
         )
-        (denoiser,) = switch._placements["small"].values()
+        (denoiser,) = switch._slots["small"].values()
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "baseline": baseline,

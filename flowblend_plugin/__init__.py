@@ -28,12 +28,12 @@ from flowblend_plugin.errors import (
 from flowblend_plugin.stages import Adapter, Cache, Stage, StageSchedule
 
 if TYPE_CHECKING:
-    from flowblend_plugin.background import load_in_background
     from flowblend_plugin.calibration.probe import Probe, calibrate
     from flowblend_plugin.checkpoints.checkpoint import Checkpoint, Checkpoints
     from flowblend_plugin.flops import Clip, count_flops
     from flowblend_plugin.modular import FlowBlendBlock
     from flowblend_plugin.schedulers.flow_blend import FlowBlendScheduler, wrap_scheduler
+    from flowblend_plugin.stage_hooks.base import StageHook, StageStep
     from flowblend_plugin.switch import DenoiserSwitch
 
 __all__ = [
@@ -58,11 +58,12 @@ __all__ = [
     "SchedulerConfigError",
     "Stage",
     "StageError",
+    "StageHook",
     "StageSchedule",
+    "StageStep",
     "SwitchError",
     "calibrate",
     "count_flops",
-    "load_in_background",
     "wrap_scheduler",
 ]
 
@@ -74,9 +75,10 @@ _LAZY = {
     "FlowBlendBlock": "flowblend_plugin.modular",
     "FlowBlendScheduler": "flowblend_plugin.schedulers.flow_blend",
     "Probe": "flowblend_plugin.calibration.probe",
+    "StageHook": "flowblend_plugin.stage_hooks.base",
+    "StageStep": "flowblend_plugin.stage_hooks.base",
     "calibrate": "flowblend_plugin.calibration.probe",
     "count_flops": "flowblend_plugin.flops",
-    "load_in_background": "flowblend_plugin.background",
     "wrap_scheduler": "flowblend_plugin.schedulers.flow_blend",
 }
 

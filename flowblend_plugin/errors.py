@@ -11,7 +11,7 @@
     ├── SchedulerConfigError (ValueError) a scheduler config that can't be carried over
     ├── FlopsError (ValueError)          a denoiser whose forward can't be counted
     ├── CalibrationError (ValueError)    measurements that no boundaries can be chosen from
-    ├── CheckpointError (ValueError)     a trajectory's stored state that can't be gone on from
+    ├── CheckpointError (ValueError)     a trajectory's state that can't be stored or resumed
     └── MeasureError (ValueError)        frames that can't be measured, or nothing to measure with
 
 Each message says what was found, what was expected and what to do.
@@ -65,7 +65,7 @@ class CalibrationError(FlowBlendError, ValueError):
 
 
 class CheckpointError(FlowBlendError, ValueError):
-    """A trajectory's state that can't be stored, or a stored one that can't be gone on from."""
+    """A trajectory's state that can't be stored, or a stored one that can't be resumed."""
 
 
 class MeasureError(FlowBlendError, ValueError):

@@ -1,4 +1,4 @@
-"""Count what one forward of a denoiser costs, without its weights.
+"""count_flops: the operations of one forward of a denoiser, counted without its weights.
 
 The denoiser is built on the meta device, where tensors have shapes and no memory, and a forward
 runs through it; the products are counted on the way. Two conventions, always named: published
@@ -25,7 +25,6 @@ __all__ = ["Clip", "FlopsError", "ForwardFlops", "build_denoiser", "count_flops"
 # is attention: its scores and its weighted values.
 _WITH_WEIGHTS = ("mm", "addmm", "convolution", "_convolution")
 
-
 Config = Any  # a module's own config: every key with its default
 Inputs = dict[str, Any]
 # Tokens of the image encoder (CLIP ViT-H/14 at 224 pixels) that Wan 2.1's image-to-video reads.
@@ -33,6 +32,42 @@ _CLIP_IMAGE_TOKENS = 257
 # Tokens that Stable Diffusion 3 puts in front of its T5's.
 _CLIP_TEXT_TOKENS = 77
 _SAMPLE_SIZE = 128  # of Flux and Qwen-Image, in latent pixels, where a call names no size
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Size, frames and text of a clip, which decide the shapes of a denoiser's forward.
+
+    Args:
+        height: Height in pixels; None for the size that the denoiser's config names.
+        width: Width in pixels, likewise.
+        num_frames: Frames of the clip, 1 for a picture; None likewise.
+        text_tokens: Tokens of the prompt, padded: the pipeline's ``max_sequence_length``.
+        timestep_per_token: Whether every token is handed a timestep of its own, as where LTX-Video
+            starts from a picture, or in Wan 2.2's 5B (``expand_timesteps``).
+        vae: Config of the VAE, which tells how much smaller latents are; empty for the usual one.
+    """
+
+    height: int | None
+    width: int | None
+    num_frames: int | None
+    text_tokens: int
+    timestep_per_token: bool = False
+    vae: Mapping[str, Any] = field(default_factory=dict)
+
+    def pixels(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """Height and width, with those of the denoiser's config for what is left out."""
+        height, width = self.height or height, self.width or width
+        if height is None or width is None:
+            raise ValueError("its config names no size: give height and width")
+        return height, width
+
+    def latent_frames(self, compression: int, default: int | None = None) -> int:
+        """Number of latent frames of a VAE that keeps the first frame by itself."""
+        frames = self.num_frames or default
+        if frames is None:
+            raise ValueError("its config names no number of frames: give num_frames")
+        return (frames - 1) // compression + 1
 
 
 @dataclass(frozen=True)
@@ -106,7 +141,7 @@ def count_forward(module: nn.Module, clip: Clip) -> ForwardFlops:
     counter = FlopCounterMode(display=False)
     try:
         inputs = MAKERS[name](module.config, clip)
-        with torch.no_grad(), _EveryTokenCounts(), counter:
+        with torch.no_grad(), _NoPadding(), counter:
             module(**inputs, return_dict=False)
     except Exception as error:  # whatever shapes that don't fit make a module raise
         size = f"{clip.width}x{clip.height}, {clip.num_frames} frames"
@@ -119,7 +154,7 @@ def count_forward(module: nn.Module, clip: Clip) -> ForwardFlops:
     return ForwardFlops(linear_only, full)
 
 
-class _EveryTokenCounts(TorchFunctionMode):
+class _NoPadding(TorchFunctionMode):
     """Say that no text token is padding, where a module asks its mask, which has no values here."""
 
     def __torch_function__(
@@ -139,40 +174,7 @@ def _first_line(error: Exception) -> str:
     return lines[0]
 
 
-@dataclass(frozen=True)
-class Clip:
-    """What decides the shapes of one forward besides the denoiser.
-
-    Args:
-        height: Height in pixels; None for the size that the denoiser's config names.
-        width: Width in pixels, likewise.
-        num_frames: Frames of the clip, 1 for a picture; None likewise.
-        text_tokens: Tokens of the prompt, padded: the pipeline's ``max_sequence_length``.
-        timestep_per_token: Whether every token is handed a timestep of its own, as where LTX-Video
-            starts from a picture, or in Wan 2.2's 5B (``expand_timesteps``).
-        vae: Config of the VAE, which tells how much smaller latents are; empty for the usual one.
-    """
-
-    height: int | None
-    width: int | None
-    num_frames: int | None
-    text_tokens: int
-    timestep_per_token: bool = False
-    vae: Mapping[str, Any] = field(default_factory=dict)
-
-    def pixels(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-        """Height and width, with those of the denoiser's config for what is left out."""
-        height, width = self.height or height, self.width or width
-        if height is None or width is None:
-            raise ValueError("its config names no size: give height and width")
-        return height, width
-
-    def latent_frames(self, compression: int, default: int | None = None) -> int:
-        """Number of latent frames of a VAE that keeps the first frame by itself."""
-        frames = self.num_frames or default
-        if frames is None:
-            raise ValueError("its config names no number of frames: give num_frames")
-        return (frames - 1) // compression + 1
+# The inputs of each class's forward, without values.
 
 
 def _empty(*shape: int) -> torch.Tensor:
@@ -180,7 +182,7 @@ def _empty(*shape: int) -> torch.Tensor:
 
 
 def _block_scale(vae: Mapping[str, Any]) -> int:
-    """How much smaller the latents of an image VAE are: it halves once between two blocks."""
+    """Compute how much smaller an image VAE's latents are: it halves once between two blocks."""
     return 1 << (len(vae.get("block_out_channels") or (0, 0, 0, 0)) - 1)
 
 

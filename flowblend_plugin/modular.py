@@ -1,4 +1,4 @@
-"""A block for diffusers' modular pipelines, with the further denoisers as true components.
+"""FlowBlendBlock: chooses each step's denoiser in diffusers' modular pipelines.
 
 A modular denoise loop hands its components from block to block. This block, inserted first, hands
 on a view of them in which the stage's denoiser sits where the large one is, so the pipeline itself
@@ -19,16 +19,16 @@ from diffusers.modular_pipelines import (
     OutputParam,
 )
 
-from flowblend_plugin.denoisers.conditioning import Removable, adapt
+from flowblend_plugin.denoisers.conditioning import Removable, fit_inputs
 from flowblend_plugin.denoisers.placement import check_pair, uncompiled
 from flowblend_plugin.errors import StageError, SwitchError
 from flowblend_plugin.schedulers.flow_blend import make_stages
-from flowblend_plugin.schedulers.solver_state import reset_history, step_levels
+from flowblend_plugin.schedulers.solver_state import reset_history, step_sigmas
 from flowblend_plugin.stages import StageSchedule
 
 
 class FlowBlendBlock(ModularPipelineBlocks):
-    """Choose the denoiser of each step; goes first into a modular pipeline's denoise loop.
+    """Chooses the denoiser of each step, as the first block of a modular pipeline's denoise loop.
 
     ::
 
@@ -84,7 +84,7 @@ class FlowBlendBlock(ModularPipelineBlocks):
         self._denoiser_class = denoiser_class
         self._attribute = attribute
         self._roles: tuple[str, ...] = ()
-        self._adapted: list[Removable] = []
+        self._fitted: list[Removable] = []
 
     @property
     def description(self) -> str:
@@ -126,10 +126,10 @@ class FlowBlendBlock(ModularPipelineBlocks):
         return _View(pipe, dict.fromkeys(self._places(pipe), small)), block_state
 
     def _begin(self, pipe: Any) -> None:
-        levels = step_levels(pipe.scheduler)
+        levels = step_sigmas(pipe.scheduler)
         self._roles = self.stages.denoisers(len(levels), levels)
-        while self._adapted:
-            self._adapted.pop().remove()
+        while self._fitted:
+            self._fitted.pop().remove()
         for name in self._others:
             small = getattr(pipe, name, None)
             if small is None:
@@ -140,7 +140,7 @@ class FlowBlendBlock(ModularPipelineBlocks):
             for place in self._places(pipe):
                 large = getattr(pipe, place)
                 check_pair(uncompiled(large), uncompiled(small))
-                self._adapted += adapt(large, small)
+                self._fitted += fit_inputs(large, small)
 
     @property
     def _others(self) -> list[str]:
@@ -148,7 +148,7 @@ class FlowBlendBlock(ModularPipelineBlocks):
         return [f"{self._attribute}_{role}" for role in self.stages.roles if role != "large"]
 
     def _places(self, pipe: Any) -> list[str]:
-        """Where a denoiser goes: for Wan 2.2 in both experts' places."""
+        """Name the components that a denoiser stands in for: for Wan 2.2 both experts."""
         places = (self._attribute, f"{self._attribute}_2")
         return [place for place in places if getattr(pipe, place, None) is not None]
 
@@ -159,7 +159,7 @@ class FlowBlendBlock(ModularPipelineBlocks):
 
 
 class _View:
-    """A pipeline as its loop's blocks see it: with another denoiser in its place."""
+    """A pipeline as its loop's blocks see it, with another denoiser in the large one's place."""
 
     def __init__(self, pipe: Any, denoisers: dict[str, Any]) -> None:
         self.__dict__.update(denoisers, pipe=pipe)

@@ -1,4 +1,4 @@
-"""What torch and diffusers are set to, as far as it decides the bits of a render."""
+"""Numeric settings of torch and diffusers, which ``flowblend doctor`` tells: they decide bits."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 
 def auto_device() -> str:
-    """The kind of device that ``device = "auto"`` takes: ``"cuda"``, ``"mps"`` or ``"cpu"``."""
+    """Name the kind of device of ``device = "auto"``: ``"cuda"``, ``"mps"`` or ``"cpu"``."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def numeric_settings() -> dict[str, Any]:
-    """Tell what of this process and this machine decides the bits of floating-point maths.
+    """List what decides the bits of floating-point maths in this process, on this machine.
 
     Returns:
         Plain JSON values. ``attention_kernel`` is what torch's own attention chooses for a small

@@ -1,4 +1,4 @@
-"""A look at a clip before it is finished: the clean latents that the steps so far point to."""
+"""EarlyLook, LatentProjection: show a clip before it is finished, by its clean latents so far."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROJECTION_NAME = "preview.safetensors"  # in the folder of the pipeline that it
 def clean_latents(
     scheduler: Any, velocity: torch.Tensor, sample: torch.Tensor, index: int
 ) -> torch.Tensor:
-    """Tell where one step's velocity points to: ``x - sigma v``.
+    """Compute the clean latents that one step's velocity points to: ``x - sigma v``.
 
     Args:
         scheduler: A flow-matching diffusers scheduler whose timesteps are set.
@@ -90,7 +90,7 @@ class EarlyLook:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Look at what the scheduler of the pipeline, which has stages, is handed.
+        """Note what the pipeline hands its scheduler, which has stages.
 
         Raises:
             SwitchError: The pipeline's scheduler has no stages.
@@ -124,7 +124,7 @@ class EarlyLook:
         return clean_latents(self._pipe.scheduler, *self._seen)
 
     def on_step(self, step_index: int, role: str) -> None:
-        """Count a whole step: what the DenoiserSwitch calls."""
+        """Count a whole step; called by the DenoiserSwitch."""
         self._left -= 1
         if self._on_step is not None:
             self._on_step(step_index, role)
@@ -202,7 +202,7 @@ class LatentProjection:
         return cls(first, rest)
 
     def project(self, latents: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Show latents.
+        """Turn latents into pixels.
 
         Args:
             latents: (1, C, T', H', W'), or (1, C, H', W') for a picture.
@@ -249,7 +249,7 @@ class LatentProjection:
 
 
 def _voxels(latents: torch.Tensor) -> torch.Tensor:
-    """Voxels with their neighbours and a constant, one row each: (N T' H' W', 9 C + 1)."""
+    """List voxels with their neighbours and a constant, one row each: (N T' H' W', 9 C + 1)."""
     padded = functional.pad(latents, (1, 1, 1, 1, 0, 0), mode="replicate")
     near = padded.unfold(3, 3, 1).unfold(4, 3, 1).movedim(1, 4)  # (N, T', H', W', C, 3, 3)
     rows = near.flatten(4).flatten(0, 3)
@@ -268,7 +268,7 @@ def _solve(latents: torch.Tensor, pixels: torch.Tensor, t: int, s: int) -> torch
 
 
 def _apply(weights: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    """Pixels of latents, (N, T' t, H' s, W' s, 3)."""
+    """Compute the pixels of latents, (N, T' t, H' s, W' s, 3)."""
     n, _, frames, height, width = latents.shape
     t, s = weights.shape[1:3]
     rows = (_voxels(latents) @ weights.float().flatten(1)).reshape(

@@ -1,4 +1,4 @@
-"""How pipelines encode prompts: found under its former name, and done once for each prompt."""
+"""Prompt cache: lets a pipeline encode each distinct prompt once, for batches that repeat some."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _PLAIN = (str, bool, int, float, type(None), torch.device, torch.dtype)
 
 
 class EmbeddingStore(Protocol):
-    """Who keeps encoded prompts longer than a process lives."""
+    """A store that keeps encoded prompts longer than a process lives."""
 
     def find(self, encoding: str) -> tuple[Any] | None:
-        """What an encoding gave, in a tuple; None where that isn't known."""
+        """Give the result of an encoding, in a tuple; None where it isn't known."""
 
     def keep(self, encoding: str, value: Any) -> None:
-        """Store what an encoding gave, where that can be done."""
+        """Store the result of an encoding, where that can be done."""
 
 
 def keep_text_model(pipe: Any) -> None:

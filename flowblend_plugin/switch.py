@@ -1,4 +1,4 @@
-"""The switch: swaps a pipeline's denoiser in mid-trajectory and puts everything back."""
+"""DenoiserSwitch: swaps a pipeline's denoiser in mid-trajectory, and puts everything back."""
 
 from __future__ import annotations
 
@@ -6,45 +6,46 @@ import itertools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Literal
 
 import torch
 from diffusers.callbacks import PipelineCallback
 
-from flowblend_plugin.background import wait
-from flowblend_plugin.denoisers.conditioning import Adaptations
+from flowblend_plugin.denoisers.conditioning import FittedInputs
 from flowblend_plugin.denoisers.placement import (
     Denoiser,
-    Placement,
+    DenoiserSlots,
     all_denoisers,
     check_names,
     forget_switch,
     living_switch,
     note_switch,
-    own_placement,
+    own_slots,
     place,
     refuse_second,
     take_back,
 )
-from flowblend_plugin.denoisers.residency import Residency
-from flowblend_plugin.errors import SwitchError
+from flowblend_plugin.errors import CheckpointError, SwitchError
 from flowblend_plugin.schedulers.flow_blend import agreed_stages, make_stages, wrap_scheduler
 from flowblend_plugin.schedulers.solver_state import reset_history
 from flowblend_plugin.schedulers.stage_mixin import Seed, StageMixin
 from flowblend_plugin.schedulers.stage_solvers import spread_stages
 from flowblend_plugin.stage_hooks.attention import StageAttention
+from flowblend_plugin.stage_hooks.base import StageHook, StageStep
 from flowblend_plugin.stage_hooks.cache import CacheReport, StageCaches
-from flowblend_plugin.stage_hooks.early_exit import OnlineSwitch, SelfDifference
+from flowblend_plugin.stage_hooks.early_exit import EarlyExit, SelfDifference
 from flowblend_plugin.stage_hooks.extrapolation import StageExtrapolation
-from flowblend_plugin.stage_hooks.guidance import StageGuidance, check_guidance
-from flowblend_plugin.stage_hooks.lora import AdapterSource, StageAdapters
+from flowblend_plugin.stage_hooks.guidance import StageGuidance
+from flowblend_plugin.stage_hooks.lora import AdapterSource, StageLora
+from flowblend_plugin.stage_hooks.residency import Residency
 from flowblend_plugin.stages import EXTRAPOLATED, StageSchedule, stage_letters
+
+_STAGES = "stage_indices"  # beside the hooks' names in a stored state
 
 
 class DenoiserSwitch(PipelineCallback):
-    """Let a large and a small denoiser take turns inside one trajectory of a pipeline.
+    """Lets a large and a small denoiser take turns inside one trajectory of a pipeline.
 
     The constructor attaches: a scheduler without stages is replaced by a wrapped copy that drives
     the swaps. ``detach``, or leaving a ``with`` block, puts the pipe back as it was, whatever
@@ -52,16 +53,16 @@ class DenoiserSwitch(PipelineCallback):
     failed outside ``with`` leaves the pipe as the failure found it until the next call's
     ``set_timesteps``, or ``detach``.
 
-    The switch is also a ``callback_on_step_end``. Passing it is optional: it repeats what the
-    scheduler has done already, and it drives the swaps where a pipeline steps private copies of
-    its scheduler.
+    The switch is also a ``callback_on_step_end``. Passing it is optional: it does nothing more than
+    the scheduler does, unless a pipeline steps private copies of its scheduler. Then it drives the
+    swaps.
 
     Args:
         pipe: A diffusers pipeline with a ``transformer`` or a ``unet``. Where it has two experts
             of its own (Wan 2.2), both together are the large denoiser.
-        small: The small denoiser: a module, a folder or a Hub id, or ``load_in_background`` of
-            these; optional if no stage uses it. For a pipe with two experts, one for both of them,
-            or a pair. It follows the pipe's own denoiser in offloading, casting and quantisation.
+        small: The small denoiser: a module, a folder or a Hub id; optional if no stage uses it.
+            For a pipe with two experts, one for both of them, or a pair. It follows the pipe's own
+            denoiser in offloading, casting and quantisation.
         stages: Stages, or a stage string; None takes those of the pipe's scheduler. A letter
             beyond L and S is the initial of a name in ``denoisers``.
         boundaries: See ``StageSchedule.parse``.
@@ -72,8 +73,10 @@ class DenoiserSwitch(PipelineCallback):
         on_step: Called after every step with its index and the role that ran it; what it raises
             ends the call. Works for pipelines without ``callback_on_step_end`` too.
         denoisers: Denoisers by name, as ``small``; ``{"small": m}`` is ``small=m``.
-        adapters: LoRA adapters by name, for stages that name them; see ``StageAdapters``.
+        adapters: LoRA adapters by name, for stages that name them; see ``StageLora``.
         adaptive: A rule that ends the first stage of LSL before its boundary.
+        hooks: Further hooks, called after the switch's own; see ``StageHook``. One hook belongs to
+            one switch.
 
     Raises:
         SwitchError: The pipe has a switch, no stages, contradicting stages, or no denoiser; or
@@ -101,6 +104,8 @@ class DenoiserSwitch(PipelineCallback):
         denoisers: Mapping[str, Denoiser] | None = None,
         adapters: Mapping[str, AdapterSource | Mapping[str, AdapterSource]] | None = None,
         adaptive: SelfDifference | None = None,
+        *,
+        hooks: Sequence[StageHook] = (),
     ) -> None:
         super().__init__()
         if solver_history not in ("keep", "reset"):
@@ -109,17 +114,17 @@ class DenoiserSwitch(PipelineCallback):
         given = all_denoisers(small, denoisers)
         self._pipe = pipe
         self._on_step = on_step
-        own = take_back(pipe, own_placement(pipe))
+        own = take_back(pipe, own_slots(pipe))
         self._solver_history = solver_history
         self._original_scheduler = getattr(pipe.scheduler, "_flowblend_original", pipe.scheduler)
         letters = stage_letters(tuple(given))
         self.stages = agreed_stages(
             self._original_scheduler, make_stages(stages, boundaries, boundary_sigmas, letters)
         )
-        self._online = OnlineSwitch(adaptive, self.stages, pipe.scheduler.order)
+        early_exit = EarlyExit(adaptive, self.stages, pipe.scheduler.order)
         check_names(given, self.stages.roles)
-        check_guidance(pipe, self.stages.stages)
-        self._placements = {
+        guidance = StageGuidance(pipe, self.stages.stages)
+        self._slots = {
             "large": own,
             **{name: place(pipe, name, given[name], own) for name in given},
         }
@@ -127,38 +132,48 @@ class DenoiserSwitch(PipelineCallback):
         self._stage = -1
         self._role = "large"
         self._first_iteration: Any = None
-        self._companions: weakref.WeakSet[StageMixin] = weakref.WeakSet()
+        self._copies: weakref.WeakSet[StageMixin] = weakref.WeakSet()
         self.denoisers_run: list[str] = []
-        self._attach(seed, adapters)
+        self._attach(guidance, early_exit, hooks, adapters, seed)
 
-    def _attach(self, seed: Seed | None, adapters: Mapping[str, Any] | None) -> None:
-        stages = self.stages.stages
-        modules = {name: list(p.values()) for name, p in self._placements.items()}
-        self._attention = StageAttention(stages)
-        self._guidance = StageGuidance(self._pipe)
-        self._extrapolation = StageExtrapolation(self._pipe, stages)
-        self._caches = StageCaches(self._pipe, stages, itertools.chain(*modules.values()))
-        if any(stage.adapters for stage in stages):
-            for module in itertools.chain(*modules.values()):
-                wait(module)  # adapters are laid around weights that are there
+    def _attach(
+        self,
+        guidance: StageGuidance,
+        early_exit: EarlyExit,
+        further: Sequence[StageHook],
+        adapters: Mapping[str, Any] | None,
+        seed: Seed | None,
+    ) -> None:
+        """Make the hooks, and let the scheduler announce its stages to this switch."""
+        pipe, stages = self._pipe, self.stages.stages
+        modules = {name: list(slots.values()) for name, slots in self._slots.items()}
+        attention, extrapolation = StageAttention(stages), StageExtrapolation(pipe, stages)
+        self._caches = StageCaches(pipe, stages, itertools.chain(*modules.values()))
         with ExitStack() as undo:
-            self._adapters = StageAdapters(self._pipe, stages, modules, adapters)
-            undo.callback(self._adapters.restore)
-            self._residency = Residency(self._pipe, self._placements)
-            undo.callback(self._residency.restore)
-            self._adaptations = Adaptations(self._placements)
-            undo.callback(self._adaptations.remove)
-            scheduler: Any = self._original_scheduler
-            has_stages = isinstance(scheduler, StageMixin) and scheduler.stages is not None
-            if not has_stages or seed is not None:
-                scheduler = wrap_scheduler(scheduler, self.stages, seed=seed)
-                scheduler._flowblend_original = self._original_scheduler
-            scheduler.attach_listener(self)
+            lora = StageLora(pipe, stages, modules, adapters)
+            undo.callback(lora.remove)
+            residency = Residency(pipe, self._slots)
+            undo.callback(residency.remove)
+            self._inputs = FittedInputs(self._slots)
+            undo.callback(self._inputs.remove)
+            own = (lora, residency, guidance, attention, self._caches, extrapolation, early_exit)
+            self._hooks: tuple[StageHook, ...] = (*own, *further)
+            self._states = _states(self._hooks)
+            self._scheduler = self._wrapped_scheduler(seed)
+            self._scheduler.attach_listener(self)
             undo.pop_all()
-        self._scheduler = scheduler
-        if self._pipe.scheduler is not scheduler:
-            self._pipe.scheduler = scheduler
-        note_switch(self._pipe, self, self._placements["large"])
+        if pipe.scheduler is not self._scheduler:
+            pipe.scheduler = self._scheduler
+        note_switch(pipe, self, self._slots["large"])
+
+    def _wrapped_scheduler(self, seed: Seed | None) -> Any:
+        """The pipe's scheduler, wrapped where it has no stages or another seed is asked for."""
+        scheduler: Any = self._original_scheduler
+        if isinstance(scheduler, StageMixin) and scheduler.stages is not None and seed is None:
+            return scheduler
+        scheduler = wrap_scheduler(scheduler, self.stages, seed=seed)
+        scheduler._flowblend_original = self._original_scheduler
+        return scheduler
 
     @property
     def denoisers(self) -> tuple[str, ...]:
@@ -184,14 +199,18 @@ class DenoiserSwitch(PipelineCallback):
         """Put the pipe back as it was; doing it twice does nothing."""
         if not self.attached:
             return
-        self.trajectory_finished()
-        self._adaptations.remove()
-        self._residency.restore()
-        self._adapters.restore()
+        with ExitStack() as undo:  # last in, first out, and all of it where one of them raises
+            undo.callback(forget_switch, self._pipe)
+            undo.callback(self._restore_scheduler)
+            for hook in self._hooks:
+                undo.callback(hook.remove)
+            undo.callback(self._inputs.remove)
+            undo.callback(self.trajectory_finished)
+
+    def _restore_scheduler(self) -> None:
         self._scheduler.detach_listener()
         if self._pipe.scheduler is not self._original_scheduler:
             self._pipe.scheduler = self._original_scheduler
-        forget_switch(self._pipe)
 
     def __enter__(self) -> DenoiserSwitch:
         return self
@@ -204,7 +223,7 @@ class DenoiserSwitch(PipelineCallback):
     ) -> None:
         self.detach()
 
-    # What the scheduler tells us.
+    # Called by the scheduler.
 
     def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
         """Install the first stage's denoiser: the scheduler's ``set_timesteps`` was called."""
@@ -212,18 +231,15 @@ class DenoiserSwitch(PipelineCallback):
         self._stage_indices = stage_indices
         self._first_iteration = None
         self.denoisers_run = []
-        self._caches.start()
-        self._guidance.start()
-        self._online.start()
-        self._residency.start()
-        self._extrapolation.start(self._scheduler)
+        for hook in self._hooks:
+            hook.start(self._scheduler)
         self._begin_step(first_step)
 
     def model_output(self, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """The output that the solver takes: with the stage's guidance scale, or extrapolated."""
-        taken = self._extrapolation.model_output(self._guidance.combine(output), sample)
-        self._online.note(taken)
-        return taken
+        """Give the output that the solver takes: what the hooks make of it, one after another."""
+        for hook in self._hooks:
+            output = hook.model_output(output, sample)
+        return output
 
     def step_finished(self, step_index: int) -> None:
         """Install the denoiser of the step after ``step_index`` (0-based)."""
@@ -231,22 +247,22 @@ class DenoiserSwitch(PipelineCallback):
 
     def trajectory_finished(self) -> None:
         """Give the pipe its large denoiser, and everything else of its own, back."""
-        self._leave_stage()
-        self._extrapolation.finish()
-        self._guidance.finish()
-        self._adapters.rest()
-        self._install("large")
+        with ExitStack() as undo:
+            undo.callback(self._install, "large")
+            for hook in self._hooks:
+                undo.callback(hook.finish)
+            undo.callback(self._leave_stage)
 
-    def companion_stepped(self, companion: StageMixin, calls: int) -> None:
-        """Note a copy of the scheduler, and check that somebody announces the stages.
+    def copy_stepped(self, copied: StageMixin, calls: int) -> None:
+        """Note a copy of the scheduler, and check that the stages are announced.
 
         Raises:
-            SwitchError: The pipeline's second iteration runs, and nobody announced the first; or a
-                stage is extrapolated.
+            SwitchError: The pipeline's second iteration runs, and the first wasn't announced; or a
+                hook refuses such pipelines.
         """
-        self._extrapolation.refuse_companion()
-        self._online.refuse_companion()
-        self._companions.add(companion)
+        for hook in self._hooks:
+            hook.refuse_copies()
+        self._copies.add(copied)
         iteration = getattr(self._pipe, "current_timestep", None)
         if self._first_iteration is None:
             self._first_iteration = iteration
@@ -270,38 +286,52 @@ class DenoiserSwitch(PipelineCallback):
         return self._scheduler
 
     @property
-    def placements(self) -> Mapping[str, Placement]:
+    def slots(self) -> Mapping[str, DenoiserSlots]:
         """By role, the denoisers and the pipe's attributes that they take."""
-        return self._placements
+        return self._slots
 
-    def remembered(self) -> dict[str, Any] | None:
-        """What the further steps go by besides the solver; None within a stage with a cache."""
-        if self._caches.is_filled:
+    def state_dict(self) -> dict[str, Any] | None:
+        """Give the state of all hooks; None where one of them can't be stored now."""
+        if not all(hook.can_be_stored for hook in self._hooks):
             return None
-        return {
-            "stage_indices": self._stage_indices,
-            "extrapolation": self._extrapolation.remembered(),
-            "online": self._online.remembered(),
-            "caches": [asdict(report) for report in self._caches.reports],
-        }
+        states = {name: hook.state_dict() for name, hook in self._states.items()}
+        return {_STAGES: self._stage_indices} | {k: v for k, v in states.items() if v is not None}
 
-    def recall(self, memory: dict[str, Any], answer: Any, *, is_there: bool) -> None:
-        """Go on by another's memory, at the first skipped step and, ``is_there``, after the last.
+    def prepare_skip(self, state: Mapping[str, Any], answer: Any) -> None:
+        """Get ready for stages whose steps aren't computed, up to a stored state.
 
-        ``answer`` is any output of the denoiser, of which only the structure counts.
+        Args:
+            state: What ``state_dict`` gave.
+            answer: An output of the denoiser, of which only the structure counts; None where no
+                denoiser has run.
+
+        Raises:
+            CheckpointError: A hook whose state was stored isn't there.
         """
-        self._stage_indices = memory["stage_indices"]
-        self._extrapolation.recall(memory["extrapolation"], answer)
-        if is_there:  # before that, it would revise what is known already
-            self._online.recall(memory["online"])
-            self._caches.reports = [CacheReport(**report) for report in memory["caches"]]
+        unknown = sorted(state.keys() - {_STAGES, *self._states})
+        if unknown:
+            raise CheckpointError(
+                f"the stored state is of a switch with the hooks {', '.join(unknown)}, which this "
+                "one lacks: give it the same hooks, or begin at the first step"
+            )
+        self._stage_indices = state[_STAGES]
+        for name, hook in self._states.items():
+            if name in state:
+                hook.prepare_skip(state[name], answer)
 
-    # What the pipeline tells us, where it has a callback.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the switch whose ``state_dict()`` this is, after the last skipped step."""
+        self._stage_indices = state[_STAGES]
+        for name, hook in self._states.items():
+            if name in state:
+                hook.load_state_dict(state[name])
+
+    # Called by the pipeline, where it takes a callback.
 
     def callback_fn(
         self, pipeline: Any, step_index: int, timesteps: Any, callback_kwargs: dict[str, Any]
     ) -> dict[str, Any]:
-        """Do after a step what the scheduler's announcement does, if it made none."""
+        """Drive the stages after a step, where the scheduler itself announced none."""
         if not self.attached:
             raise SwitchError("this switch was detached: attach a new one for this call")
         if pipeline.scheduler is not self._scheduler:
@@ -330,56 +360,79 @@ class DenoiserSwitch(PipelineCallback):
 
     def _finish(self, step_index: int) -> None:
         # What was installed, not what was planned.
-        role = EXTRAPOLATED if self._extrapolation.is_running else self._role
+        is_extrapolated = self._stage >= 0 and self.stages.stages[self._stage].is_extrapolated
+        role = EXTRAPOLATED if is_extrapolated else self._role
         self.denoisers_run.append(role)
-        self._stage_indices = self._online.revise(step_index, self._stage_indices)
+        for hook in self._hooks:
+            self._stage_indices = hook.revise_stages(step_index + 1, self._stage_indices)
         if step_index + 1 < len(self._stage_indices):
             self._begin_step(step_index + 1)
         if self._on_step is not None:
             self._on_step(step_index, role)
 
-    def _begin_step(self, step: int) -> None:
-        index = self._stage_indices[step]
-        stage, start = self.stages.stages[index], self._stage_indices.index(index)
-        steps, total = self._stage_indices.count(index), len(self._stage_indices)
+    def _begin_step(self, index: int) -> None:
+        stage_index = self._stage_indices[index]
+        stage = self.stages.stages[stage_index]
         # In an extrapolated stage the denoiser of the stage before stays where it is.
         role = self._role if stage.is_extrapolated else stage.denoiser
-        modules = list(self._placements[role].values())
-        if index != self._stage:
+        step = StageStep(
+            index=index,
+            total=len(self._stage_indices),
+            stage=stage,
+            stage_index=stage_index,
+            start=self._stage_indices.index(stage_index),
+            count=self._stage_indices.count(stage_index),
+            denoisers=self._slots[role],
+        )
+        if stage_index != self._stage:
             self._leave_stage()
             self._change(role)
-            self._stage = index
-            self._guidance.enter(stage, modules)
-            self._attention.enter(stage, modules)
-            self._caches.enter(index, stage, modules, step, steps - (step - start), total)
-        self._extrapolation.enter(stage, self._placements[role], step)
-        if not stage.is_extrapolated:
-            self._adapters.enter(stage, modules, step - start, steps)
+            self._stage = stage_index
+            for hook in self._hooks:
+                hook.enter(step)
+        for hook in self._hooks:
+            hook.begin_step(step)
 
     def _leave_stage(self) -> None:
         self._stage = -1
-        self._extrapolation.leave()
-        self._caches.leave()
-        self._attention.leave()
+        with ExitStack() as undo:
+            for hook in self._hooks:
+                undo.callback(hook.leave)
 
     def _change(self, role: str) -> None:
         if role == self._role:
             return
         self._install(role)
         if self._solver_history == "reset":
-            working = [self._scheduler] if self._scheduler.calls else self._companions
+            working = [self._scheduler] if self._scheduler.calls else self._copies
             for scheduler in working:
                 reset_history(scheduler)
 
     def _install(self, role: str) -> None:
-        leaving, coming = self._placements[self._role], self._placements[role]
         self._role = role
-        if leaving is not coming:
-            self._residency.change(leaving, coming)
-        for name, module in coming.items():
+        for name, module in self._slots[role].items():
             if getattr(self._pipe, name) is module:
                 continue
             if getattr(module, "is_cache_enabled", False):
                 # It kept its cache of the former run; a cache only holds within one stage.
                 module._reset_stateful_cache()  # type: ignore[operator]
             setattr(self._pipe, name, module)
+
+
+def _states(hooks: Sequence[StageHook]) -> dict[str, StageHook]:
+    """Find the hooks that have a state to store, by the name that it is stored under.
+
+    Raises:
+        SwitchError: Two of them share a name.
+    """
+    found: dict[str, StageHook] = {}
+    for hook in hooks:
+        if type(hook).state_dict is StageHook.state_dict:
+            continue
+        name = hook.name or type(hook).__name__
+        if name in (_STAGES, *found):
+            raise SwitchError(
+                f"two hooks store their state as {name!r}: give {type(hook).__name__} another name"
+            )
+        found[name] = hook
+    return found

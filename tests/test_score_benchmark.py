@@ -51,7 +51,7 @@ def test_what_stands_still_is_not_compared_with_being_frozen(bench: Any) -> None
     found = bench.Comparisons()
     clips = [(spec, frames) for spec, frames in bench.drawn(1) if spec.motion == bench.STILL]
     ((spec, frames),) = clips
-    bench.compare_damaged(found, "drawn", 0, spec, frames, bench.quality.measure(frames))
+    bench.compare_damaged(found, "drawn", 0, spec, frames, bench.metrics.measure(frames))
 
     assert {name.removeprefix("drawn: clean above ").split()[0] for name in found.pairs} == {
         "noise", "light", "blur",

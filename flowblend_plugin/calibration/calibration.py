@@ -1,4 +1,4 @@
-"""What was measured of a pair of denoisers, by noise level: what boundaries are chosen from.
+"""Calibration: the measurements of a pair of denoisers by noise level, for ``criteria``.
 
 Pure Python. Everything is kept by sigma and as densities over sigma, so that a calibration made at
 one number of steps and one shift can be read at others.
@@ -22,12 +22,12 @@ Matrix = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class CalibratedStep:
-    """What the velocity log said of one step, over all prompts.
+    """The velocity log's measures of one step, over all prompts.
 
     Args:
         step: Index of the step.
         sigma: Its noise level, 1 to 0.
-        mean: Name of each measure (see ``velocity.StepDivergence``) to its mean.
+        mean: Name of each measure (see ``divergence.StepDivergence``) to its mean.
         spread: Name of each measure to its standard deviation over prompts.
     """
 
@@ -45,7 +45,7 @@ class Calibration:
         conditions: What the measurements hold for: pipeline, small denoiser, size, guidance,
             solver and so on, as plain values.
         prompts: Number of prompts in the velocity log.
-        steps: What the log said, in order of the steps.
+        steps: The log's measures, in order of the steps.
         cost_ratio: Full FLOPs of a small forward relative to a large one, above 0 to 1.
         positions: Steps whose effect on the final latents was measured, ascending.
         interactions: Inner products of these effects, relative to the latents' squared norm,
@@ -75,7 +75,7 @@ class Calibration:
         return tuple(step.sigma for step in self.steps)
 
     def gains(self) -> list[float | None]:
-        """How much larger an error has become at the end than it was at its own step.
+        """Compare the size of an error at the end of the trajectory with that at its own step.
 
         Returns:
             A number for each of ``positions``; None where the two denoisers agree.
@@ -281,7 +281,7 @@ class ErrorModel:
 
 
 def most_large_steps(steps: int, cost_ratio: float, budget: float) -> int:
-    """How many of so many steps may be large; below 0 where even all small costs too much."""
+    """Count the steps that may be large in a budget; below 0 where all small costs too much."""
     if cost_ratio == 1:
         return steps
     return min(steps, math.floor((budget - cost_ratio) / (1 - cost_ratio) * steps + 1e-9))
@@ -339,7 +339,7 @@ def _widths(levels: Sequence[float]) -> list[float]:
 
 
 def _shares(level: float, knots: Sequence[float]) -> list[tuple[int, float]]:
-    """Which knots a level lies between, and how near it is to each; flat beyond the ends."""
+    """Find the knots around a level, and how near it is to each; flat beyond the ends."""
     rising = [-knot for knot in knots]
     right = bisect_left(rising, -level)
     if right == 0:

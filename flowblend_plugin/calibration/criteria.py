@@ -15,7 +15,7 @@ from typing import Any
 
 from flowblend_plugin.calibration.calibration import ErrorModel, most_large_steps
 from flowblend_plugin.errors import BudgetError, StageError
-from flowblend_plugin.stages import StageSchedule, schedule_of
+from flowblend_plugin.stages import StageSchedule
 
 Span = tuple[int, int]
 _MOST_STAGES = 5
@@ -46,7 +46,7 @@ class Choice:
     @property
     def schedule(self) -> StageSchedule:
         """The stages, which end at fractions of this number of steps."""
-        return self.stages or schedule_of(self.denoisers)
+        return self.stages or StageSchedule.from_denoisers(self.denoisers)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How far two denoisers are apart along the large one's trajectory: a log of their velocities.
+"""VelocityLog: measures how far two denoisers are apart along the large one's trajectory.
 
 The functions take tensors whose first dimension is the samples, and give one number a sample.
 ``divergences`` turns a stream of velocities into a stream of measures, holding three steps at most;
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from flowblend_plugin.denoisers.placement import Denoiser
 from flowblend_plugin.errors import SwitchError
-from flowblend_plugin.schedulers.solver_state import step_levels
+from flowblend_plugin.schedulers.solver_state import step_sigmas
 from flowblend_plugin.schedulers.stage_mixin import Seed, StageMixin
 from flowblend_plugin.stage_hooks.extrapolation import Continued, continued
 from flowblend_plugin.switch import DenoiserSwitch
@@ -27,7 +27,7 @@ _LOW_BAND = 0.5  # of the highest spatial frequency
 
 @dataclass(frozen=True)
 class StepVelocities:
-    """What two denoisers said of the same latents at one step.
+    """The velocities of two denoisers for the same latents at one step.
 
     Args:
         step: Index of the step.
@@ -51,7 +51,7 @@ class StepVelocities:
 
 @dataclass(frozen=True)
 class StepDivergence:
-    """What was measured of one step.
+    """The measures of one step.
 
     Args:
         step: Index of the step.
@@ -110,7 +110,7 @@ def spectral_split(found: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def guidance_weights(output: Tensor, passes: Sequence[Tensor]) -> Tensor:
-    """Read off how a pipeline made its guided velocity of its passes.
+    """Find the weights with which a pipeline combined its passes to a guided velocity.
 
     Args:
         output: The guided velocity, (B, ...).
@@ -209,7 +209,7 @@ def _ratio(size: Tensor, reference: Tensor) -> Tensor:
 
 
 class VelocityLog(DenoiserSwitch):
-    """Ask the small denoiser, too, wherever the large one is asked, and measure both.
+    """Runs the small denoiser wherever the large one runs, and measures how far they are apart.
 
     The trajectory is the large denoiser's own; the small one's answers change nothing. Both stay
     on the device, so that a pipeline must not be offloaded.
@@ -240,7 +240,7 @@ class VelocityLog(DenoiserSwitch):
         self._passes: list[tuple[Tensor, Tensor]] = []
         self._window: list[StepVelocities] = []
         self._asking = False
-        own, other = self._placements["large"], self._placements["small"]
+        own, other = self._slots["large"], self._slots["small"]
         self._handles = [
             module.register_forward_hook(self._ask(other[name]), with_kwargs=True)
             for name, module in own.items()
@@ -278,14 +278,14 @@ class VelocityLog(DenoiserSwitch):
         self._passes, self._window = [], []
         super().trajectory_started(stage_indices, first_step)
 
-    def companion_stepped(self, companion: StageMixin, calls: int) -> None:
+    def copy_stepped(self, copied: StageMixin, calls: int) -> None:
         """See ``DenoiserSwitch``.
 
         Raises:
             SwitchError: The pipeline steps private copies of its scheduler, and nothing else.
         """
         try:
-            super().companion_stepped(companion, calls)
+            super().copy_stepped(copied, calls)
         except SwitchError as error:
             raise SwitchError(
                 "this pipeline steps private copies of its scheduler, so that what it takes for "
@@ -293,7 +293,7 @@ class VelocityLog(DenoiserSwitch):
             ) from error
 
     def model_output(self, output: Tensor, sample: Tensor) -> Tensor:
-        """Note what both denoisers said of this step; the solver gets the large one's."""
+        """Note both denoisers' velocities of this step; the solver gets the large one's."""
         passes, self._passes = self._passes, []
         step = len(self.denoisers_run)
         if passes and not (self._window and self._window[-1].step == step):
@@ -311,7 +311,7 @@ class VelocityLog(DenoiserSwitch):
         guided = torch.zeros_like(output, dtype=torch.float)
         for k, part in enumerate(small):
             guided += weights[:, k].view(shape) * part
-        levels = step_levels(self._scheduler)
+        levels = step_sigmas(self._scheduler)
         self._window.append(
             StepVelocities(
                 step, levels[step], output, guided, tuple(large), tuple(small),
@@ -333,7 +333,7 @@ class VelocityLog(DenoiserSwitch):
         super().trajectory_finished()
 
     def detach(self) -> None:
-        """Take the log off the denoisers, and put the pipe back as it was."""
+        """Remove the log's hooks from the denoisers, and put the pipe back as it was."""
         for handle in self._handles:
             handle.remove()
         self._handles = []

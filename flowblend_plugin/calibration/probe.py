@@ -1,4 +1,4 @@
-"""Probe a pair of denoisers: velocity log and sensitivities of some prompts, as one result."""
+"""calibrate: probes a pair of denoisers with some prompts, and gives one ``Calibration``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much one step by the small denoiser changes the final result.
+"""Sensitivities: how much single steps by the small denoiser change the final latents.
 
 For some steps, a run goes along the large denoiser's recorded trajectory up to that step, lets the
 small one run it, and goes on with the large one. The changes of the final latents are kept as
@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowblend_plugin.denoisers.placement import Denoiser, Placement, uncompiled
+from flowblend_plugin.denoisers.placement import Denoiser, StandIns
 from flowblend_plugin.errors import StageError, SwitchError
 from flowblend_plugin.schedulers.stage_mixin import Seed
-from flowblend_plugin.stage_hooks.extrapolation import answering
-from flowblend_plugin.stages import schedule_of
+from flowblend_plugin.stage_hooks.base import StageHook, StageStep
+from flowblend_plugin.stages import StageSchedule
 from flowblend_plugin.switch import DenoiserSwitch
 
 
 @dataclass(frozen=True)
 class Sensitivities:
-    """What single steps by the small denoiser did to one result.
+    """The effect of single steps by the small denoiser on one result.
 
     Args:
         positions: Indices of the steps, ascending.
@@ -39,7 +39,7 @@ class Sensitivities:
 
 
 def default_positions(steps: int, count: int = 10) -> tuple[int, ...]:
-    """Steps to try, evenly spread, with the first and the last; the first alone if one.
+    """Choose steps to try, evenly spread, with the first and the last; the first alone if one.
 
     Raises:
         StageError: ``count`` isn't at least 1.
@@ -61,7 +61,7 @@ def measure_sensitivities(
     seed: Seed | None = None,
     on_run: Callable[[], None] | None = None,
 ) -> Sensitivities:
-    """Measure what single steps by the small denoiser do to one result.
+    """Measure the effect of single steps by the small denoiser on one result.
 
     Args:
         pipe: A pipeline; see ``DenoiserSwitch``.
@@ -80,11 +80,16 @@ def measure_sensitivities(
         SwitchError: See ``DenoiserSwitch``.
     """
     done = on_run or (lambda: None)
-    recording = _Recording(pipe, small, seed)
-    with recording, torch.no_grad():
-        final = sample().float().cpu()
-    done()
-    steps = len(recording.denoisers)
+
+    def run(hook: StageHook, stages: StageSchedule | str) -> Tensor:
+        with DenoiserSwitch(pipe, small, stages, seed=seed, hooks=[hook]), torch.no_grad():
+            final = sample().float().cpu()
+        done()
+        return final
+
+    record = _Record()
+    final = run(record, "L")
+    steps = record.steps
     if not positions or min(positions) < 0 or max(positions) >= steps:
         raise StageError(
             f"sensitivities of steps {list(positions)} were asked for, but the trajectory has "
@@ -92,9 +97,9 @@ def measure_sensitivities(
         )
     changes = []
     for position in positions:
-        with _Replay(pipe, small, seed, recording, position, steps), torch.no_grad():
-            changes.append((sample().float().cpu() - final).flatten())
-        done()
+        roles = ["small" if step == position else "large" for step in range(steps)]
+        stages = StageSchedule.from_denoisers(roles)
+        changes.append((run(_Replay(pipe, record, position), stages) - final).flatten())
     stacked = torch.stack(changes).double()
     energy = final.double().square().sum()
     gram = stacked @ stacked.T / energy
@@ -102,87 +107,59 @@ def measure_sensitivities(
     return Sensitivities(tuple(positions), rows, float(energy.div(final.numel()).sqrt()))
 
 
-class _Recording(DenoiserSwitch):
+class _Record(StageHook):
     """Keeps what the solver was handed at each of its calls, in main memory."""
 
-    def __init__(self, pipe: Any, small: Denoiser, seed: Seed | None) -> None:
-        super().__init__(pipe, small=small, stages="L", seed=seed)
+    def __init__(self) -> None:
         self.outputs: list[Tensor] = []
         self.answer: Any = None
-        self._handles = [
-            module.register_forward_hook(self._keep)
-            for module in self._placements["large"].values()
-        ]
+        self.steps = 0
+        self._handles: list[Any] = []
+
+    def start(self, scheduler: Any) -> None:
+        self.outputs = []
+
+    def enter(self, step: StageStep) -> None:
+        self._handles = [module.register_forward_hook(self._keep) for module in step.modules]
+
+    def begin_step(self, step: StageStep) -> None:
+        self.steps = step.total
+        if step.index > 0 and not self.outputs:
+            raise SwitchError(
+                f"this call begins at step {step.index} of its trajectory: measure a whole one"
+            )
+
+    def model_output(self, output: Tensor, sample: Tensor) -> Tensor:
+        self.outputs.append(output.detach().cpu())
+        return output
+
+    def leave(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
 
     def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
         self.answer = output
 
-    def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
-        self.outputs = []
-        if first_step > 0:
-            raise SwitchError(
-                f"this call begins at step {first_step} of its trajectory: measure a whole one"
-            )
-        super().trajectory_started(stage_indices, first_step)
 
-    def model_output(self, output: Tensor, sample: Tensor) -> Tensor:
-        self.outputs.append(output.detach().cpu())
-        return super().model_output(output, sample)
+class _Replay(StageHook):
+    """Gives the solver what a record holds, up to one step; nothing is computed before that."""
 
-    def detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        super().detach()
+    def __init__(self, pipe: Any, record: _Record, position: int) -> None:
+        self._record, self._position, self._calls = record, position, 0
+        self._stand_ins = StandIns(pipe)
 
-
-class _Replay(DenoiserSwitch):
-    """Follows a recording up to one step, which the small denoiser runs, and goes on from there."""
-
-    def __init__(
-        self,
-        pipe: Any,
-        small: Denoiser,
-        seed: Seed | None,
-        recording: _Recording,
-        position: int,
-        steps: int,
-    ) -> None:
-        roles = ["large"] * steps
-        roles[position] = "small"
-        super().__init__(pipe, small=small, stages=schedule_of(roles), seed=seed)
-        self._recording, self._position, self._calls = recording, position, 0
-        self._replaced: Placement = {}
-
-    def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
+    def start(self, scheduler: Any) -> None:
         self._calls = 0
-        self._ask()
-        super().trajectory_started(stage_indices, first_step)
-        if first_step < self._position:
-            self._answer()
+
+    def begin_step(self, step: StageStep) -> None:
+        if step.index < self._position:
+            self._stand_ins.put(step.denoisers, lambda *args, **kwargs: self._record.answer)
 
     def model_output(self, output: Tensor, sample: Tensor) -> Tensor:
-        output = super().model_output(output, sample)
-        if self._replaced:
-            output = self._recording.outputs[self._calls].to(output)
+        if self._stand_ins:
+            output = self._record.outputs[self._calls].to(output)
         self._calls += 1
         return output
 
-    def step_finished(self, step_index: int) -> None:
-        if step_index + 1 >= self._position:
-            self._ask()
-        super().step_finished(step_index)
-
-    def detach(self) -> None:
-        self._ask()
-        super().detach()
-
-    def _answer(self) -> None:
-        """Let the large denoiser answer at once: what it says isn't looked at."""
-        self._replaced = dict(self._placements["large"])
-        for name, module in self._replaced.items():
-            setattr(self._pipe, name, answering(uncompiled(module), self._recording.answer))
-
-    def _ask(self) -> None:
-        for name, module in self._replaced.items():
-            setattr(self._pipe, name, module)
-        self._replaced = {}
+    def leave(self) -> None:
+        self._stand_ins.remove()

@@ -1,1 +1,1 @@
-"""A trajectory's state after a step."""
+"""Checkpoints: a trajectory's state after a step, stored and resumed."""

@@ -1,10 +1,10 @@
-"""A trajectory's state after a step, and a later call that goes on from there with the same bits.
+"""Checkpoints: store a trajectory's state after a step, and go on from it with the same bits.
 
 A pipeline loops over all timesteps, whatever happened before. So a call that goes on does the same,
 but up to the stored step nothing is computed: each denoiser is seen through a copy that answers
 with zeros, the scheduler counts its step and hands back what the stored step gave, and stages come
 and go as ever. At the stored step solver, generators and what stages remember are set to what they
-were. Prompts are encoded anew, and the initial latents drawn.
+were. Prompts are encoded anew, and the initial latents drawn anew.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ import torch
 from torch import nn
 
 from flowblend_plugin.checkpoints.serialization import blank, outline, pack, unpack
-from flowblend_plugin.denoisers.placement import uncompiled
+from flowblend_plugin.denoisers.placement import StandIns
 from flowblend_plugin.errors import CheckpointError
-from flowblend_plugin.stage_hooks.extrapolation import answering
 from flowblend_plugin.switch import DenoiserSwitch
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a trajectory's further steps go by.
+    """The state of a trajectory after a step: all that its further steps depend on.
 
     Args:
         step: Index of the step that comes next; the number of steps after the last one.
@@ -75,9 +74,9 @@ class Checkpoints:
 
     Args:
         every: Store after every so many steps; 0 never does.
-        store: Takes what is stored, right after the step.
-        resumed: Where to go on; None begins at the beginning.
-        tell: Told once why nothing is stored, where the state can't be.
+        store: Called with each state, right after its step.
+        resumed: The state to go on from; None begins at the beginning.
+        tell: Called once with the reason, where the state can't be stored.
     """
 
     def __init__(
@@ -117,7 +116,7 @@ class Checkpoints:
     def keep(
         self, switch: DenoiserSwitch, generators: Iterable[torch.Generator] = ()
     ) -> Iterator[None]:
-        """Watch over one call of the switch's pipe.
+        """Store states during one call of the switch's pipe, or go on from the stored one.
 
         Args:
             switch: The switch, attached.
@@ -126,17 +125,17 @@ class Checkpoints:
         Raises:
             CheckpointError: The stored state is of another trajectory.
         """
-        call = _Call(self, switch, list(generators))
-        switch.scheduler.keep(call)
+        call = _CheckpointedCall(self, switch, list(generators))
+        switch.scheduler.wrap_steps(call)
         try:
             yield
         finally:
-            switch.scheduler.keep(None)
+            switch.scheduler.wrap_steps(None)
             call.close()
 
 
-class _Call:
-    """The keeper of a scheduler's steps during one call."""
+class _CheckpointedCall:
+    """Wraps the scheduler's steps during one call: stores after them, or skips them."""
 
     def __init__(
         self, owner: Checkpoints, switch: DenoiserSwitch, generators: list[torch.Generator]
@@ -148,7 +147,7 @@ class _Call:
         self._torch = _global_state()
         self._resumed = owner._resumed
         self._has_begun = self._is_over = False
-        self._nulls: dict[str, tuple[nn.Module, nn.Module]] = {}
+        self._stand_ins = StandIns(switch.pipe)
         self._answers: list[list[Any]] = [[]]  # of each step so far, those of the present one last
         self._next_answer = 0
         self._handles: list[Any] = []
@@ -158,16 +157,16 @@ class _Call:
         if self._problem:
             owner._tell(self._problem)
         elif owner._every:
-            modules = {m for place in switch.placements.values() for m in place.values()}
+            modules = {m for slots in switch.slots.values() for m in slots.values()}
             self._handles = [module.register_forward_hook(self._note) for module in modules]
 
-    # What the scheduler tells.
+    # Called by the scheduler.
 
     def started(self) -> None:
-        """A trajectory begins; a second one isn't watched any more."""
+        """Note that a trajectory begins; of several in a call only the first is stored."""
         self._is_over = self._is_over or self._has_begun
         if not self._is_over and self._resumed is not None:
-            self._lay()
+            self._stand_ins.put(self._switch.slots["large"], self._answer)
 
     def step(self, take: Callable[[], Any], timestep: Any) -> Any:
         """Take the step, or skip it."""
@@ -207,8 +206,8 @@ class _Call:
         self._owner._tell(self._problem)
 
     def _save(self, step: int, result: Any) -> None:
-        scheduler, memory = self._scheduler, self._switch.remembered()
-        if self._problem or memory is None or not _is_finite(result):
+        scheduler, switch_state = self._scheduler, self._switch.state_dict()
+        if self._problem or switch_state is None or not _is_finite(result):
             return
         if scheduler.was_copied:
             self._give_up("the pipeline steps private copies of its scheduler")
@@ -219,8 +218,8 @@ class _Call:
         present = _global_state()
         moved = {k: v for k, v in present.items() if not torch.equal(v, self._torch[k])}
         values = {
-            "scheduler": scheduler.remembered(),
-            "switch": memory,
+            "scheduler": scheduler.state_dict(),
+            "switch": switch_state,
             "generators": [generator.get_state() for generator in self._generators],
             "torch": moved,
             "result": result,
@@ -238,15 +237,15 @@ class _Call:
         if not self._has_begun:
             self._has_begun = True
             self._check(resumed)
-            self._recall(is_there=False)
-        self._lift()
+            self._prepare_skip(values)
+        self._stand_ins.remove()
         scheduler.skip_step(timestep)
         self._next_answer = 0
         if scheduler.calls < values["scheduler"]["calls"]:
-            self._lay()
+            self._stand_ins.put(self._switch.slots["large"], self._answer)
         else:
-            scheduler.recall(values["scheduler"])
-            self._recall(is_there=True)
+            scheduler.load_state_dict(values["scheduler"])
+            self._switch.load_state_dict(values["switch"])
             for generator, state in zip(self._generators, values["generators"], strict=True):
                 generator.set_state(state)
             _set_global_state(values["torch"])
@@ -262,32 +261,13 @@ class _Call:
                 "the stored state is of another trajectory: begin this one at its first step"
             )
 
-    def _recall(self, *, is_there: bool) -> None:
-        assert self._resumed is not None
+    def _prepare_skip(self, values: Mapping[str, Any]) -> None:
         ran = [step for step in self._answers if step]
         answer = blank(ran[-1][-1], self._device) if ran else None
-        self._switch.recall(self._resumed.values["switch"], answer, is_there=is_there)
-
-    def _lay(self) -> None:
-        """Let the pipe see each denoiser through a copy that runs nothing."""
-        pipe = self._switch.pipe
-        for name in self._switch.placements["large"]:
-            module = getattr(pipe, name)
-            if name not in self._nulls or module is not self._nulls[name][1]:
-                null = answering(uncompiled(module), None)
-                vars(null)["forward"] = self._answer
-                self._nulls[name] = module, null
-                setattr(pipe, name, null)
-
-    def _lift(self) -> None:
-        pipe = self._switch.pipe
-        for name, (module, null) in self._nulls.items():
-            if getattr(pipe, name) is null:
-                setattr(pipe, name, module)
-        self._nulls = {}
+        self._switch.prepare_skip(values["switch"], answer)
 
     def _answer(self, *args: Any, **kwargs: Any) -> Any:
-        """Zeros of the structure that the denoiser answered with in the stored run."""
+        """Answer with zeros, in the structure of the denoiser's output in the stored run."""
         calls = self._scheduler.calls
         step = (calls // self._scheduler.order) if self._scheduler.order > 1 else calls
         known = [answers for answers in self._answers[: step + 1] if answers] or self._answers
@@ -300,15 +280,15 @@ class _Call:
         return torch.device(self._switch.pipe._execution_device)
 
     def close(self) -> None:
-        """The call is over, or was given up."""
-        self._lift()
+        """Undo everything: the call is over, or was given up."""
+        self._stand_ins.remove()
         for handle in self._handles:
             handle.remove()
 
 
 def _problem(switch: DenoiserSwitch) -> str:
-    """Why a pipe's trajectory can't be stored; empty if it can."""
-    modules = [module for place in switch.placements.values() for module in place.values()]
+    """Say why a pipe's trajectory can't be stored; empty if it can."""
+    modules = [module for slots in switch.slots.values() for module in slots.values()]
     if any(getattr(module, "is_cache_enabled", False) for module in modules):
         return "nothing is stored of this trajectory: a denoiser has a cache that no stage gave it"
     guider = getattr(switch.pipe, "guider", None)
@@ -319,7 +299,7 @@ def _problem(switch: DenoiserSwitch) -> str:
 
 
 def _global_state() -> dict[str, torch.Tensor]:
-    """The states of torch's own generators."""
+    """Give the states of torch's own generators."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         states["cuda"] = torch.cuda.get_rng_state()
@@ -342,7 +322,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _copied(value: Any) -> Any:
-    """The result of a step, whose tensors the pipeline may write into."""
+    """Copy the result of a step: the pipeline may write into its tensors."""
     if isinstance(value, torch.Tensor):
         return value.clone()
     if isinstance(value, tuple):

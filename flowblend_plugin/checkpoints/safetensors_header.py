@@ -1,4 +1,4 @@
-"""What the header of a safetensors file says besides its tensors. Pure Python."""
+"""Header of a safetensors file: its length and metadata, read without torch. Pure Python."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LONGEST = 100_000_000  # as in the format's own reader
 
 
 def header_length(start: bytes) -> int:
-    """Length of the header that follows a file's first 8 bytes.
+    """Read the length of the header, which a file's first 8 bytes hold.
 
     Raises:
         CheckpointError: The file isn't one of these.
@@ -23,7 +23,7 @@ def header_length(start: bytes) -> int:
 
 
 def metadata_of(data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file.
+    """Read the metadata of a safetensors file.
 
     Args:
         data: The file, or its beginning with the whole header.

@@ -1,4 +1,7 @@
-"""Plain values and tensors as one safetensors file: nothing in it is ever executed."""
+"""Serialization: packs plain values and tensors into one safetensors file, for ``Checkpoint``.
+
+Nothing in such a file is ever executed.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,7 @@ def unpack(data: bytes, device: torch.device) -> dict[str, Any]:
 
 
 def outline(value: Any) -> Any:
-    """The structure of a denoiser's output as plain JSON, for ``blank``.
+    """Describe the structure of a denoiser's output as plain JSON, for ``blank``.
 
     Raises:
         CheckpointError: It holds something that ``pack`` wouldn't take.
@@ -85,7 +88,7 @@ def outline(value: Any) -> Any:
 
 
 def blank(outlined: Any, device: torch.device) -> Any:
-    """A value of that structure, with zeros for its tensors."""
+    """Make a value of a structure that ``outline`` gave, with zeros for its tensors."""
     return _decode(outlined, {}, device)
 
 

@@ -1,1 +1,1 @@
-"""Where denoisers come from, and where they live."""
+"""Denoisers: where they are loaded from, whether they fit, and where they are placed."""

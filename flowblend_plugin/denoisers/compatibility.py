@@ -1,4 +1,4 @@
-"""Whether two denoisers can take turns in one trajectory.
+"""Compatibility: lists all that keeps two denoisers, by their configs, from taking turns.
 
 Pure Python: it compares configs, so it needs no torch and no weights.
 """

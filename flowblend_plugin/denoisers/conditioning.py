@@ -1,7 +1,8 @@
-"""What a pipeline says in sizes of its large denoiser, said to the small one in its own sizes.
+"""FittedInputs: arguments in the large denoiser's sizes, translated for the small one.
 
-A pipeline takes such sizes from the denoiser that it holds when the call begins. Every adapter
-here undoes itself, and does nothing where the two denoisers agree.
+``DenoiserSwitch`` and ``FlowBlendBlock`` use it. A pipeline takes such sizes from the denoiser that
+it holds when the call begins. Everything here can be undone, and is needed only where the two
+denoisers differ.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from torch import nn
 
 
 class Removable(Protocol):
-    """Something that ``adapt`` did, and that ``remove`` undoes."""
+    """A change that ``fit_inputs`` made, and that ``remove`` undoes."""
 
     def remove(self) -> None:
         """Undo it; doing it twice does nothing."""
 
 
-def adapt(large: nn.Module, small: nn.Module) -> list[Removable]:
+def fit_inputs(large: nn.Module, small: nn.Module) -> list[Removable]:
     """Let the small denoiser understand the arguments that a pipeline makes for the large one.
 
     Args:
@@ -90,7 +91,7 @@ def _fit_scales(small: nn.Module, theirs: Sequence[float], ours: Sequence[float]
 
 
 class _SharedBlockSize:
-    """SkyReels V2 sets the frames of a causal block on the denoiser that it holds: set both."""
+    """Sets the frames of causal blocks on both denoisers; SkyReels V2 sets those of its own."""
 
     def __init__(self, large: Any, small: Any) -> None:
         self._modules = (large, small)
@@ -110,26 +111,26 @@ class _SharedBlockSize:
         type(small)._set_ar_attention(small, self._own)
 
 
-class Adaptations:
-    """Lets every denoiser of a switch understand what the pipeline says in its own one's sizes.
+class FittedInputs:
+    """Translates the pipeline's arguments for every further denoiser of a switch.
 
     Args:
-        placements: Role -> its denoisers; ``"large"`` is the pipe's own.
+        slots: Role -> its denoisers; ``"large"`` is the pipe's own.
     """
 
-    def __init__(self, placements: Mapping[str, Mapping[str, nn.Module]]) -> None:
+    def __init__(self, slots: Mapping[str, Mapping[str, nn.Module]]) -> None:
         self._all: list[Removable] = []
-        own, adapted = placements["large"], set(placements["large"].values())
+        own, fitted = slots["large"], set(slots["large"].values())
         with ExitStack() as undo:
             undo.callback(self.remove)
-            for placement in placements.values():
-                for name, module in placement.items():
-                    if module not in adapted:
-                        adapted.add(module)
-                        self._all += adapt(own[name], module)
+            for denoisers in slots.values():
+                for name, module in denoisers.items():
+                    if module not in fitted:
+                        fitted.add(module)
+                        self._all += fit_inputs(own[name], module)
             undo.pop_all()
 
     def remove(self) -> None:
-        """Take them all back."""
+        """Undo all of it; doing it twice does nothing."""
         while self._all:
             self._all.pop().remove()

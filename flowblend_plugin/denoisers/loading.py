@@ -1,4 +1,4 @@
-"""Load one denoiser, and nothing else, from a folder or the local Hub cache."""
+"""load_denoiser: loads one denoiser, and nothing else, from a folder or the local Hub cache."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from diffusers import GGUFQuantizationConfig
 from torch import nn
-from transformers.utils.hub import cached_file
 
-from flowblend_plugin.background import begin
 from flowblend_plugin.denoisers.compatibility import config_mismatches, latent_space_mismatches
 from flowblend_plugin.denoisers.offloading import storage_device
 from flowblend_plugin.errors import PairMismatchError, SwitchError
@@ -43,7 +41,6 @@ def load_denoiser(
     name: str,
     vae_config: Any = None,
     subfolder: str | None = None,
-    background: bool = False,
 ) -> nn.Module:
     """Load a denoiser that is to share a trajectory with ``large``.
 
@@ -57,8 +54,6 @@ def load_denoiser(
         name: The pipeline's attribute, ``"transformer"`` or ``"unet"``.
         vae_config: Config of the pipeline's VAE; compared with that of a pipeline's folder.
         subfolder: Where in the pipeline's folder or repository the denoiser lies, if known.
-        background: Whether to leave the reading of the weights to a thread, where that is
-            possible: see ``background.begin``.
 
     Returns:
         The denoiser, in evaluation mode.
@@ -82,20 +77,15 @@ def load_denoiser(
     place = Path(source, where.get("subfolder", ""))
     _check(config, large, place, _vae_mismatches(Path(source), vae_config))
     quantization = config.get("quantization_config") or quantization_config(large)
-    if background and quantization is None and compute_dtype(large).itemsize > 1:
-        files = _weight_files(source, where.get("subfolder", ""))
-        module = begin(kind, config, files, compute_dtype(large), storage_device(large))
-        if module is not None:
-            return module
     if "quantization_config" not in config and quantization is not None:
         where["quantization_config"] = quantization
     # The dtype of a module is that of most of it; single parameters may be kept in float32.
     module = kind.from_pretrained(source, dtype=compute_dtype(large), use_safetensors=True, **where)
-    return _rested(module, large)
+    return _on_storage_device(module, large)
 
 
 def quantization_config(module: nn.Module) -> Any:
-    """The quantisation that loading another denoiser like this one takes; None if there is none.
+    """Give the quantisation config to load another denoiser like this one; None if there is none.
 
     GGUF files are quantised already, so there is none that makes one of safetensors.
     """
@@ -105,7 +95,7 @@ def quantization_config(module: nn.Module) -> Any:
 
 
 def compute_dtype(module: nn.Module) -> torch.dtype:
-    """The dtype that a denoiser computes in, whatever it is stored in."""
+    """Give the dtype that a denoiser computes in, whatever it is stored in."""
     config = getattr(getattr(module, "hf_quantizer", None), "quantization_config", None)
     dtype: Any = getattr(config, "compute_dtype", None) or module.dtype
     assert isinstance(dtype, torch.dtype)
@@ -127,32 +117,15 @@ def _load_gguf(path: Path, large: nn.Module) -> nn.Module:
         dtype=dtype,
         **options,
     )
-    return _rested(module, large)
+    return _on_storage_device(module, large)
 
 
-def _rested(module: nn.Module, large: nn.Module) -> nn.Module:
-    """Put a denoiser where it waits for its stage."""
+def _on_storage_device(module: nn.Module, large: nn.Module) -> nn.Module:
+    """Put a denoiser on the device where it waits for its stage, in evaluation mode."""
     device = storage_device(large)
     if next(module.parameters()).device != device:
         module = module.to(device)
     return module.eval()
-
-
-def _weight_files(source: str, subfolder: str) -> list[str]:
-    """The safetensors files of a denoiser, in a folder or in the Hub's cache; empty if none."""
-
-    def found(name: str) -> str | None:
-        return cached_file(
-            source, name, subfolder=subfolder, _raise_exceptions_for_missing_entries=False
-        )
-
-    whole = "diffusion_pytorch_model.safetensors"
-    index = found(f"{whole}.index.json")
-    if index is None:
-        names = {whole}
-    else:
-        names = set(json.loads(Path(index).read_text("utf-8"))["weight_map"].values())
-    return [path for path in map(found, sorted(names)) if path is not None]
 
 
 def _local_subfolder(folder: Path, name: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""How a denoiser's weights are kept, read off its hooks, and done to another denoiser.
+"""Offloading: keeps a denoiser's weights as another denoiser's are kept, for ``Residency``.
 
 Three ways to place weights (group offloading, a device map, sequential offloading) exclude each
 other; layerwise casting goes with any of them. Model offloading belongs to a whole pipeline: see
-``residency``.
+``flowblend_plugin.stage_hooks.residency``.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def is_placed(module: nn.Module) -> bool:
 
 
 def storage_device(module: nn.Module) -> torch.device:
-    """The device on which another denoiser, loaded beside this one, is to wait for its hooks."""
+    """Give the device on which another denoiser, loaded beside this one, waits for its hooks."""
     return torch.device("cpu") if is_placed(module) else next(module.parameters()).device
 
 
-def chosen_ways(module: nn.Module) -> Hashable:
-    """What tells one choice of ways from another; equal as long as the user changes nothing."""
+def storage_choice(module: nn.Module) -> Hashable:
+    """Describe how a denoiser's weights are kept; equal as long as the user changes nothing."""
     casting = next((hook for _, hook in _hooks(module, _CASTING)), None)
     groups = next((hook.config for _, hook in _hooks(module, _GROUPS)), None)
     device_map = _device_map(module)
@@ -88,7 +88,7 @@ def _hooks(module: nn.Module, name: str) -> Iterator[tuple[str, Any]]:
 # Layerwise casting: low-precision storage, cast up for each layer's forward.
 
 
-class _Casting(LayerwiseCastingHook):
+class _UndoableCast(LayerwiseCastingHook):
     """Layerwise casting that can be undone: it keeps the weights that it rounds."""
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
@@ -112,13 +112,13 @@ def _follow_casting(module: nn.Module, like: nn.Module, undo: ExitStack) -> None
             continue
         registry = HookRegistry.check_if_exists_or_initialize(layer)
         registry.register_hook(
-            _Casting(hook.storage_dtype, hook.compute_dtype, hook.non_blocking), _CASTING
+            _UndoableCast(hook.storage_dtype, hook.compute_dtype, hook.non_blocking), _CASTING
         )
         undo.callback(registry.remove_hook, _CASTING, recurse=False)
 
 
 def _numberless(place: str) -> str:
-    """A layer's name for every block alike: denoisers of one class differ in their count."""
+    """Leave the numbers of blocks out of a layer's name: denoisers differ in their count."""
     return re.sub(r"\.\d+(?=\.|$)", ".#", place.replace(".base_layer", ""))
 
 

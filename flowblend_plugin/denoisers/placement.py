@@ -1,25 +1,26 @@
-"""Who may run a step: the named denoisers of a switch, and where each sits in the pipeline."""
+"""DenoiserSlots: the named denoisers of a switch, and the pipe's attributes that they take."""
 
 from __future__ import annotations
 
+import copy
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from flowblend_plugin.background import Pending, is_pending
 from flowblend_plugin.denoisers.compatibility import config_mismatches
 from flowblend_plugin.denoisers.loading import denoiser_name, load_denoiser
 from flowblend_plugin.denoisers.offloading import is_placed
 from flowblend_plugin.errors import PairMismatchError, SwitchError
 from flowblend_plugin.stages import EXTRAPOLATED
 
-Source = nn.Module | str | os.PathLike[str] | Pending
+Source = nn.Module | str | os.PathLike[str]
 Denoiser = Source | Sequence[Source]
-# A pipe's denoiser attributes, each with the module that is to sit there.
-Placement = dict[str, nn.Module]
+DenoiserSlots = dict[str, nn.Module]
+"""A pipe's denoiser attributes, each with the module that is to sit there."""
 
 _SECOND_EXPERT = "transformer_2"
 
@@ -27,7 +28,7 @@ _SECOND_EXPERT = "transformer_2"
 def all_denoisers(
     small: Denoiser | None, denoisers: Mapping[str, Denoiser] | None
 ) -> dict[str, Denoiser]:
-    """The further denoisers by name.
+    """Collect the further denoisers by name.
 
     Raises:
         SwitchError: The small one was given twice.
@@ -38,8 +39,8 @@ def all_denoisers(
     return given if small is None else {"small": small, **given}
 
 
-def own_placement(pipe: Any) -> Placement:
-    """The pipe's own denoiser; for Wan 2.2 both experts, ``transformer`` and ``transformer_2``.
+def own_slots(pipe: Any) -> DenoiserSlots:
+    """Find the pipe's own denoiser; for Wan 2.2 both, ``transformer`` and ``transformer_2``.
 
     Raises:
         SwitchError: The pipeline has no denoiser.
@@ -48,14 +49,14 @@ def own_placement(pipe: Any) -> Placement:
     return {n: getattr(pipe, n) for n in names if isinstance(getattr(pipe, n, None), nn.Module)}
 
 
-def place(pipe: Any, name: str, denoiser: Denoiser, own: Placement) -> Placement:
+def place(pipe: Any, name: str, denoiser: Denoiser, own: DenoiserSlots) -> DenoiserSlots:
     """Load a denoiser where it is a folder or a Hub id, check it, and say where it goes.
 
     Args:
         pipe: The pipeline.
         name: The denoiser's name, for errors.
         denoiser: One denoiser, which takes every place of ``own``, or one for each place in order.
-        own: The pipe's own placement, which the denoiser has to fit.
+        own: The pipe's own denoisers, which the denoiser has to fit.
 
     Raises:
         PairMismatchError: It doesn't fit; every mismatch is listed.
@@ -72,14 +73,10 @@ def place(pipe: Any, name: str, denoiser: Denoiser, own: Placement) -> Placement
     for source, (attribute, large) in zip(given, own.items(), strict=False):
         if isinstance(source, (str, os.PathLike)):
             source = load_denoiser(source, uncompiled(large), attribute, vae_config)
-        elif isinstance(source, Pending):
-            source = load_denoiser(
-                source.source, uncompiled(large), attribute, vae_config, source.subfolder, True
-            )
         elif not isinstance(source, nn.Module):
             raise SwitchError(
-                f"denoiser {name!r} is {type(source).__name__}: expected a module, a folder, a "
-                "Hub id, or one of them in load_in_background(...)"
+                f"denoiser {name!r} is {type(source).__name__}: expected a module, a folder or a "
+                "Hub id"
             )
         modules.append(source)
     if len(modules) == 1:
@@ -118,9 +115,50 @@ def check_names(denoisers: Mapping[str, Denoiser], roles: Sequence[str]) -> None
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
-    """The module itself, where ``torch.compile`` wrapped it."""
+    """Give the module itself, where ``torch.compile`` wrapped it."""
     original: nn.Module = getattr(module, "_orig_mod", module)
     return original
+
+
+class StandIns:
+    """Denoisers in a pipe, seen through copies with the same weights and config that run nothing.
+
+    Args:
+        pipe: The pipeline.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+        self._put: dict[str, tuple[nn.Module, nn.Module]] = {}
+
+    def __bool__(self) -> bool:
+        """Whether any copy is in the pipe."""
+        return bool(self._put)
+
+    def put(self, names: Iterable[str], answer: Callable[..., Any]) -> None:
+        """Replace what is in some attributes of the pipe now, unless it was replaced already.
+
+        Args:
+            names: The attributes.
+            answer: Called instead of each forward, with the same arguments.
+        """
+        for name in names:
+            module = getattr(self._pipe, name)
+            if name in self._put and module is self._put[name][1]:
+                continue
+            stand_in = copy.copy(uncompiled(module))
+            for hooks in ("_forward_hooks", "_forward_pre_hooks"):
+                vars(stand_in)[hooks] = OrderedDict()
+            vars(stand_in)["forward"] = answer
+            self._put[name] = module, stand_in
+            setattr(self._pipe, name, stand_in)
+
+    def remove(self) -> None:
+        """Put the denoisers themselves back, where the copies are still in the pipe."""
+        while self._put:
+            name, (module, stand_in) = self._put.popitem()
+            if getattr(self._pipe, name) is stand_in:
+                setattr(self._pipe, name, module)
 
 
 def check_pair(large: nn.Module, small: nn.Module) -> None:
@@ -134,8 +172,7 @@ def check_pair(large: nn.Module, small: nn.Module) -> None:
     comparable = []
     if not (_is_quantized(large) or _is_quantized(small)):
         comparable.append("dtype")
-    # Hooks, and the thread that loads it, bring a denoiser to its device.
-    if not (is_placed(large) or is_placed(small) or is_pending(small)):
+    if not (is_placed(large) or is_placed(small)):  # otherwise hooks bring it to its device
         comparable.append("device")
     for what in comparable:
         a, b = getattr(large, what), getattr(small, what)
@@ -150,12 +187,12 @@ def _is_quantized(module: nn.Module) -> bool:
 
 
 # Per pipe its switch, and its own denoisers: a switch may be forgotten while another is installed.
-_attached: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], Placement]] = (
+_attached: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], DenoiserSlots]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def note_switch(pipe: Any, switch: Any, own: Placement) -> None:
+def note_switch(pipe: Any, switch: Any, own: DenoiserSlots) -> None:
     """Note that a switch is attached to a pipe with these denoisers of its own."""
     _attached[pipe] = (weakref.ref(switch), own)
 
@@ -166,12 +203,12 @@ def forget_switch(pipe: Any) -> None:
 
 
 def living_switch(pipe: Any) -> Any:
-    """The switch that is attached to a pipe; None where there is none, or nobody holds it."""
+    """Find the switch that is attached to a pipe; None where there is none, or nobody holds it."""
     entry = _attached.get(pipe)
     return entry[0]() if entry is not None else None
 
 
-def take_back(pipe: Any, found: Placement) -> Placement:
+def take_back(pipe: Any, found: DenoiserSlots) -> DenoiserSlots:
     """Give a pipe its own denoisers back after a switch that was forgotten in mid-trajectory."""
     entry = _attached.pop(pipe, None)
     if entry is None:
@@ -179,7 +216,7 @@ def take_back(pipe: Any, found: Placement) -> Placement:
     for name, module in entry[1].items():
         if getattr(pipe, name) is not module:
             setattr(pipe, name, module)
-    return own_placement(pipe)
+    return own_slots(pipe)
 
 
 def refuse_second(pipe: Any) -> None:

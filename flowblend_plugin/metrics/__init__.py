@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from flowblend_plugin.metrics.catalogue import METRICS, QUALITY_VERSION, Metric
-from flowblend_plugin.metrics.extra import is_available, missing
+from flowblend_plugin.metrics.checks import is_available, missing
 from flowblend_plugin.metrics.score import (
     DEFAULT_WEIGHTS,
     JITTER,

@@ -1,4 +1,4 @@
-"""Every metric by name: what it is, in which unit, which way is better, and where it comes from."""
+"""Catalogue of metrics: name, unit, direction, definition and source of each one."""
 
 from __future__ import annotations
 

@@ -1,15 +1,38 @@
-"""What frames have to be before anything is measured of them."""
+"""Checks of packages and frames, which ``measure`` and the metrics make before they compute.
+
+Neither numpy nor the extra is loaded before the first check of frames.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+import importlib.util
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flowblend_plugin.errors import MeasureError
 
-Frames = NDArray[np.uint8]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Frames: TypeAlias = "NDArray[np.uint8]"
+"""RGB pixels, uint8, (T, H, W, 3), or (H, W, 3) where one frame is meant."""
+
+_PACKAGES = {"cv2": "opencv-python-headless", "skimage": "scikit-image"}
+
+
+def is_available() -> bool:
+    """Whether the packages of the extra ``metrics`` are installed."""
+    return not missing()
+
+
+def missing() -> str:
+    """Say what to install before anything can be measured; empty if nothing is missing."""
+    absent = [
+        name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None
+    ]
+    if not absent:
+        return ""
+    return f"measuring needs {' and '.join(absent)}: pip install 'flowblend[metrics]'"
 
 
 def check_frames(frames: Any, what: str = "frames", min_frames: int = 1, min_size: int = 1) -> None:
@@ -24,6 +47,8 @@ def check_frames(frames: Any, what: str = "frames", min_frames: int = 1, min_siz
     Raises:
         MeasureError: It isn't a uint8 array (T, H, W, 3) of that many frames and pixels.
     """
+    import numpy as np
+
     if not isinstance(frames, np.ndarray):
         raise MeasureError(
             f"{what} are a {type(frames).__name__}: they have to be a numpy array of uint8, "

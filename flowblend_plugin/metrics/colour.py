@@ -1,4 +1,4 @@
-"""Differences in colour as people see them: CIEDE2000."""
+"""Colour differences as people see them: CIEDE2000."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def delta_e(frames: Frames, reference: Frames) -> float:
 
 
 def chart_difference(frame: Frames, patches: Sequence[Patch]) -> float:
-    """How far the patches of a colour chart in a picture are from the colours they should have.
+    """Measure how far the patches of a colour chart in a picture are from their own colours.
 
     Args:
         frame: uint8 RGB, (H, W, 3).

@@ -1,4 +1,4 @@
-"""All metrics of a clip that are asked for, each group of them computed once."""
+"""measure: computes all requested metrics of a clip, each group of them once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ import numpy as np
 from flowblend_plugin.errors import MeasureError
 from flowblend_plugin.metrics import colour, learned, motion, similarity, structure
 from flowblend_plugin.metrics.catalogue import METRICS, Metric
-from flowblend_plugin.metrics.checks import Frames, check_frames, check_same_shape
-from flowblend_plugin.metrics.extra import is_available, missing
+from flowblend_plugin.metrics.checks import (
+    Frames,
+    check_frames,
+    check_same_shape,
+    is_available,
+    missing,
+)
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""Metrics that need a network's weights, which lie on this machine or not: nothing is fetched."""
+"""Learned metrics: by a network's weights that lie on this machine; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BATCH = 8
 
 
 def compare(name: str, frames: Frames, reference: Frames, model: str | Path | None = None) -> float:
-    """One learned metric of a clip against its reference.
+    """Compute one learned metric of a clip against its reference.
 
     Args:
         name: One of ``DEFAULT_MODELS``.

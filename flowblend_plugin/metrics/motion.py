@@ -1,4 +1,4 @@
-"""How much moves, how evenly, and where to: dense optical flow between neighbouring frames."""
+"""Motion: dense optical flow between neighbouring frames, and points followed along it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def flow_statistics(frames: Frames) -> dict[str, float]:
     for flow in flows(frames):
         lengths.append(unit * _mean_length(flow))
         if before is not None:
-            changes.append(unit * _mean_length(_carried(flow, before) - before))
+            changes.append(unit * _mean_length(_sampled_along(flow, before) - before))
         before = flow
     found = {"flow_mean": float(np.mean(lengths))}
     if changes:
@@ -64,8 +64,8 @@ def _mean_length(flow: NDArray[np.float32]) -> float:
     return float(np.hypot(flow[..., 0], flow[..., 1]).mean(dtype=np.float64))
 
 
-def _carried(flow: NDArray[np.float32], along: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The flow at the places to which another one leads."""
+def _sampled_along(flow: NDArray[np.float32], along: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sample a flow at the places to which another one leads."""
     import cv2
 
     height, width = flow.shape[:2]
@@ -108,7 +108,7 @@ def tracks(frames: Frames) -> NDArray[np.float64]:
 
 
 def trajectory_spread(paths: Sequence[Any]) -> float:
-    """How far the points of several renders are from their mean path.
+    """Measure how far the points of several renders are from their mean path.
 
     Args:
         paths: ``tracks`` of at least two renders, or the same as lists.

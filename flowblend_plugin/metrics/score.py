@@ -1,4 +1,4 @@
-"""One number between 0 and 1 out of many metrics, and the thresholds of too little motion."""
+"""score: combines many metrics into one number from 0 to 1; and thresholds of too little motion."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _STILL = re.compile(
 
 
 def motion_floor(prompt: str) -> float:
-    """The floor that suits a prompt: ``MOTION_FLOOR``, or 0 where its words ask for stillness."""
+    """Give the floor that suits a prompt: ``MOTION_FLOOR``, or 0 where it asks for stillness."""
     return 0.0 if _STILL.search(prompt) else MOTION_FLOOR
 
 

@@ -1,4 +1,4 @@
-"""How close a clip is to a reference, pixel by pixel."""
+"""Similarity to a reference clip, pixel by pixel: PSNR, SSIM, equality."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ EQUAL_PSNR = 100.0
 
 
 def psnr(frames: Frames, reference: Frames) -> float:
-    """Peak signal-to-noise ratio of a whole clip in dB, at most ``EQUAL_PSNR``."""
+    """Peak signal-to-noise ratio of a whole clip to another one.
+
+    Args:
+        frames: uint8 RGB, (T, H, W, 3).
+        reference: The other clip, of the same shape.
+
+    Returns:
+        ``10 log10(255^2 / mean squared error)`` in dB, the error averaged over the whole clip; at
+        most ``EQUAL_PSNR``, which equal clips have.
+    """
     error = float(
         np.mean(
             [

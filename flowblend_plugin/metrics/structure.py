@@ -1,4 +1,4 @@
-"""What neighbouring frames have in common, how light pulses, and how fine the detail is."""
+"""Structure: SSIM of neighbouring frames, flicker, and how fine the detail is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def inter_frame_ssim(frames: Frames) -> tuple[float, float]:
 
 
 def change(frames: Frames) -> float:
-    """How much less frames far apart resemble each other than neighbours do.
+    """Measure how much less frames far apart resemble each other than neighbours do.
 
     Structural similarity of neighbours, less the least one of frames 2, 4, 8... apart; each the
     mean of at most 8 pairs.

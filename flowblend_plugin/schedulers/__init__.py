@@ -1,1 +1,1 @@
-"""diffusers schedulers that know stages."""
+"""Schedulers of diffusers with stages, and solvers by name."""

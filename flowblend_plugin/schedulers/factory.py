@@ -1,4 +1,4 @@
-"""Choose a pipeline's solver by name, keeping the shift of the noise levels that it needs."""
+"""make_scheduler: makes a pipeline's solver by name, with the shift that the pipeline needs."""
 
 from __future__ import annotations
 
@@ -20,69 +20,36 @@ from flowblend_plugin.schedulers.flow_solvers import FlowDEISScheduler, FlowSASo
 _FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 
 
-def _euler(shift: float, stochastic: bool) -> Any:
-    return FlowMatchEulerDiscreteScheduler(shift=shift, stochastic_sampling=stochastic)
-
-
-def _heun(shift: float, stochastic: bool) -> Any:
-    return FlowMatchHeunDiscreteScheduler(shift=shift)
-
-
-def _unipc(shift: float, stochastic: bool) -> Any:
-    return UniPCMultistepScheduler(flow_shift=shift, **_FLOW)
-
-
 def _dpmpp(shift: float, stochastic: bool) -> Any:
     algorithm = "sde-dpmsolver++" if stochastic else "dpmsolver++"
     return DPMSolverMultistepScheduler(flow_shift=shift, algorithm_type=algorithm, **_FLOW)
 
 
-def _dpmpp_sde(shift: float, stochastic: bool) -> Any:
-    return _dpmpp(shift, stochastic=True)
-
-
-def _deis(shift: float, stochastic: bool) -> Any:
-    return FlowDEISScheduler(flow_shift=shift)
-
-
-def _sa_solver(shift: float, stochastic: bool) -> Any:
-    return FlowSASolverScheduler(flow_shift=shift, stochastic=stochastic)
-
-
-def _lcm(shift: float, stochastic: bool) -> Any:
-    return FlowMatchLCMScheduler(shift=shift)
-
-
+# Each makes a solver from the shift, and whether its stochastic form is wanted.
 _SOLVERS: dict[str, Callable[[float, bool], Any]] = {
-    "flow_match_euler": _euler,
-    "heun": _heun,
-    "unipc": _unipc,
+    "flow_match_euler": lambda shift, stochastic: FlowMatchEulerDiscreteScheduler(
+        shift=shift, stochastic_sampling=stochastic
+    ),
+    "heun": lambda shift, _: FlowMatchHeunDiscreteScheduler(shift=shift),
+    "unipc": lambda shift, _: UniPCMultistepScheduler(flow_shift=shift, **_FLOW),
     "dpmpp_2m": _dpmpp,
-    "dpmpp_2m_sde": _dpmpp_sde,
-    "deis": _deis,
-    "sa_solver": _sa_solver,
-    "lcm": _lcm,
+    "dpmpp_2m_sde": lambda shift, _: _dpmpp(shift, stochastic=True),
+    "deis": lambda shift, _: FlowDEISScheduler(flow_shift=shift),
+    "sa_solver": lambda shift, stochastic: FlowSASolverScheduler(
+        flow_shift=shift, stochastic=stochastic
+    ),
+    "lcm": lambda shift, _: FlowMatchLCMScheduler(shift=shift),
 }
 FLOW_NAMES = tuple(_SOLVERS)
-
-
-def _dpmpp_karras(config: Mapping[str, Any]) -> Any:
-    return DPMSolverMultistepScheduler.from_config(
-        config, use_karras_sigmas=True, algorithm_type="dpmsolver++", solver_order=2
-    )
-
-
-def _euler_a(config: Mapping[str, Any]) -> Any:
-    return EulerAncestralDiscreteScheduler.from_config(config)
-
-
 # Of pipelines that predict noise: made from the pipeline's own betas and prediction type.
 _CLASSIC: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "dpmpp_2m_karras": _dpmpp_karras,
-    "euler_a": _euler_a,
+    "dpmpp_2m_karras": lambda config: DPMSolverMultistepScheduler.from_config(
+        config, use_karras_sigmas=True, algorithm_type="dpmsolver++", solver_order=2
+    ),
+    "euler_a": EulerAncestralDiscreteScheduler.from_config,
 }
 NAMES = (*FLOW_NAMES, *_CLASSIC)
-# Those that mode "sde" may be asked of; the last three add noise in any mode.
+# Solvers with a stochastic form for mode "sde"; the last three add noise in any mode.
 STOCHASTIC = ("flow_match_euler", "dpmpp_2m", "sa_solver", "dpmpp_2m_sde", "lcm", "euler_a")
 _NAME_OF = {
     "FlowMatchEulerDiscreteScheduler": "flow_match_euler",
@@ -186,7 +153,7 @@ def _check_classic(
 
 
 def solver_name(scheduler: Any) -> str | None:
-    """The name of a scheduler's solver, by its class; None where it has none here."""
+    """Name a scheduler's solver, by its class; None where it has no name here."""
     return _NAME_OF.get(type(scheduler).__name__)
 
 
@@ -225,7 +192,7 @@ def _check_lost(own: Any, config: Mapping[str, Any]) -> None:
 
 
 def _lost(config: Mapping[str, Any], harmless: Mapping[str, tuple[Any, ...]]) -> str:
-    """What a config has that a scheduler made anew couldn't say, in words; empty for nothing."""
+    """List what a config has and a scheduler made anew would lose, in words; empty for nothing."""
     return ", ".join(
         f"{key} = {config[key]!r}"
         for key, allowed in harmless.items()

@@ -1,4 +1,4 @@
-"""Schedulers with stages: FlowBlend's own flow-match Euler, and a wrapper for every other one."""
+"""FlowBlendScheduler, and wrap_scheduler, which gives stages to every other scheduler."""
 
 from __future__ import annotations
 
@@ -14,10 +14,20 @@ from diffusers.configuration_utils import register_to_config
 from flowblend_plugin.errors import SchedulerConfigError, StageError, SwitchError
 from flowblend_plugin.schedulers.sigmas import PLAIN_PIPELINES, start_level
 from flowblend_plugin.schedulers.stage_mixin import Seed, StageMixin, with_stages
-from flowblend_plugin.schedulers.stage_solvers import check_grids
+from flowblend_plugin.schedulers.stage_solvers import check_grid
 from flowblend_plugin.stages import StageSchedule
 
 AnyScheduler = TypeVar("AnyScheduler", bound=SchedulerMixin)
+# Keys of a solver's config that change the trajectory and that Euler doesn't have.
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "prediction_type": (None, "flow_prediction"),
+    "final_sigmas_type": (None, "zero"),
+    "thresholding": (None, False),
+    "use_lu_lambdas": (None, False),
+    "rescale_betas_zero_snr": (None, False),
+    "scale_factors": (None,),
+    "upscale_mode": (None, "bicubic"),
+}
 
 
 def make_stages(
@@ -42,6 +52,28 @@ def make_stages(
     if stages is None or isinstance(stages, StageSchedule):
         return stages
     return StageSchedule.from_document(stages)
+
+
+def agreed_stages(scheduler: Any, stages: StageSchedule | None) -> StageSchedule:
+    """Choose between the stages of a scheduler and those given to a switch: they mustn't differ.
+
+    Raises:
+        SwitchError: There are none, or they differ.
+    """
+    own = scheduler.stages if isinstance(scheduler, StageMixin) else None
+    if own is None and stages is None:
+        raise SwitchError(
+            "no stages: give the switch stages (such as 'LSL' with boundaries=(0.4, 0.8)), or give "
+            "the pipe a FlowBlendScheduler that has them"
+        )
+    if own is not None and stages is not None and own != stages:
+        raise SwitchError(
+            f"the pipe's scheduler has stages {own} and the switch was given {stages}: give them "
+            "in one place"
+        )
+    chosen = stages or own
+    assert chosen is not None
+    return chosen
 
 
 def wrap_scheduler(
@@ -173,24 +205,12 @@ class FlowBlendScheduler(with_stages(FlowMatchEulerDiscreteScheduler)):  # type:
             SchedulerConfigError: The config asks for what flow-match Euler doesn't have.
         """
         if isinstance(config, Mapping):
-            config = _carried(config)
+            config = _euler_config(config)
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
 
-# What a solver's config may say that changes the trajectory and that Euler has no word for.
-_REFUSED: dict[str, tuple[Any, ...]] = {
-    "prediction_type": (None, "flow_prediction"),
-    "final_sigmas_type": (None, "zero"),
-    "thresholding": (None, False),
-    "use_lu_lambdas": (None, False),
-    "rescale_betas_zero_snr": (None, False),
-    "scale_factors": (None,),
-    "upscale_mode": (None, "bicubic"),
-}
-
-
-def _carried(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A flow-matching scheduler's config in flow-match Euler's words."""
+def _euler_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate a flow-matching scheduler's config to flow-match Euler's keys."""
     name = config.get("_class_name")
     carried = dict(config)
     problems = [
@@ -218,28 +238,6 @@ def _carried(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in carried.items() if k not in _REFUSED and k != "use_flow_sigmas"}
 
 
-def agreed_stages(scheduler: Any, stages: StageSchedule | None) -> StageSchedule:
-    """The stages of a scheduler and those given to a switch, which mustn't differ.
-
-    Raises:
-        SwitchError: There are none, or they differ.
-    """
-    own = scheduler.stages if isinstance(scheduler, StageMixin) else None
-    if own is None and stages is None:
-        raise SwitchError(
-            "no stages: give the switch stages (such as 'LSL' with boundaries=(0.4, 0.8)), or give "
-            "the pipe a FlowBlendScheduler that has them"
-        )
-    if own is not None and stages is not None and own != stages:
-        raise SwitchError(
-            f"the pipe's scheduler has stages {own} and the switch was given {stages}: give them "
-            "in one place"
-        )
-    chosen = stages or own
-    assert chosen is not None
-    return chosen
-
-
 @contextmanager
 def begin_at(pipe: Any, sigma_max: float) -> Iterator[None]:
     """Let a pipeline's calls begin at the noise level ``t = sigma_max / (1 + sigma_max)``.
@@ -257,7 +255,7 @@ def begin_at(pipe: Any, sigma_max: float) -> Iterator[None]:
             scheduler isn't a flow-matching one with a fixed shift.
 
     Reference:
-        See ``flowblend_plugin.grids.start_level``.
+        See ``flowblend_plugin.schedulers.sigmas.start_level``.
     """
     level = start_level(sigma_max)
     if type(pipe).__name__ not in PLAIN_PIPELINES:
@@ -265,7 +263,7 @@ def begin_at(pipe: Any, sigma_max: float) -> Iterator[None]:
             f"sigma_max isn't possible with {type(pipe).__name__}, whose first latents may hold "
             f"more than noise: leave it out, or use one of {', '.join(sorted(PLAIN_PIPELINES))}"
         )
-    check_grids(pipe.scheduler)
+    check_grid(pipe.scheduler)
     own, prepare = pipe.scheduler, pipe.prepare_latents
     scheduler: Any = wrap_scheduler(own, getattr(own, "stages", None))
     scheduler._start_level = level

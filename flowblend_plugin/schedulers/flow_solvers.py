@@ -19,21 +19,29 @@ _DEIS: Any = DEISMultistepScheduler
 _SASolver: Any = SASolverScheduler
 
 
-def _ends(scheduler: Any, timestep: Any) -> bool:
-    """Whether the step at ``timestep`` is the last one."""
-    if scheduler.step_index is None:
-        scheduler._init_step_index(timestep)
-    return bool(scheduler.step_index == len(scheduler.timesteps) - 1)
+class _EndsAtZero:
+    """Ends the trajectory of the solver that it is mixed into at noise level 0."""
+
+    def set_timesteps(
+        self, num_inference_steps: int, device: str | torch.device | None = None
+    ) -> None:
+        """Set the timesteps of a trajectory, whose last noise level is 0."""
+        super().set_timesteps(num_inference_steps, device)  # type: ignore[misc]
+        self.sigmas[-1] = 0  # type: ignore[attr-defined]
+
+    def _denoised(self: Any, velocity: Any, timestep: Any, sample: Any) -> torch.Tensor | None:
+        """Take the last step, to the sample that the velocity points to; None for the others."""
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        if self.step_index < len(self.timesteps) - 1:
+            return None
+        sigma = self.sigmas[self.step_index]
+        self._step_index += 1
+        denoised: torch.Tensor = (sample - sigma * velocity).to(sample.dtype)
+        return denoised
 
 
-def _denoised(scheduler: Any, velocity: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-    """The sample at noise level 0, as the velocity points to it; counts the step."""
-    sigma: torch.Tensor = scheduler.sigmas[scheduler.step_index]
-    scheduler._step_index += 1
-    return (sample - sigma * velocity).to(sample.dtype)
-
-
-class FlowDEISScheduler(_DEIS):  # type: ignore[misc]
+class FlowDEISScheduler(_EndsAtZero, _DEIS):  # type: ignore[misc]
     """DEIS, multistep in the logarithm of the noise ratio, down to noise level 0.
 
     Args:
@@ -57,21 +65,14 @@ class FlowDEISScheduler(_DEIS):  # type: ignore[misc]
             use_flow_sigmas=True,
         )
 
-    def set_timesteps(
-        self, num_inference_steps: int, device: str | torch.device | None = None
-    ) -> None:
-        """Set the timesteps of a trajectory, whose last noise level is 0."""
-        super().set_timesteps(num_inference_steps, device)
-        self.sigmas[-1] = 0
-
     def step(
         self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor,
         return_dict: bool = True,
     ) -> Any:  # fmt: skip
         """Take one step; the last one ends at noise level 0."""
-        if not _ends(self, timestep):
+        last = self._denoised(model_output, timestep, sample)
+        if last is None:
             return super().step(model_output, timestep, sample, return_dict)
-        last = _denoised(self, model_output, sample)
         return SchedulerOutput(prev_sample=last) if return_dict else (last,)
 
 
@@ -84,7 +85,7 @@ def _sde(timestep: float) -> int:
     return int(200 <= timestep <= 800)
 
 
-class FlowSASolverScheduler(_SASolver):  # type: ignore[misc]
+class FlowSASolverScheduler(_EndsAtZero, _SASolver):  # type: ignore[misc]
     """SA-Solver, stochastic Adams predictor and corrector, down to noise level 0.
 
     Args:
@@ -122,13 +123,6 @@ class FlowSASolverScheduler(_SASolver):  # type: ignore[misc]
         # Not through the config, which is written as JSON.
         self.tau_func = _sde if stochastic else _ode
 
-    def set_timesteps(
-        self, num_inference_steps: int, device: str | torch.device | None = None
-    ) -> None:
-        """Set the timesteps of a trajectory, whose last noise level is 0."""
-        super().set_timesteps(num_inference_steps, device)
-        self.sigmas[-1] = 0
-
     def step(
         self,
         model_output: torch.Tensor,
@@ -138,7 +132,7 @@ class FlowSASolverScheduler(_SASolver):  # type: ignore[misc]
         return_dict: bool = True,
     ) -> Any:
         """Take one step; the last one ends at noise level 0."""
-        if not _ends(self, timestep):
+        last = self._denoised(model_output, timestep, sample)
+        if last is None:
             return super().step(model_output, timestep, sample, generator, return_dict)
-        last = _denoised(self, model_output, sample)
         return SchedulerOutput(prev_sample=last) if return_dict else (last,)

@@ -1,4 +1,4 @@
-"""What schedulers tell of their steps; what solvers remember, and how to make them forget it."""
+"""Solver state: what a multi-step solver remembers, to be reset, stored or loaded."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def reset_history(scheduler: Any) -> None:
         scheduler.last_sample = None
 
 
-def remembered(scheduler: Any, left_out: Collection[str] = ()) -> dict[str, Any]:
-    """All attributes of a scheduler, but for its config, which nothing changes in mid-trajectory.
+def solver_state_dict(scheduler: Any, left_out: Collection[str] = ()) -> dict[str, Any]:
+    """Give all attributes of a scheduler but its config, which nothing changes in mid-trajectory.
 
     Args:
         scheduler: A diffusers scheduler.
@@ -51,14 +51,14 @@ def remembered(scheduler: Any, left_out: Collection[str] = ()) -> dict[str, Any]
     }
 
 
-def recall(scheduler: Any, memory: dict[str, Any]) -> None:
-    """Give a scheduler of the same config the attributes that ``remembered`` named."""
-    for name, value in memory.items():
+def load_solver_state_dict(scheduler: Any, state: dict[str, Any]) -> None:
+    """Set the attributes that ``solver_state_dict`` gave on a scheduler of the same config."""
+    for name, value in state.items():
         setattr(scheduler, name, value)
 
 
-def step_levels(scheduler: Any) -> list[float]:
-    """The noise level of every whole step of a scheduler whose timesteps are set.
+def step_sigmas(scheduler: Any) -> list[float]:
+    """Give the noise level of every whole step of a scheduler whose timesteps are set.
 
     Args:
         scheduler: A diffusers scheduler after ``set_timesteps``.

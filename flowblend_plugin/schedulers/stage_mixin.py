@@ -1,4 +1,4 @@
-"""The clock: a mixin that lets any diffusers scheduler announce which denoiser comes next.
+"""StageMixin: lets any diffusers scheduler announce its stages to ``DenoiserSwitch``.
 
 The scheduler knows stages, never models. ``set_timesteps`` begins a trajectory, every ``step``
 ends one step of it; at both the mixin tells a weakly held listener which role runs next.
@@ -18,46 +18,50 @@ from typing import Any, Protocol
 import torch
 
 from flowblend_plugin.errors import SwitchError
-from flowblend_plugin.schedulers.solver_state import recall, remembered, step_levels
-from flowblend_plugin.schedulers.stage_solvers import Phases, advance, join_grids
+from flowblend_plugin.schedulers.solver_state import (
+    load_solver_state_dict,
+    solver_state_dict,
+    step_sigmas,
+)
+from flowblend_plugin.schedulers.stage_solvers import StageSolvers, advance, set_grid
 from flowblend_plugin.stages import StageSchedule
 
 logger = logging.getLogger(__name__)
 
 Seed = int | Sequence[int]
-# Told of every step: the output that the solver took, its sample, and the index in ``sigmas``.
+# Called after a step: the output that the solver took, its sample, and the index in ``sigmas``.
 Watcher = Callable[[torch.Tensor, torch.Tensor, int], None]
 
 
 class StageListener(Protocol):
-    """Whoever swaps denoisers when the scheduler says so."""
+    """Hears when steps begin and end; ``DenoiserSwitch`` is one."""
 
     denoisers_run: list[str]  # the roles of the present trajectory's steps so far
 
     def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
-        """A trajectory begins at step ``first_step``; each whole step has its stage's index."""
+        """Hear that a trajectory begins at ``first_step``; each step has its stage's index."""
 
     def model_output(self, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """What the solver is to take for the output that the pipeline hands it for ``sample``."""
+        """Give what the solver is to take for an output that the pipeline hands it."""
 
     def step_finished(self, step_index: int) -> None:
-        """Whole step ``step_index`` (0-based, absolute) is done."""
+        """Hear that whole step ``step_index`` (0-based, absolute) is done."""
 
     def trajectory_finished(self) -> None:
-        """The last step of the trajectory is done."""
+        """Hear that the last step of the trajectory is done."""
 
-    def companion_stepped(self, companion: StageMixin, calls: int) -> None:
-        """A private copy of the scheduler did its step number ``calls``, counted from 1."""
+    def copy_stepped(self, copied: StageMixin, calls: int) -> None:
+        """Hear that a private copy of the scheduler did its step number ``calls``, from 1."""
 
 
-class Keeper(Protocol):
-    """Whoever stores a trajectory's state, and skips the steps before a stored one."""
+class StepWrapper(Protocol):
+    """Wraps every step of a scheduler: ``Checkpoints`` stores states and skips steps so."""
 
     def started(self) -> None:
-        """A trajectory begins, or turns out to begin late: its first denoiser is in the pipe."""
+        """Hear that a trajectory begins, maybe late; its first denoiser is in the pipe."""
 
     def step(self, take: Callable[[], Any], timestep: Any) -> Any:
-        """What one call of ``step`` gives, which ``take`` does."""
+        """Give the result of one call of ``step``, which ``take`` computes."""
 
 
 class StageMixin:
@@ -69,14 +73,14 @@ class StageMixin:
     _seed: Seed | None = None
     own_noise: bool = False  # whether the seed counts where a pipeline hands over a generator
     _listener: weakref.ref[StageListener] | None = None
-    _companion_of: weakref.ref[StageListener] | None = None
+    _copy_of: weakref.ref[StageListener] | None = None
     _stage_indices: tuple[int, ...] = ()
     _generators: list[torch.Generator] | None = None
     _watcher: Watcher | None = None
-    _keeper: Keeper | None = None
+    _wrapper: StepWrapper | None = None
     was_copied: bool = False  # a pipeline may be stepping private copies beside this one
     _start_level: float | None = None
-    _phases: Phases | None = None
+    _stage_solvers: StageSolvers | None = None
     _calls: int = 0
     _first: int = 0
 
@@ -93,8 +97,7 @@ class StageMixin:
     @property
     def stage_solvers(self) -> tuple[Any, ...]:
         """The further solvers of stages that name one."""
-        solvers = self._phases.solvers if self._phases is not None else []
-        return tuple(solver for solver in dict.fromkeys(solvers) if solver is not None)
+        return tuple(self._stage_solvers.further) if self._stage_solvers is not None else ()
 
     def attach_listener(self, listener: StageListener) -> None:
         """Announce stages to ``listener``, which is held weakly.
@@ -107,19 +110,19 @@ class StageMixin:
                 "this scheduler drives another pipe's DenoiserSwitch: give each pipe its own "
                 "scheduler"
             )
-        self._listener, self._companion_of = weakref.ref(listener), None
+        self._listener, self._copy_of = weakref.ref(listener), None
 
     def detach_listener(self) -> None:
         """Announce stages to nobody; the next ``set_timesteps`` raises if there are stages."""
         self._listener = None
 
     def watch(self, watcher: Watcher | None) -> None:
-        """Tell somebody of every step of this scheduler, if it counts its steps; None nobody."""
+        """Call a watcher after every step, where this scheduler counts its steps; None for none."""
         self._watcher = watcher
 
-    def keep(self, keeper: Keeper | None) -> None:
-        """Let somebody store and skip steps; None nobody."""
-        self._keeper = keeper
+    def wrap_steps(self, wrapper: StepWrapper | None) -> None:
+        """Let a wrapper take every step from now on; None for none."""
+        self._wrapper = wrapper
 
     @property
     def whole_steps(self) -> int | None:
@@ -130,24 +133,24 @@ class StageMixin:
             return len(self._stage_indices)
         return None if done % self.order else done // self.order
 
-    def remembered(self) -> dict[str, Any]:
-        """All that the further steps of this trajectory go by, as plain values and tensors."""
-        generators = self._generators
+    def state_dict(self) -> dict[str, Any]:
+        """Give all that the trajectory's further steps depend on, as plain values and tensors."""
+        generators, solvers = self._generators, self._stage_solvers
         return {
             "calls": self._calls,
-            "solver": remembered(self, _OURS),
-            "phases": None if self._phases is None else self._phases.remembered(),
+            "solver": solver_state_dict(self, _OWN_ATTRIBUTES),
+            "phases": None if solvers is None else solvers.state_dict(),
             "noise": None if generators is None else [one.get_state() for one in generators],
         }
 
-    def recall(self, memory: dict[str, Any]) -> None:
-        """Go on as the scheduler whose ``remembered()`` this is would have."""
-        self._calls = memory["calls"]
-        recall(self, memory["solver"])
-        if self._phases is not None:
-            self._phases.recall(memory["phases"])
-        if memory["noise"] is not None:
-            self._generators = [torch.Generator().set_state(one) for one in memory["noise"]]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as the scheduler whose ``state_dict()`` this is would have."""
+        self._calls = state["calls"]
+        load_solver_state_dict(self, state["solver"])
+        if self._stage_solvers is not None:
+            self._stage_solvers.load_state_dict(state["phases"])
+        if state["noise"] is not None:
+            self._generators = [torch.Generator().set_state(one) for one in state["noise"]]
 
     def skip_step(self, timestep: Any) -> None:
         """Count a call of ``step`` that nothing is computed for, and announce what follows."""
@@ -161,8 +164,8 @@ class StageMixin:
     def __getstate__(self) -> dict[str, Any]:
         # Some pipelines deep-copy their scheduler in mid-call (a second modality, one copy a
         # frame). A copy must not reach the denoisers through the listener; and a copy of a
-        # scheduler at work is a companion of the announcing one, so it announces nothing.
-        left_out = ("_listener", "_companion_of", "_generators", "_watcher", "_keeper")
+        # scheduler at work isn't the one that announces, so it announces nothing.
+        left_out = ("_listener", "_copy_of", "_generators", "_watcher", "_wrapper")
         state = {k: v for k, v in self.__dict__.items() if k not in left_out}
         if self._current_listener() is not None:
             state["_stages"] = None
@@ -177,7 +180,7 @@ class StageMixin:
         self.was_copied = True
         base, state = self.__reduce__()[1]
         again = _rebuild(base, copy.deepcopy(state, memo))
-        again._companion_of = self._listener or self._companion_of
+        again._copy_of = self._listener or self._copy_of
         return again
 
     def _current_listener(self) -> StageListener | None:
@@ -186,7 +189,7 @@ class StageMixin:
     def _start_trajectory(self) -> None:
         self._calls, self._first, self._generators = 0, 0, None
         if self._stages is None:
-            self._start_companion()
+            self._start_copy()
             return
         listener = self._current_listener()
         if listener is None:
@@ -195,7 +198,7 @@ class StageMixin:
                 "keep the switch in a variable while the pipe runs, or give the pipe a scheduler "
                 "without stages"
             )
-        levels = step_levels(self)
+        levels = step_sigmas(self)
         self._stage_indices = self._stages.stage_indices(len(levels), levels)
         for index in self._stages.empty_stages(len(levels), levels):
             logger.warning(
@@ -214,8 +217,8 @@ class StageMixin:
         self._first = begin_index
         step = min(begin_index // self.order, len(self._stage_indices) - 1)
         listener.trajectory_started(self._stage_indices, step)
-        if self._keeper is not None:
-            self._keeper.started()
+        if self._wrapper is not None:
+            self._wrapper.started()
 
     def _noised(self, timestep: Any) -> None:
         # Pipelines that start late without set_begin_index noise their input up to that timestep.
@@ -227,9 +230,9 @@ class StageMixin:
             # Of equal timesteps, diffusers' solvers begin with the second.
             self._start_late(int(found[min(1, len(found) - 1)]))
 
-    def _start_companion(self) -> None:
+    def _start_copy(self) -> None:
         # Long videos run several trajectories on private copies, after one set_timesteps.
-        listener = self._companion_of() if self._companion_of is not None else None
+        listener = self._copy_of() if self._copy_of is not None else None
         steps = self._stage_indices
         if listener is not None and 0 < len(steps) <= len(listener.denoisers_run):
             listener.trajectory_started(steps, 0)
@@ -242,9 +245,9 @@ class StageMixin:
 
     def _finish_step(self) -> None:
         self._calls += 1
-        companion_of = self._companion_of() if self._companion_of is not None else None
-        if companion_of is not None:
-            companion_of.companion_stepped(self, self._calls)
+        copy_of = self._copy_of() if self._copy_of is not None else None
+        if copy_of is not None:
+            copy_of.copy_stepped(self, self._calls)
         listener = self._current_listener()
         if self._stages is None or listener is None:
             return
@@ -255,15 +258,15 @@ class StageMixin:
             listener.trajectory_finished()
 
     def _solver(self, timestep: Any) -> Any:
-        """The scheduler that does the step: this one, or that of the present stage."""
-        if self._phases is None:
+        """Choose the scheduler that does the step: this one, or that of the present stage."""
+        if self._stage_solvers is None:
             return self
-        if self._companion_of is not None:
+        if self._copy_of is not None:
             raise SwitchError(
                 "this pipeline steps private copies of its scheduler, which stages with steps of "
                 "their own can't follow: leave steps out, and give boundaries"
             )
-        return self._phases.solver(self, timestep)
+        return self._stage_solvers.solver(self, timestep)
 
     def _step(
         self, step: Callable[..., Any], output: Any, timestep: Any, sample: Any,
@@ -284,7 +287,7 @@ class StageMixin:
         return result
 
     def _generators_for(self, sample: torch.Tensor) -> list[torch.Generator] | None:
-        """One generator per sample, begun anew in every trajectory."""
+        """Give one generator per sample, begun anew in every trajectory."""
         if self._seed is None:
             return None
         if self._generators is None:
@@ -304,12 +307,12 @@ def _seeds(seed: Seed, batch: int) -> list[int]:
 
 
 def _stream(seed: int) -> int:
-    """A seed for the sampler's noise, unrelated to the numbers that made the initial latents."""
+    """Make a seed for the sampler's noise, unrelated to those that made the initial latents."""
     digest = hashlib.sha256(f"flowblend sde {seed}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-_OURS = {*StageMixin.__annotations__, "_flowblend_original"} - {"timesteps"}
+_OWN_ATTRIBUTES = {*StageMixin.__annotations__, "_flowblend_original"} - {"timesteps"}
 
 
 @functools.cache
@@ -337,10 +340,10 @@ def with_stages(base: type) -> type:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = base.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
         given = grid.bind(self, *args, **kwargs)
-        self._phases = join_grids(self, self._stages, self._start_level, given)
+        self._stage_solvers = set_grid(self, self._stages, self._start_level, given)
         self._start_trajectory()
-        if self._keeper is not None:
-            self._keeper.started()
+        if self._wrapper is not None:
+            self._wrapper.started()
         return result
 
     @functools.wraps(base.step)  # type: ignore[attr-defined]
@@ -349,7 +352,7 @@ def with_stages(base: type) -> type:
     ) -> Any:
         stock = base.step  # type: ignore[attr-defined]
         take = functools.partial(self._step, stock, model_output, timestep, sample, args, kwargs)
-        return take() if self._keeper is None else self._keeper.step(take, timestep)
+        return take() if self._wrapper is None else self._wrapper.step(take, timestep)
 
     members: dict[str, Any] = {
         "set_timesteps": set_timesteps,

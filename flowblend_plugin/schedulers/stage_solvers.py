@@ -1,4 +1,4 @@
-"""Stages with steps and solvers of their own: one scheduler that joins their grids and steps them.
+"""StageSolvers: steps stages that have steps and solvers of their own, for ``StageMixin``.
 
 The pipeline's scheduler keeps its class and config, and gets the joined grid; a stage that names
 another solver is stepped by one of that name, on the same grid.
@@ -19,14 +19,18 @@ from flowblend_plugin.schedulers.factory import (
     make_scheduler,
     solver_name,
 )
-from flowblend_plugin.schedulers.sigmas import Grid, Leg, joined_grid, legs_of
-from flowblend_plugin.schedulers.solver_state import recall, remembered, reset_history
+from flowblend_plugin.schedulers.sigmas import SigmaGrid, SigmaSegment, join_segments, segments_of
+from flowblend_plugin.schedulers.solver_state import (
+    load_solver_state_dict,
+    reset_history,
+    solver_state_dict,
+)
 from flowblend_plugin.stages import SOLVERS, StageSchedule
 
 _OTHER_GRIDS = ("sigmas", "timesteps", "mu")
 
 
-class Phases:
+class StageSolvers:
     """The solvers of a trajectory, one a stage.
 
     Args:
@@ -42,7 +46,7 @@ class Phases:
         self._has_begun = False
 
     def solver(self, own: Any, timestep: Any) -> Any:
-        """The scheduler that does the next step, set to it.
+        """Choose the scheduler that does the next step, and set it to that step.
 
         A solver with a memory that follows upon another begins anew; stages in a row with one
         solver keep its memory.
@@ -62,24 +66,25 @@ class Phases:
         return solver
 
     @property
-    def _further(self) -> list[Any]:
+    def further(self) -> list[Any]:
+        """The distinct solvers besides the pipeline's own."""
         return [solver for solver in dict.fromkeys(self.solvers) if solver is not None]
 
-    def remembered(self) -> dict[str, Any]:
-        """What the further steps go by, but for the own scheduler's, as plain values."""
-        solvers = [remembered(solver) for solver in self._further]
-        last = None if self._last is None else self._further.index(self._last)
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state of all solvers but the pipeline's own, as plain values and tensors."""
+        solvers = [solver_state_dict(solver) for solver in self.further]
+        last = None if self._last is None else self.further.index(self._last)
         return {"solvers": solvers, "last": last, "has_begun": self._has_begun}
 
-    def recall(self, memory: dict[str, Any]) -> None:
-        """Go on as those whose ``remembered()`` this is."""
-        for solver, known in zip(self._further, memory["solvers"], strict=True):
-            recall(solver, known)
-        self._last = None if memory["last"] is None else self._further[memory["last"]]
-        self._has_begun = memory["has_begun"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as those whose ``state_dict()`` this is."""
+        for solver, known in zip(self.further, state["solvers"], strict=True):
+            load_solver_state_dict(solver, known)
+        self._last = None if state["last"] is None else self.further[state["last"]]
+        self._has_begun = state["has_begun"]
 
 
-def check_grids(scheduler: Any) -> str:
+def check_grid(scheduler: Any) -> str:
     """Check that a scheduler's grid can be joined with others, or begun elsewhere.
 
     Returns:
@@ -113,12 +118,12 @@ def check_grids(scheduler: Any) -> str:
     return name
 
 
-def join_grids(
+def set_grid(
     scheduler: Any,
     stages: StageSchedule | None,
     start: float | None,
     given: inspect.BoundArguments,
-) -> Phases | None:
+) -> StageSolvers | None:
     """Give a scheduler, whose timesteps were just set, the grid that its stages ask for.
 
     Args:
@@ -131,13 +136,13 @@ def join_grids(
         The solvers of its stages; None where the scheduler itself does every step.
 
     Raises:
-        SchedulerConfigError: See ``check_grids``; or the pipeline brings a grid of its own.
+        SchedulerConfigError: See ``check_grid``; or the pipeline brings a grid of its own.
         StageError: The number of steps isn't that of the stages, or the levels don't descend.
     """
     has_steps = stages is not None and stages.num_inference_steps is not None
     if not has_steps and start is None:
         return None
-    name = check_grids(scheduler)
+    name = check_grid(scheduler)
     handed = [key for key in _OTHER_GRIDS if given.arguments.get(key) is not None]
     if handed:
         raise SchedulerConfigError(
@@ -146,7 +151,7 @@ def join_grids(
         )
     count = len(scheduler.timesteps)
     if stages is None or not has_steps:
-        _set(scheduler, joined_grid([Leg(name, count)], _shift(scheduler), start))
+        _assign(scheduler, join_segments([SigmaSegment(name, count)], _shift(scheduler), start))
         return None
     indices = stages.stage_indices(count)
     solvers = _solvers(scheduler, stages, count)
@@ -154,10 +159,10 @@ def join_grids(
     if is_plain and solvers[0] is not None:
         scheduler.sigmas, scheduler.timesteps = solvers[0].sigmas, solvers[0].timesteps
     elif not is_plain:
-        grid = joined_grid(legs_of(stages.stages, name), _shift(scheduler), start)
+        grid = join_segments(segments_of(stages.stages, name), _shift(scheduler), start)
         for each in (scheduler, *filter(None, dict.fromkeys(solvers))):
-            _set(each, grid)
-    return Phases(solvers, indices)
+            _assign(each, grid)
+    return StageSolvers(solvers, indices)
 
 
 def _shift(scheduler: Any) -> float:
@@ -166,7 +171,7 @@ def _shift(scheduler: Any) -> float:
 
 
 def _solvers(own: Any, stages: StageSchedule, count: int) -> list[Any]:
-    """The solver of each stage; stages of one name share one."""
+    """Make the solver of each stage; stages that name the same one share it."""
     made: dict[str | None, Any] = {None: None}
     for stage in stages.stages:
         name = stage.scheduler
@@ -185,7 +190,7 @@ def is_stochastic(scheduler: Any) -> bool:
     return config.get("mode") == "sde" or str(config.get("algorithm_type")).startswith("sde-")
 
 
-def _set(scheduler: Any, grid: Grid) -> None:
+def _assign(scheduler: Any, grid: SigmaGrid) -> None:
     where = scheduler.timesteps.device
     sigmas = torch.tensor([*grid.sigmas, 0.0], dtype=torch.float32)
     scheduler.sigmas = sigmas.to(scheduler.sigmas.device)
@@ -200,7 +205,7 @@ def advance(
 
     Args:
         own: The pipeline's scheduler.
-        solver: What ``Phases.solver`` said.
+        solver: What ``StageSolvers.solver`` said.
         step: The own scheduler's step.
         args: What the step is called with.
         kwargs: Likewise.

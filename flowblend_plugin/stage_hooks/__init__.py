@@ -1,1 +1,1 @@
-"""What a stage sets beside its denoiser, undone at its end."""
+"""Stage hooks: what a stage sets beside its denoiser; ``base`` has their interface."""

@@ -1,4 +1,4 @@
-"""Attention backends per stage; what was set before comes back."""
+"""StageAttention: sets attention backends of diffusers for a stage, for ``DenoiserSwitch``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from diffusers.models.attention_dispatch import (
 from torch import nn
 
 from flowblend_plugin.errors import SwitchError
+from flowblend_plugin.stage_hooks.base import StageHook, StageStep
 from flowblend_plugin.stages import Stage
 
 
-class StageAttention:
+class StageAttention(StageHook):
     """Gives each stage its attention backend.
 
     Args:
@@ -36,33 +37,34 @@ class StageAttention:
                     f"{', '.join(known)}"
                 )
 
-    def enter(self, stage: Stage, modules: Iterable[nn.Module]) -> None:
-        """Set a stage's backend on its modules.
+    def enter(self, step: StageStep) -> None:
+        """Set a stage's backend on its denoisers.
 
         Raises:
             SwitchError: The backend isn't installed, or doesn't run on this machine.
         """
-        if stage.attention_backend is None:
+        backend = step.stage.attention_backend
+        if backend is None:
             return
         self._global = _AttentionBackendRegistry.get_active_backend()[0]
-        for module in dict.fromkeys(modules):
+        for module in step.modules:
             self._before += [(p, p._attention_backend) for p in _processors(module)]
             try:
-                module.set_attention_backend(stage.attention_backend)  # type: ignore[operator]
+                module.set_attention_backend(backend)  # type: ignore[operator]
             except (RuntimeError, ValueError, ImportError) as error:
                 self.leave()
                 raise SwitchError(
-                    f"attention_backend {stage.attention_backend!r} can't be used here: {error}"
+                    f"attention_backend {backend!r} can't be used here: {error}"
                 ) from error
 
     def leave(self) -> None:
-        """Put the backends of before back."""
+        """Restore the backends that were set before."""
         if self._global is not None:  # set by denoisers without processors of their own, too
             _AttentionBackendRegistry.set_active_backend(self._global)
             self._global = None
-        for processor, backend in self._before:
+        while self._before:
+            processor, backend = self._before.pop()
             processor._attention_backend = backend
-        self._before = []
 
 
 def _processors(module: nn.Module) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Caches inside a denoiser, one per stage: on at the stage's first step, gone after its last.
+"""StageCaches: switches a cache inside a denoiser on for one stage, for ``DenoiserSwitch``.
 
 A cache only holds within one stage: what it kept belongs to one denoiser's recent steps. So each
 stage begins with an empty one, which also makes a second run equal the first.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import diffusers
@@ -25,6 +25,7 @@ from torch import nn
 
 from flowblend_plugin.errors import SwitchError
 from flowblend_plugin.stage_hooks import cache_dit
+from flowblend_plugin.stage_hooks.base import StageHook, StageStep
 from flowblend_plugin.stages import Cache, Stage
 
 logger = logging.getLogger(__name__)
@@ -40,13 +41,8 @@ _CONFIGS: dict[str, Any] = {
 }
 _CACHE_DIT = "cache_dit"
 KINDS = (*_CONFIGS, _CACHE_DIT)
-# Their own config, and state, knows the present timestep and nothing of passes.
+# Their configs ask for the present timestep, and their state doesn't tell passes apart.
 _BY_TIMESTEP = ("pab", "faster")
-
-
-_OWN = ("_state_cls", "_init_args", "_init_kwargs", "_state_cache", "_context")
-_ONLY = CacheContext("only")
-_Manager: Any = StateManager  # typed for one kind of state, and works with any
 
 
 @dataclass(frozen=True)
@@ -134,7 +130,7 @@ def _plain(name: str, value: Any) -> Any:
     return list(value) if isinstance(value, tuple) and name == "mag_ratios" else value
 
 
-class StageCaches:
+class StageCaches(StageHook):
     """Switches caches on and off with the stages, and counts what they skip.
 
     Args:
@@ -146,6 +142,8 @@ class StageCaches:
         SwitchError: A denoiser has a cache already, or can't have one; an option is wrong; or the
             pipeline doesn't tell what a cache has to know.
     """
+
+    name = "caches"
 
     def __init__(self, pipe: Any, stages: Iterable[Stage], modules: Iterable[nn.Module]) -> None:
         self._pipe = weakref.ref(pipe)
@@ -183,38 +181,37 @@ class StageCaches:
         pipe = self._pipe()
         return 0 if pipe is None else int(pipe.current_timestep)
 
-    def start(self) -> None:
-        """Begin a trajectory."""
+    def start(self, scheduler: Any) -> None:
+        """Begin with no reports."""
         self.leave()
         self.reports = []
 
-    def enter(
-        self,
-        index: int,
-        stage: Stage,
-        modules: Iterable[nn.Module],
-        start: int,
-        steps: int,
-        total: int,
-    ) -> None:
-        """Enable a stage's cache on the modules that run it."""
-        cache = stage.cache
+    def enter(self, step: StageStep) -> None:
+        """Enable a stage's cache on the denoisers that run it."""
+        cache = step.stage.cache
         if cache is None:
             return
-        distinct = list(dict.fromkeys(modules))
-        self._running = (_Counter(distinct), index, stage)
-        for module in distinct:
+        self._running = (_Counter(step.modules), step.stage_index, step.stage)
+        for module in step.modules:
             if cache.kind == _CACHE_DIT:
                 guided = getattr(self._pipe(), "do_classifier_free_guidance", True)
                 disable = cache_dit.enable(module, dict(cache.options), guided)
             else:
-                disable = _enable(module, cache, start, steps, total, self._timestep)
+                disable = _enable(module, cache, step, self._timestep)
             self._disable.append(disable)
 
     @property
-    def is_filled(self) -> bool:
-        """Whether the running stage has a cache that holds something by now."""
-        return self._running is not None and self._running[0].forwards > 0
+    def can_be_stored(self) -> bool:
+        """Whether no cache holds anything: its contents aren't part of a state."""
+        return self._running is None or not self._running[0].forwards
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Give the reports so far, as plain values."""
+        return [asdict(report) for report in self.reports]
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on after these reports."""
+        self.reports = [CacheReport(**report) for report in state]
 
     def leave(self) -> None:
         """Disable the running stage's cache, if any, and note what it saved."""
@@ -237,9 +234,10 @@ class StageCaches:
 
 
 def _enable(
-    module: Any, cache: Cache, start: int, steps: int, total: int, timestep: Callable[[], int]
+    module: Any, cache: Cache, step: StageStep, timestep: Callable[[], int]
 ) -> Callable[[], None]:
-    module.enable_cache(cache_config(cache, start, steps, total, timestep))
+    left = step.count - step.position
+    module.enable_cache(cache_config(cache, step.index, left, step.total, timestep))
     if cache.kind in _BY_TIMESTEP:
         remember_per_pass(module)
     disable: Callable[[], None] = module.disable_cache
@@ -280,7 +278,14 @@ class _Counter:
             handle.remove()
 
 
-class _Memory(_Manager):  # type: ignore[misc]
+# PAB and FasterCache keep one memory for all passes of a step; here each pass has its own.
+
+_STATE_MANAGER_FIELDS = ("_state_cls", "_init_args", "_init_kwargs", "_state_cache", "_context")
+_ONLY = CacheContext("only")
+_Manager: Any = StateManager  # typed for one kind of state, and works with any
+
+
+class _PassMemory(_Manager):  # type: ignore[misc]
     """Reads and writes the state of the pass that ``cache_context`` names.
 
     diffusers tells every ``StateManager`` among a hook's attributes which pass begins.
@@ -295,14 +300,14 @@ class _Memory(_Manager):  # type: ignore[misc]
         return getattr(self.get_state(), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _OWN:
+        if name in _STATE_MANAGER_FIELDS:
             super().__setattr__(name, value)
         else:
             setattr(self.get_state(), name, value)
 
 
-class _ComputesFirst(FasterCacheBlockState):
-    """FasterCache's memory, counting from where an attention is computed."""
+class _ComputeFirstState(FasterCacheBlockState):
+    """FasterCache's state, in which the first forward of an attention is computed."""
 
     def __init__(self, skip_range: int) -> None:
         super().__init__()
@@ -322,6 +327,6 @@ def remember_per_pass(denoiser: nn.Module) -> None:
         hooks: list[Any] = list(registry.hooks.values()) if registry is not None else []
         for hook in hooks:
             if isinstance(hook, PyramidAttentionBroadcastHook):
-                hook.state = _Memory(PyramidAttentionBroadcastState)
+                hook.state = _PassMemory(PyramidAttentionBroadcastState)
             elif isinstance(hook, FasterCacheBlockHook):
-                hook.state = _Memory(_ComputesFirst, (hook.block_skip_range,))
+                hook.state = _PassMemory(_ComputeFirstState, (hook.block_skip_range,))

@@ -1,4 +1,4 @@
-"""cache-dit's block cache as one of the caches of a stage; needs the extra ``cache-dit``.
+"""cache-dit's block cache, one of the kinds of ``StageCaches``; needs the extra ``cache-dit``.
 
 cache-dit was made to stay on a pipeline for good, and leaves traces when it goes: a ``forward`` of
 its own, patched blocks, another order of the submodules. Here all of it is undone.
@@ -34,7 +34,7 @@ def _cache_dit() -> Any:
             "cache 'cache_dit' needs the package cache-dit, which isn't installed: "
             "pip install 'flowblend[cache-dit]', or choose another cache"
         ) from error
-    # It tells every step of its setup on stdout, where a caller may print what is to be read.
+    # It logs every step of its setup to stdout, where a caller may print results.
     for handler in logging.getLogger("CACHE_DIT").handlers:  # the one that all its loggers share
         stdout = (sys.stdout, sys.__stdout__)
         if isinstance(handler, logging.StreamHandler) and handler.stream in stdout:

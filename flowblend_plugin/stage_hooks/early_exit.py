@@ -1,8 +1,7 @@
-"""Stages that end when this very trajectory says so, within a bounded budget."""
+"""EarlyExit: ends the first stage when the trajectory itself says so, for ``DenoiserSwitch``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowblend_plugin.errors import StageError, SwitchError
+from flowblend_plugin.stage_hooks.base import StageHook
 from flowblend_plugin.stages import StageSchedule
 
 SHAPE = ("large", "small", "large")
@@ -17,7 +17,7 @@ SHAPE = ("large", "small", "large")
 
 @dataclass(frozen=True)
 class SelfDifference:
-    """End the first stage early, once the large denoiser's velocity hardly changes any more.
+    """A rule that ends the first stage once the large denoiser's velocity hardly changes.
 
     The schedule that it goes with is the latest that may happen: the large denoiser first, the
     small one, the large one. Steps that the first stage is spared go to the last one, so that every
@@ -42,8 +42,8 @@ class SelfDifference:
             raise StageError(f"threshold must be 0 or more, got {self.threshold!r}")
 
 
-class OnlineSwitch:
-    """Watches one trajectory at a time and says where its stages end.
+class EarlyExit(StageHook):
+    """Watches one trajectory at a time, and revises where its stages end.
 
     Args:
         rule: When the first stage ends; None leaves all stages as they are.
@@ -53,6 +53,8 @@ class OnlineSwitch:
     Raises:
         StageError: The schedule isn't large, small, large, or the solver asks twice a step.
     """
+
+    name = "online"
 
     def __init__(self, rule: SelfDifference | None, stages: StageSchedule, order: int = 1) -> None:
         self._rule = rule
@@ -76,41 +78,41 @@ class OnlineSwitch:
                 f"adaptive stages are large, small, large (LSL) at the latest, got {stages}"
             )
 
-    def start(self) -> None:
-        """A trajectory begins."""
+    def start(self, scheduler: Any) -> None:
+        """Forget the former trajectory."""
         self._before, self.differences = None, []
 
-    def note(self, output: Tensor) -> None:
-        """Take what the solver is handed at one step."""
+    def model_output(self, output: Tensor, sample: Tensor) -> Tensor:
+        """Measure how far the output is from that of the step before; it stays what it is."""
         if self._rule is None:
-            return
+            return output
         if self._before is not None:
             change = (output.float() - self._before.float()).flatten(1).norm(dim=1)
             size = self._before.float().flatten(1).norm(dim=1)
             # The sample of the batch that changes most decides.
             self.differences.append(float(torch.where(change == 0, 0.0, change / size).max()))
         self._before = output
+        return output
 
-    def revise(self, step: int, stage_indices: Sequence[int]) -> tuple[int, ...]:
-        """The stage of every step, after ``step`` is done."""
-        done, present = step + 1, tuple(stage_indices)
-        if self._rule is None:
-            return present
-        is_over = done >= len(present) or present[done] != 0
-        if is_over or not self.differences or not self.differences[-1] <= self._rule.threshold:
-            return present
-        last = len(present) - (present.count(0) + present.count(2) - done)
-        return tuple(0 if s < done else 1 if s < last else 2 for s in range(len(present)))
+    def revise_stages(self, done: int, stage_indices: tuple[int, ...]) -> tuple[int, ...]:
+        """End the first stage now, and the second as much earlier, where the rule says so."""
+        total = len(stage_indices)
+        if self._rule is None or done >= total or stage_indices[done] != 0:
+            return stage_indices
+        if not self.differences or not self.differences[-1] <= self._rule.threshold:
+            return stage_indices
+        last = total - (stage_indices.count(0) + stage_indices.count(2) - done)
+        return tuple(0 if s < done else 1 if s < last else 2 for s in range(total))
 
-    def remembered(self) -> dict[str, Any]:
-        """What the further decisions go by, as plain values and tensors."""
+    def state_dict(self) -> dict[str, Any]:
+        """Give the last output and the changes so far, which further decisions depend on."""
         return {"before": self._before, "differences": self.differences}
 
-    def recall(self, memory: Mapping[str, Any]) -> None:
-        """Go by what another's ``remembered()`` says."""
-        self._before, self.differences = memory["before"], list(memory["differences"])
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from this output and these changes."""
+        self._before, self.differences = state["before"], list(state["differences"])
 
-    def refuse_companion(self) -> None:
+    def refuse_copies(self) -> None:
         """Refuse a pipeline that steps private copies of its scheduler.
 
         Raises:

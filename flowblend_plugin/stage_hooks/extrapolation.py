@@ -1,4 +1,4 @@
-"""Steps that no denoiser runs: the solver takes what the last two that one ran lead to.
+"""StageExtrapolation: runs steps without a denoiser, by continuing what the last two computed.
 
 Of a flow-matching velocity it isn't the velocity itself that is continued, but the noise that it
 sees in the latents, which hardly bends along a trajectory; or the clean latents, where a stochastic
@@ -8,25 +8,23 @@ large than by continuing the velocity.
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from flowblend_plugin.denoisers.placement import Placement, uncompiled
+from flowblend_plugin.denoisers.placement import StandIns
 from flowblend_plugin.errors import SwitchError
-from flowblend_plugin.schedulers.solver_state import ROUNDING, predicts_flow, step_levels
+from flowblend_plugin.schedulers.solver_state import ROUNDING, predicts_flow, step_sigmas
+from flowblend_plugin.stage_hooks.base import StageHook, StageStep
 from flowblend_plugin.stages import Stage
 
 Continued = Literal["noise", "clean", "output"]
 
 
 def prediction_weights(scheduler: Any) -> list[float] | None:
-    """How the prediction that is worth continuing follows from latents x and velocity v.
+    """Compute how the prediction that is continued follows from latents x and velocity v.
 
     Args:
         scheduler: A scheduler whose timesteps are set.
@@ -43,7 +41,7 @@ def prediction_weights(scheduler: Any) -> list[float] | None:
 
 
 def continued(scheduler: Any) -> Continued:
-    """What extrapolated steps continue under a scheduler whose timesteps are set."""
+    """Say what extrapolated steps continue under a scheduler whose timesteps are set."""
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is None or not predicts_flow(scheduler) or scheduler.config.get("invert_sigmas"):
         return "output"
@@ -87,7 +85,7 @@ def extrapolate(history: Sequence[tuple[float, torch.Tensor]], level: float) -> 
     return (output.to(wide) + slope * (level - latest)).to(output.dtype)
 
 
-class StageExtrapolation:
+class StageExtrapolation(StageHook):
     """Runs the extrapolated stages of a switch; without one among them it does nothing.
 
     In such a stage the pipe's denoiser stays, seen through a copy that answers each forward with
@@ -103,6 +101,8 @@ class StageExtrapolation:
         SwitchError: The pipeline's solver asks a denoiser twice a step.
     """
 
+    name = "extrapolation"
+
     def __init__(self, pipe: Any, stages: Iterable[Stage]) -> None:
         self._pipe = pipe
         self._is_used = any(stage.is_extrapolated for stage in stages)
@@ -112,7 +112,7 @@ class StageExtrapolation:
         self._answer: Any = None
         self._last: torch.Tensor | None = None
         self._level = self._weight = 0.0
-        self._replaced: Placement = {}
+        self._stand_ins = StandIns(pipe)
         self._handles: list[Any] = []
         if self._is_used and pipe.scheduler.order > 1:
             raise SwitchError(
@@ -121,43 +121,29 @@ class StageExtrapolation:
                 "stages out"
             )
 
-    @property
-    def is_running(self) -> bool:
-        """Whether the present step is extrapolated."""
-        return bool(self._replaced)
-
     def start(self, scheduler: Any) -> None:
-        """Begin a trajectory on a scheduler whose timesteps are set."""
+        """Note the noise levels of the trajectory's steps."""
         self.finish()
         if self._is_used:
-            self._levels = step_levels(scheduler)
+            self._levels = step_sigmas(scheduler)
             self._weights = prediction_weights(scheduler)
 
-    def enter(self, stage: Stage, placement: Mapping[str, nn.Module], step: int) -> None:
-        """Begin a step.
-
-        Args:
-            stage: Its stage.
-            placement: The denoisers in the pipe; in an extrapolated stage those of the stage
-                before.
-            step: The step's index in the whole trajectory.
+    def begin_step(self, step: StageStep) -> None:
+        """Watch the denoisers that run the step, or replace them where it is extrapolated.
 
         Raises:
-            SwitchError: It is extrapolated, and there is nothing to go by.
+            SwitchError: It is extrapolated, and no denoiser has run before it.
         """
         if not self._is_used:
             return
-        self._level = self._levels[step]
-        self._weight = self._weights[step] if self._weights is not None else 0.0
-        if not stage.is_extrapolated:
+        self._level = self._levels[step.index]
+        self._weight = self._weights[step.index] if self._weights is not None else 0.0
+        if not step.stage.is_extrapolated:
             if not self._handles:
-                modules = dict.fromkeys(placement.values())
-                self._handles = [m.register_forward_hook(self._keep) for m in modules]
-        elif not self._replaced:
-            self._check(step)
-            for name, module in placement.items():
-                self._replaced[name] = module
-                setattr(self._pipe, name, answering(uncompiled(module), self._answer))
+                self._handles = [m.register_forward_hook(self._keep) for m in step.modules]
+        elif not self._stand_ins:
+            self._check(step.index)
+            self._stand_ins.put(step.denoisers, self._give)
 
     def _check(self, step: int) -> None:
         if not self._history:
@@ -172,20 +158,23 @@ class StageExtrapolation:
                 "its outputs aren't known: leave extrapolated stages out"
             )
 
+    def _give(self, *args: Any, **kwargs: Any) -> Any:
+        return self._answer
+
     def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
         self._answer = output
 
     def model_output(self, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """What the solver is to take of these latents: the output, or the extrapolated one."""
+        """Give the output itself, or the extrapolated one."""
         if not self._is_used:
             return output
-        if self.is_running:
+        if self._stand_ins:
             if self._weights is not None and not self._weight and self._last is not None:
-                return self._last  # pure noise, which tells nothing of the velocity
-            told = extrapolate(self._history, self._level)
+                return self._last  # pure noise, which says nothing of the velocity
+            output_there = extrapolate(self._history, self._level)
             if self._weight:
-                told = (told - sample.to(told)) / self._weight
-            return told.to(output.dtype)
+                output_there = (output_there - sample.to(output_there)) / self._weight
+            return output_there.to(output.dtype)
         if self._history and self._history[-1][0] == self._level:
             self._history.pop()  # two steps of one level, which no line goes through
         # A copy: compiled denoisers and pipelines write into their outputs again.
@@ -196,7 +185,7 @@ class StageExtrapolation:
         self._history = [*self._history[-1:], (self._level, seen)]
         return output
 
-    def refuse_companion(self) -> None:
+    def refuse_copies(self) -> None:
         """Refuse a pipeline that steps private copies of its scheduler.
 
         Raises:
@@ -208,37 +197,26 @@ class StageExtrapolation:
                 "extrapolated steps can't reach: leave extrapolated stages out"
             )
 
-    def remembered(self) -> dict[str, Any]:
-        """What the further extrapolated steps go by, as plain values and tensors."""
+    def state_dict(self) -> dict[str, Any]:
+        """Give the outputs so far, which further extrapolated steps depend on."""
         return {"history": self._history, "last": self._last}
 
-    def recall(self, memory: Mapping[str, Any], answer: Any) -> None:
-        """Go by what another's ``remembered()`` says; ``answer`` has a denoiser's structure."""
-        self._history, self._last = memory["history"], memory["last"]
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from these outputs."""
+        self._history, self._last = state["history"], state["last"]
+
+    def prepare_skip(self, state: Any, answer: Any) -> None:
+        """Take outputs, and an answer, with which extrapolated stages can be entered."""
+        self.load_state_dict(state)
         self._answer = answer
 
     def leave(self) -> None:
-        """End a stage: the denoisers themselves are in the pipe again."""
+        """Put the denoisers themselves back into the pipe."""
         while self._handles:
             self._handles.pop().remove()
-        for name, module in self._replaced.items():
-            setattr(self._pipe, name, module)
-        self._replaced = {}
+        self._stand_ins.remove()
 
     def finish(self) -> None:
-        """End a trajectory: nothing of it is kept."""
+        """Forget the trajectory's outputs."""
         self.leave()
         self._history, self._answer, self._last = [], None, None
-
-
-def answering(denoiser: nn.Module, output: Any) -> nn.Module:
-    """A copy of a denoiser, with the same weights and config, that runs nothing."""
-    answering = copy.copy(denoiser)
-    for hooks in ("_forward_hooks", "_forward_pre_hooks"):
-        vars(answering)[hooks] = OrderedDict()
-    vars(answering)["forward"] = partial(_give, output)
-    return answering
-
-
-def _give(output: Any, *args: Any, **kwargs: Any) -> Any:
-    return output

@@ -1,4 +1,7 @@
-"""Classifier-free guidance per stage, on pipelines that were made for one scale a call."""
+"""StageGuidance: gives stages their own guidance scale, for ``DenoiserSwitch``.
+
+Pipelines were made for one scale a call.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +12,29 @@ import torch
 from torch import nn
 
 from flowblend_plugin.errors import SwitchError
+from flowblend_plugin.stage_hooks.base import StageHook, StageStep
 from flowblend_plugin.stages import Stage
 from flowblend_plugin.stages.capabilities import RECOMBINED, guidance_problem
 
 
-def check_guidance(pipe: Any, stages: Iterable[Stage]) -> None:
-    """Check that a pipeline can take the guidance that its stages ask for.
-
-    Raises:
-        SwitchError: It can't; says why, and what to do.
-    """
-    for stage in stages:
-        if stage.guidance_scale is not None:
-            problem = guidance_problem(type(pipe).__name__, stage.guidance_scale)
-            if problem is not None:
-                raise SwitchError(problem)
-
-
-class StageGuidance:
+class StageGuidance(StageHook):
     """Gives each stage of a trajectory its own guidance scale.
 
     Args:
-        pipe: The pipeline; checked with ``check_guidance`` before.
+        pipe: The pipeline.
+        stages: The stages.
+
+    Raises:
+        SwitchError: The pipeline can't take the guidance that a stage asks for; says why, and what
+            to do.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, stages: Iterable[Stage]) -> None:
+        for stage in stages:
+            if stage.guidance_scale is not None:
+                problem = guidance_problem(type(pipe).__name__, stage.guidance_scale)
+                if problem is not None:
+                    raise SwitchError(problem)
         self._pipe = pipe
         self._recombines = type(pipe).__name__ in RECOMBINED
         self._own: float | None = None
@@ -43,22 +44,20 @@ class StageGuidance:
         self._handles: list[Any] = []
         self._passes: list[tuple[nn.Module, torch.Tensor]] = []
 
-    def start(self) -> None:
-        """Note the call's own scale: a trajectory begins."""
+    def start(self, scheduler: Any) -> None:
+        """Note the call's own scale."""
         present = getattr(self._pipe, "_guidance_scale", None)
         # What a stage has left there belongs to this same call; anything else is a new call's own.
         own = self._own if present == self._left and self._own is not None else present
-        self._unhook()
         self._own = own
 
-    def enter(self, stage: Stage, modules: Iterable[nn.Module]) -> None:
-        """Set the scale of a stage, which runs on ``modules``, from its first step on.
+    def enter(self, step: StageStep) -> None:
+        """Set the scale of a stage from its first step on.
 
         Raises:
             SwitchError: The call runs without guidance and has no unconditional pass to add.
         """
-        self._unhook()
-        wanted, own = stage.guidance_scale, self._own
+        wanted, own = step.stage.guidance_scale, self._own
         if own is None:
             return
         if wanted is not None and wanted > 1 >= own:
@@ -71,13 +70,13 @@ class StageGuidance:
         if self._recombines and not drops_pass:
             self._pipe._guidance_scale = own
             if wanted is not None:
-                self._handles = [m.register_forward_hook(self._record) for m in set(modules)]
+                self._handles = [m.register_forward_hook(self._record) for m in step.modules]
         else:
             self._pipe._guidance_scale = own if wanted is None else wanted
         self._left = self._pipe._guidance_scale
 
-    def combine(self, output: torch.Tensor) -> torch.Tensor:
-        """The model output of one solver call with the stage's scale; ``output`` if nothing is new.
+    def model_output(self, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """Give the model output with the stage's scale; ``output`` where that is the call's own.
 
         Raises:
             SwitchError: The recorded passes don't give what the pipeline made of them.
@@ -115,14 +114,15 @@ class StageGuidance:
         first = output[0] if isinstance(output, (tuple, list)) else output.sample
         self._passes.append((module, first))
 
-    def _unhook(self) -> None:
+    def leave(self) -> None:
+        """Record no passes any more; the scale stays until the next stage or ``finish``."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._passes = [], []
 
     def finish(self) -> None:
-        """Give the pipe the call's own scale back: the trajectory is over, or was given up."""
-        self._unhook()
+        """Give the pipe the call's own scale back."""
+        self.leave()
         if self._own is not None:
             self._pipe._guidance_scale = self._own
         self._own = None

@@ -1,4 +1,4 @@
-"""LoRA adapters per stage, through each denoiser's own API, and all of it undone afterwards."""
+"""StageLora: loads LoRA adapters into denoisers and sets their weights, for ``DenoiserSwitch``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from flowblend_plugin.errors import AdapterError
+from flowblend_plugin.stage_hooks.base import StageHook, StageStep
 from flowblend_plugin.stages import Stage
 
 AdapterSource = str | os.PathLike[str]
 _SHOWN = 5
 
 
-class StageAdapters:
+class StageLora(StageHook):
     """Gives each stage of a trajectory its LoRA adapters.
 
     Loads what isn't loaded yet into the denoisers whose stages use it. A schedule in which no stage
@@ -44,11 +45,11 @@ class StageAdapters:
         modules: Mapping[str, Iterable[nn.Module]],
         sources: Mapping[str, AdapterSource | Mapping[str, AdapterSource]] | None = None,
     ) -> None:
-        self._touched: dict[nn.Module, _Before] = {}
+        self._touched: dict[nn.Module, _FormerAdapters] = {}
         self._active: dict[nn.Module, tuple[tuple[str, float], ...]] = {}
         stages = tuple(stages)
-        self.used = any(stage.adapters for stage in stages)
-        if not self.used:
+        self._is_used = any(stage.adapters for stage in stages)
+        if not self._is_used:
             if sources:
                 raise AdapterError(
                     f"adapters {', '.join(sources)} were given, but no stage uses any: name them "
@@ -58,12 +59,12 @@ class StageAdapters:
         try:
             for stage in stages:
                 for module in dict.fromkeys(modules.get(stage.denoiser, ())):
-                    self._touched.setdefault(module, _Before(module))
+                    self._touched.setdefault(module, _FormerAdapters(module))
                     for adapter in stage.adapters:
                         self._load(pipe, stage.denoiser, module, adapter.name, sources or {})
-            self.rest()
+            self.finish()
         except BaseException:
-            self.restore()
+            self.remove()
             raise
 
     def _load(
@@ -83,24 +84,25 @@ class StageAdapters:
         check_adapter(module, role, name, lora.weights)
         lora.load(pipe, module, name)
 
-    def enter(self, stage: Stage, modules: Iterable[nn.Module], position: int, count: int) -> None:
-        """Set the adapters and weights of step ``position`` (0-based) of a stage of ``count``."""
-        if not self.used:
+    def begin_step(self, step: StageStep) -> None:
+        """Set the adapters of a step, with the weights that its place in its stage gives them."""
+        if not self._is_used or step.stage.is_extrapolated:
             return
-        wanted = tuple((a.name, a.weight_at(position, count)) for a in stage.adapters)
-        for module in dict.fromkeys(modules):
+        adapters = step.stage.adapters
+        wanted = tuple((a.name, a.weight_at(step.position, step.count)) for a in adapters)
+        for module in step.modules:
             if self._active.get(module) == wanted:
                 continue
             _activate(module, dict(wanted))
             self._active[module] = wanted
 
-    def rest(self) -> None:
-        """Between trajectories: every denoiser's adapters as they were before."""
+    def finish(self) -> None:
+        """Reactivate the adapters that were active before; what was loaded stays loaded."""
         for module, before in self._touched.items():
             before.reactivate(module)
         self._active = {}
 
-    def restore(self) -> None:
+    def remove(self) -> None:
         """Unload what was loaded, and reactivate what was active."""
         for module, before in self._touched.items():
             before.restore(module)
@@ -138,7 +140,7 @@ class Lora:
 
 
 def read_adapter(pipe: Any, source: AdapterSource) -> Lora:
-    """Read a LoRA file, in whatever spelling the pipeline's class knows, as the denoiser's names.
+    """Read a LoRA file in any spelling that the pipeline's class knows, by the denoiser's names.
 
     Args:
         pipe: The pipeline.
@@ -228,8 +230,8 @@ def check_adapter(
         )
 
 
-class _Before:
-    """The adapters of a denoiser before a switch came."""
+class _FormerAdapters:
+    """The adapters that a denoiser had before the switch."""
 
     def __init__(self, module: nn.Module) -> None:
         self.loaded = set(getattr(module, "peft_config", {}))

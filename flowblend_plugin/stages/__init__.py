@@ -6,7 +6,6 @@ from flowblend_plugin.stages.schedule import (
     LETTERS,
     StageSchedule,
     letters,
-    schedule_of,
     stage_letters,
 )
 from flowblend_plugin.stages.stage import EXTRAPOLATED, SOLVERS, Adapter, Cache, Stage
@@ -20,6 +19,5 @@ __all__ = [
     "Stage",
     "StageSchedule",
     "letters",
-    "schedule_of",
     "stage_letters",
 ]

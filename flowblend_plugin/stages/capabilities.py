@@ -1,4 +1,4 @@
-"""What stages may set, and on which pipelines: told by names alone. Pure Python."""
+"""Capabilities: what a stage may set on which pipeline, by class names alone. Pure Python."""
 
 from __future__ import annotations
 

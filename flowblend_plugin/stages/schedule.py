@@ -1,4 +1,4 @@
-"""Which denoiser runs which step: stages, their boundaries, and the one map to step indices.
+"""StageSchedule: the stages of a trajectory, their boundaries, and the one map to step indices.
 
 Pure Python: nothing here imports torch.
 """
@@ -101,6 +101,25 @@ class StageSchedule:
         """
         return cls(tuple(Stage.from_document(stage) for stage in document))
 
+    @classmethod
+    def from_denoisers(cls, denoisers: Sequence[str]) -> StageSchedule:
+        """Make the schedule that gives every step its denoiser: a stage for each run of equal ones.
+
+        Args:
+            denoisers: The role of each step, such as ``("large", "large", "small")``.
+
+        Raises:
+            StageError: There is no step.
+        """
+        runs = [(role, len(list(group))) for role, group in itertools.groupby(denoisers)]
+        ends = [end / len(denoisers) for end in itertools.accumulate(count for _, count in runs)]
+        return cls(
+            tuple(
+                Stage(role, end)
+                for (role, _), end in zip(runs, [*ends[:-1], None][: len(runs)], strict=True)
+            )
+        )
+
     @property
     def boundaries(self) -> tuple[float, ...] | None:
         """Stage ends as fractions of the steps, or None where they are noise levels."""
@@ -166,7 +185,7 @@ class StageSchedule:
     def edges(
         self, num_inference_steps: int, noise_levels: Sequence[float] | None = None
     ) -> tuple[int, ...]:
-        """Map the stage ends to step indices: stage k runs steps ``edges[k]`` to ``edges[k+1]-1``.
+        """Map stage ends to step indices: stage k runs steps ``edges[k]`` to ``edges[k+1]-1``.
 
         The one place where fractions or noise levels become step indices.
 
@@ -249,7 +268,7 @@ class StageSchedule:
     def empty_stages(
         self, num_inference_steps: int, noise_levels: Sequence[float] | None = None
     ) -> tuple[int, ...]:
-        """Indices of the stages that get no step at this number of steps: legal, worth saying."""
+        """List the stages that get no step at this number of steps, which is legal."""
         edges = self.edges(num_inference_steps, noise_levels)
         return tuple(i for i, (start, end) in enumerate(itertools.pairwise(edges)) if start == end)
 
@@ -258,7 +277,7 @@ class StageSchedule:
     ) -> str:
         """Say in plain words who runs what: ``"steps 0-19 large, 20-39 small, 40-49 large"``.
 
-        Stages that change very often are told by letters, one a step.
+        Stages that change very often are given as letters, one a step.
         """
         edges = self.edges(num_inference_steps, noise_levels)
         if len(self.stages) > _MOST_IN_WORDS and not any(
@@ -281,32 +300,13 @@ class StageSchedule:
         return prefix + ", ".join(parts)
 
 
-def schedule_of(denoisers: Sequence[str]) -> StageSchedule:
-    """Make the schedule that gives every step its denoiser: a stage for each run of equal ones.
-
-    Args:
-        denoisers: The role of each step, such as ``("large", "large", "small")``.
-
-    Raises:
-        StageError: There is no step.
-    """
-    runs = [(role, len(list(group))) for role, group in itertools.groupby(denoisers)]
-    ends = [end / len(denoisers) for end in itertools.accumulate(count for _, count in runs)]
-    return StageSchedule(
-        tuple(
-            Stage(role, end)
-            for (role, _), end in zip(runs, [*ends[:-1], None][: len(runs)], strict=True)
-        )
-    )
-
-
 def letters(roles: Iterable[str]) -> str:
     """Abbreviate role names, one letter each: ``("large", "small")`` becomes ``"LS"``."""
     return "".join(role[0].upper() for role in roles)
 
 
 def stage_letters(names: Sequence[str]) -> dict[str, str]:
-    """The stage letter of each further denoiser: its initial, where no other name has that."""
+    """Give each further denoiser's stage letter: its initial, where no other name has that."""
     initials = [name[:1].upper() for name in names]
     return {
         letter: name

@@ -1,4 +1,4 @@
-"""One stage: who runs it, where it ends, and what else it sets. Pure Python."""
+"""Stage, Adapter and Cache: who runs a stretch of a trajectory, and what it sets. Pure Python."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of the trajectory that a single denoiser runs, or none.
+    """A stretch of the trajectory that one denoiser runs, or none.
 
     Args:
         denoiser: Role of the denoiser, such as ``"large"`` or ``"small"``; in ``"extrapolated"``

@@ -11,7 +11,7 @@ from families.base import Family
 from families.registry import FAMILIES
 
 from flowblend_plugin import DenoiserSwitch, StageSchedule, SwitchError
-from flowblend_plugin.schedulers.solver_state import step_levels
+from flowblend_plugin.schedulers.solver_state import step_sigmas
 from flowblend_plugin.stages import letters
 
 LEL = StageSchedule.parse("LEL", boundaries=(0.5, 0.75))
@@ -42,7 +42,7 @@ def by_hand(family: Family) -> torch.Tensor:
         nonlocal count
         index = first + count % (STEPS - first)
         count += 1
-        level = step_levels(pipe.scheduler)[index]
+        level = step_sigmas(pipe.scheduler)[index]
         if index == first:
             ran.clear()
         weight = 1 - float(pipe.scheduler.sigmas[index]) if sees_noise(pipe.scheduler) else 0

@@ -19,14 +19,13 @@ from tiny import (
 )
 from torch import Tensor
 
-from flowblend_plugin import DenoiserSwitch, StageError
+from flowblend_plugin import DenoiserSwitch, StageError, StageSchedule
 from flowblend_plugin.calibration.sensitivity import (
     Sensitivities,
     default_positions,
     measure_sensitivities,
 )
 from flowblend_plugin.schedulers.factory import make_scheduler
-from flowblend_plugin.stages import schedule_of
 
 STEPS = 4
 
@@ -38,7 +37,7 @@ def small() -> Any:
 def directly(pipe: Any, other: Any, position: int, seed: int | None = None) -> Tensor:
     """The result of one small step, every other step computed."""
     roles = ["small" if step == position else "large" for step in range(STEPS)]
-    with DenoiserSwitch(pipe, small=other, stages=schedule_of(roles), seed=seed):
+    with DenoiserSwitch(pipe, small=other, stages=StageSchedule.from_denoisers(roles), seed=seed):
         return run_wan(pipe, steps=STEPS)
 
 
@@ -106,7 +105,9 @@ def test_passes_in_one_batch_are_replayed_too() -> None:
     found = measure_sensitivities(pipe, other, lambda: run_ltx(pipe, steps=STEPS), [1, 3])
     plain = run_ltx(ltx_pipe(), steps=STEPS)
     roles = ["large", "small", "large", "large"]
-    with DenoiserSwitch(again := ltx_pipe(), small=other, stages=schedule_of(roles)):
+    with DenoiserSwitch(
+        again := ltx_pipe(), small=other, stages=StageSchedule.from_denoisers(roles)
+    ):
         change = run_ltx(again, steps=STEPS) - plain
 
     assert found.gram[0][0] == gram_of([change], plain).item()

@@ -8,7 +8,7 @@ from families import skyreels, wan
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowblend_plugin.denoisers.conditioning import adapt, fit_scales
+from flowblend_plugin.denoisers.conditioning import fit_inputs, fit_scales
 
 depths = st.lists(st.integers(1, 39), unique=True, max_size=15).map(
     lambda layers: [layer / 39 for layer in sorted({0, *layers})]
@@ -59,7 +59,7 @@ def test_a_small_vace_denoiser_reads_the_large_ones_scales_at_its_own_depths() -
     small = wan.vace_denoiser(layers=3, conditioned=(0, 2))
     expected = vace_call(small, torch.tensor([0.5, 2.0]))
     given_scales = torch.tensor([0.5, 1.0, 2.0])
-    (handle,) = adapt(large, small)
+    (handle,) = fit_inputs(large, small)
     assert torch.equal(vace_call(small, given_scales), expected)
     assert torch.equal(vace_call(small, torch.tensor([0.5, 2.0])), expected), "its own are its own"
     handle.remove()
@@ -70,15 +70,15 @@ def test_a_small_vace_denoiser_reads_the_large_ones_scales_at_its_own_depths() -
 
 def test_pairs_that_agree_need_nothing() -> None:
     large, small = wan.vace_denoiser(), wan.vace_denoiser(layers=3)
-    assert adapt(large, small) == []
-    assert adapt(large, large) == []
-    assert adapt(wan.denoiser(), wan.denoiser(layers=1)) == []
+    assert fit_inputs(large, small) == []
+    assert fit_inputs(large, large) == []
+    assert fit_inputs(wan.denoiser(), wan.denoiser(layers=1)) == []
 
 
 @pytest.mark.parametrize("told", ["large", "small"])
 def test_a_causal_block_size_set_on_either_holds_for_both_until_removed(told: str) -> None:
     pair = {"large": skyreels.denoiser(), "small": skyreels.denoiser(layers=1)}
-    (handle,) = adapt(pair["large"], pair["small"])
+    (handle,) = fit_inputs(pair["large"], pair["small"])
     pair[told]._set_ar_attention(3)
     assert [m.config.num_frame_per_block for m in pair.values()] == [3, 3]
     handle.remove()

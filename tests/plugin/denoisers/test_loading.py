@@ -1,10 +1,8 @@
-"""Denoisers from disk: mapped, in the background, and quantised as the large one is."""
+"""Denoisers from disk: mapped, refused, and quantised as the large one is."""
 
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,11 @@ from diffusers import WanTransformer3DModel
 from tiny import run_wan, wan_denoiser, wan_pipe
 
 from flowblend_plugin import (
-    Adapter,
     DenoiserSwitch,
     PairMismatchError,
-    Stage,
     StageSchedule,
     SwitchError,
-    background,
 )
-from flowblend_plugin.background import is_pending, load_in_background, wait
 from flowblend_plugin.denoisers.loading import load_denoiser
 
 LSL = StageSchedule.parse("LSL", boundaries=(0.4, 0.8))
@@ -38,32 +32,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Holds every reading thread before its first tensor until it is set."""
-    opened, read = threading.Event(), background._read_pages
-
-    def held(value: torch.Tensor) -> None:
-        assert opened.wait(60)
-        read(value)
-
-    monkeypatch.setattr(background, "_read_pages", held)
-    yield opened
-    opened.set()
-
-
 def placed(switch: DenoiserSwitch) -> Any:
-    return switch._placements["small"]["transformer"]
+    return switch._slots["small"]["transformer"]
 
 
 # Mapped.
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mappings")
-@pytest.mark.parametrize("behind", [False, True])
-def test_weights_are_mapped_from_their_file_not_copied(folder: Path, behind: bool) -> None:
-    other = load_denoiser(folder, wan_denoiser(), "transformer", background=behind)
-    wait(other)
+def test_weights_are_mapped_from_their_file_not_copied(folder: Path) -> None:
+    other = load_denoiser(folder, wan_denoiser(), "transformer")
     file = str(folder / "transformer_small" / "diffusion_pytorch_model.safetensors")
     mapped = [
         tuple(int(end, 16) for end in line.split()[0].split("-"))
@@ -76,133 +54,27 @@ def test_weights_are_mapped_from_their_file_not_copied(folder: Path, behind: boo
         assert any(start <= where < end for start, end in mapped), name
 
 
-# In the background.
-
-
-@pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
-@pytest.mark.parametrize("shards", ["10GB", "20KB"])
-def test_loading_in_the_background_gives_what_loading_at_once_gives(
-    stored: torch.dtype, wanted: torch.dtype, shards: str, tmp_path: Path
-) -> None:
-    for name, made in (("large", wan_denoiser()), ("small", small().to(stored))):
-        made.save_pretrained(tmp_path / name, max_shard_size=shards)
-    large = WanTransformer3DModel.from_pretrained(tmp_path / "large", dtype=wanted)
-    at_once = load_denoiser(tmp_path / "small", large, "transformer")
-    later = load_denoiser(tmp_path / "small", large, "transformer", background=True)
-    assert is_pending(later)
-    wait(later)
-    assert not is_pending(later)
-    assert not later.training
-    assert (
-        later.config == at_once.config or dict(later.config).items() <= dict(at_once.config).items()
-    )
-    for kind in ("named_parameters", "named_buffers"):
-        one, two = (dict(getattr(module, kind)()) for module in (at_once, later))
-        assert one.keys() == two.keys()
-        for name in one:
-            assert one[name].dtype == two[name].dtype, name
-            assert one[name].requires_grad == two[name].requires_grad
-            assert torch.equal(one[name], two[name]), name
-
-
-def test_the_first_stage_works_while_the_second_denoiser_loads(
-    folder: Path, gate: threading.Event
-) -> None:
-    pipe = wan_pipe()
-    with DenoiserSwitch(pipe, folder, LSL):
-        expected = run_wan(pipe, steps=5)
-    seen = []
-
-    def watch(step: int, role: str) -> None:
-        seen.append((step, role, is_pending(placed(switch))))
-        # What a module that is being loaded must not change for its neighbours.
-        assert torch.get_default_dtype() == torch.float32
-        assert not torch.nn.Linear(1, 1).weight.is_meta
-        if step == 0:
-            gate.set()
-
-    with DenoiserSwitch(pipe, load_in_background(folder), LSL, on_step=watch) as switch:
-        assert torch.equal(run_wan(pipe, steps=5), expected)
-        assert torch.equal(run_wan(pipe, steps=5), expected)
-    assert seen[0] == (0, "large", True)
-    assert seen[2] == (2, "small", False)
-
-
-def test_a_trajectory_that_begins_with_it_waits_for_it(folder: Path, gate: threading.Event) -> None:
-    pipe = wan_pipe()
-    with DenoiserSwitch(pipe, load_in_background(folder), "SSS") as switch:
-        assert is_pending(placed(switch))
-        timer = threading.Timer(0.2, gate.set)
-        timer.start()
-        run_wan(pipe, steps=2)
-        assert switch.denoisers_run == ["small", "small"]
-        assert gate.is_set()
-
-
-def test_a_switch_that_never_needed_it_lets_go(folder: Path, gate: threading.Event) -> None:
-    pipe = wan_pipe()
-    large = pipe.transformer
-    with DenoiserSwitch(pipe, load_in_background(folder), LSL):
-        pass
-    assert pipe.transformer is large
-    DenoiserSwitch(pipe, small(), LSL).detach()
+# Refused.
 
 
 def test_a_config_that_doesnt_fit_is_found_before_any_weight_is_read(tmp_path: Path) -> None:
     wan_denoiser(in_channels=6, out_channels=6).save_pretrained(tmp_path)
     next(tmp_path.glob("*.safetensors")).unlink()
     with pytest.raises(PairMismatchError, match="in_channels"):
-        DenoiserSwitch(wan_pipe(), load_in_background(tmp_path), LSL)
-
-
-def test_what_goes_wrong_in_the_thread_is_raised_where_the_weights_are_needed(
-    tmp_path: Path, gate: threading.Event
-) -> None:
-    small().save_pretrained(tmp_path, max_shard_size="20KB")
-    shards = sorted(tmp_path.glob("*.safetensors"))
-    pipe = wan_pipe()
-    large = pipe.transformer
-    with DenoiserSwitch(pipe, load_in_background(tmp_path), LSL) as switch:
-        shards[-1].unlink()
-        gate.set()
-        for _ in range(2):
-            with pytest.raises(SwitchError, match=r"couldn't be loaded in the background.*00"):
-                run_wan(pipe, steps=5)
-            assert switch.denoisers_run[:2] == ["large", "large"]
-    assert pipe.transformer is large
+        DenoiserSwitch(wan_pipe(), tmp_path, LSL)
 
 
 def test_a_folder_without_its_weights_is_refused_at_once(folder: Path) -> None:
     next(folder.rglob("*.safetensors")).unlink()
     with pytest.raises(OSError, match="diffusion_pytorch_model"):
-        DenoiserSwitch(wan_pipe(), load_in_background(folder), LSL)
+        DenoiserSwitch(wan_pipe(), folder, LSL)
 
 
 def test_a_damaged_file_is_refused_at_once(folder: Path) -> None:
     file = next(folder.rglob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(OSError, match="weights"):
-        DenoiserSwitch(wan_pipe(), load_in_background(folder), LSL)
-
-
-def test_a_stage_with_adapters_waits_when_it_is_attached(folder: Path) -> None:
-    stages = StageSchedule((Stage("small", adapters=(Adapter("none"),)),))
-    pipe = wan_pipe()
-    with pytest.raises(ValueError, match="no source"):
-        DenoiserSwitch(pipe, load_in_background(folder), stages)
-
-
-def test_several_can_load_at_once(folder: Path) -> None:
-    pipe = wan_pipe()
-    with DenoiserSwitch(
-        pipe,
-        stages="LAB",
-        boundaries=(0.4, 0.8),
-        denoisers={name: load_in_background(folder) for name in ("a", "b")},
-    ) as switch:
-        run_wan(pipe, steps=5)
-    assert switch.denoisers_run == ["large", "large", "a", "a", "b"]
+        DenoiserSwitch(wan_pipe(), folder, LSL)
 
 
 # Beside a large denoiser that isn't plain.
@@ -271,13 +143,10 @@ def test_torchao_quantises_the_small_one_too(tmp_path: Path) -> None:
     large = quantised("torchao", tmp_path)
     small().save_pretrained(tmp_path / "small")
     pipe = wan_pipe(transformer=large)
-    for source in (tmp_path / "small", load_in_background(tmp_path / "small")):
-        with DenoiserSwitch(pipe, source, LSL) as switch:
-            other = placed(switch)
-            assert type(other.blocks[0].ffn.net[2].weight) is type(
-                large.blocks[0].ffn.net[2].weight
-            )
-            assert torch.isfinite(run_wan(pipe)).all()
+    with DenoiserSwitch(pipe, tmp_path / "small", LSL) as switch:
+        other = placed(switch)
+        assert type(other.blocks[0].ffn.net[2].weight) is type(large.blocks[0].ffn.net[2].weight)
+        assert torch.isfinite(run_wan(pipe)).all()
     assert json.loads(json.dumps(large.hf_quantizer.quantization_config.to_dict()))
 
 
@@ -303,4 +172,4 @@ def test_a_folder_beside_a_gguf_large_one_stays_as_it_is_stored(tmp_path: Path) 
 )
 def test_sources_that_arent_there_are_refused(source: str, says: str) -> None:
     with pytest.raises(SwitchError, match=says):
-        DenoiserSwitch(wan_pipe(), load_in_background(source), LSL)
+        DenoiserSwitch(wan_pipe(), source, LSL)

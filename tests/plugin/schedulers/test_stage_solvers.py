@@ -31,7 +31,7 @@ from flowblend_plugin import (
     wrap_scheduler,
 )
 from flowblend_plugin.schedulers.factory import make_scheduler
-from flowblend_plugin.schedulers.sigmas import Leg, joined_grid, start_level
+from flowblend_plugin.schedulers.sigmas import SigmaSegment, join_segments, start_level
 from flowblend_plugin.stage_hooks.early_exit import SelfDifference
 from flowblend_plugin.stages import SOLVERS
 
@@ -57,7 +57,7 @@ class Listener:
 
     def trajectory_finished(self) -> None: ...
 
-    def companion_stepped(self, companion: Any, calls: int) -> None: ...
+    def copy_stepped(self, copied: Any, calls: int) -> None: ...
 
 
 def two(
@@ -157,8 +157,8 @@ def test_joined_levels_descend_through_every_boundary(
     steps: list[int], solvers: list[str], levels: list[int], shift: float, start: float | None
 ) -> None:
     ends = [level / 100 for level in sorted(levels, reverse=True)][: len(steps) - 1]
-    legs = [Leg(*leg) for leg in zip(solvers, steps, [*ends, None], strict=False)]
-    grid = joined_grid(legs, shift, start)
+    legs = [SigmaSegment(*leg) for leg in zip(solvers, steps, [*ends, None], strict=False)]
+    grid = join_segments(legs, shift, start)
     assert len(grid.sigmas) == len(grid.levels) == sum(steps)
     assert list(grid.sigmas) == sorted(grid.sigmas, reverse=True)
     assert all(0 <= level <= 1 for level in grid.levels)
@@ -172,7 +172,9 @@ def test_joined_levels_descend_through_every_boundary(
 
 def test_a_level_that_a_solver_never_reaches_is_refused() -> None:
     with pytest.raises(StageError, match=r"move until_sigma \(0.0001\)"):
-        joined_grid([Leg("flow_match_euler", 3, 1e-4), Leg("flow_match_euler", 3)], 3.0)
+        join_segments(
+            [SigmaSegment("flow_match_euler", 3, 1e-4), SigmaSegment("flow_match_euler", 3)], 3.0
+        )
     with pytest.raises(StageError, match="above 0"):
         start_level(0)
 
@@ -355,7 +357,7 @@ def test_pipelines_that_bring_their_own_grid_or_copies_are_refused() -> None:
         run_ltx(pipe, steps=6)
     scheduler, listener = announced(two(3, 3, 0.6))
     copied = pickle.loads(pickle.dumps(scheduler)).__deepcopy__({})
-    copied._companion_of = scheduler._listener
+    copied._copy_of = scheduler._listener
     with pytest.raises(SwitchError, match="private copies"):
         copied.step(noise(), copied.timesteps[0], noise())
     assert listener.stage_indices == (0, 0, 0, 1, 1, 1)

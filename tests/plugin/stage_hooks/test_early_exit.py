@@ -9,20 +9,21 @@ from hypothesis import strategies as st
 from tiny import SCHEDULERS, run_wan, wan_denoiser, wan_pipe
 
 from flowblend_plugin import DenoiserSwitch, StageError, StageSchedule
-from flowblend_plugin.stage_hooks.early_exit import OnlineSwitch, SelfDifference
+from flowblend_plugin.stage_hooks.early_exit import EarlyExit, SelfDifference
 
 LATEST = StageSchedule.parse("LSL", (0.6, 0.9))
 PLANNED = (0,) * 6 + (1,) * 3 + (2,)
+NO_SAMPLE = torch.zeros(1, 4)
 
 
 def watch(outputs: list[float], threshold: float) -> list[tuple[int, ...]]:
     """The stages after each step of a trajectory whose velocity has these sizes."""
-    online = OnlineSwitch(SelfDifference(threshold), LATEST)
-    online.start()
+    hook = EarlyExit(SelfDifference(threshold), LATEST)
+    hook.start(None)
     stages, seen = PLANNED, []
     for step, size in enumerate(outputs):
-        online.note(torch.full((1, 4), size))
-        stages = online.revise(step, stages)
+        hook.model_output(torch.full((1, 4), size), NO_SAMPLE)
+        stages = hook.revise_stages(step + 1, stages)
         seen.append(stages)
     return seen
 
@@ -71,19 +72,19 @@ def test_the_switch_runs_what_it_was_told() -> None:
 
 
 def test_the_sample_that_changes_most_decides() -> None:
-    online = OnlineSwitch(SelfDifference(0.05), LATEST)
-    online.start()
-    online.note(torch.tensor([[1.0], [1.0]]))
-    online.note(torch.tensor([[1.0], [2.0]]))
-    assert online.differences == [1.0]
-    assert online.revise(1, PLANNED) == PLANNED
+    hook = EarlyExit(SelfDifference(0.05), LATEST)
+    hook.start(None)
+    hook.model_output(torch.tensor([[1.0], [1.0]]), NO_SAMPLE)
+    hook.model_output(torch.tensor([[1.0], [2.0]]), NO_SAMPLE)
+    assert hook.differences == [1.0]
+    assert hook.revise_stages(2, PLANNED) == PLANNED
 
 
 @pytest.mark.parametrize("stages", ["L", "SLS"])
 def test_other_shapes_are_refused(stages: str) -> None:
     schedule = StageSchedule.parse(stages, None if len(stages) == 1 else (0.4, 0.8))
     with pytest.raises(StageError, match="LSL"):
-        OnlineSwitch(SelfDifference(), schedule)
+        EarlyExit(SelfDifference(), schedule)
 
 
 def test_a_negative_threshold_is_refused() -> None:
@@ -96,10 +97,10 @@ def test_nothing_is_decided_from_what_is_no_number() -> None:
 
 
 def test_a_velocity_of_nothing_doesnt_change() -> None:
-    online = OnlineSwitch(SelfDifference(0.0), LATEST)
+    hook = EarlyExit(SelfDifference(0.0), LATEST)
     for _ in range(2):
-        online.note(torch.zeros(1, 4))
-    assert online.differences == [0.0]
+        hook.model_output(torch.zeros(1, 4), NO_SAMPLE)
+    assert hook.differences == [0.0]
 
 
 def test_solvers_that_ask_twice_a_step_are_refused() -> None:

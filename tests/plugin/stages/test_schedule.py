@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowblend_plugin import Stage, StageError, StageSchedule
-from flowblend_plugin.stages import schedule_of
 
 fractions = st.floats(0, 1, allow_nan=False)
 
@@ -134,10 +133,10 @@ def test_the_schedule_needs_no_torch() -> None:
 
 def test_stages_that_change_often_are_told_by_letters() -> None:
     roles = ("large", "small") * 6
-    assert schedule_of(roles).describe(12) == "6 large, 6 small: LSLSLSLSLSLS"
-    assert schedule_of(roles[:3]).describe(3) == "steps 0 large, 1 small, 2 large"
+    assert StageSchedule.from_denoisers(roles).describe(12) == "6 large, 6 small: LSLSLSLSLSLS"
+    assert StageSchedule.from_denoisers(roles[:3]).describe(3) == "steps 0 large, 1 small, 2 large"
 
 
 @given(st.lists(st.sampled_from(["large", "small"]), min_size=1, max_size=60))
 def test_a_schedule_gives_every_step_the_denoiser_that_it_was_made_from(roles: list[str]) -> None:
-    assert schedule_of(roles).denoisers(len(roles)) == tuple(roles)
+    assert StageSchedule.from_denoisers(roles).denoisers(len(roles)) == tuple(roles)

@@ -40,7 +40,7 @@ from flowblend_cli.recipe.sweep.matrix import Binder
 from flowblend_cli.recipe.sweep.variants import Variant, make_variant
 from flowblend_cli.utils.toml_positions import KeyPath
 from flowblend_plugin.errors import StageError
-from flowblend_plugin.schedulers.sigmas import joined_grid, legs_of
+from flowblend_plugin.schedulers.sigmas import join_segments, segments_of
 from flowblend_plugin.stages import SOLVERS
 
 DEFAULT_SEEDS = (42,)
@@ -224,8 +224,8 @@ def _check_grids(variants: Iterable[Variant], recipe_dir: Path) -> Iterator[Faul
             yield Fault(path, message, at="key", related=related)
         elif has_steps:
             try:
-                legs = legs_of(variant.stages, solver.name)
-                joined_grid(legs, solver.flow_shift, solver.start)
+                legs = segments_of(variant.stages, solver.name)
+                join_segments(legs, solver.flow_shift, solver.start)
             except StageError as error:
                 yield Fault(path, str(error), at="key", related=related)
 

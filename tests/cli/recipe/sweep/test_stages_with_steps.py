@@ -16,7 +16,7 @@ from flowblend_cli.models.solvers import find_solver
 from flowblend_cli.planning.flops import cost_plan
 from flowblend_cli.planning.plan import plan_batch, summarize
 from flowblend_cli.recipe.schema.tables import StageTable
-from flowblend_plugin.schedulers.sigmas import joined_grid, legs_of, noise_levels
+from flowblend_plugin.schedulers.sigmas import join_segments, noise_levels, segments_of
 from flowblend_plugin.stages import SOLVERS
 
 LoadText = Callable[..., Batch]
@@ -128,7 +128,7 @@ def test_levels_told_offline_are_those_that_the_pipeline_runs(batch_of: LoadText
 
     runtime.sample(job, 1, note)
     solver = find_solver("sprites", job.sampling, Path.cwd())
-    grid = joined_grid(legs_of(job.stages, solver.name), solver.flow_shift, solver.start)
+    grid = join_segments(segments_of(job.stages, solver.name), solver.flow_shift, solver.start)
     assert seen[0] == list(grid.timesteps)
     assert grid.sigmas[0] == 80 / 81
 

@@ -22,7 +22,6 @@ from flowblend_plugin import (
     StageSchedule,
     SwitchError,
 )
-from flowblend_plugin.background import load_in_background
 from flowblend_plugin.denoisers.offloading import is_placed, scaled_device_map
 
 SPRITES = Path(__file__).parents[3] / "recipes" / "models" / "sprites"
@@ -436,23 +435,23 @@ def test_casting_goes_with_model_offloading_and_groups() -> None:
     assert same(weights(other), weights(small()))
 
 
-# What is loaded in the background follows once it is there.
+# From a folder, after failures, and without gradients.
 
 
-def test_a_denoiser_from_the_background_is_offloaded_like_one_that_was_given(
+def test_a_denoiser_from_a_folder_is_offloaded_like_one_that_was_given(
     tmp_path: Path,
 ) -> None:
     small().save_pretrained(tmp_path)
     pipe, device = offloaded()
-    with DenoiserSwitch(pipe, load_in_background(tmp_path), LSL) as switch:
-        device.watch(small=switch._placements["small"]["transformer"])
+    with DenoiserSwitch(pipe, tmp_path, LSL) as switch:
+        device.watch(small=switch._slots["small"]["transformer"])
         for _ in range(2):
             run_wan(pipe, steps=5)
             assert alone(device) == [role for role in LSL.denoisers(5) for _ in range(2)]
     pipe = wan_pipe()
     pipe.transformer.enable_layerwise_casting(FLOAT8, torch.float32)
     expected = blended(pipe, small())
-    assert torch.equal(blended(pipe, load_in_background(tmp_path)), expected)
+    assert torch.equal(blended(pipe, tmp_path), expected)
 
 
 def test_a_failed_attachment_takes_the_hooks_away_again() -> None:
@@ -483,7 +482,7 @@ def test_everything_works_and_comes_back_in_inference_mode(way: str, tmp_path: P
         pipe.transformer.enable_layerwise_casting(FLOAT8, torch.float32)
     expected = blended(pipe, small())
     with torch.inference_mode():
-        for given in (other, other, load_in_background(tmp_path)):
+        for given in (other, other, tmp_path):
             assert torch.equal(blended(pipe, given), expected)
     assert torch.equal(blended(pipe, other), expected)
     assert same(weights(other), weights(small()))

@@ -1,8 +1,11 @@
-"""Where denoisers live: the others follow what the user chose for the pipe's own."""
+"""Residency: decides which denoiser is on the device, and when, for ``DenoiserSwitch``.
+
+The further denoisers follow what the user chose for the pipe's own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,14 +15,14 @@ from accelerate.hooks import UserCpuOffloadHook  # type: ignore[import-untyped]
 from accelerate.utils.memory import clear_device_cache  # type: ignore[import-untyped]
 from torch import nn
 
-from flowblend_plugin.background import is_pending, wait
-from flowblend_plugin.denoisers.offloading import chosen_ways, follow
-from flowblend_plugin.denoisers.placement import Placement, uncompiled
+from flowblend_plugin.denoisers.offloading import follow, storage_choice
+from flowblend_plugin.denoisers.placement import DenoiserSlots, uncompiled
+from flowblend_plugin.stage_hooks.base import StageHook, StageStep
 
 _CPU = torch.device("cpu")
 
 
-class Residency:
+class Residency(StageHook):
     """Keeps the denoisers of a switch where, and as, the pipe keeps its own.
 
     A further denoiser takes over casting, group offloading, device map or sequential offloading
@@ -29,51 +32,53 @@ class Residency:
 
     Args:
         pipe: The pipeline.
-        placements: Role -> its denoisers; ``"large"`` is the pipe's own.
+        slots: Role -> its denoisers; ``"large"`` is the pipe's own.
     """
 
-    def __init__(self, pipe: Any, placements: Mapping[str, Placement]) -> None:
+    def __init__(self, pipe: Any, slots: Mapping[str, DenoiserSlots]) -> None:
         self._pipe = pipe
-        own = placements["large"]
-        self._denoisers = list(dict.fromkeys(m for p in placements.values() for m in p.values()))
+        self._own = self._present = own = slots["large"]
+        self._denoisers = list(dict.fromkeys(m for s in slots.values() for m in s.values()))
         # The further denoisers, each with the one of the pipe's own that it follows.
         self._followed: dict[nn.Module, nn.Module] = {}
-        for placement in placements.values():
-            for name, module in placement.items():
+        for denoisers in slots.values():
+            for name, module in denoisers.items():
                 if module not in own.values():
                     self._followed.setdefault(module, own[name])
         self._ways: dict[nn.Module, tuple[Hashable, ExitStack]] = {}
         self._links: dict[nn.Module, UserCpuOffloadHook] = {}
         try:
-            self.start()
+            self._set_up()
         except BaseException:
-            self.restore()
+            self.remove()
             raise
 
-    def start(self) -> None:
-        """Begin a trajectory: the pipe may have rebuilt its own hooks since the last one."""
+    def _set_up(self) -> None:
         if len(self._denoisers) < 2:
             return
         for module in self._denoisers:
-            if not is_pending(module):
-                self._settle(module)
+            self._set_up_one(module)
         if self._offloads:
-            self._leave(self._denoisers)
+            self._offload(self._denoisers)
 
-    def change(self, leaving: Placement, coming: Placement) -> None:
-        """Make room: ``coming`` runs from now on instead of ``leaving``.
+    def start(self, scheduler: Any) -> None:
+        """Set all denoisers up anew, for the pipe may have rebuilt its own hooks since."""
+        self._set_up()
 
-        Raises:
-            SwitchError: The weights of ``coming`` couldn't be loaded.
-        """
+    def enter(self, step: StageStep) -> None:
+        """Make room for the stage's denoiser."""
+        self._make_room(step.denoisers)
+
+    def finish(self) -> None:
+        """Make room for the pipe's own denoiser."""
+        self._make_room(self._own)
+
+    def _make_room(self, coming: Mapping[str, nn.Module]) -> None:
+        leaving, self._present = self._present, dict(coming)
         if self._offloads and set(leaving.values()) != set(coming.values()):
-            self._leave(leaving.values())
-        for module in coming.values():
-            if is_pending(module):
-                wait(module)
-                self._settle(module)
+            self._offload(leaving.values())
 
-    def restore(self) -> None:
+    def remove(self) -> None:
         """Take away everything that was put on any denoiser."""
         for module in self._followed:
             self._unlink(module)
@@ -81,12 +86,12 @@ class Residency:
 
     # One denoiser.
 
-    def _settle(self, module: nn.Module) -> None:
+    def _set_up_one(self, module: nn.Module) -> None:
         if not self._offloads:
             self._unlink(module)
         if module in self._followed:
             like = uncompiled(self._followed[module])
-            ways = chosen_ways(like)
+            ways = storage_choice(like)
             if module not in self._ways or self._ways[module][0] != ways:
                 self._unfollow(module)
                 self._ways[module] = ways, follow(uncompiled(module), like)
@@ -117,7 +122,7 @@ class Residency:
             return
         if link is None or hook is None or hook.execution_device != device:
             self._unlink(module)
-            before = _Others(self, module)
+            before = _OtherModels(self, module)
             _, self._links[module] = accelerate.cpu_offload_with_hook(
                 module, device, prev_module_hook=before
             )
@@ -127,7 +132,7 @@ class Residency:
         if link is not None and getattr(module, "_hf_hook", None) is link.hook:
             link.remove()
 
-    def _leave(self, modules: Any) -> None:
+    def _offload(self, modules: Iterable[nn.Module]) -> None:
         moved = [module for module in dict.fromkeys(modules) if _on_device(module)]
         for module in moved:
             module.to("cpu")
@@ -135,15 +140,15 @@ class Residency:
             clear_device_cache()
 
     def others(self, module: nn.Module) -> Iterator[nn.Module]:
-        """What has to leave the device before a denoiser runs: the model before, and its rivals."""
+        """Name all that leaves the device before a denoiser runs, such as the other denoisers."""
         before = self._first.hook.prev_module_hook if self._offloads else None
-        if before is not None and not isinstance(before, _Others):
+        if before is not None and not isinstance(before, _OtherModels):
             yield before.model
         yield from (other for other in self._denoisers if other is not module)
 
 
-class _Others(UserCpuOffloadHook):  # type: ignore[misc]
-    """Everything that a denoiser's forward sends away, where accelerate knows one model only."""
+class _OtherModels(UserCpuOffloadHook):  # type: ignore[misc]
+    """The models that leave the device before a denoiser runs; accelerate itself knows only one."""
 
     def __init__(self, residency: Residency, module: nn.Module) -> None:
         self._residency = residency
@@ -162,4 +167,4 @@ class _Others(UserCpuOffloadHook):  # type: ignore[misc]
 
 
 def _on_device(module: nn.Module) -> bool:
-    return not is_pending(module) and next(module.parameters()).device != _CPU
+    return next(module.parameters()).device != _CPU
