@@ -130,8 +130,11 @@ class Measurer:
 
     def answer(self, timeout_s: float = 0.0) -> Measurement | None:
         """The next measurement that is done; None where there is none within so many seconds."""
-        if not self._answers and self._unanswered:
-            self._receive(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while not self._answers and self._unanswered:
+            self._receive(max(0.0, deadline - time.monotonic()))
+            if time.monotonic() >= deadline:
+                break
         return self._answers.popleft() if self._answers else None
 
     def close(self) -> None:

@@ -40,6 +40,7 @@ from flowblend_cli.utils.frames import pixels_sha256
 from flowblend_cli.diagnostics.doctor.self_test_worker import sprites_job
 from flowblend_cli.jobs import SamplingSpec
 from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
+from flowblend_cli.models.identity import resolve_models
 
 for _ in range(10):
     child = os.fork()

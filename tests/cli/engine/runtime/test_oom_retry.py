@@ -96,7 +96,7 @@ def on_device(job: Job, **arguments: Any) -> Job:
 
 
 def runner(told: CapturedEvents | None = None) -> JobRunner:
-    return JobRunner(told or captured_events())
+    return JobRunner(captured_events() if told is None else told)
 
 
 def answer(runner: JobRunner, job: Job) -> Answer:

@@ -256,6 +256,7 @@ from flowblend_cli.errors import DeviceLostError
 from flowblend_cli.jobs import ModelSpec
 from flowblend_cli.main import main
 from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
+from flowblend_cli.models.identity import resolve_models
 (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmSize" in line]
 limit = int(line.split()[1]) * 1024 + 8 * 2**30
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

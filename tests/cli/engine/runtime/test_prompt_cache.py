@@ -15,10 +15,9 @@ from flowblend_cli.diagnostics.doctor.self_test_worker import sprites_job
 from flowblend_cli.engine.runtime import prompt_cache
 from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
 from flowblend_cli.engine.runtime.prompt_cache import EmbeddingFiles, keep_embeddings
-from flowblend_cli.jobs import Job
+from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.models.bundled import bundled_dir
 from flowblend_cli.models.identity import resolve_models, text_identity
-from flowblend_cli.models.registry import resolve_model
 
 SURROUNDINGS = {"torch": "2", "device": "cpu"}
 CPU = torch.device("cpu")
@@ -66,7 +65,7 @@ def test_another_run_finds_a_prompt_and_its_text_model_rests(
 
     for run in range(2):
         runtime._pipe.__dict__.pop("encode_prompt", None)  # a process that knows no prompt
-        keep_embeddings(runtime, Path.cwd(), tmp_path, lambda _: None)
+        keep_embeddings(runtime, tmp_path, lambda _: None)
         encoded.clear()
         found = embeds(runtime, "a red ring")
         assert len(encoded) == (0 if run else 2)
@@ -127,10 +126,11 @@ def test_what_cant_be_stored_is_left_out(tmp_path: Path) -> None:
 def test_the_text_models_decide_and_the_denoisers_dont(tmp_path: Path) -> None:
     folder = tmp_path / "sprites"
     shutil.copytree(bundled_dir() / "models" / "sprites", folder)
-    source = resolve_model(str(folder), tmp_path)
-    before = text_identity(source)
+    spec = ModelSpec(str(folder))
+    pipeline = resolve_models(spec, tmp_path).pipeline
+    before = text_identity(pipeline)
     (folder / "transformer" / "config.json").write_text("{}")
-    assert text_identity(source) == before
+    assert text_identity(pipeline) == before
     config = folder / "text_encoder" / "config.json"
     config.write_text(config.read_text() + " ")
-    assert text_identity(source) != before
+    assert text_identity(pipeline) != before
