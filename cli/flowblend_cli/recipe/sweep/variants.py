@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.batching import why_alone
 from flowblend_cli.errors import ModelNameError
 from flowblend_cli.jobs import AdapterSpec, ModelSpec, SamplingSpec
 from flowblend_cli.models.registry import KnownPair, find_pair, resolve_model, resolve_small
@@ -139,7 +138,11 @@ def _check_model(
         if problem:
             faults.append(Fault(path, problem))
     if (batch_size := model.pop("batch_size")) > 1:
-        message = f"{batch_size} isn't possible: {why_alone(pipeline_class)}"
+        message = (
+            f"{batch_size} isn't possible: no pipeline is proven to give jobs that are rendered "
+            "together the bits that each has alone (docs/determinism.md shows how far they are "
+            "apart); leave batch_size out, and each job is rendered alone"
+        )
         faults.append(Fault(row.path("model", "batch_size"), message, related=("model",)))
     spec = ModelSpec(**{**model, "small": small, "denoisers": denoisers})
     if spec.device == "cpu" and spec.offload != "none":
