@@ -16,11 +16,20 @@ from typing import Any
 from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.recipe.source.file import RecipeFile, read_file
 from flowblend_cli.recipe.source.limits import MAX_INCLUDE_DEPTH, MAX_INCLUDED, MAX_RECIPE_BYTES
-from flowblend_cli.text import is_unsafe, shorten
+from flowblend_cli.text import shorten
+from flowblend_cli.utils.files import UnsafeNameError, resolve_inside
 from flowblend_cli.utils.toml_positions import KeyPath
 
 KEY = "include"
 Origin = tuple[RecipeFile, KeyPath]
+_REFUSED = {
+    "characters": "must be a file's name without control characters, got {name!r}",
+    "address": "{name!r} is an address, and nothing is ever fetched: save the file beside the "
+    "recipe",
+    "outside": "{name!r} isn't inside the recipe's folder {folder}: copy it there, and name it like "
+    '"base.toml" or "parts/base.toml"',
+    "lookup": "{name!r} can't be looked up: {reason}",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,28 +133,17 @@ def find_beside(name: str, recipe_dir: Path) -> Path:
     Raises:
         ValueError: The name leads out of the folder, or to no file; says why.
     """
-    if not name or any(is_unsafe(character) for character in name):
-        raise ValueError(f"must be a file's name without control characters, got {name!r}")
-    if "://" in name:
-        raise ValueError(
-            f"{name!r} is an address, and nothing is ever fetched: save the file beside the recipe"
-        )
-    folder = recipe_dir.resolve()
-    is_plain = not (Path(name).is_absolute() or "\\" in name or ".." in Path(name).parts)
     try:
-        path = (folder / name).resolve()
-        if not is_plain or not path.is_relative_to(folder):
-            raise ValueError(
-                f"{name!r} isn't inside the recipe's folder {recipe_dir}: copy it there, and name "
-                'it like "base.toml" or "parts/base.toml"'
-            )
-        if path.is_file():
-            return path
-        found = "is no file" if path.exists() else "doesn't exist"
-    except (OSError, RuntimeError) as error:  # a name that is too long, links in a circle
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ValueError(f"{name!r} can't be looked up: {reason}") from error
-    raise ValueError(f"{name!r} {found} in {recipe_dir}{_near_miss(name, folder)}")
+        path = resolve_inside(name, recipe_dir)
+    except UnsafeNameError as error:
+        problem = _REFUSED[error.kind]
+        raise ValueError(
+            problem.format(name=name, folder=recipe_dir, reason=error.reason)
+        ) from error
+    if path.is_file():
+        return path
+    found = "is no file" if path.exists() else "doesn't exist"
+    raise ValueError(f"{name!r} {found} in {recipe_dir}{_near_miss(name, recipe_dir.resolve())}")
 
 
 def _near_miss(name: str, folder: Path) -> str:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from flowblend_cli.recipe.source.limits import MAX_TEXT_BYTES, MAX_TEXT_LINES, MIB
-from flowblend_cli.text import is_unsafe, shorten
+from flowblend_cli.text import shorten
+from flowblend_cli.utils.files import UnsafeNameError, resolve_inside
+
+_MAX_SHOWN = 200  # characters of a name
+_REFUSED = {
+    "characters": "is empty or holds control characters: rename the file",
+    "address": "is an address, and nothing is ever fetched: name a file",
+    "outside": "isn't inside the recipe's folder {folder}: copy the file there, and name it "
+    "without .. or links that lead out",
+    "lookup": "can't be looked up: {reason}",
+}
 
 
 def read_lines(name: str, recipe_dir: Path) -> list[str]:
@@ -60,20 +70,8 @@ def locate(name: str, recipe_dir: Path) -> Path:
     Raises:
         ValueError: It leads out of the recipe's folder, or can't be looked up.
     """
-    if any(is_unsafe(character) for character in name):
-        raise ValueError(f"{name!r} holds control characters: rename the file")
-    if "://" in name:
-        raise ValueError(f"{name!r} is an address, and nothing is ever fetched: name a file")
-    folder = recipe_dir.resolve()
     try:
-        path = (folder / name).resolve()
-        path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # too long a name, links in a circle
-        raise ValueError(f"{shorten(repr(name))} can't be looked up: {error}") from error
-    leaves = ".." in name.replace("\\", "/").split("/") or name.startswith(("~", "/"))
-    if leaves or Path(name).is_absolute() or not path.is_relative_to(folder):
-        raise ValueError(
-            f"{name!r} isn't inside the recipe's folder {recipe_dir}: copy the file there, and "
-            "name it without .. or links that lead out"
-        )
-    return path
+        return resolve_inside(name, recipe_dir)
+    except UnsafeNameError as error:
+        problem = _REFUSED[error.kind].format(folder=recipe_dir, reason=error.reason)
+        raise ValueError(f"{shorten(repr(name), _MAX_SHOWN)} {problem}") from error
