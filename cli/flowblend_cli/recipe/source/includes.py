@@ -26,8 +26,8 @@ _REFUSED = {
     "characters": "must be a file's name without control characters, got {name!r}",
     "address": "{name!r} is an address, and nothing is ever fetched: save the file beside the "
     "recipe",
-    "outside": "{name!r} isn't inside the recipe's folder {folder}: copy it there, and name it like "
-    '"base.toml" or "parts/base.toml"',
+    "outside": "{name!r} isn't inside the recipe's folder {folder}: copy it there, and name it "
+    'like "base.toml" or "parts/base.toml"',
     "lookup": "{name!r} can't be looked up: {reason}",
 }
 
