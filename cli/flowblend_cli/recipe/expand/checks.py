@@ -1,9 +1,13 @@
-"""What the tables of a recipe must be together: presets, prompts, counts, options that count."""
+"""Checks between the tables of a recipe, for the loader: presets, counts, arguments, options.
+
+Each adds what it finds to a ``Problems``. What one table must be by itself is checked in
+``recipe.schema.validation``.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +15,6 @@ from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import SamplingSpec, schedule_of
 from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.models.solvers import find_solver
-from flowblend_cli.recipe.expand import checks
 from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.expand.settings import scene_settings
 from flowblend_cli.recipe.prompts.presets import AUTO, Preset
@@ -24,8 +27,8 @@ from flowblend_cli.recipe.schema.sweep_tables import AxisFields
 from flowblend_cli.recipe.schema.tables import ARGUMENTS, SETTINGS, SceneFields
 from flowblend_cli.recipe.schema.validation import Tables
 from flowblend_cli.recipe.source.document import RecipeSource
-from flowblend_cli.recipe.source.faults import Fault
 from flowblend_cli.recipe.source.limits import MAX_JOBS
+from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.combinations import (
     SEED,
     all_axes,
@@ -44,19 +47,17 @@ from flowblend_plugin.schedulers.sigmas import joined_grid, legs_of
 from flowblend_plugin.stages import SOLVERS
 
 DEFAULT_SEEDS = (42,)
-
-
-_AXIS = f"sampling.{FLOW_SHIFT}"
+_SHIFT_AXIS = f"sampling.{FLOW_SHIFT}"
 
 
 def check_scenes(
-    tables: Tables, presets: Mapping[str, Preset], source: RecipeSource
-) -> Iterator[Fault]:
-    """Names are unique, and presets exist."""
+    tables: Tables, presets: Mapping[str, Preset], source: RecipeSource, problems: Problems
+) -> None:
+    """Check that the names of scenes are unique, and that their presets exist."""
     first: dict[str, int] = {}
     if AUTO in presets:
         message = f"{AUTO!r} chooses among the presets: take another name"
-        yield Fault(("presets", AUTO), message, at="key")
+        problems.add(("presets", AUTO), message, at="key")
     for index, scene in enumerate(tables.scenes):
         if scene is None:
             continue
@@ -64,14 +65,14 @@ def check_scenes(
         if key in first:
             path: KeyPath = ("scene", index, "name")
             place = source.place(("scene", first[key], "name"), seen_from=path)
-            yield Fault(
+            problems.add(
                 path,
                 f"{scene.name!r} is the name of scene[{first[key]}] in {place} already, "
                 "which its files would share: rename one",
             )
         first.setdefault(key, index)
         if scene.preset not in (None, AUTO, *presets):
-            yield Fault(("scene", index, "preset"), _unknown_preset(str(scene.preset), presets))
+            problems.add(("scene", index, "preset"), _unknown_preset(str(scene.preset), presets))
 
 
 def _unknown_preset(name: str, presets: Mapping[str, Preset]) -> str:
@@ -80,8 +81,8 @@ def _unknown_preset(name: str, presets: Mapping[str, Preset]) -> str:
     return f"there is no preset {name!r}{hint}"
 
 
-def check_sweep(tables: Tables) -> Iterator[Fault]:
-    """The axes of a zip are equally long, also with the variables of prompts."""
+def check_zip(tables: Tables, problems: Problems) -> None:
+    """Check that the axes of a zip are equally long, also with the variables of prompts."""
     found: dict[str, AxisFields | None] = {"sweep": tables.sweep, "matrix": tables.matrix}
     for name, table in found.items():
         if table is None or table.mode != "zip":
@@ -91,11 +92,11 @@ def check_sweep(tables: Tables) -> Iterator[Fault]:
         if len(set(lengths.values())) > 1:
             shown = ", ".join(f"{axis} has {length}" for axis, length in lengths.items())
             message = f"'zip' needs lists of one length; {shown}"
-            yield Fault((name, "mode"), message, related=(name,))
+            problems.add((name, "mode"), message, related=(name,))
 
 
-def check_filename(tables: Tables, fields: Iterable[str]) -> Iterator[Fault]:
-    """The file name template uses known fields only."""
+def check_filename(tables: Tables, fields: Iterable[str], problems: Problems) -> None:
+    """Check that the file name template uses known fields only."""
     template = tables.recipe.filename if tables.recipe else None
     if template is None:
         return
@@ -105,7 +106,7 @@ def check_filename(tables: Tables, fields: Iterable[str]) -> Iterator[Fault]:
         if field not in known:
             close = difflib.get_close_matches(field, known, n=1)
             hint = f"did you mean {{{close[0]}}}?" if close else f"fields are {', '.join(known)}"
-            yield Fault(("recipe", "filename"), f"unknown field {{{field}}}; {hint}")
+            problems.add(("recipe", "filename"), f"unknown field {{{field}}}; {hint}")
 
 
 def repeats_of(tables: Tables, scene: SceneFields) -> int:
@@ -121,12 +122,13 @@ def own_seeds(scene: SceneFields) -> Sequence[int]:
     return scene.seeds or DEFAULT_SEEDS
 
 
-def check_count(tables: Tables, prompts: Prompts) -> Iterator[Fault]:
-    """The recipe makes at most ``MAX_JOBS`` jobs; counted, never built.
+def check_count(tables: Tables, prompts: Prompts, problems: Problems) -> None:
+    """Check that the recipe makes at most ``MAX_JOBS`` jobs, which are counted and never built.
 
     Args:
         tables: The recipe's tables.
         prompts: Its prompts.
+        problems: Where problems go.
     """
     rows, binder = count_rows(tables), Binder(tables.matrix)
     total, largest = 0, 0
@@ -148,7 +150,7 @@ def check_count(tables: Tables, prompts: Prompts) -> Iterator[Fault]:
             blamed = ("matrix",)
         if count_axes(tables.sweep) > 1:
             blamed = ("sweep",)
-        yield Fault(
+        problems.add(
             blamed,
             f"the recipe makes {total:,} jobs, more than the limit of {MAX_JOBS:,}: shorten its "
             "sweep, matrix, seeds, repeats or alternatives, or draw some prompts with sample",
@@ -157,9 +159,12 @@ def check_count(tables: Tables, prompts: Prompts) -> Iterator[Fault]:
 
 
 def check_arguments(
-    tables: Tables, presets: Mapping[str, Preset], pipeline_classes: Iterable[str | None]
-) -> Iterator[Fault]:
-    """Every argument that a scene sets is one that the pipeline takes, where its class is known."""
+    tables: Tables,
+    presets: Mapping[str, Preset],
+    pipeline_classes: Iterable[str | None],
+    problems: Problems,
+) -> None:
+    """Check that the pipeline, where its class is known, takes every argument that is set."""
     table = argument_table()
     paths = _setting_paths(tables, presets)
     for pipeline_class in dict.fromkeys(pipeline_classes):
@@ -174,14 +179,14 @@ def check_arguments(
                 if name == "fps":
                     hint = "; the file's frame rate is fps in [output]"
                 message = f"{pipeline_class} takes no {name}{hint}"
-                yield Fault(path, message, at="key", related=("model",))
+                problems.add(path, message, at="key", related=("model",))
 
 
 def check_noise_levels(
-    tables: Tables, variants: Iterable[Variant], recipe_dir: Path
-) -> Iterator[Fault]:
-    """Where stages end at noise levels, those of the steps can be told without the pipeline."""
-    yield from _check_grids(variants, recipe_dir)
+    tables: Tables, variants: Iterable[Variant], recipe_dir: Path, problems: Problems
+) -> None:
+    """Check that the steps' noise levels can be told offline, where stages end at noise levels."""
+    _check_grids(variants, recipe_dir, problems)
     known: dict[tuple[str, SamplingSpec], str | None] = {}
     for variant in variants:
         if not schedule_of(variant.stages).needs_noise_levels:
@@ -196,11 +201,11 @@ def check_noise_levels(
         problem = known[pipeline, sampling]
         if problem is not None:
             path = _sigma_path(tables, variant)
-            yield Fault(path, problem, at="key", related=("model", "sampling", "blend"))
+            problems.add(path, problem, at="key", related=("model", "sampling", "blend"))
 
 
-def _check_grids(variants: Iterable[Variant], recipe_dir: Path) -> Iterator[Fault]:
-    """Stages with steps of their own have levels that descend, on solvers with a known grid."""
+def _check_grids(variants: Iterable[Variant], recipe_dir: Path, problems: Problems) -> None:
+    """Check that the noise levels of stages with steps of their own are known, and descend."""
     for variant in variants:
         has_steps = schedule_of(variant.stages).num_inference_steps is not None
         if not has_steps and variant.sampling.sigma_max is None:
@@ -215,30 +220,30 @@ def _check_grids(variants: Iterable[Variant], recipe_dir: Path) -> Iterator[Faul
             if has_steps:
                 reason = str(error).rpartition(": ")[0]
                 message = f"{reason}: leave steps out, and give boundaries"
-                yield Fault(path, message, at="key", related=related)
+                problems.add(path, message, at="key", related=related)
             continue
         if solver.name not in SOLVERS:
             message = (
                 f"isn't possible with scheduler {solver.name!r}: choose one of {', '.join(SOLVERS)}"
             )
-            yield Fault(path, message, at="key", related=related)
+            problems.add(path, message, at="key", related=related)
         elif has_steps:
             try:
                 legs = legs_of(variant.stages, solver.name)
                 joined_grid(legs, solver.flow_shift, solver.start)
             except StageError as error:
-                yield Fault(path, str(error), at="key", related=related)
+                problems.add(path, str(error), at="key", related=related)
 
 
-def check_adapters_used(tables: Tables, variants: Sequence[Variant]) -> Iterator[Fault]:
-    """Every LoRA of [model.adapters] is at work in a stage: a style silently left out is a trap."""
+def check_adapters_used(tables: Tables, variants: Sequence[Variant], problems: Problems) -> None:
+    """Check that each LoRA of [model.adapters] is at work: a style silently left out is a trap."""
     used = {adapter.name for variant in variants for adapter in variant.adapters}
     for name in tables.model.adapters if tables.model and variants else ():
         if name not in used:
             message = (
                 "is at work in no stage: name it in adapters of a [[blend.stage]], or remove it"
             )
-            yield Fault(("model", "adapters", name), message, at="key", related=("blend",))
+            problems.add(("model", "adapters", name), message, at="key", related=("blend",))
 
 
 def _sigma_path(tables: Tables, variant: Variant) -> KeyPath:
@@ -269,8 +274,9 @@ def check_overrides(
     tables: Tables,
     presets: Mapping[str, Preset],
     overrides: Iterable[Override],
-) -> Iterator[Fault]:
-    """Every ``--set`` reaches a job, unless it sets what is there already."""
+    problems: Problems,
+) -> None:
+    """Check that every ``--set`` reaches a job, unless it sets what is there already."""
     axes = common_axes(tables)
     for override in overrides:
         for path, value, former in override.leaves():
@@ -278,7 +284,7 @@ def check_overrides(
                 continue
             reason = _unread(path, value, tables, presets, axes)
             if reason:
-                yield Fault(path, f"no job reads it: {reason}")
+                problems.add(path, f"no job reads it: {reason}")
 
 
 def _unread(
@@ -324,8 +330,8 @@ def _concerns(path: KeyPath, index: int, scene: SceneFields) -> bool:
     return path[0] != "scene" or path[1] == index
 
 
-def shifted(
-    recipe: Recipe, variant: Variant, index: int, line: PromptLine | None, faults: list[Fault]
+def with_shift(
+    recipe: Recipe, variant: Variant, index: int, line: PromptLine | None, problems: Problems
 ) -> Variant:
     """A combination with the shift of a line, checked as any other; a sweep's own shift wins.
 
@@ -334,18 +340,18 @@ def shifted(
         variant: The combination.
         index: Index of the line's scene.
         line: The line; None, and one without a shift, change nothing.
-        faults: Where faults go.
+        problems: Where problems go.
     """
-    if line is None or line.flow_shift is None or _AXIS in variant.row.values:
+    if line is None or line.flow_shift is None or _SHIFT_AXIS in variant.row.values:
         return variant
     row = replace(
         variant.row,
-        values={**variant.row.values, _AXIS: line.flow_shift},
-        places={**variant.row.places, _AXIS: ("scene", index, "prompts_file")},
+        values={**variant.row.values, _SHIFT_AXIS: line.flow_shift},
+        places={**variant.row.places, _SHIFT_AXIS: ("scene", index, "prompts_file")},
     )
     folder = recipe.path.absolute().parent
-    made = make_variant(recipe.tables, row, folder, faults)
+    made = make_variant(recipe.tables, row, folder, problems)
     if made is None:
         return variant
-    faults += checks.check_noise_levels(recipe.tables, [made], folder)
+    check_noise_levels(recipe.tables, [made], folder, problems)
     return made

@@ -18,7 +18,7 @@ from flowblend_cli.recipe.schema.names import (
     text_id,
 )
 from flowblend_cli.recipe.schema.ranges import StepRange
-from flowblend_cli.recipe.source.faults import Fault
+from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.combinations import SEED, Row
 from flowblend_cli.recipe.sweep.matrix import Binder, Binding
 from flowblend_cli.recipe.sweep.variants import Variant
@@ -166,7 +166,7 @@ def name_jobs(recipe: Recipe, candidates: Iterable[Candidate]) -> list[Job]:
         RecipeError: A name isn't safe, or two jobs would share a file.
     """
     jobs: list[Job] = []
-    faults: list[Fault] = []
+    problems = Problems()
     taken: dict[str, Candidate] = {}
     for candidate in candidates:
         where: KeyPath = ("scene", candidate.scene_index)
@@ -176,16 +176,16 @@ def name_jobs(recipe: Recipe, candidates: Iterable[Candidate]) -> list[Job]:
             job = replace(candidate.job, id=name + suffix)
         except ValueError as error:
             message = f"the file name of a job {error}"
-            faults.append(Fault(where, message, related=("recipe", "scene", "sweep")))
+            problems.add(where, message, related=("recipe", "scene", "sweep"))
             continue
         other = taken.setdefault(same_file_key(job.id), candidate)
         if other is not candidate:
             message = _clash(recipe, job, candidate, other)
-            faults.append(Fault(where, message, related=("recipe", "scene", "sweep")))
+            problems.add(where, message, related=("recipe", "scene", "sweep"))
         jobs.append(job)
-        if len(faults) >= 20:
+        if len(problems) >= 20:
             break
-    recipe.source.fail(dict.fromkeys(faults))
+    recipe.source.fail(problems)
     return jobs
 
 

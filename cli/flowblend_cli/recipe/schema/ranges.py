@@ -38,7 +38,7 @@ _UP_TO = re.compile(r"\s*up to\s+(\d{1,4})\s*")
 class Ranges:
     """Marks a list of numbers that may also be written as ranges; see ``parse_range``.
 
-    The list itself is made before the table is checked, so that faults know their place.
+    The list itself is made before the table is checked, so that problems know their place.
     """
 
     def __get_pydantic_json_schema__(self, core: Any, handler: Callable[[Any], Any]) -> Any:

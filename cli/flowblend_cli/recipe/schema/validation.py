@@ -1,11 +1,14 @@
-"""Check each table of a document by itself, so that one broken table hides no fault of another."""
+"""Validation: checks each table of a document by itself, for the loader.
+
+One broken table hides no problem of another one.
+"""
 
 from __future__ import annotations
 
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,8 +44,8 @@ from flowblend_cli.recipe.schema.tables import (
     SceneTable,
     StageTable,
 )
-from flowblend_cli.recipe.source.faults import Fault
 from flowblend_cli.recipe.source.limits import MAX_PROBLEMS
+from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.text import shorten
 from flowblend_cli.utils.toml_positions import MAX_SHOWN, KeyPath
 
@@ -110,36 +113,38 @@ _ARTICLES = {
 }
 
 
-def validate(document: dict[str, Any]) -> tuple[Tables, list[Fault]]:
+def validate(document: dict[str, Any], problems: Problems) -> Tables:
     """Check every table of a document.
 
     Args:
         document: The parsed recipe, its [sweep] flattened to dotted keys.
+        problems: Where everything that is wrong goes.
 
     Returns:
-        The tables that are sound, and every fault found.
+        The tables that are sound.
     """
-    tables, faults = Tables(), [*_unknown_tables(document)]
+    tables = Tables()
+    _check_names_of_tables(document, problems)
     for name, model in _SINGLE.items():
         if name == "model" and name not in document:
             if written_as(name, document) == name:
                 message = 'is missing: add [model] with pipeline = "sprites"'
-                faults.append(Fault(("model",), message))
+                problems.add(("model",), message)
             continue
         if name == "adapt" and name not in document:
             continue  # nothing is adapted where nobody asks for it
-        setattr(tables, name, _check(model, document.get(name, {}), (name,), faults))
+        setattr(tables, name, _check(model, document.get(name, {}), (name,), problems))
     key = written_as("presets", document)
     presets = document.get(key, {})
     if isinstance(presets, dict):
         for name, value in presets.items():
             path = (key, name)
-            tables.presets[name] = _check(PresetTable, value, path, faults)
+            tables.presets[name] = _check(PresetTable, value, path, problems)
     else:
-        faults.append(Fault((key,), f"must be a table, got {_show(presets)}"))
+        problems.add((key,), f"must be a table, got {_show(presets)}")
     if written_as("scene", document) == "scene":
-        tables.scenes = list(_scenes(document.get("scene"), faults))
-    return tables, faults
+        tables.scenes = _scenes(document.get("scene"), problems)
+    return tables
 
 
 def written_as(name: str, document: Mapping[str, Any]) -> str:
@@ -149,29 +154,29 @@ def written_as(name: str, document: Mapping[str, Any]) -> str:
     return next((key for key in known if _meant(key, _TOP) == name), name)
 
 
-def _unknown_tables(document: dict[str, Any]) -> Iterator[Fault]:
+def _check_names_of_tables(document: dict[str, Any], problems: Problems) -> None:
     unknown = (key for key in document if key not in _TOP)
     for key in itertools.islice(unknown, MAX_PROBLEMS + 1):
-        yield Fault((key,), _unknown(key, "", list(_TOP)), at="key")
+        problems.add((key,), _unknown(key, "", list(_TOP)), at="key")
 
 
-def _scenes(value: Any, faults: list[Fault]) -> Iterator[SceneFields | None]:
+def _scenes(value: Any, problems: Problems) -> list[SceneFields | None]:
     if value is None or value == []:
-        faults.append(Fault(("scene",), "is missing: add at least one [[scene]] table"))
+        problems.add(("scene",), "is missing: add at least one [[scene]] table")
     elif not isinstance(value, list):
-        faults.append(Fault(("scene",), "must be written with two brackets: [[scene]]", at="key"))
+        problems.add(("scene",), "must be written with two brackets: [[scene]]", at="key")
     else:
-        for index, scene in enumerate(value):
-            yield _check(SceneTable, scene, ("scene", index), faults)
+        return [_check(SceneTable, one, ("scene", n), problems) for n, one in enumerate(value)]
+    return []
 
 
-def _check(model: type[BaseModel], value: Any, path: KeyPath, faults: list[Fault]) -> Any:
-    """Validate one table and append its faults; what is sound in it is checked further."""
+def _check(model: type[BaseModel], value: Any, path: KeyPath, problems: Problems) -> Any:
+    """Validate one table; of a broken one, keep what is sound."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        faults.extend(_faults(errors, model, value, path))
+        _add_errors(errors, model, value, path, problems)
         return _salvage(
             model, value, path, {str(error["loc"][0]) for error in errors if error["loc"]}
         )
@@ -194,10 +199,14 @@ def _salvage(model: type[BaseModel], value: Any, path: KeyPath, broken: set[str]
         return None
 
 
-def _faults(
-    errors: list[ErrorDetails], model: type[BaseModel], value: Any, prefix: KeyPath
-) -> Iterator[Fault]:
-    """One fault per path: the branches of a union that all failed are one fault."""
+def _add_errors(
+    errors: list[ErrorDetails],
+    model: type[BaseModel],
+    value: Any,
+    prefix: KeyPath,
+    problems: Problems,
+) -> None:
+    """Add one problem for each path: the branches of a union that all failed are one problem."""
     merged: dict[KeyPath, list[ErrorDetails]] = {}
     for error in errors:
         merged.setdefault(prefix + _real_path(error, value), []).append(error)
@@ -213,16 +222,16 @@ def _faults(
         kind = group[0]["type"]
         if kind == "extra_forbidden":
             table, known = _table_around(path, model)
-            yield Fault(path, _unknown(str(path[-1]), table, known), at="key")
+            problems.add(path, _unknown(str(path[-1]), table, known), at="key")
         elif kind == "missing" and path[-1] in mistyped:
             continue  # the key that was meant is told already
         elif kind == "missing":
-            yield Fault(path, "is missing", at="key")
+            problems.add(path, "is missing", at="key")
         elif len(group) > 1:
             wanted = " or ".join(dict.fromkeys(_wanted(error) for error in group))
-            yield Fault(path, f"must be {wanted}, got {_show(group[0]['input'])}")
+            problems.add(path, f"must be {wanted}, got {_show(group[0]['input'])}")
         else:
-            yield Fault(path, explain(group[0]))
+            problems.add(path, explain(group[0]))
 
 
 def _real_path(error: ErrorDetails, value: Any) -> KeyPath:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from flowblend_cli.errors import ModelNameError
 from flowblend_cli.jobs import AdapterSpec, schedule_of
 from flowblend_cli.models.adapters import check_source, is_source
 from flowblend_cli.recipe.schema.tables import AdapterTable, BlendTable, ModelTable, StageTable
-from flowblend_cli.recipe.source.faults import Fault
+from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.auto_stages import AUTOMATIC_KEYS, Automatic
 from flowblend_cli.utils.toml_positions import KeyPath
 from flowblend_plugin.errors import StageError
@@ -132,49 +132,55 @@ def blamed_for_stages(blend: BlendTable, swept: Sequence[str], message: str) -> 
 
 
 def check_settings(
-    blend: Blend, model: ModelTable | None, pipeline_class: str | None, where: KeyPath
-) -> Iterator[Fault]:
-    """Denoisers that are bound, and guidance that the pipeline can do.
+    blend: Blend,
+    model: ModelTable | None,
+    pipeline_class: str | None,
+    where: KeyPath,
+    problems: Problems,
+) -> None:
+    """Check that denoisers are bound, and that the pipeline can do each stage's guidance.
 
     Args:
         blend: The stages.
         model: The models' table; None if it is broken.
         pipeline_class: Class of the pipeline, where it can be told offline.
         where: Path of the ``[[blend.stage]]`` tables.
+        problems: Where problems go.
     """
     for index, stage in enumerate(blend.stages):
         if stage.guidance_scale is not None and pipeline_class is not None:
             problem = guidance_problem(pipeline_class, stage.guidance_scale)
             if problem:
                 path = (*where, index, "guidance_scale")
-                yield Fault(path, problem, at="key", related=("model", "blend"))
+                problems.add(path, problem, at="key", related=("model", "blend"))
         bound = model.denoisers if model is not None else {}
         if model is not None and stage.denoiser not in (*LETTERS.values(), *bound):
             has = f"which binds {', '.join(bound)}" if bound else "which isn't there"
             message = (
                 f"{stage.denoiser!r} is no denoiser: bind the letter in [model.denoisers], {has}"
             )
-            yield Fault((*where, index, "denoiser"), message, related=("model", "blend"))
+            problems.add((*where, index, "denoiser"), message, related=("model", "blend"))
 
 
-def check_extrapolated(tables: Sequence[StageTable], where: KeyPath) -> Iterator[Fault]:
-    """Extrapolated stages set nothing: no denoiser runs there.
+def check_extrapolated(tables: Sequence[StageTable], where: KeyPath, problems: Problems) -> None:
+    """Check that extrapolated stages set nothing, since no denoiser runs there.
 
     Args:
         tables: The ``[[blend.stage]]`` tables.
         where: Their path.
+        problems: Where problems go.
     """
     for index, table in enumerate(tables):
         stage = _stage(table)
         for key in stage.settings if stage.is_extrapolated else ():
             message = f"no denoiser runs a stage that is {stage.denoiser}: leave {key} out"
-            yield Fault((*where, index, key), message, at="key")
+            problems.add((*where, index, key), message, at="key")
     if tables and _stage(tables[0]).is_extrapolated:
         message = (
             "the first stage can't be extrapolated, because no denoiser has run yet that it could "
             "go by: begin with 'large'"
         )
-        yield Fault((*where, 0, "denoiser"), message)
+        problems.add((*where, 0, "denoiser"), message)
 
 
 def find_adapters(
@@ -182,16 +188,16 @@ def find_adapters(
     model: ModelTable | None,
     recipe_dir: Path,
     where: KeyPath,
-    faults: list[Fault],
+    problems: Problems,
 ) -> tuple[AdapterSpec, ...]:
-    """The source of each adapter for each denoiser whose stages name it.
+    """Find the source of each adapter for each denoiser whose stages name it.
 
     Args:
         tables: The ``[[blend.stage]]`` tables.
         model: The models' table, which binds names to files; None if it is broken.
         recipe_dir: Folder that files are relative to.
         where: Path of ``tables``.
-        faults: Where faults go: names that nothing is bound to, and files that can't be used.
+        problems: Where problems go: names that nothing is bound to, and files that can't be used.
     """
     found: dict[tuple[str, str], AdapterSpec] = {}
     for index, stage in enumerate(tables):
@@ -200,7 +206,7 @@ def find_adapters(
             path = (*where, index, "adapters", number, "name")
             name, role = adapter_name(adapter.name), stage.denoiser
             if name in seen:
-                faults.append(Fault(path, f"{name!r} stands twice in one stage: keep one"))
+                problems.add(path, f"{name!r} stands twice in one stage: keep one")
             seen.add(name)
             if model is None:
                 continue
@@ -208,7 +214,7 @@ def find_adapters(
                 source, origin = _source_of(adapter.name, role, model, path)
                 check_source(source, name, role, recipe_dir)
             except ModelNameError as error:
-                faults.append(Fault(path, str(error), related=("model", "blend")))
+                problems.add(path, str(error), related=("model", "blend"))
                 continue
             spec = AdapterSpec(name, role, source)
             if found.setdefault((name, role), spec) != spec:
@@ -216,7 +222,7 @@ def find_adapters(
                     f"{source!r} and {found[name, role].source!r} would both be called {name!r}: "
                     "give them names of their own in [model.adapters]"
                 )
-                faults.append(Fault(origin, message, related=("model", "blend")))
+                problems.add(origin, message, related=("model", "blend"))
     return tuple(found.values())
 
 

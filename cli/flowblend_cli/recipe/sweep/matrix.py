@@ -12,7 +12,7 @@ from typing import Any
 from flowblend_cli.recipe.schema.names import FIXED_FIELDS
 from flowblend_cli.recipe.schema.sweep_tables import MatrixFields, SweepTable, Value
 from flowblend_cli.recipe.schema.validation import Tables, written_as
-from flowblend_cli.recipe.source.faults import Fault
+from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.combinations import Row, sweep_axes
 from flowblend_cli.text import shorten
 
@@ -105,19 +105,19 @@ def _text(value: Value) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def check_matrix(tables: Tables) -> Iterator[Fault]:
-    """Every key is an axis that [sweep] lacks, or a variable that can be one."""
+def check_matrix(tables: Tables, problems: Problems) -> None:
+    """Check that every key is an axis that [sweep] lacks, or a name that a variable can have."""
     if tables.matrix is None:
         return
     swept = sweep_axes(tables.sweep)
     for axis in sweep_axes(tables.matrix):
         if axis in swept:
             message = f"[sweep] varies {axis} already: keep it in one of the two tables"
-            yield Fault(("matrix", axis), message, at="key", related=("sweep", "matrix"))
+            problems.add(("matrix", axis), message, at="key", related=("sweep", "matrix"))
     for name in tables.matrix.variables:
         problem = _name_problem(name)
         if problem:
-            yield Fault(("matrix", name), problem, at="key", related=("matrix",))
+            problems.add(("matrix", name), problem, at="key", related=("matrix",))
 
 
 def _name_problem(name: str) -> str | None:
@@ -134,16 +134,17 @@ def _name_problem(name: str) -> str | None:
     return None
 
 
-def check_used(tables: Tables, used: Collection[str]) -> Iterator[Fault]:
-    """Every variable stands in a prompt: one that doesn't is misspelt somewhere.
+def check_used(tables: Tables, used: Collection[str], problems: Problems) -> None:
+    """Check that every variable stands in a prompt: one that doesn't is misspelt somewhere.
 
     Args:
         tables: The recipe's tables.
         used: The variables that stand in prompts.
+        problems: Where problems go.
     """
     for name in tables.matrix.variables if tables.matrix is not None else ():
         if name not in used and _name_problem(name) is None:
             close = difflib.get_close_matches(name, _AXES, n=1, cutoff=0.8)
             hint = f"did you mean the setting {close[0]!r}?" if close else "or remove it"
             message = f"stands in no prompt: write {{{shorten(name)}}} in one, {hint}"
-            yield Fault(("matrix", name), message, at="key", related=("matrix", "scene"))
+            problems.add(("matrix", name), message, at="key", related=("matrix", "scene"))

@@ -9,7 +9,7 @@ from typing import Any
 from flowblend_cli.jobs import SamplingSpec
 from flowblend_cli.models.registry import KnownPair
 from flowblend_cli.models.solvers import CLASSIC_SOLVERS, NoiseKind
-from flowblend_cli.recipe.source.faults import Fault
+from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.blend import Blend
 from flowblend_cli.recipe.sweep.combinations import Row
 from flowblend_plugin.stages import EXTRAPOLATED
@@ -41,16 +41,16 @@ def check_sampling(
     sampler: Sampler,
     row: Row,
     modes: frozenset[str],
-    faults: list[Fault],
+    problems: Problems,
 ) -> SamplingSpec | None:
-    """Make the sampling of one combination; None, with its faults appended, where it can't be.
+    """Make the sampling of one combination; None, and its problems, where that isn't possible.
 
     Args:
         values: Keys of [sampling] with the combination's values; None where the table is broken.
         sampler: The pipeline.
         row: The combination.
         modes: The modes of all combinations.
-        faults: Where faults go.
+        problems: Where problems go.
     """
     if values is None:
         return None
@@ -70,7 +70,8 @@ def check_sampling(
         )
         found.append(("mode", message))
     related = ("sampling", "model")
-    faults += [Fault(row.path("sampling", key), text, related=related) for key, text in found]
+    for key, text in found:
+        problems.add(row.path("sampling", key), text, related=related)
     return None if found else SamplingSpec(**values)
 
 
@@ -127,7 +128,7 @@ def _own_scheduler_kept(
         yield key, message
 
 
-def check_one_evaluation(solver: str | None, blend: Blend, row: Row, faults: list[Fault]) -> None:
+def check_one_evaluation(solver: str | None, blend: Blend, row: Row, problems: Problems) -> None:
     """Extrapolated steps need a solver that asks the denoiser once a step."""
     if EXTRAPOLATED in blend.roles and solver == "heun":
         message = (
@@ -135,4 +136,4 @@ def check_one_evaluation(solver: str | None, blend: Blend, row: Row, faults: lis
             f"another scheduler, or leave them out of stages {blend.letters!r}"
         )
         path = row.path("sampling", "scheduler")
-        faults.append(Fault(path, message, related=("sampling", "blend", "model")))
+        problems.add(path, message, related=("sampling", "blend", "model"))
