@@ -16,7 +16,7 @@ from flowblend_cli.jobs import Batch
 from flowblend_cli.models.registry import find_pair, resolve_model, resolve_small
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.recipe.prompts.prompt_files import LineProblem, PromptLine, read_prompts
-from flowblend_cli.recipe.prompts.template import Choice, Template, parse_template
+from flowblend_cli.recipe.prompts.template import Alternatives, Template, parse_template
 from flowblend_cli.recipe.schema.names import check_name, same_file_key, slug
 from flowblend_cli.recipe.source.text_files import read_lines
 from flowblend_cli.text import count, printable
@@ -141,9 +141,9 @@ def _of_line(problem: Problem, prompts: Path, lines: Sequence[PromptLine]) -> Pr
     return replace(problem, path=str(prompts), line=line, column=1, location=key)
 
 
-def _any_wildcard(name: str) -> Choice:
+def _any_wildcard(name: str) -> Alternatives:
     """Stand for a file of wildcards, which is looked for beside the recipe later."""
-    return Choice((Template((name,)),), (name,))
+    return Alternatives((Template((name,)),), (name,))
 
 
 def _comments(path: Path) -> dict[int, list[str]]:

@@ -211,7 +211,7 @@ def check_contents(folder: Path, name: str, subfolder: str | None, *, pipeline: 
     refuse_pickles(name, names, missing)
     if missing:
         raise ModelMissingError(
-            f"model {name!r} is only half there: {say_files(missing)} missing in {folder}; "
+            f"model {name!r} is only half there: {name_files(missing)} missing in {folder}; "
             "`flowblend models fetch` completes a model of the Hub"
         )
 
@@ -244,7 +244,7 @@ def refuse_pickles(name: str, names: Collection[str], missing: Collection[str]) 
         )
 
 
-def say_files(names: Collection[str]) -> str:
+def name_files(names: Collection[str]) -> str:
     """Name some files: at most three, and how many more."""
     shown = ", ".join(sorted(names)[:3])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -29,7 +29,7 @@ from flowblend_cli.recipe.schema.validation import validate
 from flowblend_cli.recipe.source.document import RecipeSource, read_source
 from flowblend_cli.recipe.source.file import SWEEPS
 from flowblend_cli.recipe.source.problems import Problems
-from flowblend_cli.recipe.sweep.combinations import Row, all_rows, axis_fields
+from flowblend_cli.recipe.sweep.combinations import Combination, all_combinations, axis_fields
 from flowblend_cli.recipe.sweep.matrix import check_matrix, check_used
 from flowblend_cli.recipe.sweep.variants import Variant, make_variant
 from flowblend_cli.text import is_unsafe
@@ -139,27 +139,29 @@ class _Checker:
 
     def _make_variants(self) -> None:
         known: dict[tuple[tuple[str, int], ...], Variant | None] = {}
-        for row in self._combinations():
+        for combination in self._combinations():
             # A key of [defaults] changes nothing that a variant says.
-            place = tuple((axis, index) for axis, index in row.indices.items() if "." in axis)
+            place = tuple(
+                (axis, index) for axis, index in combination.indices.items() if "." in axis
+            )
             if place not in known:
-                known[place] = make_variant(self.tables, row, self.folder, self.problems)
+                known[place] = make_variant(self.tables, combination, self.folder, self.problems)
             variant = known[place]
             if variant is not None:
-                self.variants.append(replace(variant, row=row))
+                self.variants.append(replace(variant, combination=combination))
 
-    def _combinations(self) -> Iterable[Row]:
+    def _combinations(self) -> Iterable[Combination]:
         """The combinations to check: none where a table is broken and would be blamed again."""
         if self.has_too_many_jobs:
             return []
         if self.tables.sweep is not None and self.tables.matrix is not None:
             unequal = Problems()
             checks.check_zip(self.tables, unequal)
-            return [] if unequal else all_rows(self.tables)
+            return [] if unequal else all_combinations(self.tables)
         document = self.source.document
         written = [document[name] for name in SWEEPS if name in document]
         plain = (isinstance(table, dict) and not any("." in a for a in table) for table in written)
-        return [Row({}, {})] if all(plain) else []
+        return [Combination({}, {})] if all(plain) else []
 
     def _check_pipelines(self) -> None:
         checks.check_noise_levels(self.tables, self.variants, self.folder, self.problems)

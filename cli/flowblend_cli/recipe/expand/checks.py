@@ -34,8 +34,8 @@ from flowblend_cli.recipe.sweep.combinations import (
     all_axes,
     common_axes,
     count_axes,
+    count_combinations,
     count_matrix,
-    count_rows,
     sweep_axes,
     table_of,
 )
@@ -130,7 +130,7 @@ def check_count(tables: Tables, prompts: Prompts, problems: Problems) -> None:
         prompts: Its prompts.
         problems: Where problems go.
     """
-    rows, binder = count_rows(tables), Binder(tables.matrix)
+    combinations, binder = count_combinations(tables), Binder(tables.matrix)
     total, largest = 0, 0
     blamed: KeyPath = ("scene",)
     for index, found in prompts.scenes.items():
@@ -144,7 +144,7 @@ def check_count(tables: Tables, prompts: Prompts, problems: Problems) -> None:
         total += count
         if count > largest:
             largest, blamed = count, ("scene", index)
-    total = max(total, rows)
+    total = max(total, combinations)
     if total > MAX_JOBS:
         if tables.matrix is not None and tables.matrix.model_fields_set:
             blamed = ("matrix",)
@@ -210,9 +210,9 @@ def _check_grids(variants: Iterable[Variant], recipe_dir: Path, problems: Proble
         has_steps = schedule_of(variant.stages).num_inference_steps is not None
         if not has_steps and variant.sampling.sigma_max is None:
             continue
-        path = (*variant.row.path("blend", "stage"), 0, "steps")
+        path = (*variant.combination.path("blend", "stage"), 0, "steps")
         if not has_steps:
-            path = variant.row.path("sampling", "sigma_max")
+            path = variant.combination.path("sampling", "sigma_max")
         related = ("model", "sampling", "blend")
         try:
             solver = find_solver(variant.model.pipeline, variant.sampling, recipe_dir)
@@ -252,7 +252,7 @@ def _sigma_path(tables: Tables, variant: Variant) -> KeyPath:
     for index, stage in enumerate(stages):
         if stage.until_sigma is not None:
             return ("blend", "stage", index, "until_sigma")
-    return variant.row.path("blend", "boundary_sigmas")
+    return variant.combination.path("blend", "boundary_sigmas")
 
 
 def _setting_paths(tables: Tables, presets: Mapping[str, Preset]) -> list[KeyPath]:
@@ -342,15 +342,15 @@ def with_shift(
         line: The line; None, and one without a shift, change nothing.
         problems: Where problems go.
     """
-    if line is None or line.flow_shift is None or _SHIFT_AXIS in variant.row.values:
+    if line is None or line.flow_shift is None or _SHIFT_AXIS in variant.combination.values:
         return variant
-    row = replace(
-        variant.row,
-        values={**variant.row.values, _SHIFT_AXIS: line.flow_shift},
-        places={**variant.row.places, _SHIFT_AXIS: ("scene", index, "prompts_file")},
+    combination = replace(
+        variant.combination,
+        values={**variant.combination.values, _SHIFT_AXIS: line.flow_shift},
+        places={**variant.combination.places, _SHIFT_AXIS: ("scene", index, "prompts_file")},
     )
     folder = recipe.path.absolute().parent
-    made = make_variant(recipe.tables, row, folder, problems)
+    made = make_variant(recipe.tables, combination, folder, problems)
     if made is None:
         return variant
     check_noise_levels(recipe.tables, [made], folder, problems)

@@ -35,7 +35,7 @@ from flowblend_cli.recipe.source.limits import MAX_PROMPT
 from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.auto_stages import Settler
 from flowblend_cli.recipe.sweep.blend import blamed_for_stages
-from flowblend_cli.recipe.sweep.combinations import SEED, Row
+from flowblend_cli.recipe.sweep.combinations import SEED, Combination
 from flowblend_cli.recipe.sweep.matrix import Binding
 from flowblend_cli.recipe.sweep.variants import Variant
 from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
@@ -116,16 +116,16 @@ class _Scene:
     _seeds: dict[int, list[int]] = field(default_factory=dict)
 
     def seeds(
-        self, number: int, line: PromptLine | None, row: Row, problems: Problems
+        self, number: int, line: PromptLine | None, combination: Combination, problems: Problems
     ) -> list[int]:
         """The seeds of a prompt in one combination: repeat r of seed s is s + r, each once."""
         own = line.seed if line is not None else None
         if own is None and number in self._seeds:
             return self._seeds[number]
-        swept = row.axis_path(SEED)
+        swept = combination.axis_path(SEED)
         written = [own] if own is not None else own_seeds(self.scene)
         if swept is not None:
-            written = [row.values[SEED]]
+            written = [combination.values[SEED]]
         repeats = range(repeats_of(self.recipe.tables, self.scene))
         seeds = dict.fromkeys(s + r for s in written for r in repeats)
         if max(seeds) > MAX_SEED:
@@ -143,17 +143,19 @@ def _expand_scene(scene: _Scene, problems: Problems) -> Iterator[Candidate]:
     seen: dict[Job, set[int]] = {}
     for prompt_index, (written, prompt) in enumerate(prompts.expand(problems)):
         maker = _JobMaker(scene, written, prompt)
-        for number, combination in enumerate(recipe.variants):
-            part = combination.row.has_variables
+        for number, unshifted in enumerate(recipe.variants):
+            part = unshifted.combination.has_variables
             is_sure = part is not None and not prompts.negative_variables
             if is_sure and part != bool(prompt.variables):
                 continue
             variables = prompt.variables | prompts.negative_variables
             bindings = (
-                scene.fields.binder.bind(combination.row, variables) if part is not False else _NO
+                scene.fields.binder.bind(unshifted.combination, variables)
+                if part is not False
+                else _NO
             )
-            variant = with_shift(recipe, combination, scene.index, written.line, maker.problems)
-            seeds = scene.seeds(number, written.line, variant.row, maker.problems)
+            variant = with_shift(recipe, unshifted, scene.index, written.line, maker.problems)
+            seeds = scene.seeds(number, written.line, variant.combination, maker.problems)
             for values in bindings:
                 job, settings, names = maker.make(variant, values)
                 if part is not None and part != bool(names):
@@ -269,10 +271,10 @@ class _JobMaker:
         """The arguments with height and width, where their area is to have the picture's shape."""
         if "pixel_area" not in values:
             return values
-        written = {*self._base, *variant.row.settings()}
+        written = {*self._base, *variant.combination.settings()}
         found = [*shape_problems(written, variant.pipeline_class, has_image=image is not None)]
         own = self._base["pixel_area"].path if "pixel_area" in self._base else None
-        path = variant.row.axis_path("pixel_area") or own or ("scene", self._scene.index)
+        path = variant.combination.axis_path("pixel_area") or own or ("scene", self._scene.index)
         for problem in found:
             self.problems.add(path, problem, at="key", related=(*_LAYERS, "model"))
         if image is None or found:
@@ -288,7 +290,7 @@ class _JobMaker:
             stages = settler.settle(job, automatic)
         except (CalibrationError, StageError, UsageError) as error:
             keys = {BudgetError: "budget", CalibrationError: "calibration"}
-            path = variant.row.path("blend", keys.get(type(error), "stages"))
+            path = variant.combination.path("blend", keys.get(type(error), "stages"))
             related = (*_LAYERS, "blend", "model")
             self.problems.add(path, str(error), at="key", related=related)
             return job
@@ -297,7 +299,7 @@ class _JobMaker:
                 "is missing, and the stages that were chosen use the small denoiser: name where it "
                 'comes from, or set criterion = "extrapolated" in [blend]'
             )
-            path = variant.row.path("model", "small")
+            path = variant.combination.path("model", "small")
             self.problems.add(path, message, related=("model", "blend"))
             return job
         is_adaptive = automatic.kind == "adaptive" and len(stages) > 1
@@ -310,7 +312,7 @@ class _JobMaker:
             return
         for index, stage in enumerate(job.stages):
             if stage.guidance_scale is not None and stage.guidance_scale > 1:
-                path = (*variant.row.path("blend", "stage"), index, "guidance_scale")
+                path = (*variant.combination.path("blend", "stage"), index, "guidance_scale")
                 message = (
                     f"{stage.guidance_scale} isn't possible: scene {job.scene!r} runs with "
                     f"{facts.argument} = {job.argument(facts.argument, facts.guidance_scale)} and "
@@ -331,8 +333,10 @@ class _JobMaker:
         except StageError as error:
             blend = self._recipe.tables.blend
             assert blend is not None
-            key = blamed_for_stages(blend, tuple(variant.row.of("blend")), str(error))
-            path = variant.row.path("blend", key)
+            key = blamed_for_stages(
+                blend, tuple(variant.combination.values_of("blend")), str(error)
+            )
+            path = variant.combination.path("blend", key)
             self.problems.add(path, f"scene {job.scene!r}: {error}", related=_LAYERS)
 
     def _output(self, variant: Variant, settings: dict[str, Any]) -> OutputSpec:
@@ -360,5 +364,5 @@ class _JobMaker:
             message = f"H.264 needs even sizes, and {' and '.join(odd)} is odd: set scale = 2"
             found.append(("scale", message))
         for key, message in found:
-            self.problems.add(variant.row.path("output", key), message, related=_LAYERS)
+            self.problems.add(variant.combination.path("output", key), message, related=_LAYERS)
         return OutputSpec(**values)

@@ -19,7 +19,7 @@ from flowblend_cli.recipe.schema.names import (
 )
 from flowblend_cli.recipe.schema.ranges import StepRange
 from flowblend_cli.recipe.source.problems import Problems
-from flowblend_cli.recipe.sweep.combinations import SEED, Row
+from flowblend_cli.recipe.sweep.combinations import SEED, Combination
 from flowblend_cli.recipe.sweep.matrix import Binder, Binding
 from flowblend_cli.recipe.sweep.variants import Variant
 from flowblend_cli.study import StepChoice
@@ -67,7 +67,7 @@ class Fields:
         """
         if self._written is not None:
             return self._written
-        varying = [f for axis, f in self._varying.items() if axis in variant.row.values]
+        varying = [f for axis, f in self._varying.items() if axis in variant.combination.values]
         template = default_template([*varying, *used])
         return template + ("-{prompt_words}-{prompt_id}" if has_several else "")
 
@@ -92,7 +92,7 @@ class Fields:
             has_several: Whether its scene may have several prompts.
         """
         fields = {
-            **{field: _value(axis, variant.row) for axis, field in self._axes.items()},
+            **{field: _value(axis, variant.combination) for axis, field in self._axes.items()},
             **dict.fromkeys(self.binder.names, ""),
             **{name: short_value(value) for name, value in values.items()},
             "scene": job.scene,
@@ -107,14 +107,23 @@ class Fields:
 
 
 def _varies(axis: str, variants: Iterable[Variant]) -> bool:
-    rows = [variant.row for variant in variants]
-    return len({repr(row.values[axis]) for row in rows if axis in row.values}) > 1
+    combinations = [variant.combination for variant in variants]
+    return (
+        len(
+            {
+                repr(combination.values[axis])
+                for combination in combinations
+                if axis in combination.values
+            }
+        )
+        > 1
+    )
 
 
-def _value(axis: str, row: Row) -> Any:
+def _value(axis: str, combination: Combination) -> Any:
     if axis in _NAMED_BY_INDEX:
-        return row.indices.get(axis, "")
-    value = row.values.get(axis, "")
+        return combination.indices.get(axis, "")
+    value = combination.values.get(axis, "")
     return text_id(value, 6) if axis == _NEGATIVE else value
 
 

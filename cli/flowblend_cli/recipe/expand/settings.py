@@ -10,7 +10,7 @@ from flowblend_cli.jobs import schedule_of
 from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.models.registry import KnownPair
 from flowblend_cli.recipe.expand.recipe import Recipe
-from flowblend_cli.recipe.prompts.presets import AUTO, Choice, Preset, choose_preset
+from flowblend_cli.recipe.prompts.presets import AUTO, Preset, PresetChoice, choose_preset
 from flowblend_cli.recipe.prompts.prompt_files import PromptLine
 from flowblend_cli.recipe.schema.ranges import DEFAULT_STEPS, StepRange
 from flowblend_cli.recipe.schema.tables import SceneFields
@@ -42,7 +42,7 @@ def scene_settings(
     presets: Mapping[str, Preset],
     index: int,
     scene: SceneFields,
-    choice: Choice | None = None,
+    choice: PresetChoice | None = None,
     line: PromptLine | None = None,
 ) -> dict[str, Setting]:
     """The arguments of a prompt before any sweep: defaults, preset, scene, line; later wins.
@@ -122,7 +122,7 @@ def prompt_settings(
         variant: The combination.
         line: The line of the scene's prompts file that it comes from.
     """
-    pair, swept = variant.pair, variant.row.settings()
+    pair, swept = variant.pair, variant.combination.settings()
     lowest = {_STEPS: DEFAULT_STEPS, **(pair.defaults if pair is not None else {})}
     own = schedule_of(variant.stages).num_inference_steps
     if own is not None:
@@ -152,7 +152,7 @@ def prompt_settings(
             choice.words if choice is not None else (),
             choice is not None,
         ),
-        variant.row.axis_path(_STEPS) or path or ("scene", index, "preset"),
+        variant.combination.axis_path(_STEPS) or path or ("scene", index, "preset"),
         choice.suits if choice is not None else preset.steps if preset is not None else None,
     )
 
@@ -183,13 +183,13 @@ def _lowest_origin(pair: KnownPair | None) -> str:
 
 def _reason(
     variant: Variant,
-    choice: Choice | None,
+    choice: PresetChoice | None,
     setting: Setting | None,
     scene: SceneFields,
     line: PromptLine | None,
 ) -> str:
     """Who decided the steps, in words."""
-    swept = variant.row.axis_path(_STEPS)
+    swept = variant.combination.axis_path(_STEPS)
     wins = f"[{swept[0]}]" if swept is not None else None
     if choice is not None and wins is None and _STEPS in line_settings(0, line):
         wins = setting.origin if setting is not None else None

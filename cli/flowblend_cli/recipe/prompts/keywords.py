@@ -18,7 +18,7 @@ _WITH_ES = ("s", "x", "z", "ch", "sh")
 
 
 @dataclass(frozen=True)
-class Found:
+class KeywordMatch:
     """A word of a list that stands in a prompt.
 
     Args:
@@ -46,7 +46,7 @@ class _Index:
 
 
 @lru_cache(maxsize=4096)
-def find_words(prompt: str, words: tuple[str, ...]) -> tuple[Found, ...]:
+def find_words(prompt: str, words: tuple[str, ...]) -> tuple[KeywordMatch, ...]:
     """Find the words of a list in a prompt.
 
     Args:
@@ -58,17 +58,17 @@ def find_words(prompt: str, words: tuple[str, ...]) -> tuple[Found, ...]:
         What was found, in the order of the prompt; each word of the list once.
     """
     index, tokens = _index(words), _tokens(prompt)
-    found: dict[int, Found] = {}
+    found: dict[int, KeywordMatch] = {}
     for start, (token, first, _) in enumerate(tokens):
         for number, word, wanted in index.latin.get(token, ()):
             part = tokens[start : start + len(wanted)]
             fits = len(part) == len(wanted) and all(map(_is_form, part, wanted))
             if fits and number not in found:
-                found[number] = Found(word, prompt[first : part[-1][2]], first)
+                found[number] = KeywordMatch(word, prompt[first : part[-1][2]], first)
     for number, word in index.chinese:
         place = prompt.find(word)
         if place >= 0:
-            found[number] = Found(word, word, place)
+            found[number] = KeywordMatch(word, word, place)
     return tuple(found[number] for number in sorted(found, key=lambda n: (found[n].place, n)))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import tomli
 
 from flowblend_cli.models.bundled import PRESETS, bundled_dir
-from flowblend_cli.recipe.prompts.keywords import Found, find_words, word_lists
+from flowblend_cli.recipe.prompts.keywords import KeywordMatch, find_words, word_lists
 from flowblend_cli.recipe.schema.ranges import StepRange
 from flowblend_cli.recipe.schema.tables import PresetFields, PresetTable
 
@@ -86,7 +86,7 @@ def _settings(table: PresetFields) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Choice:
+class PresetChoice:
     """What was chosen for one prompt.
 
     Args:
@@ -105,9 +105,9 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class _Match:
+class _PresetMatch:
     preset: Preset
-    found: tuple[Found, ...]
+    found: tuple[KeywordMatch, ...]
 
     @property
     def is_cap(self) -> bool:
@@ -126,7 +126,7 @@ class _Match:
 
 def choose_preset(
     prompt: str, presets: Mapping[str, Preset], medium: str, steps: int, origin: str
-) -> Choice:
+) -> PresetChoice:
     """Choose a preset by the words of a prompt.
 
     The preset with the most words is taken. One that only has a ceiling, such as several subjects
@@ -140,7 +140,7 @@ def choose_preset(
         origin: Who says so, in words.
     """
     matches = [
-        _Match(preset, found)
+        _PresetMatch(preset, found)
         for preset in presets.values()
         if preset.medium in (None, medium) and (found := find_words(prompt, preset.keywords))
     ]
@@ -170,10 +170,10 @@ def choose_preset(
         reasons.append(f"starts at {start}")
     reason = "; ".join(reasons)
     chosen = winner.preset if winner is not None else None
-    return Choice(chosen, tuple(each.written for each in words), suits, start, reason)
+    return PresetChoice(chosen, tuple(each.written for each in words), suits, start, reason)
 
 
-def _why(winner: _Match | None, rivals: list[_Match], steps: int, origin: str) -> str:
+def _why(winner: _PresetMatch | None, rivals: list[_PresetMatch], steps: int, origin: str) -> str:
     if winner is None:
         return f"no word of a preset in the prompt, so {steps} steps from {origin}"
     range_ = winner.preset.steps

@@ -11,7 +11,7 @@ import hashlib
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 
-from flowblend_cli.recipe.prompts.template import MANY, Choice, Expanded, Template
+from flowblend_cli.recipe.prompts.template import MANY, Alternatives, Expanded, Template
 from flowblend_cli.recipe.source.limits import MAX_SAMPLE
 
 # Up to so many prompts, all are made and ranked; of more, single ones are drawn.
@@ -37,7 +37,7 @@ def draw_sample(
     Raises:
         ValueError: There are fewer different prompts, as far as was looked.
     """
-    whole = Choice(tuple(templates.values()), tuple(templates))
+    whole = Alternatives(tuple(templates.values()), tuple(templates))
     if whole.ends[-1] <= MOST_RANKED:
         return _ranked(whole.options, number, seed)
     found: dict[str, tuple[int, Expanded]] = {}
@@ -66,7 +66,7 @@ def _ranked(templates: Sequence[Template], number: int, seed: int) -> list[tuple
     return [each for text, each in found.items() if text in kept]
 
 
-def _draws(whole: Choice, number: int, seed: int) -> Iterator[tuple[int, Expanded]]:
+def _draws(whole: Alternatives, number: int, seed: int) -> Iterator[tuple[int, Expanded]]:
     """Draw after draw: entry by entry first, then, should that repeat itself, evenly."""
     rings: dict[int, _Ring] = {}
     for draw in range(_TRIES * number + 1000):
@@ -90,7 +90,7 @@ class _Picker:
         self._rings = rings
         self._number = 0
 
-    def __call__(self, choice: Choice) -> int:
+    def __call__(self, choice: Alternatives) -> int:
         ring = self._rings.get(id(choice))
         if ring is None:
             ring = self._rings[id(choice)] = _Ring(choice, self._seed)
@@ -101,7 +101,7 @@ class _Picker:
 class _Ring:
     """Points of every option on a circle: a draw takes the next one, so a new option takes few."""
 
-    def __init__(self, choice: Choice, seed: int) -> None:
+    def __init__(self, choice: Alternatives, seed: int) -> None:
         self._choice = choice  # kept, since the ring goes by its id
         points = []
         for index, name in enumerate(choice.names):

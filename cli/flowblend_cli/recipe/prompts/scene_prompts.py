@@ -12,7 +12,7 @@ from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.recipe.prompts.presets import AUTO, Preset
 from flowblend_cli.recipe.prompts.prompt_files import FLAG_OF, LineProblem, PromptLine, read_prompts
 from flowblend_cli.recipe.prompts.sample import draw_sample
-from flowblend_cli.recipe.prompts.template import Choice, Expanded, Template
+from flowblend_cli.recipe.prompts.template import Alternatives, Expanded, Template
 from flowblend_cli.recipe.prompts.wildcards import Wildcards
 from flowblend_cli.recipe.schema.ranges import Exploration
 from flowblend_cli.recipe.schema.tables import RecipeTable, SceneFields, SceneTable
@@ -82,7 +82,7 @@ class ScenePrompts:
         return any(
             each.line is not None
             or each.path[-1] != "prompt"
-            or any(isinstance(part, Choice) for part in each.template.parts)
+            or any(isinstance(part, Alternatives) for part in each.template.parts)
             for each in self.written
         )
 

@@ -31,7 +31,7 @@ class Variable:
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class Alternatives:
     """A place that takes one of several texts.
 
     Args:
@@ -79,7 +79,7 @@ class Expanded:
         return "".join(p if isinstance(p, str) else values[p.name] for p in self.parts)
 
 
-Pick = Callable[[Choice], int]
+Pick = Callable[[Alternatives], int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ class Template:
         depth: How many wildcard files stand inside one another in it.
     """
 
-    parts: tuple[str | Variable | Choice, ...]
+    parts: tuple[str | Variable | Alternatives, ...]
     depth: int = 0
 
     @cached_property
@@ -99,7 +99,7 @@ class Template:
         """How many prompts it stands for, ``MANY`` where there are as many or more."""
         count = 1
         for part in self.parts:
-            if isinstance(part, Choice):
+            if isinstance(part, Alternatives):
                 count = min(count * part.ends[-1], MANY)
         return count
 
@@ -110,7 +110,7 @@ class Template:
         for part in self.parts:
             if isinstance(part, Variable):
                 found.add(part.name)
-            elif isinstance(part, Choice):
+            elif isinstance(part, Alternatives):
                 found.update(*(option.variables for option in part.options))
         return frozenset(found)
 
@@ -165,10 +165,10 @@ class _Maker:
         places = []
         for part in reversed(template.parts):
             places.append(0)
-            if isinstance(part, Choice):
+            if isinstance(part, Alternatives):
                 index, places[-1] = divmod(index, part.ends[-1])
         for part, place in zip(template.parts, reversed(places), strict=True):
-            if isinstance(part, Choice):
+            if isinstance(part, Alternatives):
                 number = bisect.bisect_right(part.ends, place)
                 first = part.ends[number - 1] if number else 0
                 with self._choosing():
@@ -178,7 +178,7 @@ class _Maker:
 
     def _draw(self, template: Template, pick: Pick) -> None:
         for part in template.parts:
-            if isinstance(part, Choice):
+            if isinstance(part, Alternatives):
                 with self._choosing():
                     self._draw(part.options[pick(part)], pick)
             else:
@@ -217,7 +217,7 @@ def too_long() -> str:
 def parse_template(
     text: str,
     variables: Collection[str] = (),
-    wildcard: Callable[[str], Choice] | None = None,
+    wildcard: Callable[[str], Alternatives] | None = None,
 ) -> Template:
     """Read a prompt.
 
@@ -250,12 +250,12 @@ class _Wildcard:
     name: str
 
 
-_Part = str | Variable | Choice | _Wildcard
+_Part = str | Variable | Alternatives | _Wildcard
 
 
 class _Parser:
     def __init__(
-        self, variables: Collection[str], wildcard: Callable[[str], Choice] | None
+        self, variables: Collection[str], wildcard: Callable[[str], Alternatives] | None
     ) -> None:
         self._variables = variables
         self._wildcard = wildcard
@@ -290,14 +290,14 @@ class _Parser:
                 self._options[-1].append(part)
                 self._texts[-1] += piece
 
-    def _closed(self) -> Variable | Choice:
+    def _closed(self) -> Variable | Alternatives:
         if self._options is None:
             raise ValueError("has a } that nothing opened: write }} for a literal brace")
         if len(self._options) > 1:
             # What is offered twice is one alternative.
             offered = dict(zip(self._texts, self._options, strict=True))
             options = tuple(Template(self._joined(option)) for option in offered.values())
-            return Choice(options, tuple(offered))
+            return Alternatives(options, tuple(offered))
         name = self._texts[0]
         if name in self._variables:
             return Variable(name)
@@ -309,7 +309,7 @@ class _Parser:
             "{a|b}, or {{ and }} for literal braces"
         )
 
-    def _look_up(self, name: str) -> Choice:
+    def _look_up(self, name: str) -> Alternatives:
         if self._wildcard is None:
             raise ValueError(f"has the wildcard __{name}__, which nothing here stands for")
         choice = self._wildcard(name)
@@ -317,9 +317,9 @@ class _Parser:
         self._depth = max(self._depth, depth)
         return choice
 
-    def _joined(self, parts: list[_Part]) -> tuple[str | Variable | Choice, ...]:
+    def _joined(self, parts: list[_Part]) -> tuple[str | Variable | Alternatives, ...]:
         """The parts with wildcards looked up, and neighbouring texts joined."""
-        joined: list[str | Variable | Choice] = []
+        joined: list[str | Variable | Alternatives] = []
         for part in parts:
             if isinstance(part, _Wildcard):
                 joined.append(self._look_up(part.name))

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from flowblend_cli.recipe.prompts.template import Choice, Template, parse_template
+from flowblend_cli.recipe.prompts.template import Alternatives, Template, parse_template
 from flowblend_cli.recipe.source.limits import MAX_WILDCARD_DEPTH
 from flowblend_cli.recipe.source.text_files import entries, locate, read_lines
 from flowblend_cli.text import shorten
@@ -33,12 +33,12 @@ class Wildcards:
         self._recipe_dir = recipe_dir
         self._folder = folder
         self._variables = variables
-        self._known: dict[str, Choice | str] = {}
+        self._known: dict[str, Alternatives | str] = {}
         self._open: list[str] = []
         self.files: list[str] = []
         """The files that were read, relative to the recipe's folder."""
 
-    def find(self, name: str) -> Choice:
+    def find(self, name: str) -> Alternatives:
         """What a wildcard stands for.
 
         Args:
@@ -77,7 +77,7 @@ class Wildcards:
             raise ValueError(_too_deep(f"{template.depth} deep"))
         return template
 
-    def _read(self, name: str) -> Choice:
+    def _read(self, name: str) -> Alternatives:
         if len(name) > _LONGEST or not all(_is_part(part) for part in name.split("/")):
             raise ValueError(
                 f"{shorten(f'__{name}__')} is no wildcard: its name may have up to {_LONGEST} "
@@ -101,7 +101,7 @@ class Wildcards:
                 problems.append(f"{file}:{number}: {error}")
         if problems:
             raise ValueError(f"{'; '.join(problems[:_MOST_SHOWN])}")
-        return Choice(tuple(options.values()), tuple(options))
+        return Alternatives(tuple(options.values()), tuple(options))
 
     def _missing(self, name: str, file: str) -> str:
         there = self._names()

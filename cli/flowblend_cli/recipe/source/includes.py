@@ -33,7 +33,7 @@ _REFUSED = {
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class IncludedFile:
     """One file of a recipe, and all files below it.
 
     Args:
@@ -45,7 +45,7 @@ class Part:
     below: frozenset[RecipeFile]
 
 
-def read_included(file: RecipeFile, recipe_dir: Path) -> list[Part]:
+def read_included(file: RecipeFile, recipe_dir: Path) -> list[IncludedFile]:
     """Read all that a recipe includes.
 
     Args:
@@ -71,12 +71,12 @@ class _Reader:
 
     def __init__(self, file: RecipeFile, recipe_dir: Path) -> None:
         self.main, self.recipe_dir = file, recipe_dir
-        self.parts: dict[Path, Part] = {}
+        self.parts: dict[Path, IncludedFile] = {}
         self.problems: list[Problem] = []
         self._room = MAX_RECIPE_BYTES - file.size
         self._read = 0
 
-    def add(self, file: RecipeFile, chain: list[tuple[Path, str]]) -> Part:
+    def add(self, file: RecipeFile, chain: list[tuple[Path, str]]) -> IncludedFile:
         """Add a file after all that it includes; ``chain`` is what led here, itself the last."""
         below: set[RecipeFile] = set()
         for index, name in enumerate(self._names(file)):
@@ -88,7 +88,7 @@ class _Reader:
                 self.problems.append(file.problem((KEY, index), str(error)))
             else:
                 below |= {part.file, *part.below}
-        self.parts[chain[-1][0]] = part = Part(file, frozenset(below))
+        self.parts[chain[-1][0]] = part = IncludedFile(file, frozenset(below))
         return part
 
     def _names(self, file: RecipeFile) -> list[str]:
@@ -101,7 +101,7 @@ class _Reader:
         self.problems.append(file.problem((KEY,), message))
         return []
 
-    def _include(self, name: str, chain: list[tuple[Path, str]]) -> Part:
+    def _include(self, name: str, chain: list[tuple[Path, str]]) -> IncludedFile:
         path = find_beside(name, self.recipe_dir)
         if path in self.parts:
             return self.parts[path]
@@ -157,7 +157,7 @@ def _near_miss(name: str, folder: Path) -> str:
     return f"; did you mean {str(Path(name).with_name(close[0]))!r}?" if close else ""
 
 
-def merge_files(parts: Iterable[Part]) -> tuple[dict[str, Any], dict[KeyPath, Origin]]:
+def merge_files(parts: Iterable[IncludedFile]) -> tuple[dict[str, Any], dict[KeyPath, Origin]]:
     """Merge the documents of files.
 
     Args:
@@ -183,7 +183,7 @@ class _Merging:
         self.origins: dict[KeyPath, Origin] = {}
         self._writers: list[set[RecipeFile]] = []  # of each scene
 
-    def add(self, part: Part) -> None:
+    def add(self, part: IncludedFile) -> None:
         """Merge a file over what is there."""
         rest = dict(part.file.document)
         scenes = rest.pop("scene", [])
@@ -228,7 +228,7 @@ class _Merging:
         self.origins[path] = (file, written)
         self._table(file, new, former, path, written)
 
-    def _scenes(self, part: Part, scenes: list[Any], merged: list[Any]) -> None:
+    def _scenes(self, part: IncludedFile, scenes: list[Any], merged: list[Any]) -> None:
         known = {_name(scene): index for index, scene in reversed(list(enumerate(merged)))}
         for number, scene in enumerate(scenes):
             there: KeyPath = ("scene", number)

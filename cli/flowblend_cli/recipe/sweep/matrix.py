@@ -13,7 +13,7 @@ from flowblend_cli.recipe.schema.names import FIXED_FIELDS
 from flowblend_cli.recipe.schema.sweep_tables import MatrixFields, SweepTable, Value
 from flowblend_cli.recipe.schema.validation import Tables, written_as
 from flowblend_cli.recipe.source.problems import Problems
-from flowblend_cli.recipe.sweep.combinations import Row, sweep_axes
+from flowblend_cli.recipe.sweep.combinations import Combination, sweep_axes
 from flowblend_cli.text import shorten
 
 Binding = Mapping[str, str]
@@ -53,27 +53,28 @@ class Binder:
         """The variables."""
         return self._values.keys()
 
-    def bind(self, row: Row, used: frozenset[str]) -> Sequence[Binding]:
+    def bind(self, combination: Combination, used: frozenset[str]) -> Sequence[Binding]:
         """The values that some variables take together in one combination of settings.
 
         Args:
-            row: The combination.
+            combination: The combination.
             used: The variables; others multiply nothing.
         """
         if not used:
             return _NONE
-        key = (used, row.zipped)
+        key = (used, combination.zipped)
         if key not in self._known:
-            self._known[key] = list(self._bind(row, [n for n in self._values if n in used]))
+            self._known[key] = list(self._bind(combination, [n for n in self._values if n in used]))
         return self._known[key]
 
-    def _bind(self, row: Row, names: list[str]) -> Iterator[Binding]:
+    def _bind(self, combination: Combination, names: list[str]) -> Iterator[Binding]:
         lists = [self._values[name] for name in names]
         if not self._is_zip:
-            rows: Iterable[tuple[str, ...]] = itertools.product(*lists)
+            together: Iterable[tuple[str, ...]] = itertools.product(*lists)
         else:
-            rows = (tuple(values[number] for values in lists) for number in row.zipped or ())
-        for values in dict.fromkeys(rows):
+            numbers = combination.zipped or ()
+            together = (tuple(values[number] for values in lists) for number in numbers)
+        for values in dict.fromkeys(together):
             yield dict(zip(names, values, strict=True))
 
     def count(self, used: Collection[str]) -> int:

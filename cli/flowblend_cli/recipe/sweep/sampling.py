@@ -11,7 +11,7 @@ from flowblend_cli.models.registry import KnownPair
 from flowblend_cli.models.solvers import CLASSIC_SOLVERS, NoiseKind
 from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.blend import Blend
-from flowblend_cli.recipe.sweep.combinations import Row
+from flowblend_cli.recipe.sweep.combinations import Combination
 from flowblend_plugin.stages import EXTRAPOLATED
 
 NOT_STOCHASTIC = ("unipc", "heun", "deis", "dpmpp_2m_karras")
@@ -39,7 +39,7 @@ class Sampler:
 def check_sampling(
     values: dict[str, Any] | None,
     sampler: Sampler,
-    row: Row,
+    combination: Combination,
     modes: frozenset[str],
     problems: Problems,
 ) -> SamplingSpec | None:
@@ -48,7 +48,7 @@ def check_sampling(
     Args:
         values: Keys of [sampling] with the combination's values; None where the table is broken.
         sampler: The pipeline.
-        row: The combination.
+        combination: The combination.
         modes: The modes of all combinations.
         problems: Where problems go.
     """
@@ -71,7 +71,7 @@ def check_sampling(
         found.append(("mode", message))
     related = ("sampling", "model")
     for key, text in found:
-        problems.add(row.path("sampling", key), text, related=related)
+        problems.add(combination.path("sampling", key), text, related=related)
     return None if found else SamplingSpec(**values)
 
 
@@ -128,12 +128,14 @@ def _own_scheduler_kept(
         yield key, message
 
 
-def check_one_evaluation(solver: str | None, blend: Blend, row: Row, problems: Problems) -> None:
+def check_one_evaluation(
+    solver: str | None, blend: Blend, combination: Combination, problems: Problems
+) -> None:
     """Extrapolated steps need a solver that asks the denoiser once a step."""
     if EXTRAPOLATED in blend.roles and solver == "heun":
         message = (
             "'heun' asks the denoiser twice a step, which extrapolated steps can't answer: set "
             f"another scheduler, or leave them out of stages {blend.letters!r}"
         )
-        path = row.path("sampling", "scheduler")
+        path = combination.path("sampling", "scheduler")
         problems.add(path, message, related=("sampling", "blend", "model"))

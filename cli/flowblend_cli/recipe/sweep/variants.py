@@ -23,7 +23,7 @@ from flowblend_cli.recipe.sweep.blend import (
     find_adapters,
     resolve_stages,
 )
-from flowblend_cli.recipe.sweep.combinations import Row, all_axes
+from flowblend_cli.recipe.sweep.combinations import Combination, all_axes
 from flowblend_cli.recipe.sweep.sampling import Sampler, check_one_evaluation, check_sampling
 from flowblend_cli.utils.toml_positions import KeyPath
 from flowblend_plugin.errors import StageError
@@ -35,7 +35,7 @@ class Variant:
     """What one combination of a sweep means, apart from the scenes.
 
     Args:
-        row: The combination.
+        combination: The combination.
         model: The models.
         pair: The known pair that they are, if any.
         pipeline_class: Class of the pipeline, where it can be told offline.
@@ -47,7 +47,7 @@ class Variant:
         automatic: How each job's own stages are found, where ``stages`` only stand for them.
     """
 
-    row: Row
+    combination: Combination
     model: ModelSpec
     pair: KnownPair | None
     pipeline_class: str | None
@@ -59,16 +59,18 @@ class Variant:
     automatic: Automatic | None = None
 
 
-def make_variant(tables: Tables, row: Row, recipe_dir: Path, problems: Problems) -> Variant | None:
+def make_variant(
+    tables: Tables, combination: Combination, recipe_dir: Path, problems: Problems
+) -> Variant | None:
     """Tell what one combination means; None, and its problems, where that isn't possible.
 
     Args:
         tables: The checked tables; a broken one leaves its part unchecked.
-        row: The combination.
+        combination: The combination.
         recipe_dir: Folder that model folders are relative to.
         problems: Where problems go.
     """
-    maker = _VariantMaker(tables, row, recipe_dir)
+    maker = _VariantMaker(tables, combination, recipe_dir)
     variant = maker.make()
     problems.extend(maker.problems)
     return None if maker.problems else variant
@@ -86,15 +88,15 @@ class _Models:
 class _VariantMaker:
     """Makes the variant of one combination, and keeps what is wrong with it."""
 
-    def __init__(self, tables: Tables, row: Row, recipe_dir: Path) -> None:
+    def __init__(self, tables: Tables, combination: Combination, recipe_dir: Path) -> None:
         self.problems = Problems()
         self._tables = tables
-        self._row = row
+        self._combination = combination
         self._recipe_dir = recipe_dir
 
     def make(self) -> Variant | None:
         """The variant; None where a table is broken or a value can't be had."""
-        tables, row = self._tables, self._row
+        tables, combination = self._tables, self._combination
         models = self._models()
         are_models_sound = not self.problems
         blend, adapters = self._blend(models)
@@ -102,15 +104,15 @@ class _VariantMaker:
             self._check_small_is_named(models.spec, blend)
         sampler = self._sampler(models)
         values = self._merged("sampling")
-        sampling = check_sampling(values, sampler, row, _modes(tables), self.problems)
+        sampling = check_sampling(values, sampler, combination, _modes(tables), self.problems)
         if sampling is not None and blend is not None:
             solver = sampling.scheduler or sampler.own
-            check_one_evaluation(solver, blend, row, self.problems)
+            check_one_evaluation(solver, blend, combination, self.problems)
         output = self._merged("output")
         if models.spec is None or blend is None or sampling is None or output is None:
             return None
         return Variant(
-            row,
+            combination,
             models.spec,
             models.pair,
             models.pipeline_class,
@@ -128,13 +130,13 @@ class _VariantMaker:
         if table is None:
             return None
         own = {key: getattr(table, key) for key in SWEPT_TABLES[name].model_fields}
-        return own | self._row.of(name)
+        return own | self._combination.values_of(name)
 
     def _models(self) -> _Models:
         model = self._merged("model")
         if model is None:
             return _Models()
-        path = self._row.path
+        path = self._combination.path
         del model["adapters"]  # a job has those that its stages name
         pair = find_pair(model["pipeline"])
         small = model["small"] or (pair.implied_small if pair else None)
@@ -169,11 +171,11 @@ class _VariantMaker:
 
     def _blend(self, models: _Models) -> tuple[Blend | None, tuple[AdapterSpec, ...]]:
         """The stages of a combination, and the adapters that they name."""
-        blend, model, row = self._tables.blend, self._tables.model, self._row
+        blend, model, combination = self._tables.blend, self._tables.model, self._combination
         if blend is None:
             return None, ()
-        swept = row.of("blend")
-        where, long_form = row.path("blend", "stage"), swept.get("stage", blend.stage) or []
+        swept = combination.values_of("blend")
+        where, long_form = combination.path("blend", "stage"), swept.get("stage", blend.stage) or []
         unsound = Problems()
         check_extrapolated(long_form, where, unsound)
         if unsound:
@@ -186,7 +188,9 @@ class _VariantMaker:
             stages = resolve_stages(blend, swept, names, is_large_only=not has_small)
         except StageError as error:
             key = blamed_for_stages(blend, tuple(swept), str(error))
-            self.problems.add(row.path("blend", key), str(error), related=("model", "blend"))
+            self.problems.add(
+                combination.path("blend", key), str(error), related=("model", "blend")
+            )
             return None, ()
         if not stages.is_long_form:
             return stages, ()
@@ -199,7 +203,9 @@ class _VariantMaker:
                 f"is missing, and stages {blend.letters!r} use the small denoiser: name where it "
                 'comes from, or set stages = "L" in [blend]'
             )
-            self.problems.add(self._row.path("model", "small"), message, related=("model", "blend"))
+            self.problems.add(
+                self._combination.path("model", "small"), message, related=("model", "blend")
+            )
 
     def _sampler(self, models: _Models) -> Sampler:
         """What is known offline of how a pipeline samples."""
