@@ -34,7 +34,7 @@ def ls(as_json: bool) -> None:
 
     A half model lacks files that it can't be loaded without: `flowblend models fetch` goes on.
     """
-    from flowblend_cli.models.hub.requirements import hub_cache
+    from flowblend_cli.models.hub_cache import hub_cache
 
     rows = list(_pairs())
     others = list(_others({(row["repo"], row["commit"]) for row in rows}))
@@ -180,7 +180,7 @@ def _others(known: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    from flowblend_cli.models.hub.requirements import hub_cache
+    from flowblend_cli.models.hub_cache import hub_cache
 
     try:
         found = scan_cache_dir(hub_cache())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flowblend_cli.errors import ModelMissingError, ModelNameError
 from flowblend_cli.models.bundled import bundled_dir
+from flowblend_cli.models.hub_cache import snapshot
 from flowblend_cli.models.registry import find_pair, pinned_revision
 
 _HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(.+))?", re.ASCII)
@@ -46,17 +47,15 @@ def adapter_file(source: str, name: str, role: str, recipe_dir: Path) -> Path:
     found = _locate(source, name, role, recipe_dir)
     if isinstance(found, Path):
         return found
-    from huggingface_hub import try_to_load_from_cache
-
     repo, file = found
-    path = try_to_load_from_cache(repo, file, revision=pinned_revision(repo, recipe_dir))
-    if not isinstance(path, str):
+    folder = snapshot(repo, pinned_revision(repo, recipe_dir))
+    if folder is None or not (folder / file).is_file():
         raise ModelMissingError(
             f"adapter {source!r} isn't in the local Hub cache ({file} is missing), and render "
             "downloads nothing unless it is told to: `flowblend models fetch` with the recipe "
             "fetches it, or render with --allow-download"
         )
-    return Path(path)
+    return folder / file
 
 
 def hub_file(source: str, name: str, role: str, recipe_dir: Path) -> tuple[str, str] | None:

@@ -43,17 +43,18 @@ def files_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty where there is none or it can't be read."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def reader_of(folder: Path) -> Read:
     """A function that reads a JSON object of a folder; empty where there is none."""
-
-    def read(name: str) -> Mapping[str, Any]:
-        try:
-            value = json.loads((folder / name).read_text("utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return value if isinstance(value, dict) else {}
-
-    return read
+    return lambda name: read_json(folder / name)
 
 
 def components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

@@ -17,6 +17,7 @@ from flowblend_cli.jobs import AdapterSpec, Job, ModelSpec
 from flowblend_cli.models.adapters import adapter_file
 from flowblend_cli.models.calibrations import BUNDLED_NAME
 from flowblend_cli.models.contents import check_contents
+from flowblend_cli.models.hub_cache import snapshot
 from flowblend_cli.models.registry import ModelSource, resolve_model, resolve_small
 from flowblend_cli.utils.cache_dirs import cache_path
 
@@ -132,12 +133,10 @@ def local_folder(source: ModelSource) -> Path:
     """
     if source.path is not None:
         return source.path
-    from huggingface_hub import try_to_load_from_cache
-
     assert source.repo is not None
     probe = f"{source.subfolder}/config.json" if source.subfolder else "model_index.json"
-    found = try_to_load_from_cache(source.repo, probe, revision=source.revision)
-    if not isinstance(found, str):
+    folder = snapshot(source.repo, source.revision)
+    if folder is None or not (folder / probe).is_file():
         pinned = f" at commit {source.revision}" if source.revision else ""
         raise ModelMissingError(
             f"model {source.repo!r} isn't in the local Hub cache{pinned} ({probe} is missing), and "
@@ -145,9 +144,6 @@ def local_folder(source: ModelSource) -> Path:
             "recipe fetches it, or render with --allow-download (a gated model: accept its licence "
             f"at https://huggingface.co/{source.repo}, then `hf auth login`)"
         )
-    folder = Path(found)
-    for _ in Path(probe).parts:
-        folder = folder.parent
     return folder
 
 

@@ -5,8 +5,6 @@ Nothing here loads or downloads a model, or imports torch.
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +17,9 @@ import tomli
 
 from flowblend_cli.errors import ModelNameError
 from flowblend_cli.models.bundled import bundled_dir
+from flowblend_cli.models.contents import read_json
 from flowblend_cli.models.lockfile import Aliases, Pin, read_lock
+from flowblend_cli.utils.suggestions import did_you_mean
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[0-9a-f]{40})?", re.ASCII)
 _UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -214,15 +214,6 @@ def resolve_small(name: str, recipe_dir: Path) -> ModelSource:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty where there is none or it can't be read."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _small_of(pair: KnownPair, recipe_dir: Path) -> ModelSource:
     if pair.small_subfolder is None:
         raise ModelNameError(
@@ -256,14 +247,8 @@ def _folder_or_hub(name: str, recipe_dir: Path) -> ModelSource:
         )
     if _HUB_ID.fullmatch(name) and ".." not in name:
         return _on_hub(name, name.partition("@")[0], recipe_dir)
-    hint = _near_miss(name)
     raise ModelNameError(
         f"{name!r} is no model: use a bundled or known pair ({', '.join(sorted(known_pairs()))}), "
         f"./folder, an absolute folder, or a Hub id owner/name or owner/name@COMMIT (40 "
-        f"hexadecimal digits){hint}"
+        f"hexadecimal digits){did_you_mean(name, known_pairs())}"
     )
-
-
-def _near_miss(name: str) -> str:
-    close = difflib.get_close_matches(name, known_pairs(), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

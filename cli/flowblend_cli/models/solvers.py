@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from flowblend_cli.errors import ModelNameError, UsageError
 from flowblend_cli.jobs import SamplingSpec
-from flowblend_cli.models.registry import find_pair, read_json, resolve_model
+from flowblend_cli.models.contents import read_json
+from flowblend_cli.models.registry import find_pair, resolve_model
 from flowblend_plugin.schedulers.sigmas import PLAIN_PIPELINES, start_level
 
 

@@ -5,7 +5,6 @@ Start with ``load_batch``, which goes from a file to its jobs.
 
 from __future__ import annotations
 
-import difflib
 import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from flowblend_cli.recipe.sweep.combinations import Combination, all_combination
 from flowblend_cli.recipe.sweep.matrix import check_matrix, check_used
 from flowblend_cli.recipe.sweep.variants import Variant, make_variant
 from flowblend_cli.text import is_unsafe
+from flowblend_cli.utils.suggestions import closest
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
@@ -48,8 +48,8 @@ def find_recipe(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if "\0" not in name and path.exists():
         return path
-    close = difflib.get_close_matches(path.stem, bundled, n=1)
-    hint = f"did you mean the bundled {close[0]!r}?" if close else f"bundled: {', '.join(bundled)}"
+    meant = closest(path.stem, bundled)
+    hint = f"did you mean the bundled {meant!r}?" if meant else f"bundled: {', '.join(bundled)}"
     message = f"no such recipe: expected a .toml file or the name of a bundled recipe; {hint}"
     raise RecipeError([Problem(name, None, None, "", message)])
 

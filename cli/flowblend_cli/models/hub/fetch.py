@@ -24,9 +24,9 @@ from flowblend_cli.models.hub.requirements import (
     Requirement,
     batch_requirements,
     find_in_cache,
-    hub_cache,
     pins_of,
 )
+from flowblend_cli.models.hub_cache import hub_cache
 from flowblend_cli.models.lockfile import Pin, write_lock
 from flowblend_cli.models.registry import known_pairs, pins
 from flowblend_cli.text import count

@@ -19,6 +19,7 @@ from flowblend_cli.models.contents import (
     reader_of,
     wanted,
 )
+from flowblend_cli.models.hub_cache import snapshot
 from flowblend_cli.models.lockfile import Pin
 from flowblend_cli.models.registry import ModelSource, pinned_revision, resolve_model, resolve_small
 
@@ -142,25 +143,6 @@ def find_in_cache(requirement: Requirement) -> CacheEntry:
         inside = [requirement.inside or denoiser_folder(names) or ""]
         missing = missing_of_denoiser(names, read, requirement.inside)
     return CacheEntry(requirement, folder, tuple(wanted(names, inside)), tuple(missing))
-
-
-def hub_cache() -> Path:
-    """The folder of the local Hub cache, which may not exist."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
-
-
-def snapshot(repo: str, revision: str | None) -> Path | None:
-    """The folder of a repository's commit in the cache: the given one, or the one last fetched."""
-    folder = hub_cache() / f"models--{repo.replace('/', '--')}"
-    if revision is None:
-        try:
-            revision = (folder / "refs" / "main").read_text("utf-8").strip()
-        except (OSError, ValueError):
-            return None
-    path = folder / "snapshots" / revision
-    return path if revision and "/" not in revision and path.is_dir() else None
 
 
 def pins_of(entries: Iterable[CacheEntry]) -> list[Pin]:

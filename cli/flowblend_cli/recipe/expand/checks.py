@@ -6,7 +6,6 @@ Each adds what it finds to a ``Problems``. What one table must be by itself is c
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +40,7 @@ from flowblend_cli.recipe.sweep.combinations import (
 )
 from flowblend_cli.recipe.sweep.matrix import Binder
 from flowblend_cli.recipe.sweep.variants import Variant, make_variant
+from flowblend_cli.utils.suggestions import closest, did_you_mean
 from flowblend_cli.utils.toml_positions import KeyPath
 from flowblend_plugin.errors import StageError
 from flowblend_plugin.schedulers.sigmas import joined_grid, legs_of
@@ -72,13 +72,9 @@ def check_scenes(
             )
         first.setdefault(key, index)
         if scene.preset not in (None, AUTO, *presets):
-            problems.add(("scene", index, "preset"), _unknown_preset(str(scene.preset), presets))
-
-
-def _unknown_preset(name: str, presets: Mapping[str, Preset]) -> str:
-    close = difflib.get_close_matches(name, [*presets, AUTO], n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else f"; presets are {', '.join(presets)}"
-    return f"there is no preset {name!r}{hint}"
+            name = str(scene.preset)
+            hint = did_you_mean(name, [*presets, AUTO], f"presets are {', '.join(presets)}")
+            problems.add(("scene", index, "preset"), f"there is no preset {name!r}{hint}")
 
 
 def check_zip(tables: Tables, problems: Problems) -> None:
@@ -104,8 +100,8 @@ def check_filename(tables: Tables, fields: Iterable[str], problems: Problems) ->
     known = list(dict.fromkeys((*FIXED_FIELDS, *fields, *variables)))
     for field in template_fields(template):
         if field not in known:
-            close = difflib.get_close_matches(field, known, n=1)
-            hint = f"did you mean {{{close[0]}}}?" if close else f"fields are {', '.join(known)}"
+            meant = closest(field, known)
+            hint = f"did you mean {{{meant}}}?" if meant else f"fields are {', '.join(known)}"
             problems.add(("recipe", "filename"), f"unknown field {{{field}}}; {hint}")
 
 
@@ -174,8 +170,7 @@ def check_arguments(
         for path in paths:
             name = str(path[-1])
             if name in ARGUMENTS and name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
+                hint = did_you_mean(name, known)
                 if name == "fps":
                     hint = "; the file's frame rate is fps in [output]"
                 message = f"{pipeline_class} takes no {name}{hint}"

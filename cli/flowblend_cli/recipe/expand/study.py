@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from flowblend_cli.study import (
     StepChoice,
     Study,
 )
+from flowblend_cli.utils.suggestions import did_you_mean
 
 HIGHEST = "highest"
 NO_REFERENCE = "reference = {} compares with none"
@@ -156,10 +156,9 @@ def _check_reference(tables: Tables, axes: Mapping[str, list[Any]], problems: Pr
             message = f"can't be {axis}: a job doesn't say it; {NO_REFERENCE}"
             problems.add(where, message, related=("sweep",))
         elif axis not in axes:
-            close = difflib.get_close_matches(axis, axes, n=1)
             known = f"axes are {', '.join(axes)}" if axes else "it has none"
-            hint = f"did you mean {close[0]!r}?" if close else f"{known}; {NO_REFERENCE}"
-            problems.add(where, f"{axis!r} is no axis of [sweep]; {hint}", related=("sweep",))
+            hint = did_you_mean(axis, axes, f"{known}; {NO_REFERENCE}")
+            problems.add(where, f"{axis!r} is no axis of [sweep]{hint}", related=("sweep",))
         elif value not in axes[axis]:
             values = ", ".join(str(each) for each in axes[axis][:10])
             message = (

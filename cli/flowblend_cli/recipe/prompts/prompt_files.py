@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from flowblend_cli.recipe.schema.tables import FlowShift, Seed, Text
 from flowblend_cli.recipe.schema.validation import explain
 from flowblend_cli.recipe.source.text_files import entries, read_lines
 from flowblend_cli.text import shorten
+from flowblend_cli.utils.suggestions import closest
 
 SEED, IMAGE, FLOW_SHIFT = "seed", "image", "flow_shift"
 # What each flag sets, by diffusers' names.
@@ -141,13 +141,10 @@ def _parse(name: str, number: int, line: str) -> PromptLine:
 def _key(flag: str) -> str:
     if flag in FLAGS:
         return FLAGS[flag]
-    close = difflib.get_close_matches(flag, [*FLAGS, *FLAG_OF], n=1)
-    hint = f"did you mean --{FLAG_OF.get(close[0], close[0])}?" if close else "known are:"
+    meant = closest(flag, [*FLAGS, *FLAG_OF])
     known = ", ".join(f"--{short} {key}" for short, key in FLAGS.items())
-    raise ValueError(
-        f"unknown flag --{shorten(flag)}; {hint if close else f'{hint} {known}'}; write a space "
-        "after -- that is text"
-    )
+    hint = f"did you mean --{FLAG_OF.get(meant, meant)}?" if meant else f"known are: {known}"
+    raise ValueError(f"unknown flag --{shorten(flag)}; {hint}; write a space after -- that is text")
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from functools import cached_property
 
 from flowblend_cli.recipe.source.limits import MAX_PROMPT
 from flowblend_cli.text import shorten
+from flowblend_cli.utils.suggestions import closest
 
 # As many prompts as this, or more: nobody counts further.
 MANY = 10**18
@@ -301,9 +301,9 @@ class _Parser:
         name = self._texts[0]
         if name in self._variables:
             return Variable(name)
-        close = difflib.get_close_matches(name, self._variables, n=1)
+        meant = closest(name, self._variables)
         known = " and is no variable of [matrix]" if self._variables else ""
-        hint = f"; did you mean {{{close[0]}}}?" if close else ""
+        hint = f"; did you mean {{{meant}}}?" if meant else ""
         raise ValueError(
             f"has {shorten(f'{{{name}}}')}, which offers no alternatives{known}{hint}: write "
             "{a|b}, or {{ and }} for literal braces"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import os
 import re
@@ -13,6 +12,7 @@ from flowblend_cli.recipe.prompts.template import Alternatives, Template, parse_
 from flowblend_cli.recipe.source.limits import MAX_WILDCARD_DEPTH
 from flowblend_cli.recipe.source.text_files import entries, locate, read_lines
 from flowblend_cli.text import shorten
+from flowblend_cli.utils.suggestions import closest
 
 _PART = re.compile(r"[^\W_][\w.-]*")
 _LONGEST = 100
@@ -105,9 +105,9 @@ class Wildcards:
 
     def _missing(self, name: str, file: str) -> str:
         there = self._names()
-        close = difflib.get_close_matches(name, there, n=1)
-        if close:
-            hint = f"did you mean __{close[0]}__?"
+        meant = closest(name, there)
+        if meant:
+            hint = f"did you mean __{meant}__?"
         elif there:
             hint = f"there are {', '.join(there[:10])}{'...' if len(there) > 10 else ''}"
         else:

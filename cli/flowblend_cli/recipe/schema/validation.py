@@ -5,7 +5,6 @@ One broken table hides no problem of another one.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -47,6 +46,7 @@ from flowblend_cli.recipe.schema.tables import (
 from flowblend_cli.recipe.source.limits import MAX_PROBLEMS
 from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.text import shorten
+from flowblend_cli.utils.suggestions import closest, did_you_mean
 from flowblend_cli.utils.toml_positions import MAX_SHOWN, KeyPath
 
 
@@ -263,8 +263,7 @@ def _meant(key: str, known: Sequence[str]) -> str | None:
     if key in known:
         return None
     swapped = [each for each in known if sorted(each) == sorted(key[:MAX_SHOWN])]
-    close = swapped or difflib.get_close_matches(key[:MAX_SHOWN], known, n=1, cutoff=0.65)
-    return close[0] if close else None
+    return swapped[0] if swapped else closest(key[:MAX_SHOWN], known, cutoff=0.65)
 
 
 def mistyped(table: Any, model: type[BaseModel]) -> set[str]:
@@ -343,8 +342,7 @@ def explain(error: ErrorDetails) -> str:
     if kind == "list_type" and error["loc"][-1] == "stage" and isinstance(value, str):
         return f"{message}; did you mean 'stages'?"
     if kind == "literal_error" and isinstance(value, str):
-        close = difflib.get_close_matches(value, re.findall(r"'([^']*)'", context["expected"]), n=1)
-        message += f"; did you mean {close[0]!r}?" if close else ""
+        message += did_you_mean(value, re.findall(r"'([^']*)'", context["expected"]))
     return message
 
 

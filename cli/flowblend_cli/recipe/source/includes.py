@@ -6,7 +6,6 @@ else, lists among it, is replaced as a whole.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from flowblend_cli.recipe.source.file import RecipeFile, read_file
 from flowblend_cli.recipe.source.limits import MAX_INCLUDE_DEPTH, MAX_INCLUDED, MAX_RECIPE_BYTES
 from flowblend_cli.text import shorten
 from flowblend_cli.utils.files import UnsafeNameError, resolve_inside
+from flowblend_cli.utils.suggestions import closest
 from flowblend_cli.utils.toml_positions import KeyPath
 
 KEY = "include"
@@ -153,8 +153,8 @@ def _near_miss(name: str, folder: Path) -> str:
         known = [entry.name for entry in entries if entry.is_file()]
     except OSError:
         return ""
-    close = difflib.get_close_matches(Path(name).name, known, n=1)
-    return f"; did you mean {str(Path(name).with_name(close[0]))!r}?" if close else ""
+    meant = closest(Path(name).name, known)
+    return f"; did you mean {str(Path(name).with_name(meant))!r}?" if meant else ""
 
 
 def merge_files(parts: Iterable[IncludedFile]) -> tuple[dict[str, Any], dict[KeyPath, Origin]]:

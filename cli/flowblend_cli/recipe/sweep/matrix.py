@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import re
@@ -15,6 +14,7 @@ from flowblend_cli.recipe.schema.validation import Tables, written_as
 from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.combinations import Combination, sweep_axes
 from flowblend_cli.text import shorten
+from flowblend_cli.utils.suggestions import closest, did_you_mean
 
 Binding = Mapping[str, str]
 _NONE: tuple[Binding, ...] = ({},)
@@ -126,11 +126,9 @@ def _name_problem(name: str) -> str | None:
     if name in FIXED_FIELDS:
         return "is a field of file names already: take another name"
     if not name.isidentifier():
-        close = difflib.get_close_matches(name, _AXES, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
         return (
-            f"is neither a setting that [sweep] can vary nor the name of a variable, which has "
-            f"letters, digits and _{hint}"
+            "is neither a setting that [sweep] can vary nor the name of a variable, which has "
+            f"letters, digits and _{did_you_mean(name, _AXES)}"
         )
     return None
 
@@ -145,7 +143,7 @@ def check_used(tables: Tables, used: Collection[str], problems: Problems) -> Non
     """
     for name in tables.matrix.variables if tables.matrix is not None else ():
         if name not in used and _name_problem(name) is None:
-            close = difflib.get_close_matches(name, _AXES, n=1, cutoff=0.8)
-            hint = f"did you mean the setting {close[0]!r}?" if close else "or remove it"
+            meant = closest(name, _AXES, cutoff=0.8)
+            hint = f"did you mean the setting {meant!r}?" if meant else "or remove it"
             message = f"stands in no prompt: write {{{shorten(name)}}} in one, {hint}"
             problems.add(("matrix", name), message, at="key", related=("matrix", "scene"))

@@ -14,7 +14,8 @@ from flowblend_cli import main
 from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.errors import ModelMissingError, OutputError
 from flowblend_cli.models.hub.fetch import fetch
-from flowblend_cli.models.hub.requirements import Requirement, snapshot
+from flowblend_cli.models.hub.requirements import Requirement
+from flowblend_cli.models.hub_cache import snapshot
 from flowblend_cli.models.identity import model_identity
 from flowblend_cli.models.lockfile import LOCK_NAME
 from flowblend_cli.recipe.loader import load_batch
