@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from flowblend_cli.commands._new_file import from_folder, name_of, quote, write_new
+from flowblend_cli.commands._new_file import from_folder, name_of, write_new
 from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.jobs import Batch
 from flowblend_cli.models.registry import find_pair, resolve_model, resolve_small
@@ -20,6 +20,7 @@ from flowblend_cli.recipe.prompts.template import Alternatives, Template, parse_
 from flowblend_cli.recipe.schema.names import check_name, same_file_key, slug
 from flowblend_cli.recipe.source.text_files import read_lines
 from flowblend_cli.text import count, printable
+from flowblend_cli.utils.toml_positions import quote
 
 _MOST_WORDS_BYTES = 32
 _HEADER = """\

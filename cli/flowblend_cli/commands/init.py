@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
-from flowblend_cli.commands._new_file import from_folder, name_of, quote, write_new
+from flowblend_cli.commands._new_file import from_folder, name_of, write_new
 from flowblend_cli.models.contents import read_json
 from flowblend_cli.models.hub_cache import snapshot
 from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.models.registry import ModelSource, find_pair, resolve_model, resolve_small
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.text import printable
+from flowblend_cli.utils.toml_positions import quote
 from flowblend_plugin.denoisers.compatibility import config_mismatches, latent_space_mismatches
 from flowblend_plugin.errors import PairMismatchError
 
