@@ -33,7 +33,7 @@ class UnsafeNameError(ValueError):
         kind: ``"characters"`` for an empty name or one with control characters, ``"address"`` for
             a URL, ``"outside"`` for one that leads out of the folder or might on some system,
             ``"lookup"`` for one that the system refuses.
-        reason: What the system says of a ``"lookup"``; else empty.
+        reason: The system's reason for a ``"lookup"``; else empty.
     """
 
     def __init__(
@@ -129,10 +129,10 @@ def publish(
 
 @contextlib.contextmanager
 def _output_errors(path: Path) -> Iterator[None]:
-    """Turn what the system says into an error that names the file."""
+    """Turn errors of the system into one that names the file."""
     try:
         yield
-    except OutputError:  # an OSError too, and already says it all
+    except OutputError:  # an OSError too, and complete already
         raise
     except OSError as error:
         reason = error.strerror or str(error)
@@ -143,7 +143,7 @@ def _output_errors(path: Path) -> Iterator[None]:
 
 
 def _remove_leftover(temporary: Path) -> None:
-    """Remove what a killed run left, and refuse anything that no run of ours leaves."""
+    """Remove what a killed run left; refuse what no run leaves, such as a link."""
     try:
         mode = os.lstat(temporary).st_mode
     except FileNotFoundError:

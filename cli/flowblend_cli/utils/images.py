@@ -1,6 +1,6 @@
-"""The pictures that scenes begin with: found inside the recipe's folder, and decoded with limits.
+"""Pictures that scenes begin with: found inside the recipe's folder, and decoded with limits.
 
-A picture is read from the recipe's own tree only, and its size is looked at before it is decoded.
+The size of a picture is checked before it is decoded.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def check_filename(tables: Tables, fields: Iterable[str], problems: Problems) ->
 
 
 def repeats_of(tables: Tables, scene: SceneFields) -> int:
-    """How often each seed of a scene is repeated: the sweep's word wins."""
+    """How often each seed of a scene is repeated; the sweep's value wins."""
     swept = tables.sweep.repeats if tables.sweep else None
     return swept or scene.repeats or 1
 
@@ -180,7 +180,7 @@ def check_arguments(
 def check_noise_levels(
     tables: Tables, variants: Iterable[Variant], recipe_dir: Path, problems: Problems
 ) -> None:
-    """Check that the steps' noise levels can be told offline, where stages end at noise levels."""
+    """Check that the noise levels at which stages end can be found without the pipeline."""
     _check_grids(variants, recipe_dir, problems)
     known: dict[tuple[str, SamplingSpec], str | None] = {}
     for variant in variants:
@@ -277,19 +277,19 @@ def check_overrides(
         for path, value, former in override.leaves():
             if value == former and type(value) is type(former):
                 continue
-            reason = _unread(path, value, tables, presets, axes)
+            reason = _why_unread(path, value, tables, presets, axes)
             if reason:
                 problems.add(path, f"no job reads it: {reason}")
 
 
-def _unread(
+def _why_unread(
     path: KeyPath,
     value: object,
     tables: Tables,
     presets: Mapping[str, Preset],
     axes: Mapping[str, list[object]],
 ) -> str | None:
-    """Why no job reads what was set, or None if one does."""
+    """Why no job reads what ``--set`` wrote; None if one does."""
     table, key = path[0], str(path[-1])
     dotted = f"{table}.{key}"
     if dotted in axes and len(path) == 2:
@@ -306,7 +306,7 @@ def _unread(
     winners = [
         scene_settings(tables, presets, index, scene).get(key)
         for index, scene in enumerate(tables.scenes)
-        if scene is not None and _concerns(path, index, scene)
+        if scene is not None and _may_read(path, index, scene)
     ]
     if not winners:
         return f"no scene uses preset {path[1]!r}" if table == "presets" else None
@@ -318,7 +318,7 @@ def _unread(
     return f"{origins} overrides it everywhere; set {key} there"
 
 
-def _concerns(path: KeyPath, index: int, scene: SceneFields) -> bool:
+def _may_read(path: KeyPath, index: int, scene: SceneFields) -> bool:
     """Whether a scene could read a key at all."""
     if path[0] == "presets":
         return scene.preset in (AUTO, path[1])
@@ -328,7 +328,7 @@ def _concerns(path: KeyPath, index: int, scene: SceneFields) -> bool:
 def with_shift(
     recipe: Recipe, variant: Variant, index: int, line: PromptLine | None, problems: Problems
 ) -> Variant:
-    """A combination with the shift of a line, checked as any other; a sweep's own shift wins.
+    """Give a combination the shift of a prompt's line; a sweep's own shift wins.
 
     Args:
         recipe: The recipe.

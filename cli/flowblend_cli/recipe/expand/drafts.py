@@ -1,9 +1,8 @@
-"""Cheap looks before the real renders: drafts, their finals, and the seeds that are explored."""
+"""Drafts: cheap renders before the real ones, their finals, and the seeds that are explored."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from flowblend_cli.jobs import Job, Origin
@@ -23,7 +22,7 @@ _DRAFT, _FINAL = "draft", "final"
 def add_drafts(
     recipe: Recipe, candidates: Iterable[Candidate], problems: Problems
 ) -> list[Candidate]:
-    """Put drafts before the jobs, as [recipe] passes and explored seeds ask for.
+    """Put drafts before the jobs, where [recipe] passes or explored seeds ask for them.
 
     Args:
         recipe: The recipe.
@@ -84,7 +83,7 @@ def _draft_of(candidate: Candidate, table: DraftTable, problems: Problems) -> Ca
 
 
 def with_origins(jobs: list[Job], candidates: list[Candidate]) -> list[Job]:
-    """Say of drafts and finals why they are there.
+    """Note on drafts and finals why they are rendered.
 
     Args:
         jobs: The jobs with their names.
@@ -108,7 +107,7 @@ def with_origins(jobs: list[Job], candidates: list[Candidate]) -> list[Job]:
 def find_selections(
     recipe: Recipe, candidates: list[Candidate], jobs: list[Job], problems: Problems
 ) -> tuple[Selection, ...]:
-    """The explored seeds of each scene, prompt and combination, of which the best are finished.
+    """Group the explored seeds by scene, prompt and combination; of each, the best are finished.
 
     Args:
         recipe: The recipe.
@@ -116,27 +115,14 @@ def find_selections(
         jobs: The same jobs with names and origins.
         problems: Where problems go.
     """
-    reserve = [job for c, job in zip(candidates, jobs, strict=True) if c.is_reserve]
-    alike: Callable[[Job], Job] = _without_seed
-    groups = {
-        key: [*group]
-        for key, group in itertools.groupby(sorted(reserve, key=_order(reserve)), alike)
-    }
     table = recipe.tables.draft
     assert table is not None
+    groups: dict[Job, list[Job]] = {}
+    for candidate, job in zip(candidates, jobs, strict=True):
+        if candidate.is_reserve:
+            without_seed = replace(job, seed=0, id="", origin=None)
+            groups.setdefault(without_seed, []).append(job)
     return tuple(_selection(group, table, problems) for group in groups.values())
-
-
-def _without_seed(job: Job) -> Job:
-    return replace(job, seed=0, id="", origin=None)
-
-
-def _order(jobs: list[Job]) -> Callable[[Job], int]:
-    """Sorts jobs that differ by seed only next to each other, at the place of the first."""
-    places: dict[Job, int] = {}
-    for job in jobs:
-        places.setdefault(_without_seed(job), len(places))
-    return lambda job: places[_without_seed(job)]
 
 
 def _selection(finals: list[Job], table: DraftTable, problems: Problems) -> Selection:

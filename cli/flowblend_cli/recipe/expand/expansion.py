@@ -52,7 +52,7 @@ def expand(recipe: Recipe, *, settle: bool = True) -> Batch:
 
     Args:
         recipe: A recipe from ``load_recipe``.
-        settle: Whether to choose the stages that are left to data; otherwise placeholders stay.
+        settle: Whether to choose the stages that are left to data; else placeholders stay.
 
     Returns:
         The batch. Jobs of one model stand together; otherwise scene by scene, prompt by prompt,
@@ -96,7 +96,7 @@ def expand(recipe: Recipe, *, settle: bool = True) -> Batch:
 
 @dataclass(frozen=True)
 class _Scene:
-    """A scene on its way to jobs.
+    """A scene that is being expanded to jobs.
 
     Args:
         recipe: The recipe.

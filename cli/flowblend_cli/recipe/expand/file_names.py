@@ -1,4 +1,4 @@
-"""What a job's file may be called by: the fields of name templates, and the default template."""
+"""File names of jobs, for the expansion: fields of name templates, and jobs that would clash."""
 
 from __future__ import annotations
 
@@ -30,8 +30,6 @@ _IN_DEFAULT_NAME = ("num_inference_steps", SEED)
 _NEGATIVE = "negative_prompt"
 # Tables make no file name: they are named by their place in the list.
 _NAMED_BY_INDEX = ("blend.stage",)
-
-
 DRAFT_SUFFIX = "-draft"
 
 
@@ -81,7 +79,7 @@ class Fields:
         *,
         has_several: bool,
     ) -> dict[str, Any]:
-        """What the name template may use, but for the seed and the prompt's place in the scene.
+        """What the name template may use; seed and prompt_index are added by the caller.
 
         Args:
             job: The job.
@@ -139,7 +137,7 @@ class Candidate:
         draft: The draft that it finishes, if any.
         is_draft: Whether it is a draft itself.
         is_reserve: Whether it is rendered only if its draft is chosen.
-        pipeline_class: Class of its pipeline, where it can be told offline.
+        pipeline_class: Class of its pipeline, where it is known offline.
         suits: How many steps suit its scene, where a preset says so.
         steps: How many steps its prompt has, and why.
     """

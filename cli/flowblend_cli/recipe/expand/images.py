@@ -99,7 +99,7 @@ class _Pictures:
 
 
 def fit_to_picture(values: Mapping[str, Any], image: ImageSpec, recipe_dir: Path) -> dict[str, Any]:
-    """Arguments whose ``pixel_area`` is height and width in the picture's shape.
+    """Turn ``pixel_area`` into height and width in the picture's shape.
 
     Args:
         values: The arguments, ``pixel_area`` among them.
@@ -120,7 +120,7 @@ def fit_to_picture(values: Mapping[str, Any], image: ImageSpec, recipe_dir: Path
 
 
 def _rounded(side: float) -> int:
-    # A side that is off by rounding alone isn't a whole multiple smaller.
+    # A side that only rounding makes smaller keeps its multiple.
     return max(MULTIPLE, math.floor(side / MULTIPLE + 1e-9) * MULTIPLE)
 
 
@@ -137,7 +137,7 @@ def shape_problems(
 
     Args:
         written: Names of the arguments that the recipe sets, apart from its pair.
-        pipeline_class: Class of the pipeline, where it can be told offline.
+        pipeline_class: Class of the pipeline, where it is known offline.
         has_image: Whether the scene begins with a picture.
     """
     if not has_image:

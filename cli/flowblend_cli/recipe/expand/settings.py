@@ -1,4 +1,7 @@
-"""Who decides each argument: pair, defaults, preset, scene, line of a prompts file, sweep."""
+"""Settings of a prompt, for the expansion: the value of every argument, and who decided it.
+
+Pair, defaults, preset, scene, line of a prompts file, sweep: the later one wins.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class Setting:
     Args:
         value: The value.
         path: The key in the recipe; None for a value that no recipe wrote.
-        origin: Who decided, in words.
+        origin: Who decided, in words for people.
     """
 
     value: Any
@@ -45,7 +48,7 @@ def scene_settings(
     choice: PresetChoice | None = None,
     line: PromptLine | None = None,
 ) -> dict[str, Setting]:
-    """The arguments of a prompt before any sweep: defaults, preset, scene, line; later wins.
+    """Merge the arguments of a prompt before any sweep: defaults, preset, scene, line; later wins.
 
     Args:
         tables: The recipe's tables.
@@ -130,11 +133,14 @@ def prompt_settings(
     layers, choice = base, None
     if scene.preset == AUTO:
         values = lowest | {key: setting.value for key, setting in layers.items()} | swept
+        defaults = recipe.tables.defaults
+        written = defaults.settings().get(_STEPS) if defaults is not None else None
         choice = choose_preset(
             prompt,
             recipe.presets,
             "picture" if is_picture(values, variant) else "clip",
-            *_steps_below(recipe.tables, lowest[_STEPS], pair),
+            lowest[_STEPS] if written is None else written,
+            _steps_origin(pair) if written is None else "[defaults]",
         )
         layers = scene_settings(recipe.tables, recipe.presets, index, scene, choice, line)
     preset = choice.preset if choice is not None else recipe.presets.get(scene.preset or "")
@@ -168,15 +174,8 @@ def is_picture(values: Mapping[str, Any], variant: Variant) -> bool:
     return values.get("num_frames") == 1 or not makes_clips
 
 
-def _steps_below(tables: Tables, lowest: int, pair: KnownPair | None) -> tuple[int, str]:
-    """The steps where no preset says any, and who says so."""
-    written = tables.defaults.settings().get(_STEPS) if tables.defaults is not None else None
-    if written is not None:
-        return written, "[defaults]"
-    return lowest, _lowest_origin(pair)
-
-
-def _lowest_origin(pair: KnownPair | None) -> str:
+def _steps_origin(pair: KnownPair | None) -> str:
+    """Where the steps come from that no table sets."""
     has = pair is not None and _STEPS in pair.defaults
     return f"the pair {pair.name}" if has and pair is not None else "flowblend's default"
 
@@ -188,7 +187,7 @@ def _reason(
     scene: SceneFields,
     line: PromptLine | None,
 ) -> str:
-    """Who decided the steps, in words."""
+    """Who decided the steps, in words for people."""
     swept = variant.combination.axis_path(_STEPS)
     wins = f"[{swept[0]}]" if swept is not None else None
     if choice is not None and wins is None and _STEPS in line_settings(0, line):
@@ -199,4 +198,4 @@ def _reason(
         return choice.reason + (f", but {wins} sets its own steps" if wins else "")
     if wins is not None:
         return f"from {wins}"
-    return f"from {setting.origin if setting is not None else _lowest_origin(variant.pair)}"
+    return f"from {setting.origin if setting is not None else _steps_origin(variant.pair)}"

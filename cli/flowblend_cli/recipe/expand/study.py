@@ -1,4 +1,4 @@
-"""What a recipe asks to be measured and compared, as a ``Study``, and what its tables must be."""
+"""Study of a recipe: what it wants measured and compared, made for the batch and checked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def make_study(
     candidates: Sequence[Candidate],
     selections: tuple[Selection, ...],
 ) -> Study:
-    """Everything of a recipe that decides no pixel.
+    """Make the study of a recipe: everything of it that decides no pixel.
 
     Args:
         recipe: The recipe.
@@ -96,7 +96,7 @@ def _adapt(tables: Tables) -> AdaptSpec | None:
 
 
 def references(tables: Tables) -> dict[str, Any]:
-    """The axes of a reference, dotted, with the value of each; ``"highest"`` is an axis's own."""
+    """The axes of a reference, dotted, with the value of each; ``"highest"`` is resolved."""
     assert tables.metrics is not None
     axes = all_axes(tables)
     found: dict[str, Any] = {}
@@ -161,9 +161,11 @@ def _check_reference(tables: Tables, axes: Mapping[str, list[Any]], problems: Pr
             problems.add(where, f"{axis!r} is no axis of [sweep]{hint}", related=("sweep",))
         elif value not in axes[axis]:
             values = ", ".join(str(each) for each in axes[axis][:10])
+            is_numeric = _highest(HIGHEST, axes[axis]) != HIGHEST
+            or_highest = f", or {HIGHEST!r}" if is_numeric else ""
             message = (
                 f"{axis} = {value!r} is none of the sweep's values: {values}; take one of them"
-                f"{_or_highest(axes[axis])}, and {NO_REFERENCE}"
+                f"{or_highest}, and {NO_REFERENCE}"
             )
             problems.add(where, message, related=("sweep",))
     assert tables.metrics is not None
@@ -174,10 +176,6 @@ def _check_reference(tables: Tables, axes: Mapping[str, list[Any]], problems: Pr
                 "reference = { num_inference_steps = 100 }"
             )
             problems.add(("metrics", "names", index), message, related=("metrics",))
-
-
-def _or_highest(values: Sequence[Any]) -> str:
-    return f", or {HIGHEST!r}" if _highest(HIGHEST, values) != HIGHEST else ""
 
 
 def _check_draft(draft: DraftTable, problems: Problems) -> None:

@@ -1,4 +1,4 @@
-"""Which words stand in a prompt: whole words in English, with their endings, and Chinese."""
+"""Keywords in a prompt, for presets and hints: English words with their endings, and Chinese."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class KeywordMatch:
     Args:
         word: As the list has it.
         written: As the prompt has it.
-        place: Where it begins in the prompt.
+        place: Index of its first character in the prompt.
     """
 
     word: str
@@ -74,7 +74,7 @@ def find_words(prompt: str, words: tuple[str, ...]) -> tuple[KeywordMatch, ...]:
 
 @lru_cache(maxsize=16)
 def _tokens(prompt: str) -> list[tuple[str, int, int]]:
-    """The words of a prompt as they are compared, each with where it begins and ends."""
+    """The words of a prompt as they are compared, each with its beginning and its end."""
     return [(_plain(found.group()), *found.span()) for found in _WORD.finditer(prompt)]
 
 
@@ -99,7 +99,7 @@ def _index(words: tuple[str, ...]) -> _Index:
 def forms(word: str) -> frozenset[str]:
     """A word, and the endings that English gives a noun in the plural or a verb with "it".
 
-    Longer endings make other words: a hand that is waving is no wave.
+    Longer endings make other words: "waving" isn't found for "wave".
     """
     word = _plain(word)
     found = {word, word + "s"}

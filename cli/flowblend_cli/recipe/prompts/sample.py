@@ -1,4 +1,4 @@
-"""``sample = n``: some of many prompts, the same ones on every machine.
+"""Samples: ``sample = n`` draws some of many prompts, the same ones on every machine.
 
 Each draw follows from the seed and the texts themselves, so that files may be reordered freely,
 and a new entry takes the place of few.
@@ -35,7 +35,7 @@ def draw_sample(
         known, else as they were drawn.
 
     Raises:
-        ValueError: There are fewer different prompts, as far as was looked.
+        ValueError: There are fewer different prompts, or so few that the search gave up.
     """
     whole = Alternatives(tuple(templates.values()), tuple(templates))
     if whole.ends[-1] <= MOST_RANKED:
@@ -67,7 +67,7 @@ def _ranked(templates: Sequence[Template], number: int, seed: int) -> list[tuple
 
 
 def _draws(whole: Alternatives, number: int, seed: int) -> Iterator[tuple[int, Expanded]]:
-    """Draw after draw: entry by entry first, then, should that repeat itself, evenly."""
+    """Draw prompts: by entries first, and evenly where that finds too few different ones."""
     rings: dict[int, _Ring] = {}
     for draw in range(_TRIES * number + 1000):
         picker = _Picker(seed, draw, rings)
@@ -82,7 +82,7 @@ def _draws(whole: Alternatives, number: int, seed: int) -> Iterator[tuple[int, E
 
 
 class _Picker:
-    """What one draw takes of each choice that it comes by."""
+    """Chooses one option of each place of alternatives, for one draw."""
 
     def __init__(self, seed: int, draw: int, rings: dict[int, _Ring]) -> None:
         self._seed = seed

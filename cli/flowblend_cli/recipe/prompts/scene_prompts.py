@@ -28,7 +28,7 @@ _NEGATIVE = "negative_prompt"
 
 @dataclass(frozen=True, eq=False)
 class WrittenPrompt:
-    """A prompt as somebody wrote it.
+    """A prompt as it is written.
 
     Args:
         text: The template.
@@ -54,7 +54,7 @@ class ScenePrompts:
     Args:
         written: Its templates.
         sample: How many prompts are drawn; None for all.
-        sample_seed: By which seed.
+        sample_seed: The seed that they are drawn by.
         is_most: Whether ``sample`` is only the most that there may be.
         negative_variables: Variables that its negative prompts may have.
     """

@@ -1,4 +1,4 @@
-"""The syntax of prompts: ``{a|b}``, ``{variable}``, ``__wildcard__``, and all of it literally."""
+"""Templates: the syntax of prompts, ``{a|b}``, ``{variable}``, ``__wildcard__``, and escapes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowblend_cli.recipe.source.limits import MAX_PROMPT
 from flowblend_cli.text import shorten
 from flowblend_cli.utils.suggestions import closest
 
-# As many prompts as this, or more: nobody counts further.
+# Counting stops at so many prompts.
 MANY = 10**18
 
 _PIECE = re.compile(
@@ -58,7 +58,7 @@ class Expanded:
 
     Args:
         parts: Texts and variables.
-        choices: What was chosen, from left to right; what stands inside of a choice is its part.
+        choices: What was chosen, from left to right; inner choices are part of the outer one.
     """
 
     parts: tuple[str | Variable, ...]
@@ -140,7 +140,7 @@ class Template:
 
 
 class _Maker:
-    """Makes one prompt; gives up on one that is too long, however little of it is text."""
+    """Makes one prompt; gives up on one that is too long, even if little of it is text."""
 
     def __init__(self) -> None:
         self._parts: list[str | Variable] = []
@@ -203,7 +203,7 @@ class _Maker:
 
 
 def problem_of(text: str) -> str | None:
-    """What is wrong with a prompt with everything put in; None if nothing is."""
+    """What is wrong with a prompt in which everything is filled in; None if nothing is."""
     if not text.strip():
         return "makes a blank prompt: write a word into or beside what may be empty"
     return too_long() if len(text) > MAX_PROMPT else None
@@ -245,7 +245,7 @@ def escape(text: str) -> str:
 
 @dataclass(frozen=True)
 class _Wildcard:
-    """A wildcard that isn't looked up yet: what stands around it may be wrong itself."""
+    """A wildcard that isn't looked up yet, because the text around it may be wrong."""
 
     name: str
 

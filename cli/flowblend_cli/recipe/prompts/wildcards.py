@@ -94,7 +94,7 @@ class Wildcards:
         problems = []
         for number, line in lines:
             if line in options:
-                continue  # an entry that is there twice is one entry
+                continue  # an entry that stands there twice is one entry
             try:
                 options[line] = self.parse(line)
             except ValueError as error:
@@ -115,7 +115,7 @@ class Wildcards:
         return f"there is no file {file!r} for __{name}__; {hint}; write ____ for a literal __"
 
     def _names(self) -> list[str]:
-        """The wildcards that are there, as far as anyone would list them."""
+        """The names of the wildcards that there are, at most a thousand or so."""
         names: list[str] = []
         root = self._recipe_dir / self._folder
         for folder, _, files in itertools.islice(os.walk(root), _MOST_LISTED):

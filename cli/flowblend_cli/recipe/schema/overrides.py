@@ -1,4 +1,4 @@
-"""``--set KEY=VALUE``: edits of a recipe's document before it is checked."""
+"""Overrides: ``--set KEY=VALUE`` edits a recipe's document before it is checked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Override:
         option: The option's text, ``"KEY=VALUE"``.
         path: Where it wrote.
         value: What it wrote.
-        former: What stood there before; None for nothing, which TOML can't say.
+        former: What stood there before; None for nothing, since TOML has no null.
     """
 
     option: str

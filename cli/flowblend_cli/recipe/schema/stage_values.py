@@ -1,4 +1,4 @@
-"""Values that only a stage sets: who runs it, its cache, its attention backend."""
+"""Values that only a stage sets, checked for its table: denoiser, adapters, cache, attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of a recipe that decide no pixel: what is measured, adapted, drafted and reviewed."""
+"""Tables of a recipe that decide no pixel: [metrics], [score], [adapt], [draft] and [review]."""
 
 from __future__ import annotations
 

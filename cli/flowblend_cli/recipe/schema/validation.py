@@ -87,7 +87,9 @@ _SINGLE: dict[str, type[BaseModel]] = {
     "review": ReviewTable,
 }
 _TOP = (*_SINGLE, "presets", "scene", "include")
-
+# A table that isn't checked further once a key of it is broken, and such keys of any table.
+_READ_AS_A_WHOLE = ("blend", "sampling", "sweep", "matrix")
+_READ_BY_OTHERS = {"pipeline", "small", "denoisers", "adapters"}
 _ELSEWHERE = {
     "seed": "seeds of a [[scene]]",
     "num_images_per_prompt": "seeds or repeats of a [[scene]]: one job makes one file",
@@ -96,6 +98,12 @@ _ELSEWHERE = {
     "sigmas": "num_inference_steps: free sigmas aren't supported",
     "output_type": "container of [output]",
     "include": 'include = ["base.toml"] before the first table',
+}
+# How messages call tables that are no tables of the document itself.
+_SHOWN_AS = {
+    "scene": "[[scene]]",
+    "stage": "[[blend.stage]]",
+    "adapters": "adapters of a stage",
 }
 # What other programs call the share of keys that sparse attention keeps.
 _SPARSE = ("attention_top_k", "attention_topk", "sla_topk", "sla_top_k")
@@ -148,7 +156,7 @@ def validate(document: dict[str, Any], problems: Problems) -> Tables:
 
 
 def written_as(name: str, document: Mapping[str, Any]) -> str:
-    """The key that a table stands under: its name, or a mistyped one, which is told already."""
+    """The key that a table stands under: its name, or a mistyped one, which is reported already."""
     keys = itertools.islice(document, MAX_PROBLEMS)
     known = () if name in document else keys
     return next((key for key in known if _meant(key, _TOP) == name), name)
@@ -184,12 +192,7 @@ def _check(model: type[BaseModel], value: Any, path: KeyPath, problems: Problems
 
 def _salvage(model: type[BaseModel], value: Any, path: KeyPath, broken: set[str]) -> Any:
     """A table without its broken keys; None where others depend on them, and would be blamed."""
-    if path[0] in ("blend", "sampling", "sweep", "matrix") or broken & {
-        "pipeline",
-        "small",
-        "denoisers",
-        "adapters",
-    }:
+    if path[0] in _READ_AS_A_WHOLE or broken & _READ_BY_OTHERS:
         return None
     if not broken or not isinstance(value, dict):
         return None
@@ -224,7 +227,7 @@ def _add_errors(
             table, known = _table_around(path, model)
             problems.add(path, _unknown(str(path[-1]), table, known), at="key")
         elif kind == "missing" and path[-1] in mistyped:
-            continue  # the key that was meant is told already
+            continue  # the key that was meant is reported already
         elif kind == "missing":
             problems.add(path, "is missing", at="key")
         elif len(group) > 1:
@@ -267,20 +270,14 @@ def _meant(key: str, known: Sequence[str]) -> str | None:
 
 
 def mistyped(table: Any, model: type[BaseModel]) -> set[str]:
-    """The keys that were meant by unknown ones: nobody is told that they are missing, too."""
+    """The keys that unknown ones were meant to be, which aren't reported as missing as well."""
     known = [info.alias or name for name, info in model.model_fields.items()]
     keys = itertools.islice(table, MAX_PROBLEMS) if isinstance(table, dict) else ()
     return {meant for key in keys if (meant := _meant(key, known)) is not None}
 
 
 def _unknown(key: str, table: str, known: list[str]) -> str:
-    where = f" in [{table}]" if table else ""
-    if table == "scene":
-        where = " in [[scene]]"
-    elif table == "stage":
-        where = " in [[blend.stage]]"
-    elif table == "adapters":
-        where = " in adapters of a stage"
+    where = f" in {_SHOWN_AS.get(table, f'[{table}]')}" if table else ""
     meant = "seeds" if table == "scene" and key == "seed" else _meant(key, known)
     if key in _SPARSE:
         return f"unknown key{where}; {_NO_SPARSE}"

@@ -1,7 +1,7 @@
-"""``include = ["base.toml"]``: the files that a recipe is merged of.
+"""Includes: ``include = ["base.toml"]``, the files of which the loader merges a recipe.
 
-What includes another file is merged over it: tables key by key, and scenes by their names. All
-else, lists among it, is replaced as a whole.
+A file is merged over what it includes: tables key by key, and scenes by their names. Everything
+else, lists too, is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class IncludedFile:
 
 
 def read_included(file: RecipeFile, recipe_dir: Path) -> list[IncludedFile]:
-    """Read all that a recipe includes.
+    """Read every file that a recipe includes.
 
     Args:
         file: The recipe.
@@ -56,8 +56,8 @@ def read_included(file: RecipeFile, recipe_dir: Path) -> list[IncludedFile]:
         Every file once, each after what it includes; the recipe itself is the last.
 
     Raises:
-        RecipeError: Includes that lead nowhere, out of the folder or in a circle, that are too
-            many, or files that can't be read; all of them at once.
+        RecipeError: Includes lead nowhere, out of the folder or in a circle, there are too many,
+            or files can't be read; holds all of these problems.
     """
     reader = _Reader(file, recipe_dir)
     reader.add(file, [(file.path.absolute().resolve(), file.path.name)])
@@ -77,7 +77,7 @@ class _Reader:
         self._read = 0
 
     def add(self, file: RecipeFile, chain: list[tuple[Path, str]]) -> IncludedFile:
-        """Add a file after all that it includes; ``chain`` is what led here, itself the last."""
+        """Add a file after what it includes; ``chain`` is the files that led here and itself."""
         below: set[RecipeFile] = set()
         for index, name in enumerate(self._names(file)):
             try:
@@ -131,7 +131,7 @@ def find_beside(name: str, recipe_dir: Path) -> Path:
         The file itself, links followed.
 
     Raises:
-        ValueError: The name leads out of the folder, or to no file; says why.
+        ValueError: The name leads out of the folder, or to no file.
     """
     try:
         path = resolve_inside(name, recipe_dir)
@@ -165,19 +165,21 @@ def merge_files(parts: Iterable[IncludedFile]) -> tuple[dict[str, Any], dict[Key
 
     Returns:
         The document, and where its paths come from, see ``RecipeSource``. A scene stands in the
-        place where its name is first said. A file changes the scenes of what it includes;
+        place where its name first stands. A file changes the scenes of what it includes;
         two scenes of one name in files that don't include each other stay two.
 
     Raises:
         RecipeError: A file has [scene] with one bracket.
     """
-    merging = _Merging()
+    merger = _Merger()
     for part in parts:
-        merging.add(part)
-    return merging.document, merging.origins
+        merger.add(part)
+    return merger.document, merger.origins
 
 
-class _Merging:
+class _Merger:
+    """Merges files, each after what it includes."""
+
     def __init__(self) -> None:
         self.document: dict[str, Any] = {}
         self.origins: dict[KeyPath, Origin] = {}
@@ -191,10 +193,10 @@ class _Merging:
             message = "must be written with two brackets: [[scene]]"
             raise RecipeError([part.file.problem(("scene",), message, "key")])
         if scenes:
-            self._scenes(part, scenes, self.document.setdefault("scene", []))
-        self._table(part.file, rest, self.document, (), ())
+            self._merge_scenes(part, scenes, self.document.setdefault("scene", []))
+        self._merge_table(part.file, rest, self.document, (), ())
 
-    def _table(
+    def _merge_table(
         self,
         file: RecipeFile,
         new: dict[str, Any],
@@ -206,14 +208,14 @@ class _Merging:
             here, there = (*path, key), (*written, key)
             former = into.get(key)
             if isinstance(value, dict) and isinstance(former, dict):
-                self._over(file, value, former, here, there)
+                self._merge_over(file, value, former, here, there)
                 continue
             if isinstance(former, dict):
                 self._forget(here)
             into[key] = value
             self.origins[here] = (file, there)
 
-    def _over(
+    def _merge_over(
         self,
         file: RecipeFile,
         new: dict[str, Any],
@@ -226,20 +228,17 @@ class _Merging:
         for key in former:
             self.origins.setdefault((*path, key), (former_file, (*former_path, key)))
         self.origins[path] = (file, written)
-        self._table(file, new, former, path, written)
+        self._merge_table(file, new, former, path, written)
 
-    def _scenes(self, part: IncludedFile, scenes: list[Any], merged: list[Any]) -> None:
+    def _merge_scenes(self, part: IncludedFile, scenes: list[Any], merged: list[Any]) -> None:
         known = {_name(scene): index for index, scene in reversed(list(enumerate(merged)))}
         for number, scene in enumerate(scenes):
             there: KeyPath = ("scene", number)
-            index = known.get(_name(scene))
-            if (
-                _name(scene) is not None
-                and index is not None
-                and self._writers[index] <= part.below
-            ):
+            name = _name(scene)
+            index = known.get(name) if name is not None else None
+            if index is not None and self._writers[index] <= part.below:
                 path: KeyPath = ("scene", index)
-                self._over(part.file, scene, merged[index], path, there)
+                self._merge_over(part.file, scene, merged[index], path, there)
                 self._writers[index].add(part.file)
                 continue
             self.origins["scene", len(merged)] = (part.file, there)
@@ -247,7 +246,7 @@ class _Merging:
             self._writers.append({part.file})
 
     def _forget(self, path: KeyPath) -> None:
-        """Where the parts of a replaced value came from no longer matters."""
+        """Drop the origins of a value that is replaced."""
         for known in [known for known in self.origins if known[: len(path)] == path]:
             del self.origins[known]
 

@@ -1,4 +1,4 @@
-"""Text files that a recipe reads beside itself: found in its own folder tree, with limits."""
+"""Text files beside a recipe, for prompts and wildcards: found in its folder, read with limits."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def read_lines(name: str, recipe_dir: Path) -> list[str]:
 
 
 def entries(lines: list[str]) -> list[tuple[int, str]]:
-    """The lines that say something, with their numbers from 1: no blank ones, no ``#`` comments."""
+    """The lines that aren't blank or ``#`` comments, with their numbers from 1."""
     stripped = ((number, line.strip()) for number, line in enumerate(lines, 1))
     return [(number, line) for number, line in stripped if line and not line.startswith("#")]
 
 
 def locate(name: str, recipe_dir: Path) -> Path:
-    """Where a name leads to, links followed; nothing need be there.
+    """Tell where a name leads to, links followed; nothing need be there.
 
     Args:
         name: As the recipe writes it.

@@ -1,4 +1,4 @@
-"""What [blend] means: the stages of a combination, and whether the models can do what they ask."""
+"""Blend: the stages that [blend] means in one combination, and whether the models can run them."""
 
 from __future__ import annotations
 
@@ -58,29 +58,27 @@ def resolve_stages(
         blend: The table.
         swept: The sweep's values of its keys.
         names: Letters of further denoisers, which are their names, too.
-        is_large_only: Whether a recipe that says nothing gets the large denoiser alone.
+        is_large_only: Whether a recipe that sets no stages gets the large denoiser alone.
 
     Raises:
         StageError: The values don't make a schedule together.
     """
-    tables: list[StageTable] | None = swept.get("stage", blend.stage)
-    keys = type(blend).model_fields
-    values = {key: swept.get(key, getattr(blend, key)) for key in keys}
+    values = {key: swept.get(key, getattr(blend, key)) for key in type(blend).model_fields}
+    tables: list[StageTable] | None = values["stage"]
     automatic = Automatic.of(values, is_swept="stages" in swept)
     if tables is not None:
-        short = [key for key in _SHORT_FORM if swept.get(key, getattr(blend, key)) is not None]
-        if short:
+        if any(values[key] is not None for key in _SHORT_FORM):
             raise StageError(
                 "[[blend.stage]] can't stand beside stages, boundaries or boundary_sigmas, nor "
                 "beside a sweep of them: keep one form"
             )
         schedule = StageSchedule(tuple(_stage(table) for table in tables))
         return Blend(schedule.stages, schedule.letters, is_long_form=True)
-    letters, boundaries, sigmas = (swept.get(key, getattr(blend, key)) for key in _SHORT_FORM)
+    letters, boundaries, sigmas = (values[key] for key in _SHORT_FORM)
     if letters is None:
-        says_nothing = boundaries is None and sigmas is None
-        letters = "L" if says_nothing and is_large_only else PAPER_STAGES
-        boundaries = PAPER_BOUNDARIES if says_nothing else boundaries
+        is_unset = boundaries is None and sigmas is None
+        letters = "L" if is_unset and is_large_only else PAPER_STAGES
+        boundaries = PAPER_BOUNDARIES if is_unset else boundaries
     if automatic is not None:
         return Blend(automatic.placeholder, letters, automatic=automatic)
     if len(set(letters)) == 1:
@@ -114,7 +112,7 @@ def adapter_name(name: str) -> str:
 
 
 def blamed_for_stages(blend: BlendTable, swept: Sequence[str], message: str) -> str:
-    """The key of [blend] that a message about the stages is best shown at.
+    """Choose the key of [blend] at which a message about the stages is shown.
 
     Args:
         blend: The table.
@@ -143,7 +141,7 @@ def check_settings(
     Args:
         blend: The stages.
         model: The models' table; None if it is broken.
-        pipeline_class: Class of the pipeline, where it can be told offline.
+        pipeline_class: Class of the pipeline, where it is known offline.
         where: Path of the ``[[blend.stage]]`` tables.
         problems: Where problems go.
     """
@@ -227,7 +225,7 @@ def find_adapters(
 
 
 def _source_of(name: str, role: str, model: ModelTable, path: KeyPath) -> tuple[str, KeyPath]:
-    """An adapter's source for a denoiser, and the key that says so."""
+    """An adapter's source for a denoiser, and the key that names it."""
     bound = model.adapters.get(name)
     if isinstance(bound, str):
         return bound, ("model", "adapters", name)

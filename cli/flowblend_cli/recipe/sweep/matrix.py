@@ -1,4 +1,4 @@
-"""The variables of [matrix]: which prompts have them, and their values together."""
+"""Variables of [matrix]: their checks, and the values that they take together in a prompt."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _AXES = [info.alias or name for name, info in SweepTable.model_fields.items()]
 
 
 def variable_names(tables: Tables, document: Mapping[str, Any]) -> list[str]:
-    """The names that may stand in braces; of a broken [matrix] all its keys, to blame none twice.
+    """List the names that may stand in braces; of a broken [matrix] all keys, to blame none twice.
 
     Args:
         tables: The recipe's tables.
@@ -54,7 +54,7 @@ class Binder:
         return self._values.keys()
 
     def bind(self, combination: Combination, used: frozenset[str]) -> Sequence[Binding]:
-        """The values that some variables take together in one combination of settings.
+        """List the values that some variables take together in one combination of settings.
 
         Args:
             combination: The combination.

@@ -38,7 +38,7 @@ class Variant:
         combination: The combination.
         model: The models.
         pair: The known pair that they are, if any.
-        pipeline_class: Class of the pipeline, where it can be told offline.
+        pipeline_class: Class of the pipeline, where it is known offline.
         stages: The stages.
         stage_string: The stages as letters, as written.
         sampling: The sampling.
@@ -227,7 +227,7 @@ def _pipeline_class(name: str, recipe_dir: Path) -> tuple[str | None, str | None
 
 @cache
 def _denoiser_problem(name: str, recipe_dir: Path) -> str | None:
-    """Why a denoiser can't be used; None if it can be, kept likewise."""
+    """Why a denoiser can't be used; None if it can. Kept for the same reason."""
     try:
         resolve_small(name, recipe_dir)
     except ModelNameError as error:
