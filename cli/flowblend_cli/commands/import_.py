@@ -1,4 +1,4 @@
-"""``flowblend import``: make a recipe of a file of prompts, one scene a line."""
+"""``flowblend import``: makes a recipe of a file of prompts, one scene a line."""
 
 from __future__ import annotations
 
@@ -89,10 +89,10 @@ def import_(prompts: Path, output: Path | None, pipeline: str, small: str | None
 
 
 def _read(path: Path) -> list[PromptLine]:
-    """The prompts of a file, of which everything can stand in a recipe.
+    """Read the prompts of a file, if a recipe can hold all of them.
 
     Raises:
-        RecipeError: Everything that is wrong with it.
+        RecipeError: Something is wrong; holds every problem.
     """
     problems: list[LineProblem] = []
     lines = read_prompts(path.name, path.absolute().parent, problems)
@@ -122,10 +122,10 @@ def _read(path: Path) -> list[PromptLine]:
 
 
 def _load(target: Path, prompts: Path, lines: Sequence[PromptLine]) -> Batch:
-    """The jobs of the recipe that was written.
+    """Load the jobs of the recipe that was written.
 
     Raises:
-        RecipeError: It doesn't pass check, and is removed: what is wrong, with the prompts' lines.
+        RecipeError: It is wrong, and is removed; the problems have the prompts' lines.
     """
     try:
         return load_batch(target)
@@ -143,7 +143,7 @@ def _of_line(problem: Problem, prompts: Path, lines: Sequence[PromptLine]) -> Pr
 
 
 def _any_wildcard(name: str) -> Alternatives:
-    """Stand for a file of wildcards, which is looked for beside the recipe later."""
+    """A placeholder for a wildcard file, which is looked up beside the recipe later."""
     return Alternatives((Template((name,)),), (name,))
 
 

@@ -1,4 +1,4 @@
-"""``flowblend init``: write a first recipe for a pair of models, checked offline to fit."""
+"""``flowblend init``: writes a first recipe for a pair of models, after an offline check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which file a LoRA adapter's source means: a path, a bundled pair's own, or one of the Hub."""
+"""Adapters: finds the file of a LoRA adapter, by path, in a bundled pair, or in the Hub's cache."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def is_source(name: str) -> bool:
 
 
 def check_source(source: str, name: str, role: str, recipe_dir: Path) -> None:
-    """Check an adapter's source as far as it can be told offline; the Hub's cache isn't asked.
+    """Check an adapter's source as far as that is possible without the Hub's cache.
 
     Raises:
         ModelNameError: The source is none, or its file isn't there or no safetensors.
@@ -37,7 +37,7 @@ def adapter_file(source: str, name: str, role: str, recipe_dir: Path) -> Path:
         source: ``./file.safetensors`` or an absolute one, a bundled pair's name, or
             ``owner/name``, optionally with the file's name after it.
         name: The adapter's name; a bundled pair's files are named by it.
-        role: The denoiser that is to have it, likewise.
+        role: The denoiser that is to have it; they are named by it, too.
         recipe_dir: Folder that relative paths start from.
 
     Raises:
@@ -59,7 +59,7 @@ def adapter_file(source: str, name: str, role: str, recipe_dir: Path) -> Path:
 
 
 def hub_file(source: str, name: str, role: str, recipe_dir: Path) -> tuple[str, str] | None:
-    """The repository of an adapter, and the file in it; None for one that lies on this machine.
+    """The repository of an adapter, and the file in it; None for a file on this machine.
 
     Raises:
         ModelNameError: See ``check_source``.

@@ -1,7 +1,7 @@
-"""Job keys: what a finished file must match to count as this job's.
+"""Identity of jobs and models: hashes that a finished file must match to count as a job's.
 
-A key covers the job as written, the bytes of its models and flowblend's numerics, and nothing
-that only names things.
+A job's key covers the job as written, the bytes of its models and flowblend's numerics, and
+nothing that only names things.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def job_key(job: Job, identity: Identity) -> str:
 
     Args:
         job: The job as written.
-        identity: What ``model_identity`` says of its models.
+        identity: Its models, from ``model_identity``.
 
     Returns:
         64 hexadecimal digits.
@@ -46,19 +46,19 @@ def job_key(job: Job, identity: Identity) -> str:
     if job.image is not None:
         document["image"] = job.image.sha256  # its pixels count, not its name
     hashes = {role: known["sha256"] for role, known in identity.items()}
-    told = {"job": document, "models": hashes, "numerics": NUMERICS_VERSION}
-    return hashlib.sha256(_canonical(told)).hexdigest()
+    hashed = {"job": document, "models": hashes, "numerics": NUMERICS_VERSION}
+    return hashlib.sha256(_canonical(hashed)).hexdigest()
 
 
 def model_identity(
     model: ModelSpec, recipe_dir: Path, adapters: Iterable[AdapterSpec] = ()
 ) -> Identity:
-    """Tell which weights a job's models and LoRA adapters are, without loading them.
+    """Hash a job's models and LoRA adapters, without loading them.
 
     Args:
         model: The models as the recipe names them.
         recipe_dir: Folder that relative folders start from.
-        adapters: The adapters likewise.
+        adapters: The adapters as the stages name them.
 
     Returns:
         Per role (``pipeline``, ``small``, a letter, ``LoRA NAME ROLE``) its source and ``sha256``:
@@ -84,7 +84,7 @@ def model_identity(
 
 
 def text_identity(source: ModelSource) -> str:
-    """Hash whatever of a pipeline its prompts go through: all but denoisers, VAE and scheduler.
+    """Hash the parts of a pipeline that prompts go through: all but denoisers, VAE and scheduler.
 
     Args:
         source: The pipeline.
@@ -119,7 +119,7 @@ def _identify(
 
 
 def local_folder(source: ModelSource) -> Path:
-    """The folder of a model on this machine: its own, or that of its commit in the Hub's cache.
+    """Find the folder of a model on this machine: its own, or its commit's in the Hub's cache.
 
     Args:
         source: The model; a whole pipeline, or a small denoiser in its subfolder.
@@ -197,7 +197,7 @@ class _HashCache:
         return self._known[mark]
 
     def save(self) -> None:
-        """Write the cache if it grew; a cache that can't be written only costs time."""
+        """Write the cache if it grew; if that fails, the next run only takes longer."""
         if not self._changed:
             return
         try:

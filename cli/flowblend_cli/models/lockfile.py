@@ -1,4 +1,4 @@
-"""``flowblend.lock``: the commits that the recipes of a folder render with."""
+"""Lock: ``flowblend.lock``, the commits that the recipes of a folder render with."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ Aliases = frozenset[tuple[str, str]]
 
 
 def read_lock(folder: Path, aliases: Aliases) -> Mapping[str, Pin]:
-    """The pins of a folder by repository; empty where it has no lock.
+    """Read the pins of a folder by repository; empty where it has no lock.
 
     Args:
         folder: The recipe's folder.
         aliases: Which repositories the names of known pairs stand for.
 
     Raises:
-        RecipeError: The lock can't be read, or says what can't be; holds every problem.
+        RecipeError: The lock can't be read, or is wrong; holds every problem.
     """
     path = folder / LOCK_NAME
     try:

@@ -1,7 +1,7 @@
-"""Which solver and shift a job's noise levels follow from, told from files, without torch.
+"""Solvers: the solver and shift of a pipeline, read from its configs without torch.
 
-A claim here is exact or isn't made: every key of a scheduler's config is one that moves no level,
-one whose value is checked, or a reason to refuse.
+The sigmas (noise levels) of a job's steps follow from them, so an answer is exact or is refused:
+each key of a scheduler's config changes no sigma, has a checked value, or is a reason to refuse.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from flowblend_plugin.schedulers.sigmas import PLAIN_PIPELINES, start_level
 
 @dataclass(frozen=True)
 class Solver:
-    """What ``flowblend_plugin.schedulers.sigmas`` works levels out from.
+    """What ``flowblend_plugin.schedulers.sigmas`` computes sigmas from.
 
     Args:
         name: Solver as recipes name it.
-        flow_shift: Shift of the noise levels.
-        start: Noise level of the first step; None for the solver's own.
+        flow_shift: Shift of the sigmas.
+        start: Sigma of the first step; None for the solver's own.
     """
 
     name: str
@@ -40,9 +40,9 @@ class Rule:
     Args:
         name: Solver as recipes name it.
         shift: Key of its shift.
-        needs: Values at which the levels are known; a key left out has this value, too.
+        needs: Values at which the sigmas are known; a key that is left out has this value, too.
         flow: Keys that must be true for the scheduler to be a flow-matching one.
-        free: Keys that move no level.
+        free: Keys that change no sigma.
     """
 
     name: str
@@ -132,7 +132,7 @@ RULES = {
 # Solvers of pipelines that predict noise, as recipes name them.
 CLASSIC_SOLVERS = ("dpmpp_2m_karras", "euler_a")
 NoiseKind = Literal["flow", "classic"]
-# Schedulers that know noise levels of noise prediction only, beside those of the rules above.
+# Schedulers for noise prediction only, beside those of the rules above.
 _CLASSIC = frozenset(
     {
         "DDIMScheduler", "DDPMScheduler", "DPMSolverSDEScheduler",
@@ -153,8 +153,8 @@ def find_solver(pipeline: str, sampling: SamplingSpec, recipe_dir: Path) -> Solv
         recipe_dir: Folder that relative folders start from.
 
     Raises:
-        UsageError: It can't be told exactly without loading the pipeline; says why, and what to
-            do instead.
+        UsageError: It isn't known exactly unless the pipeline is loaded; the message has the reason
+            and what to do instead.
     """
     solver = _find_solver(pipeline, sampling, recipe_dir)
     if sampling.sigma_max is None:
@@ -189,7 +189,7 @@ def own_solver(pipeline: str, recipe_dir: Path) -> str | None:
         recipe_dir: Folder that relative folders start from.
 
     Returns:
-        The solver as recipes name it; None where only loading the pipeline could tell.
+        The solver as recipes name it; None where only the loaded pipeline would show it.
     """
     try:
         path = resolve_model(pipeline, recipe_dir).path
@@ -200,15 +200,15 @@ def own_solver(pipeline: str, recipe_dir: Path) -> str | None:
 
 
 def noise_kind(pipeline: str, recipe_dir: Path) -> NoiseKind | None:
-    """Tell whether a pipeline's own scheduler has flow matching's noise levels.
+    """Tell whether a pipeline's own scheduler has the sigmas of flow matching.
 
     Args:
         pipeline: The pipeline as the recipe names it.
         recipe_dir: Folder that relative folders start from.
 
     Returns:
-        ``"flow"``, or ``"classic"`` for one that predicts noise; None where only loading the
-        pipeline could tell.
+        ``"flow"``, or ``"classic"`` for one that predicts noise; None where only the loaded
+        pipeline would show it.
     """
     pair = find_pair(pipeline)
     if pair is not None:

@@ -79,7 +79,7 @@ def fetch(
 
     Raises:
         ModelMissingError: There is no network, or a repository is gated, private, gone, renamed,
-            or holds no safetensors; says all such problems at once.
+            or holds no safetensors; has all such problems.
         ModelNameError: A fetched model brings code of its own.
         OutputError: The disk has no room for it.
     """
@@ -165,7 +165,7 @@ def fetch_for_batch(
 
 
 def unpinned(batch: Batch) -> str | None:
-    """Say which models of a recipe are whatever the cache last got; None if none is."""
+    """Warn of models that are at the commit that the cache last got; None if there is none."""
     loose = {one.repo: one for one in batch_requirements(batch) if one.revision is None}
     if not loose:
         return None

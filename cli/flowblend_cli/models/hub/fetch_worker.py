@@ -1,7 +1,7 @@
 """Download process of `models.hub.fetch`: the only module of flowblend that meets the network.
 
 It reads one request as JSON on stdin and writes one JSON line on stdout for each thing that
-happens. What a server says is never passed on, since it could repeat the token that it was sent.
+happens. A server's words are never passed on, since they could repeat the token that it was sent.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Refused(Exception):  # noqa: N818 - it never leaves this module
-    """Something that can't be fetched: which problem it is, and what the parent may say of it."""
+    """Something that can't be fetched: its problem, and a detail for the parent's message."""
 
     def __init__(self, problem: str, detail: str = "") -> None:
         super().__init__(problem)
@@ -173,7 +173,7 @@ def _choose(requirement: Mapping[str, Any], sizes: Mapping[str, int], probe: Pat
         folder = probe.parent.name
         read = reader_of(probe.parent.parent)
         missing = missing_of_denoiser(sizes, read, folder)
-        # The VAE's config tells whether the latent spaces fit; the index, that this is a pipeline.
+        # The VAE's config shows whether the latent spaces fit.
         chosen = [*wanted(sizes, [folder]), *({"vae/config.json"} & set(sizes))]
     pickle = pickled(sizes, missing)
     if pickle is not None:
@@ -184,7 +184,7 @@ def _choose(requirement: Mapping[str, Any], sizes: Mapping[str, int], probe: Pat
 
 
 def _reason(error: Exception) -> dict[str, str]:
-    """Which problem an exception is; only what this machine says is passed on."""
+    """Which problem an exception is; only words of this machine are passed on."""
     if isinstance(error, Refused):
         return {"problem": error.problem, "detail": error.detail}
     chain = list(_chain(error))

@@ -33,7 +33,7 @@ class Requirement:
     Args:
         asked: What the recipe calls it.
         repo: The Hub id.
-        revision: The commit; None for whichever is the newest.
+        revision: The commit; None for the newest.
         kind: Whether a whole pipeline, one denoiser or one file is wanted.
         inside: The denoiser's folder, or the file; None where the folder is to be found.
     """
