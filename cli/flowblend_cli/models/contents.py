@@ -202,46 +202,28 @@ def check_contents(folder: Path, name: str, subfolder: str | None, *, pipeline: 
         ModelMissingError: Files of it are missing, or its weights are pickles.
     """
     names, read = files_of(folder), reader_of(folder)
-    refuse_code(name, names, read)
-    if pipeline:
-        missing = missing_of_pipeline(names, read)
-    elif "config.json" in names and subfolder is None:
-        missing = _missing_of_component(names, read, "", "diffusers", "")
-    else:
-        missing = missing_of_denoiser(names, read, subfolder)
-    refuse_pickles(name, names, missing)
-    if missing:
-        raise ModelMissingError(
-            f"model {name!r} is only half there: {name_files(missing)} missing in {folder}; "
-            "`flowblend models fetch` completes a model of the Hub"
-        )
-
-
-def refuse_code(name: str, names: Collection[str], read: Read) -> None:
-    """Refuse a model that brings code of its own.
-
-    Raises:
-        ModelNameError: It brings code.
-    """
     code = next(code_of(names, read), None)
     if code is not None:
         raise ModelNameError(
             f"model {name!r} brings code of its own ({code}), and nothing that a recipe names is "
             "run: use a model that diffusers loads without it"
         )
-
-
-def refuse_pickles(name: str, names: Collection[str], missing: Collection[str]) -> None:
-    """Refuse a model whose weights are pickles only.
-
-    Raises:
-        ModelMissingError: Its weights are pickles only.
-    """
+    if pipeline:
+        missing = missing_of_pipeline(names, read)
+    elif "config.json" in names and subfolder is None:
+        missing = _missing_of_component(names, read, "", "diffusers", "")
+    else:
+        missing = missing_of_denoiser(names, read, subfolder)
     pickle = pickled(names, missing)
     if pickle is not None:
         raise ModelMissingError(
             f"model {name!r} has pickle weights only ({pickle}), which can run any code: use a "
             "repository or folder with safetensors weights"
+        )
+    if missing:
+        raise ModelMissingError(
+            f"model {name!r} is only half there: {name_files(missing)} missing in {folder}; "
+            "`flowblend models fetch` completes a model of the Hub"
         )
 
 

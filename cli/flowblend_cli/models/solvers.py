@@ -181,53 +181,36 @@ def _find_solver(pipeline: str, sampling: SamplingSpec, recipe_dir: Path) -> Sol
     return Solver(sampling.scheduler, sampling.flow_shift)
 
 
-def own_solver(pipeline: str, recipe_dir: Path) -> str | None:
-    """Tell which solver a pipeline's folder brings, by its class alone.
+def own_solver(pipeline: str, recipe_dir: Path) -> tuple[str | None, NoiseKind | None]:
+    """Tell which solver a pipeline brings, and what kind of sigmas it has.
 
     Args:
         pipeline: The pipeline as the recipe names it.
         recipe_dir: Folder that relative folders start from.
 
     Returns:
-        The solver as recipes name it; None where only the loaded pipeline would show it.
-    """
-    try:
-        path = resolve_model(pipeline, recipe_dir).path
-    except ModelNameError:
-        return None
-    name = _scheduler_class(read_json(path / "model_index.json")) if path is not None else None
-    return RULES[name].name if name in RULES else None
-
-
-def noise_kind(pipeline: str, recipe_dir: Path) -> NoiseKind | None:
-    """Tell whether a pipeline's own scheduler has the sigmas of flow matching.
-
-    Args:
-        pipeline: The pipeline as the recipe names it.
-        recipe_dir: Folder that relative folders start from.
-
-    Returns:
-        ``"flow"``, or ``"classic"`` for one that predicts noise; None where only the loaded
-        pipeline would show it.
+        The solver as recipes name it; and ``"flow"``, or ``"classic"`` for one that predicts
+        noise. Each is None where only the loaded pipeline would show it.
     """
     pair = find_pair(pipeline)
     if pair is not None:
-        return "flow" if pair.scheduler in {rule.name for rule in RULES.values()} else "classic"
+        is_flow = pair.scheduler in {rule.name for rule in RULES.values()}
+        return pair.scheduler, "flow" if is_flow else "classic"
     try:
         path = resolve_model(pipeline, recipe_dir).path
     except ModelNameError:
-        return None
-    if path is None:
-        return None
-    name = _scheduler_class(read_json(path / "model_index.json")) or ""
+        return None, None
+    name = (_scheduler_class(read_json(path / "model_index.json")) or "") if path else ""
+    solver = RULES[name].name if name in RULES else None
     if name.startswith("FlowMatch"):
-        return "flow"
-    if name in RULES:
-        config = read_json(path / "scheduler" / "scheduler_config.json")
-        if not config:
-            return None
-        return "flow" if all(config.get(key) is True for key in RULES[name].flow) else "classic"
-    return "classic" if name in _CLASSIC else None
+        return solver, "flow"
+    if path is None or name not in RULES:
+        return solver, "classic" if name in _CLASSIC else None
+    config = read_json(path / "scheduler" / "scheduler_config.json")
+    if not config:
+        return solver, None
+    is_flow = all(config.get(key) is True for key in RULES[name].flow)
+    return solver, "flow" if is_flow else "classic"
 
 
 def _scheduler_class(index: Mapping[str, Any]) -> str | None:

@@ -184,7 +184,7 @@ def check_noise_levels(
     _check_grids(variants, recipe_dir, problems)
     known: dict[tuple[str, SamplingSpec], str | None] = {}
     for variant in variants:
-        if not schedule_of(variant.stages).needs_noise_levels:
+        if not schedule_of(variant.blend.stages).needs_noise_levels:
             continue
         pipeline, sampling = variant.model.pipeline, variant.sampling
         if (pipeline, sampling) not in known:
@@ -202,7 +202,7 @@ def check_noise_levels(
 def _check_grids(variants: Iterable[Variant], recipe_dir: Path, problems: Problems) -> None:
     """Check that the noise levels of stages with steps of their own are known, and descend."""
     for variant in variants:
-        has_steps = schedule_of(variant.stages).num_inference_steps is not None
+        has_steps = schedule_of(variant.blend.stages).num_inference_steps is not None
         if not has_steps and variant.sampling.sigma_max is None:
             continue
         path = (*variant.combination.path("blend", "stage"), 0, "steps")
@@ -224,7 +224,7 @@ def _check_grids(variants: Iterable[Variant], recipe_dir: Path, problems: Proble
             problems.add(path, message, at="key", related=related)
         elif has_steps:
             try:
-                legs = legs_of(variant.stages, solver.name)
+                legs = legs_of(variant.blend.stages, solver.name)
                 joined_grid(legs, solver.flow_shift, solver.start)
             except StageError as error:
                 problems.add(path, str(error), at="key", related=related)
@@ -232,7 +232,7 @@ def _check_grids(variants: Iterable[Variant], recipe_dir: Path, problems: Proble
 
 def check_adapters_used(tables: Tables, variants: Sequence[Variant], problems: Problems) -> None:
     """Check that each LoRA of [model.adapters] is at work: a style silently left out is a trap."""
-    used = {adapter.name for variant in variants for adapter in variant.adapters}
+    used = {adapter.name for variant in variants for adapter in variant.blend.adapters}
     for name in tables.model.adapters if tables.model and variants else ():
         if name not in used:
             message = (

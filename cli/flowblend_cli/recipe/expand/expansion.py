@@ -235,14 +235,14 @@ class _JobMaker:
             prompt_template="",
             negative_prompt=binder.fill(negative, values) if negative else negative,
             seed=0,
-            stages=variant.stages,
-            stage_string=variant.stage_string,
+            stages=variant.blend.stages,
+            stage_string=variant.blend.letters,
             arguments=tuple(sorted((key, freeze(value)) for key, value in settings.items())),
             model=variant.model,
             sampling=variant.sampling,
             output=self._output(variant, settings),
             image=picture,
-            adapters=variant.adapters,
+            adapters=variant.blend.adapters,
         )
         job = self._with_stages(job, variant)
         self._check_guidance(job, variant)
@@ -256,9 +256,9 @@ class _JobMaker:
         if most is not None and steps > most:
             message = f"{steps} steps are more than max_steps = {most} in [recipe] allows"
             self.problems.add(found.path, message, related=(*_LAYERS, "recipe"))
-        own = schedule_of(variant.stages).num_inference_steps
+        own = schedule_of(variant.blend.stages).num_inference_steps
         if own is not None and steps != own:
-            parts = " + ".join(str(stage.steps) for stage in variant.stages)
+            parts = " + ".join(str(stage.steps) for stage in variant.blend.stages)
             message = (
                 f"{steps} steps are {found.steps.reason}, and the stages have {parts} = {own} of "
                 "their own: leave num_inference_steps out here, or steps out of the stages"
@@ -283,7 +283,7 @@ class _JobMaker:
 
     def _with_stages(self, job: Job, variant: Variant) -> Job:
         """The job with its own stages, where they are left to data."""
-        automatic, settler = variant.automatic, self._scene.settler
+        automatic, settler = variant.blend.automatic, self._scene.settler
         if automatic is None or settler.is_idle:
             return job
         try:

@@ -105,17 +105,8 @@ class Fields:
 
 
 def _varies(axis: str, variants: Iterable[Variant]) -> bool:
-    combinations = [variant.combination for variant in variants]
-    return (
-        len(
-            {
-                repr(combination.values[axis])
-                for combination in combinations
-                if axis in combination.values
-            }
-        )
-        > 1
-    )
+    values = [variant.combination.values for variant in variants]
+    return len({repr(each[axis]) for each in values if axis in each}) > 1
 
 
 def _value(axis: str, combination: Combination) -> Any:

@@ -87,22 +87,18 @@ def _words_of_chance(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterato
     prompts = dict.fromkeys(
         (c.scene_index, c.job.prompt) for c in candidates if c.job.sampling.mode == "ode"
     )
-    words: dict[int, dict[str, None]] = {}
+    words: dict[str, dict[str, None]] = {}
     for index, prompt in prompts:
         scene = recipe.tables.scenes[index]
         if scene is not None and scene.lint:
-            found = find_words(prompt, lists["words"])
-            words.setdefault(index, {}).update(dict.fromkeys(each.written for each in found))
-    for index, written in words.items():
-        if not written:
-            continue
-        scene = recipe.tables.scenes[index]
-        assert scene is not None
+            for each in find_words(prompt, lists["words"]):
+                words.setdefault(scene.name, {})[each.written] = None
+    for name, written in words.items():
         asks = "asks" if len(written) == 1 else "ask"
         is_chinese = any(re.search("[\u3400-\u9fff]", word) for word in written)
         anchors = ", ".join(lists["anchors_zh" if is_chinese else "anchors"])
         yield (
-            f"{scene.name}: {' and '.join(map(repr, written))} {asks} for randomness, and mode = "
+            f"{name}: {' and '.join(map(repr, written))} {asks} for randomness, and mode = "
             f'"ode" adds none: use anchors instead ({anchors}), or mode = "sde"; lint = false in '
             "the scene silences this"
         )

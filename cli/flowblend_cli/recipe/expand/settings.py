@@ -127,7 +127,7 @@ def prompt_settings(
     """
     pair, swept = variant.pair, variant.combination.settings()
     lowest = {_STEPS: DEFAULT_STEPS, **(pair.defaults if pair is not None else {})}
-    own = schedule_of(variant.stages).num_inference_steps
+    own = schedule_of(variant.blend.stages).num_inference_steps
     if own is not None:
         lowest[_STEPS] = own
     layers, choice = base, None

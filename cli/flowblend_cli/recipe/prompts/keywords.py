@@ -62,7 +62,8 @@ def find_words(prompt: str, words: tuple[str, ...]) -> tuple[KeywordMatch, ...]:
     for start, (token, first, _) in enumerate(tokens):
         for number, word, wanted in index.latin.get(token, ()):
             part = tokens[start : start + len(wanted)]
-            fits = len(part) == len(wanted) and all(map(_is_form, part, wanted))
+            pairs = zip(part, wanted, strict=False)
+            fits = len(part) == len(wanted) and all(one[0] in accepted for one, accepted in pairs)
             if fits and number not in found:
                 found[number] = KeywordMatch(word, prompt[first : part[-1][2]], first)
     for number, word in index.chinese:
@@ -76,10 +77,6 @@ def find_words(prompt: str, words: tuple[str, ...]) -> tuple[KeywordMatch, ...]:
 def _tokens(prompt: str) -> list[tuple[str, int, int]]:
     """The words of a prompt as they are compared, each with its beginning and its end."""
     return [(_plain(found.group()), *found.span()) for found in _WORD.finditer(prompt)]
-
-
-def _is_form(token: tuple[str, int, int], wanted: frozenset[str]) -> bool:
-    return token[0] in wanted
 
 
 @cache
@@ -119,8 +116,7 @@ def _plain(word: str) -> str:
 def word_lists() -> dict[str, Any]:
     """The lists of words that come with flowblend."""
     text = (files("flowblend_cli") / "data" / "wording.toml").read_text("utf-8")
-    return {name: _frozen(table) for name, table in tomli.loads(text).items()}
-
-
-def _frozen(table: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(value) if isinstance(value, list) else value for k, value in table.items()}
+    return {
+        name: {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        for name, table in tomli.loads(text).items()
+    }

@@ -14,7 +14,7 @@ from flowblend_cli.recipe.source.text_files import entries, locate, read_lines
 from flowblend_cli.text import shorten
 from flowblend_cli.utils.suggestions import closest
 
-_PART = re.compile(r"[^\W_][\w.-]*")
+_NAME = re.compile(r"[^\W_][\w.-]*(?:/[^\W_][\w.-]*)*")
 _LONGEST = 100
 _MOST_SHOWN = 5
 _MOST_LISTED = 1000
@@ -78,7 +78,7 @@ class Wildcards:
         return template
 
     def _read(self, name: str) -> Alternatives:
-        if len(name) > _LONGEST or not all(_is_part(part) for part in name.split("/")):
+        if len(name) > _LONGEST or not _NAME.fullmatch(name) or ".." in name:
             raise ValueError(
                 f"{shorten(f'__{name}__')} is no wildcard: its name may have up to {_LONGEST} "
                 "letters, digits, - _ . and / for folders; write ____ for a literal __"
@@ -124,10 +124,6 @@ class Wildcards:
             if len(names) > _MOST_LISTED:
                 break
         return sorted(names)
-
-
-def _is_part(part: str) -> bool:
-    return _PART.fullmatch(part) is not None and ".." not in part
 
 
 def _too_deep(how: str) -> str:

@@ -31,13 +31,15 @@ class Blend:
         stages: The stages.
         letters: The same as letters, as the recipe writes them.
         is_long_form: Whether they come from ``[[blend.stage]]`` tables.
-        automatic: How each job's own stages are found, where these only stand for them.
+        automatic: How each job's own stages are found, where these are placeholders.
+        adapters: The LoRA adapters that the stages name.
     """
 
     stages: tuple[Stage, ...]
     letters: str
     is_long_form: bool = False
     automatic: Automatic | None = None
+    adapters: tuple[AdapterSpec, ...] = ()
 
     @property
     def roles(self) -> tuple[str, ...]:

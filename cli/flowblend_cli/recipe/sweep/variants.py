@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from flowblend_cli.errors import ModelNameError
-from flowblend_cli.jobs import AdapterSpec, ModelSpec, SamplingSpec
+from flowblend_cli.jobs import ModelSpec, SamplingSpec
 from flowblend_cli.models.registry import KnownPair, find_pair, resolve_model, resolve_small
-from flowblend_cli.models.solvers import noise_kind, own_solver
+from flowblend_cli.models.solvers import own_solver
 from flowblend_cli.recipe.schema.sweep_tables import SWEPT_TABLES
 from flowblend_cli.recipe.schema.validation import Tables
 from flowblend_cli.recipe.source.problems import Problems
-from flowblend_cli.recipe.sweep.auto_stages import Automatic
 from flowblend_cli.recipe.sweep.blend import (
     Blend,
     blamed_for_stages,
@@ -27,7 +26,6 @@ from flowblend_cli.recipe.sweep.combinations import Combination, all_axes
 from flowblend_cli.recipe.sweep.sampling import Sampler, check_one_evaluation, check_sampling
 from flowblend_cli.utils.toml_positions import KeyPath
 from flowblend_plugin.errors import StageError
-from flowblend_plugin.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -39,24 +37,18 @@ class Variant:
         model: The models.
         pair: The known pair that they are, if any.
         pipeline_class: Class of the pipeline, where it is known offline.
-        stages: The stages.
-        stage_string: The stages as letters, as written.
+        blend: The stages, and the LoRA adapters that they name.
         sampling: The sampling.
         output: Keys of [output] with their values.
-        adapters: The LoRA adapters that the stages name.
-        automatic: How each job's own stages are found, where ``stages`` only stand for them.
     """
 
     combination: Combination
     model: ModelSpec
     pair: KnownPair | None
     pipeline_class: str | None
-    stages: tuple[Stage, ...]
-    stage_string: str
+    blend: Blend
     sampling: SamplingSpec
     output: dict[str, Any]
-    adapters: tuple[AdapterSpec, ...] = ()
-    automatic: Automatic | None = None
 
 
 def make_variant(
@@ -99,7 +91,7 @@ class _VariantMaker:
         tables, combination = self._tables, self._combination
         models = self._models()
         are_models_sound = not self.problems
-        blend, adapters = self._blend(models)
+        blend = self._blend(models)
         if models.spec is not None and blend is not None and are_models_sound:
             self._check_small_is_named(models.spec, blend)
         sampler = self._sampler(models)
@@ -116,12 +108,9 @@ class _VariantMaker:
             models.spec,
             models.pair,
             models.pipeline_class,
-            blend.stages,
-            blend.letters,
+            blend,
             sampling,
             output,
-            adapters,
-            blend.automatic,
         )
 
     def _merged(self, name: str) -> dict[str, Any] | None:
@@ -169,18 +158,18 @@ class _VariantMaker:
             self.problems.add(path("model", "offload"), message, related=("model",))
         return _Models(spec, pair, pipeline_class)
 
-    def _blend(self, models: _Models) -> tuple[Blend | None, tuple[AdapterSpec, ...]]:
+    def _blend(self, models: _Models) -> Blend | None:
         """The stages of a combination, and the adapters that they name."""
         blend, model, combination = self._tables.blend, self._tables.model, self._combination
         if blend is None:
-            return None, ()
+            return None
         swept = combination.values_of("blend")
         where, long_form = combination.path("blend", "stage"), swept.get("stage", blend.stage) or []
         unsound = Problems()
         check_extrapolated(long_form, where, unsound)
         if unsound:
             self.problems.extend(unsound)
-            return None, ()
+            return None
         names = tuple(model.denoisers) if model is not None else ()
         # A known pair without a small model has one default that it can do.
         has_small = models.pair is None or models.spec is None or models.spec.small is not None
@@ -191,11 +180,12 @@ class _VariantMaker:
             self.problems.add(
                 combination.path("blend", key), str(error), related=("model", "blend")
             )
-            return None, ()
+            return None
         if not stages.is_long_form:
-            return stages, ()
+            return stages
         check_settings(stages, model, models.pipeline_class, where, self.problems)
-        return stages, find_adapters(long_form, model, self._recipe_dir, where, self.problems)
+        adapters = find_adapters(long_form, model, self._recipe_dir, where, self.problems)
+        return replace(stages, adapters=adapters)
 
     def _check_small_is_named(self, spec: ModelSpec, blend: Blend) -> None:
         if spec.small is None and "small" in blend.roles:
@@ -211,9 +201,8 @@ class _VariantMaker:
         """What is known offline of how a pipeline samples."""
         if models.spec is None:
             return Sampler()
-        name, pair = models.spec.pipeline, models.pair
-        own = pair.scheduler if pair is not None else own_solver(name, self._recipe_dir)
-        return Sampler(name, pair, own, noise_kind(name, self._recipe_dir))
+        name = models.spec.pipeline
+        return Sampler(name, models.pair, *own_solver(name, self._recipe_dir))
 
 
 @cache
