@@ -98,11 +98,11 @@ class _Checker:
             RecipeError: Anything is wrong.
         """
         passes = (
-            self._read_prompts,  # scenes name presets, wildcards and files of prompts
-            self._check_axes,  # lists of one length, and no more jobs than the limit
-            self._make_variants,  # only of sound axes: what every combination means
-            self._check_pipelines,  # what the pipelines of the variants take
-            self._check_unused,  # only if nothing is wrong: what is broken looks unused
+            self._read_prompts,  # first: the number of jobs and the pictures depend on them
+            self._check_axes,  # before combinations are made, of which there may be millions
+            self._make_variants,  # what every combination means; none if the axes are unsound
+            self._check_pipelines,  # needs the variants: which pipelines run, and what they take
+            self._check_unused,  # last, and only if nothing is wrong: what is broken looks unused
         )
         for run in passes:
             run()

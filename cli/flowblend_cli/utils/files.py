@@ -72,12 +72,14 @@ def resolve_inside(name: str, folder: Path) -> Path:
     try:
         root = folder.resolve()
         path = (root / name).resolve()
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            path.stat()
+        is_inside = path.is_relative_to(root)
+        if is_inside:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                path.stat()
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UnsafeNameError("lookup", reason) from error
-    if not path.is_relative_to(root):
+    if not is_inside:
         raise UnsafeNameError("outside")
     return path
 
