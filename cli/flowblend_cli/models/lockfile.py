@@ -13,9 +13,9 @@ from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.utils.streams import without_waiting
 from flowblend_cli.utils.toml_positions import (
     START,
+    InvalidToml,
     KeyPath,
     Position,
-    TomlError,
     format_path,
     parse_toml,
     quote,
@@ -99,7 +99,7 @@ def _parse(path: Path, data: bytes, aliases: Aliases) -> Mapping[str, Pin]:
         raise _error(path, START, "larger than the limit of 1 MiB for a lock")
     try:
         text, document = parse_toml(data)
-    except TomlError as error:
+    except InvalidToml as error:
         raise _error(path, error.position, error.message) from error
     problems = list(_problems_of(document, aliases))
     if problems:

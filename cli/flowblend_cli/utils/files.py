@@ -26,7 +26,7 @@ _ADDRESS = re.compile(r".*://|(?:data|file|ftp|https?|javascript):", re.IGNORECA
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
-class UnsafeNameError(ValueError):
+class UnsafeName(ValueError):  # noqa: N818 - callers say it in their own words
     """A name that may not be looked for inside a folder.
 
     Args:
@@ -59,16 +59,16 @@ def resolve_inside(name: str, folder: Path) -> Path:
         The absolute path, inside of the folder.
 
     Raises:
-        UnsafeNameError: The name is one of those, leads out of the folder through a link, or can't
+        UnsafeName: The name is one of those, leads out of the folder through a link, or can't
             be looked up, because it is too long or its links go in a circle.
     """
     if not name.strip() or any(is_unsafe(character) for character in name):
-        raise UnsafeNameError("characters")
+        raise UnsafeName("characters")
     if _ADDRESS.match(name):
-        raise UnsafeNameError("address")
+        raise UnsafeName("address")
     is_rooted = name.startswith(("/", "~")) or _DRIVE.match(name)
     if is_rooted or "\\" in name or ".." in name.split("/"):
-        raise UnsafeNameError("outside")
+        raise UnsafeName("outside")
     try:
         root = folder.resolve()
         path = (root / name).resolve()
@@ -78,9 +78,9 @@ def resolve_inside(name: str, folder: Path) -> Path:
                 path.stat()
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UnsafeNameError("lookup", reason) from error
+        raise UnsafeName("lookup", reason) from error
     if not is_inside:
-        raise UnsafeNameError("outside")
+        raise UnsafeName("outside")
     return path
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowblend_cli.errors import ImageError
-from flowblend_cli.utils.files import UnsafeNameError, resolve_inside
+from flowblend_cli.utils.files import UnsafeName, resolve_inside
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -93,7 +93,7 @@ def _find(name: str, recipe_dir: Path) -> Path:
     """Find the file that a name leads to, links followed, inside the recipe's folder."""
     try:
         path = resolve_inside(name, recipe_dir)
-    except UnsafeNameError as error:
+    except UnsafeName as error:
         problem = _REFUSED[error.kind].format(folder=recipe_dir, reason=error.reason)
         raise ImageError(f"the image {name!r} {problem}") from error
     if path.is_file():

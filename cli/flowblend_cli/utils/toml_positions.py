@@ -75,7 +75,7 @@ class Positions:
         self.values.setdefault(path, value)
 
 
-class TomlError(ValueError):
+class InvalidToml(ValueError):  # noqa: N818 - callers name the file
     """What keeps a text from being read as TOML, and where.
 
     Args:
@@ -99,24 +99,24 @@ def parse_toml(data: bytes) -> tuple[str, dict[str, Any]]:
         The text with ``\\n`` line ends, and the document in it.
 
     Raises:
-        TomlError: The bytes are no UTF-8, no TOML, or nested too deep.
+        InvalidToml: The bytes are no UTF-8, no TOML, or nested too deep.
     """
     try:
         text = data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8", "replace")
         position = _Lines(before).position(len(before))
-        raise TomlError("not UTF-8 text: save the file as UTF-8", position) from error
+        raise InvalidToml("not UTF-8 text: save the file as UTF-8", position) from error
     deep = check_nesting(text)
     if deep is not None:
-        raise TomlError(TOO_DEEP, deep)
+        raise InvalidToml(TOO_DEEP, deep)
     try:
         return text, tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         position = Position(error.lineno, error.colno)
-        raise TomlError(f"not valid TOML: {error.msg}", position) from error
+        raise InvalidToml(f"not valid TOML: {error.msg}", position) from error
     except (RecursionError, ValueError) as error:
-        raise TomlError(f"not valid TOML: {error}", START) from error
+        raise InvalidToml(f"not valid TOML: {error}", START) from error
 
 
 def check_nesting(text: str) -> Position | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flowblend_cli.utils.files import UnsafeNameError, resolve_inside
+from flowblend_cli.utils.files import UnsafeName, resolve_inside
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_name_inside_the_folder_leads_to_one_absolute_path(
 def test_a_name_that_leads_elsewhere_is_refused_by_its_kind(
     folder: Path, name: str, kind: str
 ) -> None:
-    with pytest.raises(UnsafeNameError) as caught:
+    with pytest.raises(UnsafeName) as caught:
         resolve_inside(name, folder)
 
     assert caught.value.kind == kind
@@ -104,7 +104,7 @@ def test_a_name_that_leads_elsewhere_is_refused_by_its_kind(
 
 
 def test_an_absolute_name_is_refused_even_if_it_leads_inside(folder: Path) -> None:
-    with pytest.raises(UnsafeNameError):
+    with pytest.raises(UnsafeName):
         resolve_inside(str(folder / "plain.txt"), folder)
 
 

@@ -12,10 +12,10 @@ from flowblend_cli.recipe.source.limits import MAX_RECIPE_BYTES, MAX_VALUES, MIB
 from flowblend_cli.utils.toml_positions import (
     START,
     TOO_DEEP,
+    InvalidToml,
     KeyPath,
     Position,
     Positions,
-    TomlError,
     format_path,
     measure,
     parse_toml,
@@ -79,7 +79,7 @@ def read_file(path: Path, shown: Path, limit: int = MAX_RECIPE_BYTES) -> RecipeF
     data = _read(path, shown, limit)
     try:
         text, document = parse_toml(data)
-    except TomlError as error:
+    except InvalidToml as error:
         raise _error(shown, error.position, error.message) from error
     values, deep_path = measure(document)
     if values > MAX_VALUES:

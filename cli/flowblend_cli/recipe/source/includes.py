@@ -16,7 +16,7 @@ from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.recipe.source.file import RecipeFile, read_file
 from flowblend_cli.recipe.source.limits import MAX_INCLUDE_DEPTH, MAX_INCLUDED, MAX_RECIPE_BYTES
 from flowblend_cli.text import shorten
-from flowblend_cli.utils.files import UnsafeNameError, resolve_inside
+from flowblend_cli.utils.files import UnsafeName, resolve_inside
 from flowblend_cli.utils.suggestions import closest
 from flowblend_cli.utils.toml_positions import KeyPath
 
@@ -135,7 +135,7 @@ def find_beside(name: str, recipe_dir: Path) -> Path:
     """
     try:
         path = resolve_inside(name, recipe_dir)
-    except UnsafeNameError as error:
+    except UnsafeName as error:
         problem = _REFUSED[error.kind]
         raise ValueError(
             problem.format(name=name, folder=recipe_dir, reason=error.reason)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flowblend_cli.recipe.source.limits import MAX_TEXT_BYTES, MAX_TEXT_LINES, MIB
 from flowblend_cli.text import shorten
-from flowblend_cli.utils.files import UnsafeNameError, resolve_inside
+from flowblend_cli.utils.files import UnsafeName, resolve_inside
 
 _MAX_SHOWN = 200  # characters of a name
 _REFUSED = {
@@ -72,6 +72,6 @@ def locate(name: str, recipe_dir: Path) -> Path:
     """
     try:
         return resolve_inside(name, recipe_dir)
-    except UnsafeNameError as error:
+    except UnsafeName as error:
         problem = _REFUSED[error.kind].format(folder=recipe_dir, reason=error.reason)
         raise ValueError(f"{shorten(repr(name), _MAX_SHOWN)} {problem}") from error
