@@ -5,26 +5,21 @@
 Every clip is LSL at 0.4/0.8, with a generator of its own seed, once alone and once as one of the
 first 2, 3... prompts of a single call; both as the float pixels that the pipeline returns, and
 rounded to 8 bits. Each number of threads is compared with itself. ``--write`` puts the table into
-docs/determinism.md, and the greatest deviations into the data that ``flowblend check`` quotes.
+docs/determinism.md, which the message of a refused ``batch_size`` names.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
-from shared import GUIDANCE, LSL, PROMPTS, ROOT, load, machine, parse, publish, table
+from shared import GUIDANCE, LSL, PROMPTS, load, machine, parse, publish, table
 
-from flowblend_cli.batching import Deviation
 from flowblend_plugin import DenoiserSwitch
-
-DATA = ROOT / "cli" / "flowblend_cli" / "data" / "batching.json"
 
 
 def clips(pair: Any, prompts: tuple[str, ...], steps: int) -> Any:
@@ -67,7 +62,7 @@ def main() -> None:
     options = parse(parser, steps=4, prompts=2)
     pair, prompts = load(), PROMPTS[: options.prompts]
     name = type(pair[0]).__name__
-    rows, found = [], []
+    rows = []
     for threads in options.threads:
         print(f"{threads} threads", file=sys.stderr, flush=True)
         torch.set_num_threads(threads)
@@ -75,7 +70,6 @@ def main() -> None:
         for together in range(2, len(prompts) + 1):
             pixels = clips(pair, prompts[:together], options.steps)
             difference, share, levels, equal = compare(pixels, alone[:together])
-            found.append((difference, share, levels))
             rows.append([f"`{name}`", str(threads), str(together), f"{difference:.1e}",
                          f"{share:.4%}", str(levels), f"{equal} of {together}"])  # fmt: skip
     text = table(
@@ -87,10 +81,6 @@ def main() -> None:
         f"itself alone at the same number of threads; pixels from 0 to 1. Measured {machine()}."
     )
     publish("determinism.md", "batching", f"{head}\n\n{text}", write=options.write)
-    if options.write:
-        difference, share, levels = (max(column) for column in zip(*found, strict=True))
-        worst = Deviation("sprites", "cpu float32", options.steps, difference, share, levels)
-        DATA.write_text(json.dumps({name: asdict(worst)}, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -145,8 +145,8 @@ ORDER = {
     f"{CLI}.engine": "run_options | signals | output_folder < followup | limits < runtime "
     "< executors < publisher | extra_renders < batch_run < reproduce",
     f"{CLI}.analysis": "clips < compare < review < report",
-    f"{CLI}.models": "bundled | contents | lockfile | pipeline_arguments | forwards | calibrations "
-    "< registry < adapters | solvers < identity | hub",
+    f"{CLI}.models": "bundled | contents | hub_cache | lockfile | pipeline_arguments | forwards "
+    "| calibrations < registry < adapters | solvers < identity | hub",
 }
 # These know nobody beside them in their folder.
 APART = {LIB: {"metrics", "flops"}, f"{CLI}.analysis": {"web", "gallery"}}

@@ -1,8 +1,7 @@
-"""Files that commands write for people, never over another file; words of recipes in them."""
+"""New files that commands write for people, never over another one, and names in recipes."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -44,8 +43,3 @@ def from_folder(source: ModelSource, folder: Path) -> str:
     if source.path.is_relative_to(folder.resolve()):
         return f"./{source.path.relative_to(folder.resolve()).as_posix()}"
     return str(source.path)
-
-
-def quote(text: str) -> str:
-    """Write a text as a TOML basic string; JSON's escapes are a subset of TOML's."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

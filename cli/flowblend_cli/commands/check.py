@@ -1,4 +1,4 @@
-"""``flowblend check``: every problem of one or more recipes, without rendering."""
+"""``flowblend check``: finds every problem of one or more recipes, without rendering."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def check(recipes: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -
 
 
 def _check(recipe: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
-    """What is found of one recipe, and the lines that say it: problems, or explanations."""
+    """Check one recipe: its part of the JSON object, and lines with problems or explanations."""
     report: dict[str, Any] = {"path": recipe, "ok": True, "jobs": 0, "warnings": [], "problems": []}
     try:
         batch = load_batch(recipe, overrides)
     except RecipeError as error:
         problems = [asdict(problem) for problem in error.problems]
         return {**report, "ok": False, "problems": problems}, [str(p) for p in error.problems]
-    told = [*explain_steps(batch.study.choices), explain_reserve(batch)]
+    explanations = [*explain_steps(batch.study.choices), explain_reserve(batch)]
     return {
         **report,
         "jobs": len(batch.jobs),
         "warnings": list(batch.warnings),
         "steps": [asdict(choice) for choice in batch.study.choices],
-    }, [f"  {line}" for line in told if line is not None]
+    }, [f"  {line}" for line in explanations if line is not None]

@@ -1,4 +1,4 @@
-"""``flowblend import``: make a recipe of a file of prompts, one scene a line."""
+"""``flowblend import``: makes a recipe of a file of prompts, one scene a line."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 
 import click
 
-from flowblend_cli.commands._new_file import from_folder, name_of, quote, write_new
+from flowblend_cli.commands._new_file import from_folder, name_of, write_new
 from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.jobs import Batch
 from flowblend_cli.models.registry import find_pair, resolve_model, resolve_small
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.recipe.prompts.prompt_files import LineProblem, PromptLine, read_prompts
-from flowblend_cli.recipe.prompts.template import Choice, Template, parse_template
+from flowblend_cli.recipe.prompts.template import Alternatives, Template, parse_template
 from flowblend_cli.recipe.schema.names import check_name, same_file_key, slug
 from flowblend_cli.recipe.source.text_files import read_lines
 from flowblend_cli.text import count, printable
+from flowblend_cli.utils.toml_positions import quote
 
 _MOST_WORDS_BYTES = 32
 _HEADER = """\
@@ -88,10 +89,10 @@ def import_(prompts: Path, output: Path | None, pipeline: str, small: str | None
 
 
 def _read(path: Path) -> list[PromptLine]:
-    """The prompts of a file, of which everything can stand in a recipe.
+    """Read the prompts of a file, if a recipe can hold all of them.
 
     Raises:
-        RecipeError: Everything that is wrong with it.
+        RecipeError: Something is wrong; holds every problem.
     """
     problems: list[LineProblem] = []
     lines = read_prompts(path.name, path.absolute().parent, problems)
@@ -121,10 +122,10 @@ def _read(path: Path) -> list[PromptLine]:
 
 
 def _load(target: Path, prompts: Path, lines: Sequence[PromptLine]) -> Batch:
-    """The jobs of the recipe that was written.
+    """Load the jobs of the recipe that was written.
 
     Raises:
-        RecipeError: It doesn't pass check, and is removed: what is wrong, with the prompts' lines.
+        RecipeError: It is wrong, and is removed; the problems have the prompts' lines.
     """
     try:
         return load_batch(target)
@@ -141,9 +142,9 @@ def _of_line(problem: Problem, prompts: Path, lines: Sequence[PromptLine]) -> Pr
     return replace(problem, path=str(prompts), line=line, column=1, location=key)
 
 
-def _any_wildcard(name: str) -> Choice:
-    """Stand for a file of wildcards, which is looked for beside the recipe later."""
-    return Choice((Template((name,)),), (name,))
+def _any_wildcard(name: str) -> Alternatives:
+    """A placeholder for a wildcard file, which is looked up beside the recipe later."""
+    return Alternatives((Template((name,)),), (name,))
 
 
 def _comments(path: Path) -> dict[int, list[str]]:

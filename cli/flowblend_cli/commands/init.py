@@ -1,4 +1,4 @@
-"""``flowblend init``: write a first recipe for a pair of models, checked offline to fit."""
+"""``flowblend init``: writes a first recipe for a pair of models, after an offline check."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from typing import Any
 
 import click
 
-from flowblend_cli.commands._new_file import from_folder, name_of, quote, write_new
+from flowblend_cli.commands._new_file import from_folder, name_of, write_new
+from flowblend_cli.models.contents import read_json
+from flowblend_cli.models.hub_cache import snapshot
 from flowblend_cli.models.pipeline_arguments import argument_table
-from flowblend_cli.models.registry import (
-    ModelSource,
-    find_pair,
-    read_json,
-    resolve_model,
-    resolve_small,
-)
+from flowblend_cli.models.registry import ModelSource, find_pair, resolve_model, resolve_small
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.text import printable
+from flowblend_cli.utils.toml_positions import quote
 from flowblend_plugin.denoisers.compatibility import config_mismatches, latent_space_mismatches
 from flowblend_plugin.errors import PairMismatchError
 
@@ -84,7 +81,7 @@ def init(pipeline: str, small: str | None, output: Path) -> None:
     if small_name is None:
         raise click.UsageError(f"--small is needed: {pipeline} is no known pair with its own")
     small_source = resolve_small(small_name, here)
-    verdict = _verdict(large_source, small_source)
+    verdict = _compare(large_source, small_source)
     folder = output.absolute().parent
     write_new(
         output,
@@ -103,20 +100,16 @@ def init(pipeline: str, small: str | None, output: Path) -> None:
     click.echo(f"      flowblend render {shown}")
 
 
-def _verdict(large: ModelSource, small: ModelSource) -> str:
+def _compare(large: ModelSource, small: ModelSource) -> str:
     """Compare the two denoisers' configs, as far as they are on this machine.
 
     Raises:
         PairMismatchError: They don't fit.
     """
-    configs = [_denoiser_config(large), _denoiser_config(small)]
-    missing = [
-        printable(source.name)
-        for source, config in zip((large, small), configs, strict=True)
-        if config is None
-    ]
-    large_config, small_config = configs
-    if large_config is None or small_config is None:
+    large_config, small_config = _denoiser_config(large), _denoiser_config(small)
+    found = [(large, large_config), (small, small_config)]
+    missing = dict.fromkeys(printable(source.name) for source, config in found if not config)
+    if missing:
         return (
             f"not checked whether the pair fits: {' and '.join(missing)} isn't on this machine "
             "(rendering checks it)"
@@ -131,41 +124,24 @@ def _verdict(large: ModelSource, small: ModelSource) -> str:
 def _latent_spaces(large: ModelSource, small: ModelSource) -> tuple[str, ...]:
     """Compare the VAEs that the two denoisers were trained with, where both are here.
 
-    A key that one config leaves out has its class's default there, which nobody can tell here.
+    A key that one config leaves out has its class's default there, which isn't known here. The
+    folder of a bare denoiser has no VAE.
     """
-    configs = [_vae_config(large), _vae_config(small)]
-    shared = configs[0].keys() & configs[1].keys()
-    ours, theirs = ({key: config[key] for key in shared} for config in configs)
-    return latent_space_mismatches(ours, theirs)
+    large_config, small_config = (_config(source, "vae") for source in (large, small))
+    shared = large_config.keys() & small_config.keys()
+    return latent_space_mismatches(
+        {key: large_config[key] for key in shared}, {key: small_config[key] for key in shared}
+    )
 
 
-def _vae_config(source: ModelSource) -> Mapping[str, Any]:
-    """The VAE's config.json of a pipeline; empty where it isn't on this machine, or there is none.
-
-    The folder of a bare denoiser has none.
-    """
-    name = "vae/config.json"
-    path = source.path / name if source.path else _cached(source, name)
-    return read_json(path) if path else {}
+def _denoiser_config(source: ModelSource) -> Mapping[str, Any]:
+    """A denoiser's config.json; empty where it isn't on this machine."""
+    folders = [source.subfolder] if source.subfolder else [*_SUBFOLDERS, ""]
+    configs = (_config(source, folder) for folder in folders)
+    return next((config for config in configs if config), {})
 
 
-def _denoiser_config(source: ModelSource) -> Mapping[str, Any] | None:
-    """A denoiser's config.json from a folder or the local cache; None if it isn't there."""
-    candidates = [source.subfolder] if source.subfolder else [*_SUBFOLDERS, None]
-    for subfolder in candidates:
-        name = f"{subfolder}/config.json" if subfolder else "config.json"
-        path = source.path / name if source.path else _cached(source, name)
-        config = read_json(path) if path else {}
-        if config:
-            return config
-    return None
-
-
-def _cached(source: ModelSource, filename: str) -> Path | None:
-    """A file of a Hub repository, only if it was downloaded before; never asks the network."""
-    if source.repo is None:
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(source.repo, filename, revision=source.revision)
-    return Path(found) if isinstance(found, str) else None
+def _config(source: ModelSource, subfolder: str) -> Mapping[str, Any]:
+    """The config.json in a subfolder of a model; empty where it isn't on this machine."""
+    folder = source.path or (snapshot(source.repo, source.revision) if source.repo else None)
+    return read_json(folder / subfolder / "config.json") if folder is not None else {}

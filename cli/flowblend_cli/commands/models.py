@@ -1,4 +1,4 @@
-"""``flowblend models``: which models are here, fetching them, checking their files."""
+"""``flowblend models``: lists the models on this machine, fetches others, verifies files."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from flowblend_cli.text import count, printable
 
 if TYPE_CHECKING:
     from flowblend_cli.jobs import Batch
-    from flowblend_cli.models.hub.requirements import Holding
-    from flowblend_cli.models.hub.verify import Verdict
+    from flowblend_cli.models.hub.requirements import CacheEntry
+    from flowblend_cli.models.hub.verify import VerifyResult
 
 _SHORT = 12
 
 
 @click.group()
 def models() -> None:
-    """Tell which models are here, fetch them, check their files."""
+    """List the models that are here, fetch them, check their files."""
 
 
 @models.command()
@@ -34,7 +34,7 @@ def ls(as_json: bool) -> None:
 
     A half model lacks files that it can't be loaded without: `flowblend models fetch` goes on.
     """
-    from flowblend_cli.models.hub.requirements import hub_cache
+    from flowblend_cli.models.hub_cache import hub_cache
 
     rows = list(_pairs())
     others = list(_others({(row["repo"], row["commit"]) for row in rows}))
@@ -47,11 +47,11 @@ def ls(as_json: bool) -> None:
         if row["name"] != name:
             name = row["name"]
             click.echo(f"{name}  {row['description']}")
-        click.echo(f"  {row['role']:<8}  {_line(row)}")
+        click.echo(f"  {row['role']:<8}  {_format_row(row)}")
     if others:
         click.echo(f"also in {printable(hub_cache())}")
     for row in others:
-        click.echo(f"  {_line(row)}")
+        click.echo(f"  {_format_row(row)}")
 
 
 @models.command()
@@ -78,16 +78,16 @@ def fetch(names: tuple[str, ...], update: bool, quiet: bool) -> None:
         if not quiet:
             click.echo(printable(text), err=True)
 
-    asked = [(name, _meant(name)) for name in names]  # names that mean nothing, before any download
-    for name, meant in asked:
+    # Names that mean nothing are refused before any download.
+    for name, meant in [(name, _look_up(name)) for name in names]:
         if isinstance(meant, list):
-            holdings = fetch.fetch([one.want for one in meant], tell)
+            entries = fetch.fetch([one.requirement for one in meant], tell)
         else:
-            holdings = fetch.fetch_for_batch(meant, tell, update=update)
+            entries = fetch.fetch_for_batch(meant, tell, update=update)
         if not quiet:
-            for one in holdings:
-                click.echo(f"{one.want.repo} {one.commit} {printable(one.folder)}")
-            if not holdings:
+            for one in entries:
+                click.echo(f"{one.requirement.repo} {one.commit} {printable(one.folder)}")
+            if not entries:
                 click.echo(f"{printable(name)} needs nothing of the Hub", err=True)
 
 
@@ -100,23 +100,27 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     Files of the Hub's cache have to have the hash that they were published with. Safetensors have
     to be whole, shards to be all there, configs to be JSON. Exits 3 where anything is wrong.
     """
-    verdicts = list(dict.fromkeys(one for name in names for one in _verdicts(name)))
+    results = list(dict.fromkeys(one for name in names for one in _results(name)))
     if as_json:
-        click.echo(json.dumps({"v": 1, "models": [_document(verdict) for verdict in verdicts]}))
-    for verdict in verdicts:
-        if not as_json and not verdict.faults:
-            click.echo(_praise(verdict))
-        for fault in verdict.faults:
-            what = f"{verdict.name} {fault.file}".strip()
-            click.echo(printable(f"{what} {fault.problem}: {fault.remedy}"), err=True)
-    return 3 if any(verdict.faults for verdict in verdicts) else 0
+        click.echo(json.dumps({"v": 1, "models": [_document(result) for result in results]}))
+    for result in results:
+        if not as_json and not result.problems:
+            click.echo(_format_ok(result))
+        for one in result.problems:
+            what = f"{result.name} {one.file}".strip()
+            click.echo(printable(f"{what} {one.problem}: {one.remedy}"), err=True)
+    return 3 if any(result.problems for result in results) else 0
 
 
-def _meant(name: str) -> list[Holding] | Batch:
+def _look_up(name: str) -> list[CacheEntry] | Batch:
     """A model's parts and how much of them is here, or a recipe's jobs."""
     from flowblend_cli.errors import ModelNameError
     from flowblend_cli.models.bundled import bundled_recipes
-    from flowblend_cli.models.hub.requirements import hold, unknown_model, wants_of_name
+    from flowblend_cli.models.hub.requirements import (
+        find_in_cache,
+        name_requirements,
+        unknown_model_error,
+    )
 
     is_file = name.endswith(".toml") or Path(name).is_file()
     if name not in known_pairs() and (name in bundled_recipes() or is_file):
@@ -124,21 +128,21 @@ def _meant(name: str) -> list[Holding] | Batch:
 
         return load_batch(name, settle=False)
     try:
-        return [hold(want) for want in wants_of_name(name, Path.cwd())]
+        return [find_in_cache(one) for one in name_requirements(name, Path.cwd())]
     except ModelNameError as error:
-        raise unknown_model(name) from error
+        raise unknown_model_error(name) from error
 
 
-def _verdicts(name: str) -> Iterator[Verdict]:
-    from flowblend_cli.models.hub.requirements import hold, wants_of_batch
-    from flowblend_cli.models.hub.verify import verify_folder, verify_holding
+def _results(name: str) -> Iterator[VerifyResult]:
+    from flowblend_cli.models.hub.requirements import batch_requirements, find_in_cache
+    from flowblend_cli.models.hub.verify import verify_entry, verify_folder
 
-    meant = _meant(name)
+    meant = _look_up(name)
     if isinstance(meant, list):
-        yield from map(verify_holding, meant)
+        yield from map(verify_entry, meant)
         local = {name: Path.cwd()} if not meant else {}
     else:
-        yield from (verify_holding(hold(want)) for want in wants_of_batch(meant))
+        yield from (verify_entry(find_in_cache(one)) for one in batch_requirements(meant))
         local = {job.model.pipeline: meant.source.absolute().parent for job in meant.jobs}
     for model, folder in local.items():
         path = resolve_model(model, folder).path
@@ -148,20 +152,20 @@ def _verdicts(name: str) -> Iterator[Verdict]:
 
 def _pairs() -> Iterator[dict[str, Any]]:
     """One row for each model of each known pair."""
-    from flowblend_cli.models.hub.requirements import hold, wants_of_name
+    from flowblend_cli.models.hub.requirements import find_in_cache, name_requirements
 
     for pair in known_pairs().values():
-        told = {"name": pair.name, "description": " ".join(pair.description.split())}
+        named = {"name": pair.name, "description": " ".join(pair.description.split())}
         path = resolve_model(pair.name, Path.cwd()).path
         if path is not None:
-            yield {**told, "role": "bundled", **_row(path, pair.pipeline_class)}
-        for want in wants_of_name(pair.name, Path.cwd()):
-            held = hold(want)
-            role = "pipeline" if want.part == "pipeline" else "small"
+            yield {**named, "role": "bundled", **_row(path, pair.pipeline_class)}
+        for requirement in name_requirements(pair.name, Path.cwd()):
+            held = find_in_cache(requirement)
+            role = "pipeline" if requirement.kind == "pipeline" else "small"
             yield {
-                **told,
+                **named,
                 "role": role,
-                "repo": want.repo,
+                "repo": requirement.repo,
                 "commit": held.commit,
                 "folder": str(held.folder) if held.folder else None,
                 "pipeline_class": pair.pipeline_class,
@@ -176,7 +180,7 @@ def _others(known: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    from flowblend_cli.models.hub.requirements import hub_cache
+    from flowblend_cli.models.hub_cache import hub_cache
 
     try:
         found = scan_cache_dir(hub_cache())
@@ -208,27 +212,28 @@ def _row(folder: Path, kind: str) -> dict[str, Any]:
     }
 
 
-def _line(row: dict[str, Any]) -> str:
-    from flowblend_cli.models.contents import say_files
-    from flowblend_cli.models.hub.fetch import size
+def _format_row(row: dict[str, Any]) -> str:
+    from flowblend_cli.models.contents import name_files
+    from flowblend_cli.models.hub.fetch import format_bytes
 
     place = f"{row['repo']} {(row['commit'] or '')[:_SHORT]}" if row["repo"] else row["folder"]
     state = row["state"]
     if state == "half":
-        state = f"half: {say_files(row['missing'])} missing"
-    amount = f", {size(row['bytes'])}" if row["bytes"] else ""
+        state = f"half: {name_files(row['missing'])} missing"
+    amount = f", {format_bytes(row['bytes'])}" if row["bytes"] else ""
     return printable(f"{place}  {state}{amount}")
 
 
-def _praise(verdict: Verdict) -> str:
-    from flowblend_cli.models.hub.fetch import size
+def _format_ok(result: VerifyResult) -> str:
+    from flowblend_cli.models.hub.fetch import format_bytes
 
-    told = f"{count(verdict.files, 'file')}, {size(verdict.size_bytes)}"
-    if verdict.unhashed:
-        told += f", {verdict.unhashed} without a recorded hash"
-    return printable(f"OK {verdict.name}: {told}")
+    unhashed = f", {result.unhashed} without a recorded hash" if result.unhashed else ""
+    amount = f"{count(result.files, 'file')}, {format_bytes(result.size_bytes)}"
+    return printable(f"OK {result.name}: {amount}{unhashed}")
 
 
-def _document(verdict: Verdict) -> dict[str, Any]:
-    place = str(verdict.place) if verdict.place else None
-    return {**asdict(verdict), "place": place, "ok": not verdict.faults}
+def _document(result: VerifyResult) -> dict[str, Any]:
+    place = str(result.place) if result.place else None
+    document = asdict(result)
+    problems = document.pop("problems")
+    return {**document, "place": place, "faults": problems, "ok": not result.problems}

@@ -1,4 +1,4 @@
-"""``flowblend recipes``: list the bundled recipes, or copy one to start from."""
+"""``flowblend recipes``: lists the bundled recipes, or copies one to start from."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _is_schema(path: Path, title: str) -> bool:
 
 
 def _files(path: Path) -> list[str]:
-    """What a recipe reads beside itself: pictures, wildcards, prompts; relative to its folder."""
+    """The files that a recipe reads: pictures, wildcards, prompts; relative to its folder."""
     from flowblend_cli.recipe.loader import load_recipe
 
     recipe = load_recipe(path)

@@ -1,4 +1,4 @@
-"""``flowblend schema``: the JSON Schema of recipes, for editors."""
+"""``flowblend schema``: prints the JSON Schema of recipes, for editors."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is known of models without loading them."""
+"""Models: what is known of them without loading them, and downloads from the Hub."""

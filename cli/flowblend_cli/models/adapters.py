@@ -1,4 +1,4 @@
-"""Which file a LoRA adapter's source means: a path, a bundled pair's own, or one of the Hub."""
+"""Adapters: finds the file of a LoRA adapter, by path, in a bundled pair, or in the Hub's cache."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flowblend_cli.errors import ModelMissingError, ModelNameError
 from flowblend_cli.models.bundled import bundled_dir
+from flowblend_cli.models.hub_cache import snapshot
 from flowblend_cli.models.registry import find_pair, pinned_revision
 
 _HUB_FILE = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(.+))?", re.ASCII)
@@ -21,7 +22,7 @@ def is_source(name: str) -> bool:
 
 
 def check_source(source: str, name: str, role: str, recipe_dir: Path) -> None:
-    """Check an adapter's source as far as it can be told offline; the Hub's cache isn't asked.
+    """Check an adapter's source as far as that is possible without the Hub's cache.
 
     Raises:
         ModelNameError: The source is none, or its file isn't there or no safetensors.
@@ -36,7 +37,7 @@ def adapter_file(source: str, name: str, role: str, recipe_dir: Path) -> Path:
         source: ``./file.safetensors`` or an absolute one, a bundled pair's name, or
             ``owner/name``, optionally with the file's name after it.
         name: The adapter's name; a bundled pair's files are named by it.
-        role: The denoiser that is to have it, likewise.
+        role: The denoiser that is to have it; they are named by it, too.
         recipe_dir: Folder that relative paths start from.
 
     Raises:
@@ -46,21 +47,19 @@ def adapter_file(source: str, name: str, role: str, recipe_dir: Path) -> Path:
     found = _locate(source, name, role, recipe_dir)
     if isinstance(found, Path):
         return found
-    from huggingface_hub import try_to_load_from_cache
-
     repo, file = found
-    path = try_to_load_from_cache(repo, file, revision=pinned_revision(repo, recipe_dir))
-    if not isinstance(path, str):
+    folder = snapshot(repo, pinned_revision(repo, recipe_dir))
+    if folder is None or not (folder / file).is_file():
         raise ModelMissingError(
             f"adapter {source!r} isn't in the local Hub cache ({file} is missing), and render "
             "downloads nothing unless it is told to: `flowblend models fetch` with the recipe "
             "fetches it, or render with --allow-download"
         )
-    return Path(path)
+    return folder / file
 
 
 def hub_file(source: str, name: str, role: str, recipe_dir: Path) -> tuple[str, str] | None:
-    """The repository of an adapter, and the file in it; None for one that lies on this machine.
+    """The repository of an adapter, and the file in it; None for a file on this machine.
 
     Raises:
         ModelNameError: See ``check_source``.

@@ -1,4 +1,4 @@
-"""Where the recipes, presets and models that come with flowblend lie."""
+"""Bundled files: the folder of the recipes, presets and models that come with flowblend."""
 
 from __future__ import annotations
 

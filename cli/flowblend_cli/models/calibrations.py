@@ -1,4 +1,4 @@
-"""Calibration files: where they are looked for, and how they are read."""
+"""Calibration files: their name beside a pipeline, and reading them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from flowblend_plugin.calibration.calibration import Calibration
 from flowblend_plugin.errors import CalibrationError
 
-# Beside a pipeline's own files. It decides no pixel that a job's stages don't tell of.
+# Beside a pipeline's own files. What was chosen from it is in the job's stages.
 BUNDLED_NAME = "calibration.json"
 _MAX_BYTES = 16 * 2**20
 

@@ -1,4 +1,4 @@
-"""Which files a pipeline or a denoiser consists of, told from its small JSON files alone."""
+"""Contents of models: the files of a pipeline or denoiser, read from its small JSON files."""
 
 from __future__ import annotations
 
@@ -43,21 +43,22 @@ def files_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty where there is none or it can't be read."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def reader_of(folder: Path) -> Read:
     """A function that reads a JSON object of a folder; empty where there is none."""
-
-    def read(name: str) -> Mapping[str, Any]:
-        try:
-            value = json.loads((folder / name).read_text("utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return value if isinstance(value, dict) else {}
-
-    return read
+    return lambda name: read_json(folder / name)
 
 
 def components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """The parts of a pipeline that lie in folders of their own, with library and class."""
+    """The parts of a pipeline that have folders of their own, with library and class."""
     return {
         name: (value[0], value[1])
         for name, value in index.items()
@@ -69,12 +70,12 @@ def components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def denoiser_folder(names: Collection[str]) -> str | None:
-    """Where a denoiser lies that is named by its repository alone; None if nowhere."""
+    """The folder of the denoiser in a repository; None if it has none."""
     return next((one for one in DENOISER_FOLDERS if f"{one}/config.json" in names), None)
 
 
 def wanted(names: Collection[str], folders: Collection[str]) -> list[str]:
-    """Of a repository's files, those that loading some of its folders reads.
+    """Choose the files of a repository that loading some of its folders reads.
 
     Args:
         names: All files of the repository.
@@ -93,7 +94,7 @@ def _is_wanted(name: str, folders: Collection[str]) -> bool:
 
 
 def missing_of_pipeline(names: Collection[str], read: Read) -> list[str]:
-    """Files that a pipeline can't be loaded without, and that aren't among ``names``.
+    """List files that a pipeline can't be loaded without, and that aren't among ``names``.
 
     Args:
         names: The files that are there.
@@ -108,7 +109,7 @@ def missing_of_pipeline(names: Collection[str], read: Read) -> list[str]:
 
 
 def missing_of_denoiser(names: Collection[str], read: Read, folder: str | None) -> list[str]:
-    """The same for one denoiser, in a folder of its repository; None finds the folder."""
+    """List such files of one denoiser, in a folder of its repository; None finds the folder."""
     folder = denoiser_folder(names) if folder is None else folder
     if folder is None:
         return [f"{DENOISER_FOLDERS[1]}/config.json"]
@@ -160,7 +161,7 @@ def _missing_weights(inside: set[str], read: Read, prefix: str, whole: str) -> l
 
 
 def pickled(names: Collection[str], missing: Collection[str]) -> str | None:
-    """A pickle that lies where weights as safetensors are missing; None if there is none."""
+    """A pickle in a folder where safetensors are missing; None if there is none."""
     for lacking in missing:
         if lacking.endswith(".safetensors"):
             folder = lacking.rpartition("/")[0]
@@ -171,7 +172,7 @@ def pickled(names: Collection[str], missing: Collection[str]) -> str | None:
 
 
 def code_of(names: Collection[str], read: Read) -> Iterator[str]:
-    """What in a repository would have code of its own run by loaders that trust it."""
+    """Find what makes loaders that trust a repository run its code."""
     index = read(INDEX)
     kind = index.get("_class_name")
     if INDEX in names and kind is not None and not isinstance(kind, str):
@@ -188,12 +189,12 @@ def code_of(names: Collection[str], read: Read) -> Iterator[str]:
 
 
 def check_contents(folder: Path, name: str, subfolder: str | None, *, pipeline: bool) -> None:
-    """See that a model's folder is complete and runs no code, before anything loads it.
+    """Check that a model's folder is complete and brings no code, before anything loads it.
 
     Args:
         folder: The folder of the pipeline or repository.
         name: The model as the recipe names it.
-        subfolder: Where the denoiser lies; None where that is to be found.
+        subfolder: The denoiser's folder; None to look for it.
         pipeline: Whether a whole pipeline is wanted, instead of one denoiser.
 
     Raises:
@@ -201,51 +202,33 @@ def check_contents(folder: Path, name: str, subfolder: str | None, *, pipeline: 
         ModelMissingError: Files of it are missing, or its weights are pickles.
     """
     names, read = files_of(folder), reader_of(folder)
-    refuse_code(name, names, read)
-    if pipeline:
-        missing = missing_of_pipeline(names, read)
-    elif "config.json" in names and subfolder is None:
-        missing = _missing_of_component(names, read, "", "diffusers", "")
-    else:
-        missing = missing_of_denoiser(names, read, subfolder)
-    refuse_pickles(name, names, missing)
-    if missing:
-        raise ModelMissingError(
-            f"model {name!r} is only half there: {say_files(missing)} missing in {folder}; "
-            "`flowblend models fetch` completes a model of the Hub"
-        )
-
-
-def refuse_code(name: str, names: Collection[str], read: Read) -> None:
-    """Refuse a model that brings code of its own.
-
-    Raises:
-        ModelNameError: It does.
-    """
     code = next(code_of(names, read), None)
     if code is not None:
         raise ModelNameError(
             f"model {name!r} brings code of its own ({code}), and nothing that a recipe names is "
             "run: use a model that diffusers loads without it"
         )
-
-
-def refuse_pickles(name: str, names: Collection[str], missing: Collection[str]) -> None:
-    """Refuse a model whose weights are pickles only.
-
-    Raises:
-        ModelMissingError: They are.
-    """
+    if pipeline:
+        missing = missing_of_pipeline(names, read)
+    elif "config.json" in names and subfolder is None:
+        missing = _missing_of_component(names, read, "", "diffusers", "")
+    else:
+        missing = missing_of_denoiser(names, read, subfolder)
     pickle = pickled(names, missing)
     if pickle is not None:
         raise ModelMissingError(
             f"model {name!r} has pickle weights only ({pickle}), which can run any code: use a "
             "repository or folder with safetensors weights"
         )
+    if missing:
+        raise ModelMissingError(
+            f"model {name!r} is only half there: {name_files(missing)} missing in {folder}; "
+            "`flowblend models fetch` completes a model of the Hub"
+        )
 
 
-def say_files(names: Collection[str]) -> str:
-    """Name some files: at most three, and how many more."""
+def name_files(names: Collection[str]) -> str:
+    """Name some files with their verb: at most three, and how many more, ``"a, b are"``."""
     shown = ", ".join(sorted(names)[:3])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{shown}{more} {'is' if len(names) == 1 else 'are'}"

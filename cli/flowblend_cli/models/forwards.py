@@ -1,7 +1,7 @@
-"""How many forwards a job runs, of which denoiser: guidance, stages and solvers, without torch.
+"""Forwards: how many a job runs of each denoiser, by guidance, stages and solver, without torch.
 
 A batch of two counts as two forwards. What a pipeline does by itself (its guidance, its defaults)
-stands in a table here; a test compares it with diffusers.
+is in a table here; a test compares it with diffusers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class PipelineFacts:
             the second forward needs a negative prompt.
         text_tokens: Default of ``max_sequence_length``; of pipelines without it, what they pad to.
         height: Default height in pixels; None where the denoiser's config names it.
-        width: Default width, likewise.
-        num_frames: Default number of frames, likewise; 1 for pictures.
+        width: Default width; None for the same reason.
+        num_frames: Default number of frames; 1 for pictures, None for the same reason.
         uncounted: Arguments that add or leave out forwards in a way that isn't counted here, each
             with the value at which it doesn't.
     """
@@ -91,8 +91,8 @@ def forwards_by_role(
     """Count the forwards of each denoiser over a trajectory.
 
     Args:
-        stages: The stages; one with a guidance scale of its own says for its steps whether they
-            run the second forward.
+        stages: The stages; the guidance scale of one, where it has its own, decides whether its
+            steps run the second forward.
         stage_indices: Index of the stage of every step.
         guided: Whether the call runs a second forward a step, for classifier-free guidance.
         second_order: Whether the solver asks the denoiser twice a step, but once in the last, as

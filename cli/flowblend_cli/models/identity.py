@@ -1,7 +1,7 @@
-"""Job keys: what a finished file must match to count as this job's.
+"""Identity of jobs and models: hashes that a finished file must match to count as a job's.
 
-A key covers the job as written, the bytes of its models and flowblend's numerics, and nothing
-that only names things.
+A job's key covers the job as written, the bytes of its models and flowblend's numerics, and
+nothing that only names things.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from flowblend_cli.jobs import AdapterSpec, Job, ModelSpec
 from flowblend_cli.models.adapters import adapter_file
 from flowblend_cli.models.calibrations import BUNDLED_NAME
 from flowblend_cli.models.contents import check_contents
+from flowblend_cli.models.hub_cache import snapshot
 from flowblend_cli.models.registry import ModelSource, resolve_model, resolve_small
 from flowblend_cli.utils.cache_dirs import cache_path
 
@@ -37,7 +38,7 @@ def job_key(job: Job, identity: Identity) -> str:
 
     Args:
         job: The job as written.
-        identity: What ``model_identity`` says of its models.
+        identity: Its models, from ``model_identity``.
 
     Returns:
         64 hexadecimal digits.
@@ -46,8 +47,8 @@ def job_key(job: Job, identity: Identity) -> str:
     if job.image is not None:
         document["image"] = job.image.sha256  # its pixels count, not its name
     hashes = {role: known["sha256"] for role, known in identity.items()}
-    told = {"job": document, "models": hashes, "numerics": NUMERICS_VERSION}
-    return hashlib.sha256(_canonical(told)).hexdigest()
+    hashed = {"job": document, "models": hashes, "numerics": NUMERICS_VERSION}
+    return hashlib.sha256(_canonical(hashed)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def resolve_models(
     Args:
         model: The models as the recipe names them.
         recipe_dir: Folder that relative folders start from.
-        adapters: The adapters likewise.
+        adapters: The adapters as the stages name them.
 
     Raises:
         ModelMissingError: A model isn't on this machine, or only half of it is.
@@ -182,7 +183,7 @@ def _resolve(
 
 
 def local_folder(source: ModelSource) -> Path:
-    """The folder of a model on this machine: its own, or that of its commit in the Hub's cache.
+    """Find the folder of a model on this machine: its own, or its commit's in the Hub's cache.
 
     Args:
         source: The model; a whole pipeline, or a small denoiser in its subfolder.
@@ -196,12 +197,10 @@ def local_folder(source: ModelSource) -> Path:
     """
     if source.path is not None:
         return source.path
-    from huggingface_hub import try_to_load_from_cache
-
     assert source.repo is not None
     probe = f"{source.subfolder}/config.json" if source.subfolder else "model_index.json"
-    found = try_to_load_from_cache(source.repo, probe, revision=source.revision)
-    if not isinstance(found, str):
+    folder = snapshot(source.repo, source.revision)
+    if folder is None or not (folder / probe).is_file():
         pinned = f" at commit {source.revision}" if source.revision else ""
         raise ModelMissingError(
             f"model {source.repo!r} isn't in the local Hub cache{pinned} ({probe} is missing), and "
@@ -209,9 +208,6 @@ def local_folder(source: ModelSource) -> Path:
             "recipe fetches it, or render with --allow-download (a gated model: accept its licence "
             f"at https://huggingface.co/{source.repo}, then `hf auth login`)"
         )
-    folder = Path(found)
-    for _ in Path(probe).parts:
-        folder = folder.parent
     return folder
 
 
@@ -265,7 +261,7 @@ class _HashCache:
         return self._known[mark]
 
     def save(self) -> None:
-        """Write the cache if it grew; a cache that can't be written only costs time."""
+        """Write the cache if it grew; if that fails, the next run only takes longer."""
         if not self._changed:
             return
         try:

@@ -1,8 +1,7 @@
-"""``flowblend.lock``: the commits that the recipes of a folder render with."""
+"""Lock: ``flowblend.lock``, the commits that the recipes of a folder render with."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,11 +9,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import tomli
-
 from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.utils.streams import without_waiting
-from flowblend_cli.utils.toml_positions import KeyPath, Positions, check_nesting, format_path, scan
+from flowblend_cli.utils.toml_positions import (
+    START,
+    InvalidToml,
+    KeyPath,
+    Position,
+    format_path,
+    parse_toml,
+    quote,
+    scan,
+)
 
 LOCK_NAME = "flowblend.lock"
 VERSION = 1
@@ -49,14 +55,14 @@ Aliases = frozenset[tuple[str, str]]
 
 
 def read_lock(folder: Path, aliases: Aliases) -> Mapping[str, Pin]:
-    """The pins of a folder by repository; empty where it has no lock.
+    """Read the pins of a folder by repository; empty where it has no lock.
 
     Args:
         folder: The recipe's folder.
         aliases: Which repositories the names of known pairs stand for.
 
     Raises:
-        RecipeError: The lock can't be read, or says what can't be; holds every problem.
+        RecipeError: The lock can't be read, or is wrong; holds every problem.
     """
     path = folder / LOCK_NAME
     try:
@@ -66,7 +72,7 @@ def read_lock(folder: Path, aliases: Aliases) -> Mapping[str, Pin]:
         return {}
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise _error(path, None, None, f"can't be read: {reason}") from error
+        raise _error(path, None, f"can't be read: {reason}") from error
     return _parse(path, data, aliases)
 
 
@@ -79,7 +85,7 @@ def write_lock(folder: Path, pins: Iterable[Pin]) -> Path:
     from flowblend_cli.utils.files import publish
 
     entries = [
-        "\n[[model]]\n" + "".join(f"{key} = {_quote(getattr(pin, key))}\n" for key in _KEYS)
+        "\n[[model]]\n" + "".join(f"{key} = {quote(getattr(pin, key))}\n" for key in _KEYS)
         for pin in sorted(pins)
     ]
     path = folder / LOCK_NAME
@@ -90,28 +96,22 @@ def write_lock(folder: Path, pins: Iterable[Pin]) -> Path:
 @lru_cache(maxsize=64)
 def _parse(path: Path, data: bytes, aliases: Aliases) -> Mapping[str, Pin]:
     if len(data) > MAX_BYTES:
-        raise _error(path, 1, 1, "larger than the limit of 1 MiB for a lock")
+        raise _error(path, START, "larger than the limit of 1 MiB for a lock")
     try:
-        text = data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise _error(path, line, 1, "not UTF-8 text: delete it and fetch again") from error
-    if check_nesting(text) is not None:
-        raise _error(path, 1, 1, "nested too deep for a lock")
-    try:
-        document = tomli.loads(text)
-    except tomli.TOMLDecodeError as error:
-        raise _error(path, error.lineno, error.colno, f"not valid TOML: {error.msg}") from error
-    except (RecursionError, ValueError) as error:
-        raise _error(path, 1, 1, f"not valid TOML: {error}") from error
-    faults = list(_faults(document, aliases))
-    if faults:
+        text, document = parse_toml(data)
+    except InvalidToml as error:
+        raise _error(path, error.position, error.message) from error
+    problems = list(_problems_of(document, aliases))
+    if problems:
         positions = scan(text)
-        raise RecipeError(_problem(path, positions, where, told) for where, told in faults)
+        raise RecipeError(
+            _problem(path, positions.key(where), format_path(where), message)
+            for where, message in problems
+        )
     return {entry["repo"]: Pin(**entry) for entry in document.get("model", [])}
 
 
-def _faults(document: dict[str, Any], aliases: Aliases) -> Iterator[tuple[KeyPath, str]]:
+def _problems_of(document: dict[str, Any], aliases: Aliases) -> Iterator[tuple[KeyPath, str]]:
     """Everything that is wrong in a lock, and where."""
     if document.get("version") != VERSION:
         found = document.get("version")
@@ -125,14 +125,14 @@ def _faults(document: dict[str, Any], aliases: Aliases) -> Iterator[tuple[KeyPat
     repos: set[str] = set()
     for number, entry in enumerate(entries):
         where: KeyPath = ("model", number)
-        faults = list(_faults_of_entry(entry, aliases))
-        yield from (((*where, key), told) for key, told in faults)
-        if not faults and entry["repo"] in repos:
+        problems = list(_problems_of_entry(entry, aliases))
+        yield from (((*where, key), message) for key, message in problems)
+        if not problems and entry["repo"] in repos:
             yield (*where, "repo"), f"{entry['repo']!r} is pinned twice: keep one entry"
         repos.add(str(entry.get("repo")))
 
 
-def _faults_of_entry(entry: dict[str, Any], aliases: Aliases) -> Iterator[tuple[str, str]]:
+def _problems_of_entry(entry: dict[str, Any], aliases: Aliases) -> Iterator[tuple[str, str]]:
     for key in entry.keys() - set(_KEYS):
         yield key, f"is no key of an entry: expected {', '.join(_KEYS)}"
     repo, revision, asked = (entry.get(key) for key in _KEYS)
@@ -145,19 +145,13 @@ def _faults_of_entry(entry: dict[str, Any], aliases: Aliases) -> Iterator[tuple[
         return
     is_its_own = asked == repo or asked.startswith(f"{repo}/")
     if not is_its_own and (asked, repo) not in aliases:
-        told = f"{asked!r} doesn't stand for {repo!r}: delete the entry and fetch again"
-        yield "asked", told
+        yield "asked", f"{asked!r} doesn't stand for {repo!r}: delete the entry and fetch again"
 
 
-def _quote(text: str) -> str:
-    """A TOML basic string; JSON's escapes are a subset of TOML's."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _problem(path: Path, position: Position | None, location: str, message: str) -> Problem:
+    line, column = (position.line, position.column) if position else (None, None)
+    return Problem(str(path), line, column, location, message)
 
 
-def _problem(path: Path, positions: Positions, where: KeyPath, told: str) -> Problem:
-    place = positions.key(where)
-    return Problem(str(path), place.line, place.column, format_path(where), told)
-
-
-def _error(path: Path, line: int | None, column: int | None, message: str) -> RecipeError:
-    return RecipeError([Problem(str(path), line, column, "", message)])
+def _error(path: Path, position: Position | None, message: str) -> RecipeError:
+    return RecipeError([_problem(path, position, "", message)])

@@ -1,4 +1,4 @@
-"""The pipeline arguments that a recipe may set, from a table made of diffusers' signatures.
+"""Pipeline arguments that a recipe may set, from a table made of diffusers' signatures.
 
 The table is written by ``scripts/generate_pipeline_arguments.py``; reading it imports nothing.
 """

@@ -1,12 +1,10 @@
-"""What the model names of a recipe mean: bundled or known pairs, folders, Hub ids.
+"""Registry: what the model names of a recipe mean, bundled or known pairs, folders, Hub ids.
 
 Nothing here loads or downloads a model, or imports torch.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +17,9 @@ import tomli
 
 from flowblend_cli.errors import ModelNameError
 from flowblend_cli.models.bundled import bundled_dir
+from flowblend_cli.models.contents import read_json
 from flowblend_cli.models.lockfile import Aliases, Pin, read_lock
+from flowblend_cli.utils.suggestions import did_you_mean
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[0-9a-f]{40})?", re.ASCII)
 _UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -40,16 +40,16 @@ class KnownPair:
             the pair keeps its own scheduler.
         pipeline: Hub id of the pipeline; None for a bundled pair.
         revision: Commit of that repository that the pair's name stands for.
-        subfolders: Where the large denoiser lies; two where it is two experts.
+        subfolders: Folder of the large denoiser; two where it is two experts.
         small: Hub id of the small model; None for a bundled pair, and where none is published.
         small_revision: Commit of that repository.
-        small_subfolder: Where the small denoiser lies inside its folder or repository.
+        small_subfolder: Folder of the small denoiser inside its model or repository.
         expert_boundary: Noise level where the first of two experts gives way to the second.
         boundaries: Published ends of the stages of ``"LSL"``, as fractions of the steps.
         fps: Frames per second of its clips; None for pictures.
         architectures: Name of each role's architecture.
         defaults: Pipeline arguments that every job on the pair starts from.
-        sampling: Keys of [sampling] likewise.
+        sampling: Keys of [sampling] that every job on the pair starts from.
     """
 
     name: str
@@ -84,8 +84,8 @@ class ModelSource:
         name: The name in the recipe.
         path: The folder; None for a Hub id.
         repo: The Hub id; None for a folder.
-        revision: The commit that the name stands for; None for whichever the cache holds.
-        subfolder: Where the denoiser lies inside, for a small model; None where the folder is
+        revision: The commit that the name stands for; None for the one in the cache.
+        subfolder: Folder of the denoiser inside, for a small model; None where the folder is
             the denoiser itself, or for a whole pipeline.
         pair: The known pair that the name belongs to, if any.
     """
@@ -99,7 +99,7 @@ class ModelSource:
 
     @property
     def pipeline_class(self) -> str | None:
-        """Class of the pipeline, as far as it can be told without the network."""
+        """Class of the pipeline; None where only the network would show it."""
         if self.path is not None:
             name = read_json(self.path / "model_index.json").get("_class_name")
             return name if isinstance(name, str) else None
@@ -132,7 +132,7 @@ def pinned_revision(repo: str, recipe_dir: Path) -> str | None:
 
 
 def pins(recipe_dir: Path) -> dict[str, Pin]:
-    """All that the lock beside a recipe has, by repository.
+    """Every pin in the lock beside a recipe, by repository.
 
     Raises:
         RecipeError: The lock is broken.
@@ -186,7 +186,7 @@ def resolve_model(name: str, recipe_dir: Path) -> ModelSource:
 
 
 def resolve_small(name: str, recipe_dir: Path) -> ModelSource:
-    """Tell where a small denoiser comes from, and in which subfolder it lies.
+    """Tell where a small denoiser comes from, and its subfolder there.
 
     Args:
         name: As in ``resolve_model``; a pair's name means the pair's small model. A folder holds
@@ -212,15 +212,6 @@ def resolve_small(name: str, recipe_dir: Path) -> ModelSource:
         f"{name!r} holds no denoiser: expected config.json in it, or in one of "
         f"{', '.join(_SMALL_SUBFOLDERS)}"
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty where there is none or it can't be read."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _small_of(pair: KnownPair, recipe_dir: Path) -> ModelSource:
@@ -256,14 +247,8 @@ def _folder_or_hub(name: str, recipe_dir: Path) -> ModelSource:
         )
     if _HUB_ID.fullmatch(name) and ".." not in name:
         return _on_hub(name, name.partition("@")[0], recipe_dir)
-    hint = _near_miss(name)
     raise ModelNameError(
         f"{name!r} is no model: use a bundled or known pair ({', '.join(sorted(known_pairs()))}), "
         f"./folder, an absolute folder, or a Hub id owner/name or owner/name@COMMIT (40 "
-        f"hexadecimal digits){hint}"
+        f"hexadecimal digits){did_you_mean(name, known_pairs())}"
     )
-
-
-def _near_miss(name: str) -> str:
-    close = difflib.get_close_matches(name, known_pairs(), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,7 +1,7 @@
-"""Which solver and shift a job's noise levels follow from, told from files, without torch.
+"""Solvers: the solver and shift of a pipeline, read from its configs without torch.
 
-A claim here is exact or isn't made: every key of a scheduler's config is one that moves no level,
-one whose value is checked, or a reason to refuse.
+The sigmas (noise levels) of a job's steps follow from them, so an answer is exact or is refused:
+each key of a scheduler's config changes no sigma, has a checked value, or is a reason to refuse.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from typing import Any, Literal
 
 from flowblend_cli.errors import ModelNameError, UsageError
 from flowblend_cli.jobs import SamplingSpec
-from flowblend_cli.models.registry import find_pair, read_json, resolve_model
+from flowblend_cli.models.contents import read_json
+from flowblend_cli.models.registry import find_pair, resolve_model
 from flowblend_plugin.schedulers.sigmas import PLAIN_PIPELINES, start_level
 
 
 @dataclass(frozen=True)
 class Solver:
-    """What ``flowblend_plugin.schedulers.sigmas`` works levels out from.
+    """What ``flowblend_plugin.schedulers.sigmas`` computes sigmas from.
 
     Args:
         name: Solver as recipes name it.
-        flow_shift: Shift of the noise levels.
-        start: Noise level of the first step; None for the solver's own.
+        flow_shift: Shift of the sigmas.
+        start: Sigma of the first step; None for the solver's own.
     """
 
     name: str
@@ -39,9 +40,9 @@ class Rule:
     Args:
         name: Solver as recipes name it.
         shift: Key of its shift.
-        needs: Values at which the levels are known; a key left out has this value, too.
+        needs: Values at which the sigmas are known; a key that is left out has this value, too.
         flow: Keys that must be true for the scheduler to be a flow-matching one.
-        free: Keys that move no level.
+        free: Keys that change no sigma.
     """
 
     name: str
@@ -131,7 +132,7 @@ RULES = {
 # Solvers of pipelines that predict noise, as recipes name them.
 CLASSIC_SOLVERS = ("dpmpp_2m_karras", "euler_a")
 NoiseKind = Literal["flow", "classic"]
-# Schedulers that know noise levels of noise prediction only, beside those of the rules above.
+# Schedulers for noise prediction only, beside those of the rules above.
 _CLASSIC = frozenset(
     {
         "DDIMScheduler", "DDPMScheduler", "DPMSolverSDEScheduler",
@@ -152,8 +153,8 @@ def find_solver(pipeline: str, sampling: SamplingSpec, recipe_dir: Path) -> Solv
         recipe_dir: Folder that relative folders start from.
 
     Raises:
-        UsageError: It can't be told exactly without loading the pipeline; says why, and what to
-            do instead.
+        UsageError: It isn't known exactly unless the pipeline is loaded; the message has the reason
+            and what to do instead.
     """
     solver = _find_solver(pipeline, sampling, recipe_dir)
     if sampling.sigma_max is None:
@@ -180,53 +181,36 @@ def _find_solver(pipeline: str, sampling: SamplingSpec, recipe_dir: Path) -> Sol
     return Solver(sampling.scheduler, sampling.flow_shift)
 
 
-def own_solver(pipeline: str, recipe_dir: Path) -> str | None:
-    """Tell which solver a pipeline's folder brings, by its class alone.
+def own_solver(pipeline: str, recipe_dir: Path) -> tuple[str | None, NoiseKind | None]:
+    """Tell which solver a pipeline brings, and what kind of sigmas it has.
 
     Args:
         pipeline: The pipeline as the recipe names it.
         recipe_dir: Folder that relative folders start from.
 
     Returns:
-        The solver as recipes name it; None where only loading the pipeline could tell.
-    """
-    try:
-        path = resolve_model(pipeline, recipe_dir).path
-    except ModelNameError:
-        return None
-    name = _scheduler_class(read_json(path / "model_index.json")) if path is not None else None
-    return RULES[name].name if name in RULES else None
-
-
-def noise_kind(pipeline: str, recipe_dir: Path) -> NoiseKind | None:
-    """Tell whether a pipeline's own scheduler has flow matching's noise levels.
-
-    Args:
-        pipeline: The pipeline as the recipe names it.
-        recipe_dir: Folder that relative folders start from.
-
-    Returns:
-        ``"flow"``, or ``"classic"`` for one that predicts noise; None where only loading the
-        pipeline could tell.
+        The solver as recipes name it; and ``"flow"``, or ``"classic"`` for one that predicts
+        noise. Each is None where only the loaded pipeline would show it.
     """
     pair = find_pair(pipeline)
     if pair is not None:
-        return "flow" if pair.scheduler in {rule.name for rule in RULES.values()} else "classic"
+        is_flow = pair.scheduler in {rule.name for rule in RULES.values()}
+        return pair.scheduler, "flow" if is_flow else "classic"
     try:
         path = resolve_model(pipeline, recipe_dir).path
     except ModelNameError:
-        return None
-    if path is None:
-        return None
-    name = _scheduler_class(read_json(path / "model_index.json")) or ""
+        return None, None
+    name = (_scheduler_class(read_json(path / "model_index.json")) or "") if path else ""
+    solver = RULES[name].name if name in RULES else None
     if name.startswith("FlowMatch"):
-        return "flow"
-    if name in RULES:
-        config = read_json(path / "scheduler" / "scheduler_config.json")
-        if not config:
-            return None
-        return "flow" if all(config.get(key) is True for key in RULES[name].flow) else "classic"
-    return "classic" if name in _CLASSIC else None
+        return solver, "flow"
+    if path is None or name not in RULES:
+        return solver, "classic" if name in _CLASSIC else None
+    config = read_json(path / "scheduler" / "scheduler_config.json")
+    if not config:
+        return solver, None
+    is_flow = all(config.get(key) is True for key in RULES[name].flow)
+    return solver, "flow" if is_flow else "classic"
 
 
 def _scheduler_class(index: Mapping[str, Any]) -> str | None:

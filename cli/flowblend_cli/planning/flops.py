@@ -17,12 +17,12 @@ from typing import Any
 
 from flowblend_cli.errors import ModelMissingError
 from flowblend_cli.jobs import Job, ModelSpec
+from flowblend_cli.models.contents import read_json
 from flowblend_cli.models.forwards import PIPELINES, PipelineFacts, forwards_by_role
 from flowblend_cli.models.identity import local_folder
 from flowblend_cli.models.registry import (
     ModelSource,
     known_pairs,
-    read_json,
     resolve_model,
     resolve_small,
 )

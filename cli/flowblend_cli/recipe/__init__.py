@@ -1,1 +1,1 @@
-"""From a TOML recipe to jobs: pure, and free of torch."""
+"""Recipe: reads TOML and makes a batch of jobs of it; pure, and free of torch."""

@@ -1,17 +1,18 @@
-"""From a recipe's file to a checked ``Recipe``; every problem is reported at once."""
+"""Loader: reads and checks recipes for the commands, and reports every problem at once.
+
+Start with ``load_batch``, which goes from a file to its jobs.
+"""
 
 from __future__ import annotations
 
-import difflib
 import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from flowblend_cli.errors import Problem, RecipeError
-from flowblend_cli.jobs import Batch
+from flowblend_cli.jobs import Batch, ImageSpec
 from flowblend_cli.models.bundled import bundled_recipes, is_bundled
 from flowblend_cli.recipe.expand import checks
 from flowblend_cli.recipe.expand.expansion import expand
@@ -19,18 +20,19 @@ from flowblend_cli.recipe.expand.images import scene_pictures
 from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.expand.study import check_study
 from flowblend_cli.recipe.prompts.presets import merge_presets
-from flowblend_cli.recipe.prompts.scene_prompts import check_lines, find_prompts
+from flowblend_cli.recipe.prompts.scene_prompts import Prompts, check_lines, find_prompts
 from flowblend_cli.recipe.schema.names import check_name
-from flowblend_cli.recipe.schema.overrides import apply_overrides
+from flowblend_cli.recipe.schema.overrides import Override, apply_overrides
 from flowblend_cli.recipe.schema.sweep_tables import write_out_ranges
-from flowblend_cli.recipe.schema.validation import Tables, validate
-from flowblend_cli.recipe.source.document import read_source
-from flowblend_cli.recipe.source.faults import Fault
+from flowblend_cli.recipe.schema.validation import validate
+from flowblend_cli.recipe.source.document import RecipeSource, read_source
 from flowblend_cli.recipe.source.file import SWEEPS
-from flowblend_cli.recipe.sweep.combinations import Row, all_rows, axis_fields
+from flowblend_cli.recipe.source.problems import Problems
+from flowblend_cli.recipe.sweep.combinations import Combination, all_combinations, axis_fields
 from flowblend_cli.recipe.sweep.matrix import check_matrix, check_used
 from flowblend_cli.recipe.sweep.variants import Variant, make_variant
 from flowblend_cli.text import is_unsafe
+from flowblend_cli.utils.suggestions import closest
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
@@ -46,8 +48,8 @@ def find_recipe(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if "\0" not in name and path.exists():
         return path
-    close = difflib.get_close_matches(path.stem, bundled, n=1)
-    hint = f"did you mean the bundled {close[0]!r}?" if close else f"bundled: {', '.join(bundled)}"
+    meant = closest(path.stem, bundled)
+    hint = f"did you mean the bundled {meant!r}?" if meant else f"bundled: {', '.join(bundled)}"
     message = f"no such recipe: expected a .toml file or the name of a bundled recipe; {hint}"
     raise RecipeError([Problem(name, None, None, "", message)])
 
@@ -66,39 +68,138 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: Anything is wrong with the recipe; holds every problem.
     """
-    path = find_recipe(path)
-    source = read_source(path)
+    source = read_source(find_recipe(path))
     options = apply_overrides(source, overrides)
     write_out_ranges(source)
-    tables, faults = validate(source.document)
-    presets = merge_presets(tables.presets)
-    # A preset that is broken is known all the same: its scenes shouldn't be blamed as well.
-    faults += checks.check_scenes(tables, presets, source)
-    recipe_dir = path.absolute().parent
-    prompts = find_prompts(tables, presets, source, recipe_dir, faults)
-    faults += checks.check_sweep(tables)
-    faults += check_matrix(tables)
-    faults += check_study(tables)
-    fields = axis_fields(tables)
-    faults += checks.check_filename(tables, fields.values())
-    too_many = list(checks.check_count(tables, prompts))
-    faults += too_many
-    rows = [] if too_many else _rows(tables, source.document)
-    variants = _variants(tables, rows, recipe_dir, faults)
-    faults += dict.fromkeys(checks.check_noise_levels(tables, variants, recipe_dir))
-    classes = [variant.pipeline_class for variant in variants]
-    faults += checks.check_arguments(tables, presets, classes)
-    faults += check_lines(prompts, classes)
-    pictures = scene_pictures(tables, prompts, classes, recipe_dir, faults)
-    if not faults:
-        faults += check_used(tables, prompts.variables)
-        faults += checks.check_adapters_used(tables, variants)
-        faults += checks.check_overrides(tables, presets, options)
-    name = _name(tables, path, faults)
-    output_dir = _output_dir(tables, path, faults)
-    source.fail(faults)
-    found = tuple(variants)
-    return Recipe(path, name, output_dir, source, tables, presets, found, fields, pictures, prompts)
+    return _Checker(source, options).check()
+
+
+class _Checker:
+    """The checks of a recipe, pass by pass; each pass keeps what it found for those after it."""
+
+    def __init__(self, source: RecipeSource, options: tuple[Override, ...]) -> None:
+        self.source = source
+        self.options = options
+        self.folder = source.path.absolute().parent
+        self.problems = Problems()
+        self.tables = validate(source.document, self.problems)
+        # A preset that is broken is known all the same: its scenes shouldn't be blamed as well.
+        self.presets = merge_presets(self.tables.presets)
+        self.prompts = Prompts()
+        self.fields = axis_fields(self.tables)
+        self.has_too_many_jobs = False
+        self.variants: list[Variant] = []
+        self.pictures: dict[int | str, ImageSpec] = {}
+
+    def check(self) -> Recipe:
+        """Run every pass, in this order, and report what all of them found.
+
+        Raises:
+            RecipeError: Anything is wrong.
+        """
+        passes = (
+            self._read_prompts,  # first: the number of jobs and the pictures depend on them
+            self._check_axes,  # before combinations are made, of which there may be millions
+            self._make_variants,  # what every combination means; none if the axes are unsound
+            self._check_pipelines,  # needs the variants: which pipelines run, and what they take
+            self._check_unused,  # last, and only if nothing is wrong: what is broken looks unused
+        )
+        for run in passes:
+            run()
+        name, output_dir = self._name(), self._output_dir()
+        self.source.fail(self.problems)
+        return Recipe(
+            self.source.path,
+            name,
+            output_dir,
+            self.source,
+            self.tables,
+            self.presets,
+            tuple(self.variants),
+            self.fields,
+            self.pictures,
+            self.prompts,
+        )
+
+    def _read_prompts(self) -> None:
+        checks.check_scenes(self.tables, self.presets, self.source, self.problems)
+        self.prompts = find_prompts(
+            self.tables, self.presets, self.source, self.folder, self.problems
+        )
+
+    def _check_axes(self) -> None:
+        checks.check_zip(self.tables, self.problems)
+        check_matrix(self.tables, self.problems)
+        check_study(self.tables, self.problems)
+        checks.check_filename(self.tables, self.fields.values(), self.problems)
+        too_many = Problems()
+        checks.check_count(self.tables, self.prompts, too_many)
+        self.has_too_many_jobs = bool(too_many)
+        self.problems.extend(too_many)
+
+    def _make_variants(self) -> None:
+        known: dict[tuple[tuple[str, int], ...], Variant | None] = {}
+        for combination in self._combinations():
+            # A key of [defaults] changes nothing that a variant says.
+            place = tuple(
+                (axis, index) for axis, index in combination.indices.items() if "." in axis
+            )
+            if place not in known:
+                known[place] = make_variant(self.tables, combination, self.folder, self.problems)
+            variant = known[place]
+            if variant is not None:
+                self.variants.append(replace(variant, combination=combination))
+
+    def _combinations(self) -> Iterable[Combination]:
+        """The combinations to check: none where a table is broken and would be blamed again."""
+        if self.has_too_many_jobs:
+            return []
+        if self.tables.sweep is not None and self.tables.matrix is not None:
+            unequal = Problems()
+            checks.check_zip(self.tables, unequal)
+            return [] if unequal else all_combinations(self.tables)
+        document = self.source.document
+        written = [document[name] for name in SWEEPS if name in document]
+        plain = (isinstance(table, dict) and not any("." in a for a in table) for table in written)
+        return [Combination({}, {})] if all(plain) else []
+
+    def _check_pipelines(self) -> None:
+        checks.check_noise_levels(self.tables, self.variants, self.folder, self.problems)
+        classes = [variant.pipeline_class for variant in self.variants]
+        checks.check_arguments(self.tables, self.presets, classes, self.problems)
+        check_lines(self.prompts, classes, self.problems)
+        self.pictures = scene_pictures(
+            self.tables, self.prompts, classes, self.folder, self.problems
+        )
+
+    def _check_unused(self) -> None:
+        if self.problems:
+            return
+        check_used(self.tables, self.prompts.variables, self.problems)
+        checks.check_adapters_used(self.tables, self.variants, self.problems)
+        checks.check_overrides(self.tables, self.presets, self.options, self.problems)
+
+    def _name(self) -> str:
+        if self.tables.recipe is None:
+            return ""
+        if self.tables.recipe.name is not None:
+            return self.tables.recipe.name
+        try:
+            return check_name(self.source.path.stem)
+        except ValueError as error:
+            self.problems.add(("recipe", "name"), f"is missing, and the file's name {error}")
+            return ""
+
+    def _output_dir(self) -> Path:
+        if self.tables.recipe is None:
+            return Path()
+        folder = self.tables.recipe.output_dir
+        where = ("recipe", "output_dir")
+        if any(is_unsafe(character) for character in folder):
+            self.problems.add(where, f"must not hold control characters, got {folder!r}")
+        elif folder.startswith("~"):
+            self.problems.add(where, f"~ isn't expanded: write the whole path, got {folder!r}")
+        return Path(Path.cwd() if is_bundled(self.source.path) else self.folder, folder)
 
 
 def load_batch(
@@ -119,17 +220,17 @@ def load_batch(
     Raises:
         RecipeError: See ``load_recipe`` and ``expand``.
     """
-    with _without_collecting():
+    with _without_garbage_collection():
         batch = expand(load_recipe(path, overrides), settle=settle)
     return replace(batch, output_dir=output_dir.absolute()) if output_dir else batch
 
 
 @contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Don't look for garbage meanwhile.
+def _without_garbage_collection() -> Iterator[None]:
+    """Switch Python's garbage collector off for a while.
 
-    What a large recipe becomes is none, and looking through it again and again takes a fifth of the
-    time.
+    The jobs of a large recipe aren't garbage, and looking through them again and again takes a
+    fifth of the time.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -138,57 +239,3 @@ def _without_collecting() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def _rows(tables: Tables, document: dict[str, Any]) -> Iterable[Row]:
-    """The combinations to check: none where a table is broken and would be blamed again."""
-    if tables.sweep is None or tables.matrix is None:
-        written = [document[name] for name in SWEEPS if name in document]
-        plain = (isinstance(table, dict) and not any("." in a for a in table) for table in written)
-        return [Row({}, {})] if all(plain) else []
-    if next(checks.check_sweep(tables), None) is not None:
-        return []
-    return all_rows(tables)
-
-
-def _variants(
-    tables: Tables, rows: Iterable[Row], recipe_dir: Path, faults: list[Fault]
-) -> list[Variant]:
-    found: list[Fault] = []
-    variants = []
-    known: dict[tuple[tuple[str, int], ...], Variant | None] = {}
-    for row in rows:
-        # A key of [defaults] changes nothing that a variant says.
-        place = tuple((axis, index) for axis, index in row.indices.items() if "." in axis)
-        if place not in known:
-            known[place] = make_variant(tables, row, recipe_dir, found)
-        variant = known[place]
-        if variant is not None:
-            variants.append(replace(variant, row=row))
-    faults.extend(dict.fromkeys(found))
-    return variants
-
-
-def _name(tables: Tables, path: Path, faults: list[Fault]) -> str:
-    if tables.recipe is None:
-        return ""
-    if tables.recipe.name is not None:
-        return tables.recipe.name
-    try:
-        return check_name(path.stem)
-    except ValueError as error:
-        faults.append(Fault(("recipe", "name"), f"is missing, and the file's name {error}"))
-        return ""
-
-
-def _output_dir(tables: Tables, path: Path, faults: list[Fault]) -> Path:
-    if tables.recipe is None:
-        return Path()
-    folder = tables.recipe.output_dir
-    where = ("recipe", "output_dir")
-    if any(is_unsafe(character) for character in folder):
-        faults.append(Fault(where, f"must not hold control characters, got {folder!r}"))
-    elif folder.startswith("~"):
-        faults.append(Fault(where, f"~ isn't expanded: write the whole path, got {folder!r}"))
-    base = Path.cwd() if is_bundled(path) else path.absolute().parent
-    return Path(base, folder)

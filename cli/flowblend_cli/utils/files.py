@@ -1,4 +1,8 @@
-"""The one way in which a file gets its final name: complete, checked and on the disk."""
+"""Files: names that stay inside a folder, files written whole, and checksums inside of them.
+
+``resolve_inside`` is the one check of a name that a recipe gives, ``publish`` the one way in which
+a file gets its final name, and ``seal`` puts a file's checksum into its own document.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,75 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from flowblend_cli.errors import OutputError
+from flowblend_cli.text import is_unsafe
 
 TEMPORARY_SUFFIX = ".tmp"
-
-
 SEAL_KEY = "file_sha256"
 UNSEALED = "0" * 64
 _MARK = re.compile(rb'"file_sha256":"([0-9a-f]{64})"')
+_ADDRESS = re.compile(r".*://|(?:data|file|ftp|https?|javascript):", re.IGNORECASE)
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+
+class UnsafeName(ValueError):  # noqa: N818 - callers say it in their own words
+    """A name that may not be looked for inside a folder.
+
+    Args:
+        kind: ``"characters"`` for an empty name or one with control characters, ``"address"`` for
+            a URL, ``"outside"`` for one that leads out of the folder or might on some system,
+            ``"lookup"`` for one that the system refuses.
+        reason: The system's reason for a ``"lookup"``; else empty.
+    """
+
+    def __init__(
+        self, kind: Literal["characters", "address", "outside", "lookup"], reason: str = ""
+    ) -> None:
+        super().__init__(reason or kind)
+        self.kind = kind
+        self.reason = reason
+
+
+def resolve_inside(name: str, folder: Path) -> Path:
+    """Tell where a name leads to inside a folder, links followed; nothing need be there.
+
+    Nothing is opened, and the disk isn't asked for a name that is refused as it is written: one
+    that is empty, holds control characters, is a URL, is absolute, begins with ``~`` or a drive
+    letter, or has ``..`` among its folders or a backslash anywhere.
+
+    Args:
+        name: A path as somebody else wrote it, its folders separated by ``/``.
+        folder: Where it starts from.
+
+    Returns:
+        The absolute path, inside of the folder.
+
+    Raises:
+        UnsafeName: The name is one of those, leads out of the folder through a link, or can't
+            be looked up, because it is too long or its links go in a circle.
+    """
+    if not name.strip() or any(is_unsafe(character) for character in name):
+        raise UnsafeName("characters")
+    if _ADDRESS.match(name):
+        raise UnsafeName("address")
+    is_rooted = name.startswith(("/", "~")) or _DRIVE.match(name)
+    if is_rooted or "\\" in name or ".." in name.split("/"):
+        raise UnsafeName("outside")
+    try:
+        root = folder.resolve()
+        path = (root / name).resolve()
+        is_inside = path.is_relative_to(root)
+        if is_inside:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                path.stat()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UnsafeName("lookup", reason) from error
+    if not is_inside:
+        raise UnsafeName("outside")
+    return path
 
 
 def temporary_path(path: Path) -> Path:
@@ -68,10 +131,10 @@ def publish(
 
 @contextlib.contextmanager
 def _output_errors(path: Path) -> Iterator[None]:
-    """Turn what the system says into an error that names the file."""
+    """Turn errors of the system into one that names the file."""
     try:
         yield
-    except OutputError:  # an OSError too, and already says it all
+    except OutputError:  # an OSError too, and complete already
         raise
     except OSError as error:
         reason = error.strerror or str(error)
@@ -82,7 +145,7 @@ def _output_errors(path: Path) -> Iterator[None]:
 
 
 def _remove_leftover(temporary: Path) -> None:
-    """Remove what a killed run left, and refuse anything that no run of ours leaves."""
+    """Remove what a killed run left; refuse what no run leaves, such as a link."""
     try:
         mode = os.lstat(temporary).st_mode
     except FileNotFoundError:

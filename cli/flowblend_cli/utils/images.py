@@ -1,6 +1,6 @@
-"""The pictures that scenes begin with: found inside the recipe's folder, and decoded with limits.
+"""Pictures that scenes begin with: found inside the recipe's folder, and decoded with limits.
 
-A picture is read from the recipe's own tree only, and its size is looked at before it is decoded.
+The size of a picture is checked before it is decoded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowblend_cli.errors import ImageError
-from flowblend_cli.text import is_unsafe
+from flowblend_cli.utils.files import UnsafeName, resolve_inside
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,6 +22,14 @@ MAX_IMAGE_PIXELS = 50_000_000
 _FORMATS = ("PNG", "JPEG")
 # What turns into 8-bit RGB without being clipped; 16-bit grey levels don't.
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
+_REFUSED = {
+    "characters": "is empty or holds control characters: rename the file",
+    "address": "is an address, and nothing is ever fetched: save the picture beside the recipe, "
+    "and name that file",
+    "outside": "isn't inside the recipe's folder {folder}: copy it there, and name it like "
+    '"images/first.png"',
+    "lookup": "can't be looked up: {reason}",
+}
 
 
 def load_image(name: str, recipe_dir: Path, sha256: str | None = None) -> Image:
@@ -82,27 +90,15 @@ def _read(name: str, recipe_dir: Path) -> bytes:
 
 
 def _find(name: str, recipe_dir: Path) -> Path:
-    """The file that a name leads to, links followed, inside the recipe's folder."""
-    if any(is_unsafe(character) for character in name):
-        raise ImageError(f"the image {name!r} holds control characters: rename the file")
-    if "://" in name or name.startswith("data:"):
-        raise ImageError(
-            f"the image {name!r} is an address, and nothing is ever fetched: save the picture "
-            "beside the recipe, and name that file"
-        )
-    folder = recipe_dir.resolve()
+    """Find the file that a name leads to, links followed, inside the recipe's folder."""
     try:
-        path = (folder / name).resolve()
-        if Path(name).is_absolute() or not path.is_relative_to(folder):
-            raise ImageError(
-                f"the image {name!r} isn't inside the recipe's folder {recipe_dir}: copy it there, "
-                'and name it like "images/first.png"'
-            )
-        if path.is_file():
-            return path
-        found = "is no file" if path.exists() else "doesn't exist"
-    except (OSError, RuntimeError) as error:  # a name that is too long, links in a circle
-        raise ImageError(f"the image {name!r} can't be looked up: {error}") from error
+        path = resolve_inside(name, recipe_dir)
+    except UnsafeName as error:
+        problem = _REFUSED[error.kind].format(folder=recipe_dir, reason=error.reason)
+        raise ImageError(f"the image {name!r} {problem}") from error
+    if path.is_file():
+        return path
+    found = "is no file" if path.exists() else "doesn't exist"
     raise ImageError(f"the image {name!r} {found}: expected a PNG or JPEG at {path}")
 
 

@@ -1,11 +1,13 @@
-"""Line and column of every key and value of a TOML text, which its parser doesn't keep.
+"""TOML that nobody vouches for: parsed with limits, and the line and column of every key and value.
 
-``check_nesting`` runs before the parser, on any text; ``scan`` runs after it, on valid TOML only.
+``parse_toml`` reads what recipes and locks hold. ``scan`` finds positions, which the parser doesn't
+keep, for messages: it runs on text that the parser has accepted.
 """
 
 from __future__ import annotations
 
 import bisect
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,9 @@ KeyPath = tuple[str | int, ...]
 
 # Characters of a key that a message shows.
 MAX_SHOWN = 200
+# Levels of brackets, tables and dotted keys inside of each other.
+MAX_DEPTH = 32
+TOO_DEEP = f"nested deeper than the limit of {MAX_DEPTH} levels"
 
 # Possessive, so that an unclosed string fails in one pass.
 _ML_BASIC = r'"""[^\\"]*+(?:(?:\\.|""?(?!"))[^\\"]*+)*+"{3,5}'
@@ -32,10 +37,6 @@ _BLANK = re.compile(r"(?:[ \t\n\r]|#[^\n]*)*")
 # A date and a time may be one value with a space between them.
 _SCALAR = re.compile(r"\d{4}-\d\d-\d\d \d\d:[^,\]}\s#]*|[^,\]}\s#]+")
 _NESTING = re.compile(f"{_STRING.pattern}|#[^\n]*|[\\[\\]{{}}.=,\n]", re.DOTALL)
-
-
-# Levels of brackets, tables and dotted keys inside of each other.
-MAX_DEPTH = 32
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,50 @@ class Positions:
         """Keep the offsets of a key and its value; the first mention of a path counts."""
         self.keys.setdefault(path, key)
         self.values.setdefault(path, value)
+
+
+class InvalidToml(ValueError):  # noqa: N818 - callers name the file
+    """What keeps a text from being read as TOML, and where.
+
+    Args:
+        message: What is wrong.
+        position: Where it is.
+    """
+
+    def __init__(self, message: str, position: Position) -> None:
+        super().__init__(message)
+        self.message = message
+        self.position = position
+
+
+def parse_toml(data: bytes) -> tuple[str, dict[str, Any]]:
+    """Parse a file's bytes.
+
+    Args:
+        data: The bytes, of which the caller has limited the number.
+
+    Returns:
+        The text with ``\\n`` line ends, and the document in it.
+
+    Raises:
+        InvalidToml: The bytes are no UTF-8, no TOML, or nested too deep.
+    """
+    try:
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode("utf-8", "replace")
+        position = _Lines(before).position(len(before))
+        raise InvalidToml("not UTF-8 text: save the file as UTF-8", position) from error
+    deep = check_nesting(text)
+    if deep is not None:
+        raise InvalidToml(TOO_DEEP, deep)
+    try:
+        return text, tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        position = Position(error.lineno, error.colno)
+        raise InvalidToml(f"not valid TOML: {error.msg}", position) from error
+    except (RecursionError, ValueError) as error:
+        raise InvalidToml(f"not valid TOML: {error}", START) from error
 
 
 def check_nesting(text: str) -> Position | None:
@@ -252,6 +297,11 @@ def unquote(key: str) -> str:
     if key.startswith("'"):
         return key[1:-1]
     return str(tomli.loads(f"key = {key}")["key"]) if key.startswith('"') else key
+
+
+def quote(text: str) -> str:
+    """Write a text as a TOML basic string; JSON's escapes are a subset of TOML's."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def format_path(path: KeyPath) -> str:

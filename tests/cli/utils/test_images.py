@@ -100,7 +100,7 @@ def test_a_link_inside_the_tree_is_followed(tmp_path: Path) -> None:
         ("link-outside.png", "isn't inside the recipe's folder"),
         ("link-folder/outside.png", "isn't inside the recipe's folder"),
         ("none.png", "doesn't exist"),
-        ("~/first.png", "doesn't exist"),
+        ("~/first.png", "isn't inside the recipe's folder"),
         (".", "is no file"),
         ("pipe.png", "is no file"),
         ("a\x1b[31m.png", "control characters"),

@@ -1,1 +1,1 @@
-"""Models of the Hugging Face Hub: which a recipe needs, downloads, hashes."""
+"""Models of the Hugging Face Hub: what a recipe needs, downloads, and checks of files."""

@@ -1,4 +1,7 @@
-"""Fetch models: sizes first, then the files, by a process of its own that alone is online."""
+"""Fetch: downloads models for `models fetch` and `render`, by a process that alone is online.
+
+The process says the sizes first, and downloads nothing where anything is refused.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ from flowblend_cli.jobs import Batch
 from flowblend_cli.models.bundled import is_bundled
 from flowblend_cli.models.contents import check_contents
 from flowblend_cli.models.hub.requirements import (
-    Holding,
-    Want,
-    hold,
-    hub_cache,
+    CacheEntry,
+    Requirement,
+    batch_requirements,
+    find_in_cache,
     pins_of,
-    wants_of_batch,
 )
+from flowblend_cli.models.hub_cache import hub_cache
 from flowblend_cli.models.lockfile import Pin, write_lock
 from flowblend_cli.models.registry import known_pairs, pins
 from flowblend_cli.text import count
@@ -59,61 +62,61 @@ _WORDS = {
 
 
 def fetch(
-    wants: Sequence[Want],
+    requirements: Sequence[Requirement],
     tell: Callable[[str], None],
     check: Callable[[], None] = lambda: None,
-) -> list[Holding]:
-    """Download parts of repositories into the local Hub cache; what is there isn't asked for again.
+) -> list[CacheEntry]:
+    """Download parts of repositories into the local Hub cache; nothing is downloaded twice.
 
     Args:
-        wants: The parts.
-        tell: Told the sizes beforehand, and each file.
+        requirements: The parts of repositories.
+        tell: Called with the sizes beforehand, and with each file.
         check: Called several times a second; may raise, which ends the download. What was fetched
             stays, and the next call goes on from there.
 
     Returns:
-        What is in the cache now, for each part.
+        What is in the cache now, for each requirement.
 
     Raises:
         ModelMissingError: There is no network, or a repository is gated, private, gone, renamed,
-            or holds no safetensors; says all such problems at once.
+            or holds no safetensors; has all such problems.
         ModelNameError: A fetched model brings code of its own.
         OutputError: The disk has no room for it.
     """
-    if not wants:
+    if not requirements:
         return []
     if os.environ.get("FLOWBLEND_USER_OFFLINE", "").upper() in _YES:
         raise ModelMissingError(
-            f"{wants[0].repo} can't be fetched: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, "
-            "which keeps the network out; unset it to fetch"
+            f"{requirements[0].repo} can't be fetched: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is "
+            "set, which keeps the network out; unset it to fetch"
         )
-    _download(wants, tell, check)
-    holdings = [hold(want) for want in wants]
-    for holding in holdings:
-        if holding.folder is not None and holding.want.part != "file":
-            is_pipeline = holding.want.part == "pipeline"
-            where = (holding.folder, holding.want.asked, holding.want.inside)
+    _download(requirements, tell, check)
+    entries = [find_in_cache(one) for one in requirements]
+    for entry in entries:
+        if entry.folder is not None and entry.requirement.kind != "file":
+            is_pipeline = entry.requirement.kind == "pipeline"
+            where = (entry.folder, entry.requirement.asked, entry.requirement.inside)
             check_contents(*where, pipeline=is_pipeline)
-    return holdings
+    return entries
 
 
 def _download(
-    wants: Sequence[Want], tell: Callable[[str], None], check: Callable[[], None]
+    requirements: Sequence[Requirement], tell: Callable[[str], None], check: Callable[[], None]
 ) -> None:
-    """Have the process download everything, and pass on what it says."""
+    """Let the process download everything, and pass on what it reports."""
     refused: list[tuple[str, str]] = []
     is_done = False
-    for event in _events(wants, check):
+    for event in _events(requirements, check):
         if event["event"] == "refused":
-            refused.append((event["problem"], _say(event)))
+            refused.append((event["problem"], _refusal(event)))
         elif event["event"] == "found":
-            tell(_found(event))
+            tell(_found_line(event))
         elif event["event"] == "fetched":
-            tell(f"fetched {event['repo']} {event['file']} ({size(event['bytes'])})")
+            tell(f"fetched {event['repo']} {event['file']} ({format_bytes(event['bytes'])})")
         is_done = event["event"] == "done"
     if refused:
         kind = OutputError if any(problem in _DISK for problem, _ in refused) else ModelMissingError
-        raise kind("\n".join(dict.fromkeys(told for _, told in refused)))
+        raise kind("\n".join(dict.fromkeys(reason for _, reason in refused)))
     if not is_done:
         raise ModelMissingError("the download process ended before it was done: run it again")
 
@@ -125,7 +128,7 @@ def fetch_for_batch(
     *,
     only_missing: bool = False,
     update: bool = False,
-) -> list[Holding]:
+) -> list[CacheEntry]:
     """Fetch what a recipe needs, and pin the commits in the lock beside it.
 
     A bundled recipe gets no lock: its folder isn't the user's, and its pairs are pinned.
@@ -142,10 +145,15 @@ def fetch_for_batch(
     """
     folder = batch.source.absolute().parent
     former = pins(folder)
-    wants = [_newest(want, former) if update else want for want in wants_of_batch(batch)]
-    fetch([w for w in wants if not only_missing or hold(w).state != "complete"], tell, check)
-    holdings = [hold(want) for want in wants]
-    pinned = former | {pin.repo: pin for pin in pins_of(holdings)}
+    requirements = batch_requirements(batch)
+    if update:
+        requirements = [_newest(one, former) for one in requirements]
+    asked = requirements
+    if only_missing:
+        asked = [one for one in requirements if find_in_cache(one).state != "complete"]
+    fetch(asked, tell, check)
+    entries = [find_in_cache(one) for one in requirements]
+    pinned = former | {pin.repo: pin for pin in pins_of(entries)}
     # A pair's name and the repository's own mean one entry; who asked first is kept.
     for repo, pin in former.items():
         if pinned[repo].revision == pin.revision:
@@ -153,22 +161,23 @@ def fetch_for_batch(
     if pinned != former and not is_bundled(batch.source):
         path = write_lock(folder, pinned.values())
         tell(f"wrote {path}: {count(len(pinned), 'commit')} pinned")
-    return holdings
+    return entries
 
 
 def unpinned(batch: Batch) -> str | None:
-    """Say which models of a recipe are whatever the cache last got; None if none is."""
-    loose = {want.repo: want for want in wants_of_batch(batch) if want.revision is None}
+    """Warn of models that are at the commit that the cache last got; None if there is none."""
+    loose = {one.repo: one for one in batch_requirements(batch) if one.revision is None}
     if not loose:
         return None
-    commits = [f"{repo} (now {(hold(want).commit or 'none')[:12]})" for repo, want in loose.items()]
+    entries = [find_in_cache(one) for one in loose.values()]
+    commits = [f"{one.requirement.repo} (now {(one.commit or 'none')[:12]})" for one in entries]
     return (
         f"not pinned: {', '.join(commits)}: a newer commit in the cache renders every job again; "
         "`flowblend models fetch` with this recipe pins it in flowblend.lock"
     )
 
 
-def size(number: float) -> str:
+def format_bytes(number: float) -> str:
     """Write a number of bytes for people: ``"28.4 GB"``."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000 or unit == "GB":
@@ -177,27 +186,29 @@ def size(number: float) -> str:
     return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
 
 
-def _found(event: dict[str, Any]) -> str:
+def _found_line(event: dict[str, Any]) -> str:
     lacking = event["lacking_bytes"]
-    left = f"{size(lacking)} to download" if lacking else "all of it is here"
-    told = f"{count(event['files'], 'file')}, {size(event['bytes'])}, {left}"
-    return f"{event['repo']} at {event['commit'][:12]}: {told}"
+    left = f"{format_bytes(lacking)} to download" if lacking else "all of it is here"
+    amount = f"{count(event['files'], 'file')}, {format_bytes(event['bytes'])}"
+    return f"{event['repo']} at {event['commit'][:12]}: {amount}, {left}"
 
 
-def _say(event: dict[str, Any]) -> str:
+def _refusal(event: dict[str, Any]) -> str:
     if event["problem"] == "space":
         needed, free = map(float, event["detail"].split())
         return (
-            f"{hub_cache()} has no room: {size(needed)} to download, {size(free)} free; free some, "
-            "or set HF_HOME to a folder on another disk"
+            f"{hub_cache()} has no room: {format_bytes(needed)} to download, {format_bytes(free)} "
+            "free; free some, or set HF_HOME to a folder on another disk"
         )
     words = _WORDS.get(event["problem"], _WORDS["other"])
     return words.format(**{key: event[key] for key in ("repo", "asked", "detail")})
 
 
-def _events(wants: Sequence[Want], check: Callable[[], None]) -> Iterator[dict[str, Any]]:
-    """What the download process says, as it says it; the process is gone afterwards."""
-    request = {"cache": str(hub_cache()), "wants": [asdict(want) for want in wants]}
+def _events(
+    requirements: Sequence[Requirement], check: Callable[[], None]
+) -> Iterator[dict[str, Any]]:
+    """What the download process reports, as it comes; the process is ended afterwards."""
+    request = {"cache": str(hub_cache()), "requirements": [asdict(one) for one in requirements]}
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_VERBOSITY": "error"}
     try:
         process = subprocess.Popen(
@@ -244,12 +255,12 @@ def prepare_models(
     tell: Callable[[str], None],
     check: Callable[[], None],
 ) -> None:
-    """Before a render: fetch what is missing, if that is allowed, and say what isn't pinned.
+    """Fetch what a render lacks, if that is allowed, and say what isn't pinned.
 
     Args:
         batch: The jobs.
         allow_download: Whether the network may be used.
-        tell: Told what happens.
+        tell: Called with what happens.
         check: See ``fetch``.
 
     Raises:
@@ -257,16 +268,16 @@ def prepare_models(
     """
     if allow_download:
         fetch_for_batch(batch, tell, check, only_missing=True)
-    told = unpinned(batch)
-    if told is not None:
-        tell(told)
+    warning = unpinned(batch)
+    if warning is not None:
+        tell(warning)
 
 
-def _newest(want: Want, locked: Mapping[str, Pin]) -> Want:
-    """A part at the newest commit where only the lock keeps it at another."""
-    pin = locked.get(want.repo)
-    if pin is None or "@" in want.asked:
-        return want
-    pair = known_pairs().get(want.asked)
+def _newest(requirement: Requirement, locked: Mapping[str, Pin]) -> Requirement:
+    """A requirement at the newest commit, where only the lock keeps it at another."""
+    pin = locked.get(requirement.repo)
+    if pin is None or "@" in requirement.asked:
+        return requirement
+    pair = known_pairs().get(requirement.asked)
     own = {pair.pipeline: pair.revision, pair.small: pair.small_revision} if pair else {}
-    return replace(want, revision=own.get(want.repo))
+    return replace(requirement, revision=own.get(requirement.repo))

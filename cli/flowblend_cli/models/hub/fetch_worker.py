@@ -1,7 +1,7 @@
-"""The only module of flowblend that meets the network: downloads, in a process of its own.
+"""Download process of `models.hub.fetch`: the only module of flowblend that meets the network.
 
 It reads one request as JSON on stdin and writes one JSON line on stdout for each thing that
-happens. What a server says is never passed on, since it could repeat the token that it was sent.
+happens. A server's words are never passed on, since they could repeat the token that it was sent.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Refused(Exception):  # noqa: N818 - it never leaves this module
-    """Something that can't be fetched: which problem it is, and what the parent may say of it."""
+    """Something that can't be fetched: its problem, and a detail for the parent's message."""
 
     def __init__(self, problem: str, detail: str = "") -> None:
         super().__init__(problem)
@@ -56,10 +56,10 @@ class Refused(Exception):  # noqa: N818 - it never leaves this module
 
 
 @dataclass(frozen=True)
-class Found:
-    """What of a repository is to be fetched: the commit, and the files with their sizes."""
+class Download:
+    """One requirement looked up: its commit, and the files to download with their sizes."""
 
-    want: Mapping[str, Any]
+    requirement: Mapping[str, Any]
     commit: str
     sizes: Mapping[str, int]
     lacking: Mapping[str, int]
@@ -69,51 +69,60 @@ def main() -> None:
     """Look everything up, then download it all, or nothing where anything is refused."""
     request = json.load(sys.stdin)
     cache = Path(request["cache"])
-    found: list[Found] = []
+    found: list[Download] = []
     refused = False
-    for want in request["wants"]:
+    for requirement in request["requirements"]:
         try:
-            found.append(_look_up(want, cache))
-        except Exception as error:  # noqa: BLE001 - whatever libraries and servers come up with
+            found.append(_look_up(requirement, cache))
+        except Exception as error:  # noqa: BLE001 - libraries and servers raise anything
             refused = True
-            _tell(event="refused", repo=want["repo"], asked=want["asked"], **_reason(error))
+            repo, asked = requirement["repo"], requirement["asked"]
+            _report(event="refused", repo=repo, asked=asked, **_reason(error))
     if refused:
         return
     lacking = {
-        (one.want["repo"], one.commit, k): v for one in found for k, v in one.lacking.items()
+        (one.requirement["repo"], one.commit, name): size
+        for one in found
+        for name, size in one.lacking.items()
     }
     for one in found:
-        told = {"files": len(one.sizes), "bytes": sum(one.sizes.values())}
-        left = sum(one.lacking.values())
-        _tell(event="found", repo=one.want["repo"], commit=one.commit, lacking_bytes=left, **told)
+        _report(
+            event="found",
+            repo=one.requirement["repo"],
+            commit=one.commit,
+            files=len(one.sizes),
+            bytes=sum(one.sizes.values()),
+            lacking_bytes=sum(one.lacking.values()),
+        )
     needed, free = sum(lacking.values()), shutil.disk_usage(_existing(cache)).free
     if needed > free:
-        _tell(event="refused", repo="", asked="", problem="space", detail=f"{needed} {free}")
+        _report(event="refused", repo="", asked="", problem="space", detail=f"{needed} {free}")
         return
     for one in found:
         if not _download(one, cache):
             return
-    _tell(event="done")
+    _report(event="done")
 
 
-def _download(found: Found, cache: Path) -> bool:
-    repo = found.want["repo"]
-    # By the branch's name where that is what the cache is to note the commit of.
-    revision = found.want["revision"] or "main" if found.want["part"] == "file" else found.commit
+def _download(found: Download, cache: Path) -> bool:
+    requirement, repo = found.requirement, found.requirement["repo"]
+    revision = found.commit
+    if requirement["kind"] == "file":  # by the branch's name, so that the cache notes its commit
+        revision = requirement["revision"] or "main"
     for name in found.sizes:
         try:
             hf_hub_download(repo, name, revision=revision, cache_dir=cache)
-        except Exception as error:  # noqa: BLE001 - likewise
-            _tell(event="refused", repo=repo, asked=found.want["asked"], **_reason(error))
+        except Exception as error:  # noqa: BLE001 - as above
+            _report(event="refused", repo=repo, asked=requirement["asked"], **_reason(error))
             return False
         if name in found.lacking:
-            _tell(event="fetched", repo=repo, file=name, bytes=found.sizes[name])
+            _report(event="fetched", repo=repo, file=name, bytes=found.sizes[name])
     return True
 
 
-def _look_up(want: Mapping[str, Any], cache: Path) -> Found:
+def _look_up(requirement: Mapping[str, Any], cache: Path) -> Download:
     """Ask the Hub what a repository holds, and choose the files; fetches the smallest one."""
-    repo, revision = want["repo"], want["revision"]
+    repo, revision = requirement["repo"], requirement["revision"]
     info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=_PATIENCE_S)
     if info.id.casefold() != repo.casefold():
         raise Refused("renamed", info.id)
@@ -121,41 +130,42 @@ def _look_up(want: Mapping[str, Any], cache: Path) -> Found:
     if not _COMMIT.fullmatch(commit):
         raise Refused("commit")
     sizes = {one.rfilename: int(one.size or 0) for one in info.siblings or []}
-    probe = _probe(want, sizes)
-    if want["part"] == "file":  # it may be large: nothing is fetched before the sizes are known
+    probe = _probe(requirement, sizes)
+    # One file may be large: nothing of it is fetched before the sizes are known.
+    if requirement["kind"] == "file":
         held = try_to_load_from_cache(repo, probe, cache_dir=cache, revision=revision or "main")
         is_here = isinstance(held, str) and commit in Path(held).parts
         only = {probe: sizes[probe]}
-        return Found(want, commit, only, {} if is_here else only)
+        return Download(requirement, commit, only, {} if is_here else only)
     # Asked for by the branch's name where nothing is pinned, so that the cache notes its commit.
     where = hf_hub_download(
         repo, probe, revision=revision or "main", cache_dir=cache, etag_timeout=_PATIENCE_S
     )
     if commit not in Path(where).parts:
         raise Refused("moved")
-    chosen = _choose(want, sizes, Path(where))
+    chosen = _choose(requirement, sizes, Path(where))
     folder = Path(where).parents[probe.count("/")]
     lacking = {name: sizes[name] for name in chosen if not (folder / name).is_file()}
-    return Found(want, commit, {name: sizes[name] for name in chosen}, lacking)
+    return Download(requirement, commit, {name: sizes[name] for name in chosen}, lacking)
 
 
-def _probe(want: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
+def _probe(requirement: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
     """The first file to fetch: small, and there wherever the model is."""
-    if want["part"] == "file":
-        probe = str(want["inside"])
-    elif want["part"] == "pipeline":
+    if requirement["kind"] == "file":
+        probe = str(requirement["inside"])
+    elif requirement["kind"] == "pipeline":
         probe = INDEX
     else:
-        folder = want["inside"] or denoiser_folder(sizes)
+        folder = requirement["inside"] or denoiser_folder(sizes)
         probe = f"{folder or DENOISER_FOLDERS[1]}/config.json"
     if probe not in sizes:
         raise Refused("no_file", probe)
     return probe
 
 
-def _choose(want: Mapping[str, Any], sizes: Mapping[str, int], probe: Path) -> list[str]:
-    """All files that the part consists of."""
-    if want["part"] == "pipeline":
+def _choose(requirement: Mapping[str, Any], sizes: Mapping[str, int], probe: Path) -> list[str]:
+    """All files that the requirement consists of."""
+    if requirement["kind"] == "pipeline":
         read = reader_of(probe.parent)
         missing = missing_of_pipeline(sizes, read)
         chosen = wanted(sizes, components(read(INDEX)))
@@ -163,7 +173,7 @@ def _choose(want: Mapping[str, Any], sizes: Mapping[str, int], probe: Path) -> l
         folder = probe.parent.name
         read = reader_of(probe.parent.parent)
         missing = missing_of_denoiser(sizes, read, folder)
-        # The VAE's config tells whether the latent spaces fit; the index, that this is a pipeline.
+        # The VAE's config shows whether the latent spaces fit.
         chosen = [*wanted(sizes, [folder]), *({"vae/config.json"} & set(sizes))]
     pickle = pickled(sizes, missing)
     if pickle is not None:
@@ -174,7 +184,7 @@ def _choose(want: Mapping[str, Any], sizes: Mapping[str, int], probe: Path) -> l
 
 
 def _reason(error: Exception) -> dict[str, str]:
-    """Which problem an exception is; only what this machine says is passed on."""
+    """Which problem an exception is; only words of this machine are passed on."""
     if isinstance(error, Refused):
         return {"problem": error.problem, "detail": error.detail}
     chain = list(_chain(error))
@@ -185,11 +195,11 @@ def _reason(error: Exception) -> dict[str, str]:
                 return {"problem": problem, "detail": str(code)}
     if any(getattr(one, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for one in chain):
         return {"problem": "full", "detail": ""}
-    # What the system says, or the kind of the error: other words may be the server's.
-    said = next((one.strerror for one in chain if isinstance(one, OSError) and one.strerror), "")
+    # The system's words or the kind of the error: other words may be the server's.
+    words = next((one.strerror for one in chain if isinstance(one, OSError) and one.strerror), "")
     if any(_is_network(one) for one in chain):
-        return {"problem": "offline", "detail": said or type(chain[-1]).__name__}
-    return {"problem": "other", "detail": said or type(error).__name__}
+        return {"problem": "offline", "detail": words or type(chain[-1]).__name__}
+    return {"problem": "other", "detail": words or type(error).__name__}
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -215,8 +225,8 @@ def _existing(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
-def _tell(**said: Any) -> None:
-    sys.stdout.write(_without_secrets(json.dumps(said)) + "\n")
+def _report(**event: Any) -> None:
+    sys.stdout.write(_without_secrets(json.dumps(event)) + "\n")
     sys.stdout.flush()
 
 

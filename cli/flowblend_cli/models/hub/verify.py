@@ -1,4 +1,7 @@
-"""Whether model files are what they should be: hashes, headers, shards, configs; offline."""
+"""Verification: checks model files offline, for `flowblend models verify`.
+
+It compares hashes, reads headers of safetensors and configs, and looks for missing shards.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from flowblend_cli.models.contents import (
     missing_of_pipeline,
     reader_of,
 )
-from flowblend_cli.models.hub.requirements import Holding
+from flowblend_cli.models.hub.requirements import CacheEntry
 
 _CHUNK = 1024 * 1024
 _MAX_HEADER = 100_000_000  # safetensors' own limit
@@ -24,7 +27,7 @@ _FETCH = "fetch it with `flowblend models fetch`"
 
 
 @dataclass(frozen=True)
-class Fault:
+class FileProblem:
     """One file that isn't what it should be.
 
     Args:
@@ -39,16 +42,16 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VerifyResult:
     """What was found of one model.
 
     Args:
         name: What it is called in the recipe, or its Hub id.
         place: Its folder; None where it isn't here.
-        files: How many files were looked at.
+        files: How many files were checked.
         size_bytes: Their size.
         unhashed: How many have no recorded hash, so that only their form could be checked.
-        faults: What is wrong.
+        problems: What is wrong.
     """
 
     name: str
@@ -56,31 +59,36 @@ class Verdict:
     files: int = 0
     size_bytes: int = 0
     unhashed: int = 0
-    faults: Sequence[Fault] = field(default_factory=tuple)
+    problems: Sequence[FileProblem] = field(default_factory=tuple)
 
 
-def verify_holding(holding: Holding) -> Verdict:
+def verify_entry(entry: CacheEntry) -> VerifyResult:
     """Check every file of a part of a repository in the local Hub cache, byte by byte."""
-    want, folder = holding.want, holding.folder
+    requirement, folder = entry.requirement, entry.folder
     if folder is None:
-        at = f" at commit {want.revision}" if want.revision else ""
-        return Verdict(want.repo, None, faults=(Fault("", f"isn't in the cache{at}", _FETCH),))
-    faults = [Fault(name, "is missing", _FETCH) for name in holding.missing]
-    if want.part != "file":
-        faults += _code_faults(folder)
-    return _verdict(want.repo, folder, holding.files, faults)
+        at = f" at commit {requirement.revision}" if requirement.revision else ""
+        absent = FileProblem("", f"isn't in the cache{at}", _FETCH)
+        return VerifyResult(requirement.repo, None, problems=(absent,))
+    problems = [FileProblem(name, "is missing", _FETCH) for name in entry.missing]
+    if requirement.kind != "file":
+        problems += _code_problems(folder)
+    return _check_files(requirement.repo, folder, entry.files, problems)
 
 
-def verify_folder(name: str, folder: Path) -> Verdict:
-    """Check a pipeline's folder, which has no recorded hashes: whether its files can be read."""
+def verify_folder(name: str, folder: Path) -> VerifyResult:
+    """Check that a pipeline's files, which have no recorded hashes, are there and can be read."""
     names = files_of(folder)
     missing = missing_of_pipeline(names, reader_of(folder))
-    faults = [Fault(lacking, "is missing", "copy or install it again") for lacking in missing]
+    problems = [
+        FileProblem(lacking, "is missing", "copy or install it again") for lacking in missing
+    ]
     chosen = sorted(one for one in names if one.endswith(SUFFIXES))
-    return _verdict(name, folder, chosen, faults + _code_faults(folder))
+    return _check_files(name, folder, chosen, problems + _code_problems(folder))
 
 
-def _verdict(name: str, folder: Path, files: Sequence[str], faults: list[Fault]) -> Verdict:
+def _check_files(
+    name: str, folder: Path, files: Sequence[str], problems: list[FileProblem]
+) -> VerifyResult:
     unhashed = size = 0
     for file in files:
         path = folder / file
@@ -88,17 +96,17 @@ def _verdict(name: str, folder: Path, files: Sequence[str], faults: list[Fault])
         unhashed += digest is None
         size += path.stat().st_size
         remedy = f"delete {path.resolve()} and {_FETCH}" if digest else "install or copy it again"
-        faults += [Fault(file, problem, remedy) for problem in _problems(path, digest)]
-    return Verdict(name, folder, len(files), size, unhashed, tuple(faults))
+        problems += [FileProblem(file, problem, remedy) for problem in _problems_of(path, digest)]
+    return VerifyResult(name, folder, len(files), size, unhashed, tuple(problems))
 
 
-def _code_faults(folder: Path) -> list[Fault]:
+def _code_problems(folder: Path) -> list[FileProblem]:
     remedy = "use a model that needs no code of its own"
-    found = (told.partition(": ") for told in code_of(files_of(folder), reader_of(folder)))
-    return [Fault(file, f"has code of its own run ({key})", remedy) for file, _, key in found]
+    found = (code.partition(": ") for code in code_of(files_of(folder), reader_of(folder)))
+    return [FileProblem(file, f"has code of its own run ({key})", remedy) for file, _, key in found]
 
 
-def _problems(path: Path, digest: str | None) -> Iterator[str]:
+def _problems_of(path: Path, digest: str | None) -> Iterator[str]:
     try:
         if digest is not None and _hash(path, digest) != digest:
             yield f"has other bytes than were published (hash {digest[:12]} expected)"
@@ -135,7 +143,7 @@ def _hash(path: Path, like: str) -> str:
 
 
 def _header_problems(path: Path) -> Iterator[str]:
-    """Whether a safetensors file has a sound header, and all of the bytes that it tells of."""
+    """What is wrong with a safetensors file: its header, or how many bytes follow it."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -1,1 +1,1 @@
-"""From a checked recipe to its jobs."""
+"""Expansion: makes the jobs of a checked recipe."""

@@ -1,9 +1,12 @@
-"""What the tables of a recipe must be together: presets, prompts, counts, options that count."""
+"""Checks between the tables of a recipe, for the loader: presets, counts, arguments, options.
+
+Each adds what it finds to a ``Problems``. What one table must be by itself is checked in
+``recipe.schema.validation``.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +14,6 @@ from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import SamplingSpec, schedule_of
 from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.models.solvers import find_solver
-from flowblend_cli.recipe.expand import checks
 from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.expand.settings import scene_settings
 from flowblend_cli.recipe.prompts.presets import AUTO, Preset
@@ -24,39 +26,38 @@ from flowblend_cli.recipe.schema.sweep_tables import AxisFields
 from flowblend_cli.recipe.schema.tables import ARGUMENTS, SETTINGS, SceneFields
 from flowblend_cli.recipe.schema.validation import Tables
 from flowblend_cli.recipe.source.document import RecipeSource
-from flowblend_cli.recipe.source.faults import Fault
 from flowblend_cli.recipe.source.limits import MAX_JOBS
+from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.combinations import (
     SEED,
     all_axes,
     common_axes,
     count_axes,
+    count_combinations,
     count_matrix,
-    count_rows,
     sweep_axes,
     table_of,
 )
 from flowblend_cli.recipe.sweep.matrix import Binder
 from flowblend_cli.recipe.sweep.variants import Variant, make_variant
+from flowblend_cli.utils.suggestions import closest, did_you_mean
 from flowblend_cli.utils.toml_positions import KeyPath
 from flowblend_plugin.errors import StageError
 from flowblend_plugin.schedulers.sigmas import join_segments, segments_of
 from flowblend_plugin.stages import SOLVERS
 
 DEFAULT_SEEDS = (42,)
-
-
-_AXIS = f"sampling.{FLOW_SHIFT}"
+_SHIFT_AXIS = f"sampling.{FLOW_SHIFT}"
 
 
 def check_scenes(
-    tables: Tables, presets: Mapping[str, Preset], source: RecipeSource
-) -> Iterator[Fault]:
-    """Names are unique, and presets exist."""
+    tables: Tables, presets: Mapping[str, Preset], source: RecipeSource, problems: Problems
+) -> None:
+    """Check that the names of scenes are unique, and that their presets exist."""
     first: dict[str, int] = {}
     if AUTO in presets:
         message = f"{AUTO!r} chooses among the presets: take another name"
-        yield Fault(("presets", AUTO), message, at="key")
+        problems.add(("presets", AUTO), message, at="key")
     for index, scene in enumerate(tables.scenes):
         if scene is None:
             continue
@@ -64,24 +65,20 @@ def check_scenes(
         if key in first:
             path: KeyPath = ("scene", index, "name")
             place = source.place(("scene", first[key], "name"), seen_from=path)
-            yield Fault(
+            problems.add(
                 path,
                 f"{scene.name!r} is the name of scene[{first[key]}] in {place} already, "
                 "which its files would share: rename one",
             )
         first.setdefault(key, index)
         if scene.preset not in (None, AUTO, *presets):
-            yield Fault(("scene", index, "preset"), _unknown_preset(str(scene.preset), presets))
+            name = str(scene.preset)
+            hint = did_you_mean(name, [*presets, AUTO], f"presets are {', '.join(presets)}")
+            problems.add(("scene", index, "preset"), f"there is no preset {name!r}{hint}")
 
 
-def _unknown_preset(name: str, presets: Mapping[str, Preset]) -> str:
-    close = difflib.get_close_matches(name, [*presets, AUTO], n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else f"; presets are {', '.join(presets)}"
-    return f"there is no preset {name!r}{hint}"
-
-
-def check_sweep(tables: Tables) -> Iterator[Fault]:
-    """The axes of a zip are equally long, also with the variables of prompts."""
+def check_zip(tables: Tables, problems: Problems) -> None:
+    """Check that the axes of a zip are equally long, also with the variables of prompts."""
     found: dict[str, AxisFields | None] = {"sweep": tables.sweep, "matrix": tables.matrix}
     for name, table in found.items():
         if table is None or table.mode != "zip":
@@ -91,11 +88,11 @@ def check_sweep(tables: Tables) -> Iterator[Fault]:
         if len(set(lengths.values())) > 1:
             shown = ", ".join(f"{axis} has {length}" for axis, length in lengths.items())
             message = f"'zip' needs lists of one length; {shown}"
-            yield Fault((name, "mode"), message, related=(name,))
+            problems.add((name, "mode"), message, related=(name,))
 
 
-def check_filename(tables: Tables, fields: Iterable[str]) -> Iterator[Fault]:
-    """The file name template uses known fields only."""
+def check_filename(tables: Tables, fields: Iterable[str], problems: Problems) -> None:
+    """Check that the file name template uses known fields only."""
     template = tables.recipe.filename if tables.recipe else None
     if template is None:
         return
@@ -103,13 +100,13 @@ def check_filename(tables: Tables, fields: Iterable[str]) -> Iterator[Fault]:
     known = list(dict.fromkeys((*FIXED_FIELDS, *fields, *variables)))
     for field in template_fields(template):
         if field not in known:
-            close = difflib.get_close_matches(field, known, n=1)
-            hint = f"did you mean {{{close[0]}}}?" if close else f"fields are {', '.join(known)}"
-            yield Fault(("recipe", "filename"), f"unknown field {{{field}}}; {hint}")
+            meant = closest(field, known)
+            hint = f"did you mean {{{meant}}}?" if meant else f"fields are {', '.join(known)}"
+            problems.add(("recipe", "filename"), f"unknown field {{{field}}}; {hint}")
 
 
 def repeats_of(tables: Tables, scene: SceneFields) -> int:
-    """How often each seed of a scene is repeated: the sweep's word wins."""
+    """How often each seed of a scene is repeated; the sweep's value wins."""
     swept = tables.sweep.repeats if tables.sweep else None
     return swept or scene.repeats or 1
 
@@ -121,14 +118,15 @@ def own_seeds(scene: SceneFields) -> Sequence[int]:
     return scene.seeds or DEFAULT_SEEDS
 
 
-def check_count(tables: Tables, prompts: Prompts) -> Iterator[Fault]:
-    """The recipe makes at most ``MAX_JOBS`` jobs; counted, never built.
+def check_count(tables: Tables, prompts: Prompts, problems: Problems) -> None:
+    """Check that the recipe makes at most ``MAX_JOBS`` jobs, which are counted and never built.
 
     Args:
         tables: The recipe's tables.
         prompts: Its prompts.
+        problems: Where problems go.
     """
-    rows, binder = count_rows(tables), Binder(tables.matrix)
+    combinations, binder = count_combinations(tables), Binder(tables.matrix)
     total, largest = 0, 0
     blamed: KeyPath = ("scene",)
     for index, found in prompts.scenes.items():
@@ -142,13 +140,13 @@ def check_count(tables: Tables, prompts: Prompts) -> Iterator[Fault]:
         total += count
         if count > largest:
             largest, blamed = count, ("scene", index)
-    total = max(total, rows)
+    total = max(total, combinations)
     if total > MAX_JOBS:
         if tables.matrix is not None and tables.matrix.model_fields_set:
             blamed = ("matrix",)
         if count_axes(tables.sweep) > 1:
             blamed = ("sweep",)
-        yield Fault(
+        problems.add(
             blamed,
             f"the recipe makes {total:,} jobs, more than the limit of {MAX_JOBS:,}: shorten its "
             "sweep, matrix, seeds, repeats or alternatives, or draw some prompts with sample",
@@ -157,9 +155,12 @@ def check_count(tables: Tables, prompts: Prompts) -> Iterator[Fault]:
 
 
 def check_arguments(
-    tables: Tables, presets: Mapping[str, Preset], pipeline_classes: Iterable[str | None]
-) -> Iterator[Fault]:
-    """Every argument that a scene sets is one that the pipeline takes, where its class is known."""
+    tables: Tables,
+    presets: Mapping[str, Preset],
+    pipeline_classes: Iterable[str | None],
+    problems: Problems,
+) -> None:
+    """Check that the pipeline, where its class is known, takes every argument that is set."""
     table = argument_table()
     paths = _setting_paths(tables, presets)
     for pipeline_class in dict.fromkeys(pipeline_classes):
@@ -169,22 +170,21 @@ def check_arguments(
         for path in paths:
             name = str(path[-1])
             if name in ARGUMENTS and name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
+                hint = did_you_mean(name, known)
                 if name == "fps":
                     hint = "; the file's frame rate is fps in [output]"
                 message = f"{pipeline_class} takes no {name}{hint}"
-                yield Fault(path, message, at="key", related=("model",))
+                problems.add(path, message, at="key", related=("model",))
 
 
 def check_noise_levels(
-    tables: Tables, variants: Iterable[Variant], recipe_dir: Path
-) -> Iterator[Fault]:
-    """Where stages end at noise levels, those of the steps can be told without the pipeline."""
-    yield from _check_grids(variants, recipe_dir)
+    tables: Tables, variants: Iterable[Variant], recipe_dir: Path, problems: Problems
+) -> None:
+    """Check that the noise levels at which stages end can be found without the pipeline."""
+    _check_grids(variants, recipe_dir, problems)
     known: dict[tuple[str, SamplingSpec], str | None] = {}
     for variant in variants:
-        if not schedule_of(variant.stages).needs_noise_levels:
+        if not schedule_of(variant.blend.stages).needs_noise_levels:
             continue
         pipeline, sampling = variant.model.pipeline, variant.sampling
         if (pipeline, sampling) not in known:
@@ -196,18 +196,18 @@ def check_noise_levels(
         problem = known[pipeline, sampling]
         if problem is not None:
             path = _sigma_path(tables, variant)
-            yield Fault(path, problem, at="key", related=("model", "sampling", "blend"))
+            problems.add(path, problem, at="key", related=("model", "sampling", "blend"))
 
 
-def _check_grids(variants: Iterable[Variant], recipe_dir: Path) -> Iterator[Fault]:
-    """Stages with steps of their own have levels that descend, on solvers with a known grid."""
+def _check_grids(variants: Iterable[Variant], recipe_dir: Path, problems: Problems) -> None:
+    """Check that the noise levels of stages with steps of their own are known, and descend."""
     for variant in variants:
-        has_steps = schedule_of(variant.stages).num_inference_steps is not None
+        has_steps = schedule_of(variant.blend.stages).num_inference_steps is not None
         if not has_steps and variant.sampling.sigma_max is None:
             continue
-        path = (*variant.row.path("blend", "stage"), 0, "steps")
+        path = (*variant.combination.path("blend", "stage"), 0, "steps")
         if not has_steps:
-            path = variant.row.path("sampling", "sigma_max")
+            path = variant.combination.path("sampling", "sigma_max")
         related = ("model", "sampling", "blend")
         try:
             solver = find_solver(variant.model.pipeline, variant.sampling, recipe_dir)
@@ -215,30 +215,30 @@ def _check_grids(variants: Iterable[Variant], recipe_dir: Path) -> Iterator[Faul
             if has_steps:
                 reason = str(error).rpartition(": ")[0]
                 message = f"{reason}: leave steps out, and give boundaries"
-                yield Fault(path, message, at="key", related=related)
+                problems.add(path, message, at="key", related=related)
             continue
         if solver.name not in SOLVERS:
             message = (
                 f"isn't possible with scheduler {solver.name!r}: choose one of {', '.join(SOLVERS)}"
             )
-            yield Fault(path, message, at="key", related=related)
+            problems.add(path, message, at="key", related=related)
         elif has_steps:
             try:
-                legs = segments_of(variant.stages, solver.name)
-                join_segments(legs, solver.flow_shift, solver.start)
+                segments = segments_of(variant.blend.stages, solver.name)
+                join_segments(segments, solver.flow_shift, solver.start)
             except StageError as error:
-                yield Fault(path, str(error), at="key", related=related)
+                problems.add(path, str(error), at="key", related=related)
 
 
-def check_adapters_used(tables: Tables, variants: Sequence[Variant]) -> Iterator[Fault]:
-    """Every LoRA of [model.adapters] is at work in a stage: a style silently left out is a trap."""
-    used = {adapter.name for variant in variants for adapter in variant.adapters}
+def check_adapters_used(tables: Tables, variants: Sequence[Variant], problems: Problems) -> None:
+    """Check that each LoRA of [model.adapters] is at work: a style silently left out is a trap."""
+    used = {adapter.name for variant in variants for adapter in variant.blend.adapters}
     for name in tables.model.adapters if tables.model and variants else ():
         if name not in used:
             message = (
                 "is at work in no stage: name it in adapters of a [[blend.stage]], or remove it"
             )
-            yield Fault(("model", "adapters", name), message, at="key", related=("blend",))
+            problems.add(("model", "adapters", name), message, at="key", related=("blend",))
 
 
 def _sigma_path(tables: Tables, variant: Variant) -> KeyPath:
@@ -247,7 +247,7 @@ def _sigma_path(tables: Tables, variant: Variant) -> KeyPath:
     for index, stage in enumerate(stages):
         if stage.until_sigma is not None:
             return ("blend", "stage", index, "until_sigma")
-    return variant.row.path("blend", "boundary_sigmas")
+    return variant.combination.path("blend", "boundary_sigmas")
 
 
 def _setting_paths(tables: Tables, presets: Mapping[str, Preset]) -> list[KeyPath]:
@@ -269,26 +269,27 @@ def check_overrides(
     tables: Tables,
     presets: Mapping[str, Preset],
     overrides: Iterable[Override],
-) -> Iterator[Fault]:
-    """Every ``--set`` reaches a job, unless it sets what is there already."""
+    problems: Problems,
+) -> None:
+    """Check that every ``--set`` reaches a job, unless it sets what is there already."""
     axes = common_axes(tables)
     for override in overrides:
         for path, value, former in override.leaves():
             if value == former and type(value) is type(former):
                 continue
-            reason = _unread(path, value, tables, presets, axes)
+            reason = _why_unread(path, value, tables, presets, axes)
             if reason:
-                yield Fault(path, f"no job reads it: {reason}")
+                problems.add(path, f"no job reads it: {reason}")
 
 
-def _unread(
+def _why_unread(
     path: KeyPath,
     value: object,
     tables: Tables,
     presets: Mapping[str, Preset],
     axes: Mapping[str, list[object]],
 ) -> str | None:
-    """Why no job reads what was set, or None if one does."""
+    """Why no job reads what ``--set`` wrote; None if one does."""
     table, key = path[0], str(path[-1])
     dotted = f"{table}.{key}"
     if dotted in axes and len(path) == 2:
@@ -305,7 +306,7 @@ def _unread(
     winners = [
         scene_settings(tables, presets, index, scene).get(key)
         for index, scene in enumerate(tables.scenes)
-        if scene is not None and _concerns(path, index, scene)
+        if scene is not None and _may_read(path, index, scene)
     ]
     if not winners:
         return f"no scene uses preset {path[1]!r}" if table == "presets" else None
@@ -317,35 +318,35 @@ def _unread(
     return f"{origins} overrides it everywhere; set {key} there"
 
 
-def _concerns(path: KeyPath, index: int, scene: SceneFields) -> bool:
+def _may_read(path: KeyPath, index: int, scene: SceneFields) -> bool:
     """Whether a scene could read a key at all."""
     if path[0] == "presets":
         return scene.preset in (AUTO, path[1])
     return path[0] != "scene" or path[1] == index
 
 
-def shifted(
-    recipe: Recipe, variant: Variant, index: int, line: PromptLine | None, faults: list[Fault]
+def with_shift(
+    recipe: Recipe, variant: Variant, index: int, line: PromptLine | None, problems: Problems
 ) -> Variant:
-    """A combination with the shift of a line, checked as any other; a sweep's own shift wins.
+    """Give a combination the shift of a prompt's line; a sweep's own shift wins.
 
     Args:
         recipe: The recipe.
         variant: The combination.
         index: Index of the line's scene.
         line: The line; None, and one without a shift, change nothing.
-        faults: Where faults go.
+        problems: Where problems go.
     """
-    if line is None or line.flow_shift is None or _AXIS in variant.row.values:
+    if line is None or line.flow_shift is None or _SHIFT_AXIS in variant.combination.values:
         return variant
-    row = replace(
-        variant.row,
-        values={**variant.row.values, _AXIS: line.flow_shift},
-        places={**variant.row.places, _AXIS: ("scene", index, "prompts_file")},
+    combination = replace(
+        variant.combination,
+        values={**variant.combination.values, _SHIFT_AXIS: line.flow_shift},
+        places={**variant.combination.places, _SHIFT_AXIS: ("scene", index, "prompts_file")},
     )
     folder = recipe.path.absolute().parent
-    made = make_variant(recipe.tables, row, folder, faults)
+    made = make_variant(recipe.tables, combination, folder, problems)
     if made is None:
         return variant
-    faults += checks.check_noise_levels(recipe.tables, [made], folder)
+    check_noise_levels(recipe.tables, [made], folder, problems)
     return made

@@ -1,9 +1,8 @@
-"""Cheap looks before the real renders: drafts, their finals, and the seeds that are explored."""
+"""Drafts: cheap renders before the real ones, their finals, and the seeds that are explored."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from flowblend_cli.jobs import Job, Origin
@@ -11,7 +10,7 @@ from flowblend_cli.recipe.expand.file_names import Candidate
 from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.schema.ranges import Exploration
 from flowblend_cli.recipe.schema.study_tables import DraftTable
-from flowblend_cli.recipe.source.faults import Fault
+from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.blend import PAPER_BOUNDARIES
 from flowblend_cli.study import Selection
 from flowblend_plugin.errors import StageError
@@ -21,14 +20,14 @@ _DRAFT, _FINAL = "draft", "final"
 
 
 def add_drafts(
-    recipe: Recipe, candidates: Iterable[Candidate], faults: list[Fault]
+    recipe: Recipe, candidates: Iterable[Candidate], problems: Problems
 ) -> list[Candidate]:
-    """Put drafts before the jobs, as [recipe] passes and explored seeds ask for.
+    """Put drafts before the jobs, where [recipe] passes or explored seeds ask for them.
 
     Args:
         recipe: The recipe.
         candidates: Its jobs, in order.
-        faults: Where faults of [draft] go.
+        problems: Where problems of [draft] go.
 
     Returns:
         The drafts, then the jobs that stay: as they are, or as the final of a draft.
@@ -44,19 +43,19 @@ def add_drafts(
         if not (explores if passes is None else _DRAFT in passes):
             jobs.append(candidate)
             continue
-        draft = _draft_of(candidate, recipe.tables.draft, faults)
+        draft = _draft_of(candidate, recipe.tables.draft, problems)
         most = recipe.tables.recipe.max_steps
         if most is not None and recipe.tables.draft.steps > most:
             steps = recipe.tables.draft.steps
             message = f"{steps} steps are more than max_steps = {most} in [recipe] allows"
-            faults.append(Fault(("draft", "steps"), message, related=("draft", "recipe")))
+            problems.add(("draft", "steps"), message, related=("draft", "recipe"))
         draft = drafts.setdefault(draft.content, draft)
         if passes is None or _FINAL in passes:
             jobs.append(replace(candidate, draft=draft, is_reserve=explores))
     return [*drafts.values(), *jobs]
 
 
-def _draft_of(candidate: Candidate, table: DraftTable, faults: list[Fault]) -> Candidate:
+def _draft_of(candidate: Candidate, table: DraftTable, problems: Problems) -> Candidate:
     """The draft of a job: the same prompt and noise, in fewer steps of a cheaper denoiser."""
     job = candidate.job
     letters = table.stages or ("S" if job.model.small is not None else "L")
@@ -68,7 +67,7 @@ def _draft_of(candidate: Candidate, table: DraftTable, faults: list[Fault]) -> C
         if LETTERS["S"] in schedule.roles and job.model.small is None:
             raise StageError("the small denoiser is used, and [model] names none: name one there")
     except StageError as error:
-        faults.append(Fault(("draft", "stages"), str(error), related=("draft", "model")))
+        problems.add(("draft", "stages"), str(error), related=("draft", "model"))
         return candidate
     settings = {**dict(job.arguments), "num_inference_steps": table.steps}
     draft = replace(
@@ -84,7 +83,7 @@ def _draft_of(candidate: Candidate, table: DraftTable, faults: list[Fault]) -> C
 
 
 def with_origins(jobs: list[Job], candidates: list[Candidate]) -> list[Job]:
-    """Say of drafts and finals why they are there.
+    """Note on drafts and finals why they are rendered.
 
     Args:
         jobs: The jobs with their names.
@@ -106,40 +105,27 @@ def with_origins(jobs: list[Job], candidates: list[Candidate]) -> list[Job]:
 
 
 def find_selections(
-    recipe: Recipe, candidates: list[Candidate], jobs: list[Job], faults: list[Fault]
+    recipe: Recipe, candidates: list[Candidate], jobs: list[Job], problems: Problems
 ) -> tuple[Selection, ...]:
-    """The explored seeds of each scene, prompt and combination, of which the best are finished.
+    """Group the explored seeds by scene, prompt and combination; of each, the best are finished.
 
     Args:
         recipe: The recipe.
         candidates: The jobs before they had names.
         jobs: The same jobs with names and origins.
-        faults: Where faults go.
+        problems: Where problems go.
     """
-    reserve = [job for c, job in zip(candidates, jobs, strict=True) if c.is_reserve]
-    alike: Callable[[Job], Job] = _without_seed
-    groups = {
-        key: [*group]
-        for key, group in itertools.groupby(sorted(reserve, key=_order(reserve)), alike)
-    }
     table = recipe.tables.draft
     assert table is not None
-    return tuple(_selection(group, table, faults) for group in groups.values())
+    groups: dict[Job, list[Job]] = {}
+    for candidate, job in zip(candidates, jobs, strict=True):
+        if candidate.is_reserve:
+            without_seed = replace(job, seed=0, id="", origin=None)
+            groups.setdefault(without_seed, []).append(job)
+    return tuple(_selection(group, table, problems) for group in groups.values())
 
 
-def _without_seed(job: Job) -> Job:
-    return replace(job, seed=0, id="", origin=None)
-
-
-def _order(jobs: list[Job]) -> Callable[[Job], int]:
-    """Sorts jobs that differ by seed only next to each other, at the place of the first."""
-    places: dict[Job, int] = {}
-    for job in jobs:
-        places.setdefault(_without_seed(job), len(places))
-    return lambda job: places[_without_seed(job)]
-
-
-def _selection(finals: list[Job], table: DraftTable, faults: list[Fault]) -> Selection:
+def _selection(finals: list[Job], table: DraftTable, problems: Problems) -> Selection:
     number = len(finals)
     reject_keep = table.reject_keep
     if table.reject_after is not None and reject_keep is None:
@@ -148,7 +134,7 @@ def _selection(finals: list[Job], table: DraftTable, faults: list[Fault]) -> Sel
     for key, wanted in wants.items():
         if wanted > number:
             message = f"{wanted} is more than the {number} seeds that scene {finals[0].scene!r} has"
-            faults.append(Fault(("draft", key), message, related=("draft", "scene")))
+            problems.add(("draft", key), message, related=("draft", "scene"))
     return Selection(
         finals[0].scene,
         tuple(job.origin.of for job in finals if job.origin is not None),

@@ -1,4 +1,4 @@
-"""From a checked recipe to its jobs: one per scene, prompt, combination and seed."""
+"""Expansion: makes the jobs of a checked recipe, one per scene, prompt, combination and seed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flowblend_cli.jobs import Batch, ImageSpec, Job, OutputSpec, freeze, schedu
 from flowblend_cli.models.forwards import PIPELINES
 from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.models.solvers import find_solver
-from flowblend_cli.recipe.expand.checks import own_seeds, repeats_of, shifted
+from flowblend_cli.recipe.expand.checks import own_seeds, repeats_of, with_shift
 from flowblend_cli.recipe.expand.drafts import add_drafts, find_selections, with_origins
 from flowblend_cli.recipe.expand.file_names import Candidate, Fields, name_jobs
 from flowblend_cli.recipe.expand.hints import find_hints
@@ -31,11 +31,11 @@ from flowblend_cli.recipe.prompts.scene_prompts import WrittenPrompt
 from flowblend_cli.recipe.prompts.template import Expanded, problem_of, too_long
 from flowblend_cli.recipe.schema.ranges import MAX_SEED
 from flowblend_cli.recipe.schema.tables import SceneFields
-from flowblend_cli.recipe.source.faults import Fault
 from flowblend_cli.recipe.source.limits import MAX_PROMPT
+from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.auto_stages import Settler
 from flowblend_cli.recipe.sweep.blend import blamed_for_stages
-from flowblend_cli.recipe.sweep.combinations import SEED, Row
+from flowblend_cli.recipe.sweep.combinations import SEED, Combination
 from flowblend_cli.recipe.sweep.matrix import Binding
 from flowblend_cli.recipe.sweep.variants import Variant
 from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
@@ -52,7 +52,7 @@ def expand(recipe: Recipe, *, settle: bool = True) -> Batch:
 
     Args:
         recipe: A recipe from ``load_recipe``.
-        settle: Whether to choose the stages that are left to data; otherwise placeholders stay.
+        settle: Whether to choose the stages that are left to data; else placeholders stay.
 
     Returns:
         The batch. Jobs of one model stand together; otherwise scene by scene, prompt by prompt,
@@ -62,22 +62,24 @@ def expand(recipe: Recipe, *, settle: bool = True) -> Batch:
         RecipeError: Jobs that would share a file, an unsafe file name, a seed out of range, or
             an output that the pipeline can't give.
     """
-    faults: list[Fault] = []
+    problems = Problems()
     settler = Settler(recipe.path.absolute().parent, is_idle=not settle)
     fields = Fields(recipe)
     candidates: list[Candidate] = []
     for index, scene in enumerate(recipe.tables.scenes):
         if scene is not None:
             base = scene_settings(recipe.tables, recipe.presets, index, scene)
-            candidates += _of_scene(_Scene(recipe, index, scene, base, settler, fields), faults)
-    candidates = add_drafts(recipe, candidates, faults)
-    recipe.source.fail(dict.fromkeys(faults))
+            candidates += _expand_scene(
+                _Scene(recipe, index, scene, base, settler, fields), problems
+            )
+    candidates = add_drafts(recipe, candidates, problems)
+    recipe.source.fail(problems)
     models = list(dict.fromkeys(candidate.job.model for candidate in candidates))
     rank = {model: place for place, model in enumerate(models)}
     candidates.sort(key=lambda candidate: (not candidate.is_draft, rank[candidate.job.model]))
     jobs = with_origins(name_jobs(recipe, candidates), candidates)
-    selections = find_selections(recipe, candidates, jobs, faults)
-    recipe.source.fail(dict.fromkeys(faults))
+    selections = find_selections(recipe, candidates, jobs, problems)
+    recipe.source.fail(problems)
     reserve = {job.id for c, job in zip(candidates, jobs, strict=True) if c.is_reserve}
     warnings = (*settler.warnings, *find_hints(recipe, candidates))
     return Batch(
@@ -94,7 +96,7 @@ def expand(recipe: Recipe, *, settle: bool = True) -> Batch:
 
 @dataclass(frozen=True)
 class _Scene:
-    """A scene on its way to jobs.
+    """A scene that is being expanded to jobs.
 
     Args:
         recipe: The recipe.
@@ -114,45 +116,48 @@ class _Scene:
     _seeds: dict[int, list[int]] = field(default_factory=dict)
 
     def seeds(
-        self, number: int, line: PromptLine | None, row: Row, faults: list[Fault]
+        self, number: int, line: PromptLine | None, combination: Combination, problems: Problems
     ) -> list[int]:
         """The seeds of a prompt in one combination: repeat r of seed s is s + r, each once."""
         own = line.seed if line is not None else None
         if own is None and number in self._seeds:
             return self._seeds[number]
-        swept = row.axis_path(SEED)
+        swept = combination.axis_path(SEED)
         written = [own] if own is not None else own_seeds(self.scene)
         if swept is not None:
-            written = [row.values[SEED]]
+            written = [combination.values[SEED]]
         repeats = range(repeats_of(self.recipe.tables, self.scene))
         seeds = dict.fromkeys(s + r for s in written for r in repeats)
         if max(seeds) > MAX_SEED:
             message = f"repeats lead to seed {max(seeds)}, above the highest one, {MAX_SEED}"
             path = ("scene", self.index, "seeds" if own is None else "prompts_file")
-            faults.append(Fault(swept or path, message))
+            problems.add(swept or path, message)
         elif own is None:
             self._seeds[number] = list(seeds)
         return list(seeds)
 
 
-def _of_scene(scene: _Scene, faults: list[Fault]) -> Iterator[Candidate]:
+def _expand_scene(scene: _Scene, problems: Problems) -> Iterator[Candidate]:
+    """Make the jobs of a scene: every prompt in every combination with every seed."""
     recipe, prompts = scene.recipe, scene.recipe.prompts.scenes[scene.index]
     seen: dict[Job, set[int]] = {}
-    for prompt_index, (written, prompt) in enumerate(prompts.expand(faults)):
-        found: list[Fault] = []
-        for number, settled in enumerate(recipe.variants):
-            part = settled.row.has_variables
+    for prompt_index, (written, prompt) in enumerate(prompts.expand(problems)):
+        maker = _JobMaker(scene, written, prompt)
+        for number, unshifted in enumerate(recipe.variants):
+            part = unshifted.combination.has_variables
             is_sure = part is not None and not prompts.negative_variables
             if is_sure and part != bool(prompt.variables):
                 continue
             variables = prompt.variables | prompts.negative_variables
             bindings = (
-                scene.fields.binder.bind(settled.row, variables) if part is not False else _NO
+                scene.fields.binder.bind(unshifted.combination, variables)
+                if part is not False
+                else _NO
             )
-            variant = shifted(recipe, settled, scene.index, written.line, found)
-            seeds = scene.seeds(number, written.line, variant.row, found)
+            variant = with_shift(recipe, unshifted, scene.index, written.line, maker.problems)
+            seeds = scene.seeds(number, written.line, variant.combination, maker.problems)
             for values in bindings:
-                job, settings, names = _of_prompt(scene, written, prompt, variant, values, found)
+                job, settings, names = maker.make(variant, values)
                 if part is not None and part != bool(names):
                     continue
                 used = {name: value for name, value in values.items() if name in names}
@@ -162,10 +167,10 @@ def _of_scene(scene: _Scene, faults: list[Fault]) -> Iterator[Candidate]:
                 fields["prompt_index"] = prompt_index
                 template = scene.fields.template(variant, used, has_several=prompts.has_several)
                 # The template decides no pixel: two that lead to one prompt are one job.
-                alike = seen.setdefault(job, set())
+                seeds_of_job = seen.setdefault(job, set())
                 for seed in seeds:
-                    if seed not in alike:
-                        alike.add(seed)
+                    if seed not in seeds_of_job:
+                        seeds_of_job.add(seed)
                         yield Candidate(
                             replace(job, seed=seed, prompt_template=written.text),
                             scene.index,
@@ -175,184 +180,189 @@ def _of_scene(scene: _Scene, faults: list[Fault]) -> Iterator[Candidate]:
                             suits=settings.suits,
                             steps=settings.steps,
                         )
-        faults += [_of_line(fault, written) for fault in found]
+        _add_with_line(problems, maker.problems, written)
 
 
-def _of_line(fault: Fault, written: WrittenPrompt) -> Fault:
-    """A fault that a line's prompt or its flags may have to do with names the line."""
+def _add_with_line(problems: Problems, found: Problems, written: WrittenPrompt) -> None:
+    """Add a prompt's problems; those that its line's text or flags may cause name the line."""
     line = written.line
-    if line is None or not (line.has_flags or fault.path == written.path):
-        return fault
-    return replace(fault, message=f"{line.where}{fault.message}")
+    for path, message, at, related in found:
+        is_of_line = line is not None and (line.has_flags or path == written.path)
+        where = line.where if line is not None and is_of_line else ""
+        problems.add(path, f"{where}{message}", at, related)
 
 
-def _of_prompt(
-    scene: _Scene,
-    written: WrittenPrompt,
-    prompt: Expanded,
-    variant: Variant,
-    values: Binding,
-    faults: list[Fault],
-) -> tuple[Job, PromptSettings, frozenset[str]]:
-    """The job of one prompt without seed and template, who settled it, and its variables."""
-    recipe, index, line, binder = scene.recipe, scene.index, written.line, scene.fields.binder
-    text = prompt.fill(values)
-    base = {**scene.base, **line_settings(index, line)} if line is not None else scene.base
-    found = prompt_settings(recipe, index, scene.scene, base, text, variant, line)
-    _check_steps(found, variant, recipe, faults)
-    picture = recipe.picture_of(index, line)
-    settings = _shaped(found.values, base, index, variant, picture, recipe, faults)
-    negative = settings.pop("negative_prompt", None)
-    problem = too_long() if len(negative or "") > MAX_PROMPT else problem_of(text)
-    if problem:
-        faults.append(Fault(written.path, problem))
-    job = Job(
-        id="",
-        recipe=recipe.name,
-        scene=scene.scene.name,
-        prompt=text,
-        prompt_template="",
-        negative_prompt=binder.fill(negative, values) if negative else negative,
-        seed=0,
-        stages=variant.stages,
-        stage_string=variant.stage_string,
-        arguments=tuple(sorted((key, freeze(value)) for key, value in settings.items())),
-        model=variant.model,
-        sampling=variant.sampling,
-        output=_output(recipe, variant, settings, faults),
-        image=picture,
-        adapters=variant.adapters,
-    )
-    job = _settled(job, variant, scene.settler, faults)
-    _check_guidance(job, variant, faults)
-    _check_first_step(job, variant, recipe, faults)
-    return job, found, prompt.variables | binder.find(negative or "")
+class _JobMaker:
+    """Makes the jobs of one prompt, and keeps what is wrong with them."""
 
+    def __init__(self, scene: _Scene, written: WrittenPrompt, prompt: Expanded) -> None:
+        self.problems = Problems()
+        self._scene = scene
+        self._recipe = scene.recipe
+        self._folder = scene.recipe.path.absolute().parent
+        self._written = written
+        self._prompt = prompt
+        line = written.line
+        self._base = {**scene.base, **line_settings(scene.index, line)} if line else scene.base
 
-def _check_steps(
-    found: PromptSettings, variant: Variant, recipe: Recipe, faults: list[Fault]
-) -> None:
-    """No job has more steps than the recipe allows, or others than its stages have."""
-    steps = found.values["num_inference_steps"]
-    most = recipe.tables.recipe.max_steps if recipe.tables.recipe is not None else None
-    if most is not None and steps > most:
-        message = f"{steps} steps are more than max_steps = {most} in [recipe] allows"
-        faults.append(Fault(found.path, message, related=(*_LAYERS, "recipe")))
-    own = schedule_of(variant.stages).num_inference_steps
-    if own is not None and steps != own:
-        parts = " + ".join(str(stage.steps) for stage in variant.stages)
-        message = (
-            f"{steps} steps are {found.steps.reason}, and the stages have {parts} = {own} of their "
-            "own: leave num_inference_steps out here, or steps out of the stages"
+    def make(self, variant: Variant, values: Binding) -> tuple[Job, PromptSettings, frozenset[str]]:
+        """Make the job of one combination without its seed and its name.
+
+        Args:
+            variant: What the combination means.
+            values: The values of its variables.
+
+        Returns:
+            The job, its arguments and who decided them, and the variables that it has.
+        """
+        scene, line, binder = self._scene, self._written.line, self._scene.fields.binder
+        text = self._prompt.fill(values)
+        found = prompt_settings(
+            self._recipe, scene.index, scene.scene, self._base, text, variant, line
         )
-        faults.append(Fault(found.path, message, related=(*_LAYERS, "blend")))
-
-
-def _shaped(
-    values: dict[str, Any],
-    base: Mapping[str, Setting],
-    index: int,
-    variant: Variant,
-    image: ImageSpec | None,
-    recipe: Recipe,
-    faults: list[Fault],
-) -> dict[str, Any]:
-    """The arguments with height and width, where their area is to have the picture's shape."""
-    if "pixel_area" not in values:
-        return values
-    written = {*base, *variant.row.settings()}
-    problems = [*shape_problems(written, variant.pipeline_class, has_image=image is not None)]
-    written_at = base["pixel_area"].path if "pixel_area" in base else None
-    path = variant.row.axis_path("pixel_area") or written_at or ("scene", index)
-    faults += [Fault(path, text, at="key", related=(*_LAYERS, "model")) for text in problems]
-    if image is None or problems:
-        return {key: value for key, value in values.items() if key != "pixel_area"}
-    return fit_to_picture(values, image, recipe.path.absolute().parent)
-
-
-def _settled(job: Job, variant: Variant, settler: Settler, faults: list[Fault]) -> Job:
-    """The job with its own stages, where they are left to data."""
-    automatic = variant.automatic
-    if automatic is None or settler.is_idle:
-        return job
-    try:
-        stages = settler.settle(job, automatic)
-    except (CalibrationError, StageError, UsageError) as error:
-        keys = {BudgetError: "budget", CalibrationError: "calibration"}
-        path = variant.row.path("blend", keys.get(type(error), "stages"))
-        faults.append(Fault(path, str(error), at="key", related=(*_LAYERS, "blend", "model")))
-        return job
-    if job.model.small is None and any(stage.denoiser == "small" for stage in stages):
-        message = (
-            "is missing, and the stages that were chosen use the small denoiser: name where it "
-            'comes from, or set criterion = "extrapolated" in [blend]'
+        self._check_steps(found, variant)
+        picture = self._recipe.picture_of(scene.index, line)
+        settings = self._with_shape(found.values, variant, picture)
+        negative = settings.pop("negative_prompt", None)
+        problem = too_long() if len(negative or "") > MAX_PROMPT else problem_of(text)
+        if problem:
+            self.problems.add(self._written.path, problem)
+        job = Job(
+            id="",
+            recipe=self._recipe.name,
+            scene=scene.scene.name,
+            prompt=text,
+            prompt_template="",
+            negative_prompt=binder.fill(negative, values) if negative else negative,
+            seed=0,
+            stages=variant.blend.stages,
+            stage_string=variant.blend.letters,
+            arguments=tuple(sorted((key, freeze(value)) for key, value in settings.items())),
+            model=variant.model,
+            sampling=variant.sampling,
+            output=self._output(variant, settings),
+            image=picture,
+            adapters=variant.blend.adapters,
         )
-        path = variant.row.path("model", "small")
-        faults.append(Fault(path, message, related=("model", "blend")))
-        return job
-    is_adaptive = automatic.kind == "adaptive" and len(stages) > 1
-    return replace(job, stages=stages, adaptive=automatic.threshold if is_adaptive else None)
+        job = self._with_stages(job, variant)
+        self._check_guidance(job, variant)
+        self._check_first_step(job, variant)
+        return job, found, self._prompt.variables | binder.find(negative or "")
 
-
-def _check_guidance(job: Job, variant: Variant, faults: list[Fault]) -> None:
-    """A stage's guidance needs a call that runs the unconditional pass."""
-    facts = PIPELINES.get(variant.pipeline_class or "")
-    if facts is None or facts.is_guided(job):
-        return
-    for index, stage in enumerate(job.stages):
-        if stage.guidance_scale is not None and stage.guidance_scale > 1:
-            path = (*variant.row.path("blend", "stage"), index, "guidance_scale")
+    def _check_steps(self, found: PromptSettings, variant: Variant) -> None:
+        """Check that a job has no more steps than the recipe allows, and those of its stages."""
+        steps, table = found.values["num_inference_steps"], self._recipe.tables.recipe
+        most = table.max_steps if table is not None else None
+        if most is not None and steps > most:
+            message = f"{steps} steps are more than max_steps = {most} in [recipe] allows"
+            self.problems.add(found.path, message, related=(*_LAYERS, "recipe"))
+        own = schedule_of(variant.blend.stages).num_inference_steps
+        if own is not None and steps != own:
+            parts = " + ".join(str(stage.steps) for stage in variant.blend.stages)
             message = (
-                f"{stage.guidance_scale} isn't possible: scene {job.scene!r} runs with "
-                f"{facts.argument} = {job.argument(facts.argument, facts.guidance_scale)} and so "
-                f"has no unconditional pass; set {facts.argument} above 1 there"
+                f"{steps} steps are {found.steps.reason}, and the stages have {parts} = {own} of "
+                "their own: leave num_inference_steps out here, or steps out of the stages"
             )
-            faults.append(Fault(path, message, related=_LAYERS))
+            self.problems.add(found.path, message, related=(*_LAYERS, "blend"))
 
+    def _with_shape(
+        self, values: dict[str, Any], variant: Variant, image: ImageSpec | None
+    ) -> dict[str, Any]:
+        """The arguments with height and width, where their area is to have the picture's shape."""
+        if "pixel_area" not in values:
+            return values
+        written = {*self._base, *variant.combination.settings()}
+        found = [*shape_problems(written, variant.pipeline_class, has_image=image is not None)]
+        own = self._base["pixel_area"].path if "pixel_area" in self._base else None
+        path = variant.combination.axis_path("pixel_area") or own or ("scene", self._scene.index)
+        for problem in found:
+            self.problems.add(path, problem, at="key", related=(*_LAYERS, "model"))
+        if image is None or found:
+            return {key: value for key, value in values.items() if key != "pixel_area"}
+        return fit_to_picture(values, image, self._folder)
 
-def _check_first_step(job: Job, variant: Variant, recipe: Recipe, faults: list[Fault]) -> None:
-    """A denoiser runs the first step, where extrapolated ones are to go by it."""
-    schedule, steps, levels = job.schedule, job.num_inference_steps, None
-    if EXTRAPOLATED not in schedule.roles:
-        return
-    if schedule.needs_noise_levels:
-        folder = recipe.path.absolute().parent
-        solver = find_solver(job.model.pipeline, job.sampling, folder)
-        levels = noise_levels(solver.name, steps, solver.flow_shift, solver.start)
-    try:
-        schedule.stage_indices(steps, levels)
-    except StageError as error:
-        blend = recipe.tables.blend
-        assert blend is not None
-        key = blamed_for_stages(blend, tuple(variant.row.of("blend")), str(error))
-        message = f"scene {job.scene!r}: {error}"
-        faults.append(Fault(variant.row.path("blend", key), message, related=_LAYERS))
+    def _with_stages(self, job: Job, variant: Variant) -> Job:
+        """The job with its own stages, where they are left to data."""
+        automatic, settler = variant.blend.automatic, self._scene.settler
+        if automatic is None or settler.is_idle:
+            return job
+        try:
+            stages = settler.settle(job, automatic)
+        except (CalibrationError, StageError, UsageError) as error:
+            keys = {BudgetError: "budget", CalibrationError: "calibration"}
+            path = variant.combination.path("blend", keys.get(type(error), "stages"))
+            related = (*_LAYERS, "blend", "model")
+            self.problems.add(path, str(error), at="key", related=related)
+            return job
+        if job.model.small is None and any(stage.denoiser == "small" for stage in stages):
+            message = (
+                "is missing, and the stages that were chosen use the small denoiser: name where it "
+                'comes from, or set criterion = "extrapolated" in [blend]'
+            )
+            path = variant.combination.path("model", "small")
+            self.problems.add(path, message, related=("model", "blend"))
+            return job
+        is_adaptive = automatic.kind == "adaptive" and len(stages) > 1
+        return replace(job, stages=stages, adaptive=automatic.threshold if is_adaptive else None)
 
+    def _check_guidance(self, job: Job, variant: Variant) -> None:
+        """Check that a stage's guidance has a call that runs the unconditional pass."""
+        facts = PIPELINES.get(variant.pipeline_class or "")
+        if facts is None or facts.is_guided(job):
+            return
+        for index, stage in enumerate(job.stages):
+            if stage.guidance_scale is not None and stage.guidance_scale > 1:
+                path = (*variant.combination.path("blend", "stage"), index, "guidance_scale")
+                message = (
+                    f"{stage.guidance_scale} isn't possible: scene {job.scene!r} runs with "
+                    f"{facts.argument} = {job.argument(facts.argument, facts.guidance_scale)} and "
+                    f"so has no unconditional pass; set {facts.argument} above 1 there"
+                )
+                self.problems.add(path, message, related=_LAYERS)
 
-def _output(
-    recipe: Recipe, variant: Variant, settings: dict[str, Any], faults: list[Fault]
-) -> OutputSpec:
-    """The final file's form, with what the recipe leaves open filled in and checked."""
-    values = dict(variant.output)
-    path = variant.row.path
-    makes_clips = argument_table().takes(variant.pipeline_class, "num_frames")
-    makes_picture = is_picture(settings, variant)
-    if values["container"] is None:
-        values["container"] = "png" if makes_picture else "mp4"
-    elif values["container"] == "png" and not makes_picture:
-        message = "'png' holds a single picture: set num_frames = 1, or container = \"mp4\""
-        faults.append(Fault(path("output", "container"), message, related=_LAYERS))
-    elif values["container"] == "mp4" and not makes_clips:
-        message = f"{variant.pipeline_class} makes pictures: leave container out"
-        faults.append(Fault(path("output", "container"), message, related=_LAYERS))
-    if values["fps"] is None:
-        values["fps"] = (variant.pair.fps if variant.pair else None) or DEFAULT_FPS
-    odd = [
-        f"{side} {settings[side]}"
-        for side in ("height", "width")
-        if not makes_picture and settings.get(side, 0) * values["scale"] % 2
-    ]
-    if odd:
-        message = f"H.264 needs even sizes, and {' and '.join(odd)} is odd: set scale = 2"
-        faults.append(Fault(path("output", "scale"), message, related=_LAYERS))
-    return OutputSpec(**values)
+    def _check_first_step(self, job: Job, variant: Variant) -> None:
+        """Check that a denoiser runs the first step, where extrapolated ones are to go by it."""
+        schedule, steps, sigmas = job.schedule, job.num_inference_steps, None
+        if EXTRAPOLATED not in schedule.roles:
+            return
+        if schedule.needs_noise_levels:
+            solver = find_solver(job.model.pipeline, job.sampling, self._folder)
+            sigmas = noise_levels(solver.name, steps, solver.flow_shift, solver.start)
+        try:
+            schedule.stage_indices(steps, sigmas)
+        except StageError as error:
+            blend = self._recipe.tables.blend
+            assert blend is not None
+            key = blamed_for_stages(
+                blend, tuple(variant.combination.values_of("blend")), str(error)
+            )
+            path = variant.combination.path("blend", key)
+            self.problems.add(path, f"scene {job.scene!r}: {error}", related=_LAYERS)
+
+    def _output(self, variant: Variant, settings: dict[str, Any]) -> OutputSpec:
+        """The final file's form, with what the recipe leaves open filled in and checked."""
+        values = dict(variant.output)
+        makes_clips = argument_table().takes(variant.pipeline_class, "num_frames")
+        makes_picture = is_picture(settings, variant)
+        found = []
+        if values["container"] is None:
+            values["container"] = "png" if makes_picture else "mp4"
+        elif values["container"] == "png" and not makes_picture:
+            message = "'png' holds a single picture: set num_frames = 1, or container = \"mp4\""
+            found.append(("container", message))
+        elif values["container"] == "mp4" and not makes_clips:
+            message = f"{variant.pipeline_class} makes pictures: leave container out"
+            found.append(("container", message))
+        if values["fps"] is None:
+            values["fps"] = (variant.pair.fps if variant.pair else None) or DEFAULT_FPS
+        odd = [
+            f"{side} {settings[side]}"
+            for side in ("height", "width")
+            if not makes_picture and settings.get(side, 0) * values["scale"] % 2
+        ]
+        if odd:
+            message = f"H.264 needs even sizes, and {' and '.join(odd)} is odd: set scale = 2"
+            found.append(("scale", message))
+        for key, message in found:
+            self.problems.add(variant.combination.path("output", key), message, related=_LAYERS)
+        return OutputSpec(**values)

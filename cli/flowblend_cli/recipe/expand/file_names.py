@@ -1,4 +1,4 @@
-"""What a job's file may be called by: the fields of name templates, and the default template."""
+"""File names of jobs, for the expansion: fields of name templates, and jobs that would clash."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from flowblend_cli.recipe.schema.names import (
     text_id,
 )
 from flowblend_cli.recipe.schema.ranges import StepRange
-from flowblend_cli.recipe.source.faults import Fault
-from flowblend_cli.recipe.sweep.combinations import SEED, Row
+from flowblend_cli.recipe.source.problems import Problems
+from flowblend_cli.recipe.sweep.combinations import SEED, Combination
 from flowblend_cli.recipe.sweep.matrix import Binder, Binding
 from flowblend_cli.recipe.sweep.variants import Variant
 from flowblend_cli.study import StepChoice
@@ -30,8 +30,6 @@ _IN_DEFAULT_NAME = ("num_inference_steps", SEED)
 _NEGATIVE = "negative_prompt"
 # Tables make no file name: they are named by their place in the list.
 _NAMED_BY_INDEX = ("blend.stage",)
-
-
 DRAFT_SUFFIX = "-draft"
 
 
@@ -67,7 +65,7 @@ class Fields:
         """
         if self._written is not None:
             return self._written
-        varying = [f for axis, f in self._varying.items() if axis in variant.row.values]
+        varying = [f for axis, f in self._varying.items() if axis in variant.combination.values]
         template = default_template([*varying, *used])
         return template + ("-{prompt_words}-{prompt_id}" if has_several else "")
 
@@ -81,7 +79,7 @@ class Fields:
         *,
         has_several: bool,
     ) -> dict[str, Any]:
-        """What the name template may use, but for the seed and the prompt's place in the scene.
+        """What the name template may use; seed and prompt_index are added by the caller.
 
         Args:
             job: The job.
@@ -92,7 +90,7 @@ class Fields:
             has_several: Whether its scene may have several prompts.
         """
         fields = {
-            **{field: _value(axis, variant.row) for axis, field in self._axes.items()},
+            **{field: _value(axis, variant.combination) for axis, field in self._axes.items()},
             **dict.fromkeys(self.binder.names, ""),
             **{name: short_value(value) for name, value in values.items()},
             "scene": job.scene,
@@ -107,14 +105,14 @@ class Fields:
 
 
 def _varies(axis: str, variants: Iterable[Variant]) -> bool:
-    rows = [variant.row for variant in variants]
-    return len({repr(row.values[axis]) for row in rows if axis in row.values}) > 1
+    values = [variant.combination.values for variant in variants]
+    return len({repr(each[axis]) for each in values if axis in each}) > 1
 
 
-def _value(axis: str, row: Row) -> Any:
+def _value(axis: str, combination: Combination) -> Any:
     if axis in _NAMED_BY_INDEX:
-        return row.indices.get(axis, "")
-    value = row.values.get(axis, "")
+        return combination.indices.get(axis, "")
+    value = combination.values.get(axis, "")
     return text_id(value, 6) if axis == _NEGATIVE else value
 
 
@@ -130,7 +128,7 @@ class Candidate:
         draft: The draft that it finishes, if any.
         is_draft: Whether it is a draft itself.
         is_reserve: Whether it is rendered only if its draft is chosen.
-        pipeline_class: Class of its pipeline, where it can be told offline.
+        pipeline_class: Class of its pipeline, where it is known offline.
         suits: How many steps suit its scene, where a preset says so.
         steps: How many steps its prompt has, and why.
     """
@@ -166,7 +164,7 @@ def name_jobs(recipe: Recipe, candidates: Iterable[Candidate]) -> list[Job]:
         RecipeError: A name isn't safe, or two jobs would share a file.
     """
     jobs: list[Job] = []
-    faults: list[Fault] = []
+    problems = Problems()
     taken: dict[str, Candidate] = {}
     for candidate in candidates:
         where: KeyPath = ("scene", candidate.scene_index)
@@ -176,16 +174,16 @@ def name_jobs(recipe: Recipe, candidates: Iterable[Candidate]) -> list[Job]:
             job = replace(candidate.job, id=name + suffix)
         except ValueError as error:
             message = f"the file name of a job {error}"
-            faults.append(Fault(where, message, related=("recipe", "scene", "sweep")))
+            problems.add(where, message, related=("recipe", "scene", "sweep"))
             continue
         other = taken.setdefault(same_file_key(job.id), candidate)
         if other is not candidate:
             message = _clash(recipe, job, candidate, other)
-            faults.append(Fault(where, message, related=("recipe", "scene", "sweep")))
+            problems.add(where, message, related=("recipe", "scene", "sweep"))
         jobs.append(job)
-        if len(faults) >= 20:
+        if len(problems) >= 20:
             break
-    recipe.source.fail(dict.fromkeys(faults))
+    recipe.source.fail(problems)
     return jobs
 
 

@@ -1,4 +1,4 @@
-"""What is legal, but probably not meant: too many steps, too few, empty stages, words of chance."""
+"""Hints about recipes that are legal but probably not meant, shown by ``check`` and ``render``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LARGE_STEPS = 100
 
 
 def find_hints(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterator[str]:
-    """Every warning about the jobs of a recipe, none of which blocks anything.
+    """Find every warning about the jobs of a recipe; none of them blocks anything.
 
     Args:
         recipe: The recipe.
@@ -54,7 +54,7 @@ def _is_large(candidate: Candidate) -> bool:
 
 
 def _unsuited_steps(candidates: Sequence[Candidate]) -> Iterator[str]:
-    """Jobs outside of the range of their scene's preset."""
+    """Warn of jobs outside of the range of their scene's preset."""
     unsuited: Counter[tuple[str, str, str, str]] = Counter()
     for candidate in candidates:
         suits, steps = candidate.suits, candidate.job.num_inference_steps
@@ -64,12 +64,12 @@ def _unsuited_steps(candidates: Sequence[Candidate]) -> Iterator[str]:
         if is_few or steps > suits.high:
             preset = candidate.steps.preset if candidate.steps is not None else ""
             unsuited[candidate.job.scene, "fewer" if is_few else "more", preset, str(suits)] += 1
-    for (scene, how, preset, told), number in unsuited.items():
-        yield f"{scene}: {count(number, 'job')} with {how} steps than suit preset {preset} ({told})"
+    for (scene, how, preset, best), number in unsuited.items():
+        yield f"{scene}: {count(number, 'job')} with {how} steps than suit preset {preset} ({best})"
 
 
 def _idle_drafts(candidates: Sequence[Candidate]) -> Iterator[str]:
-    """Drafts that save nothing."""
+    """Warn of drafts that save nothing."""
     drafted = [c for c in candidates if c.draft is not None]
     idle = sum(
         c.draft.job.num_inference_steps >= c.job.num_inference_steps for c in drafted if c.draft
@@ -82,27 +82,23 @@ def _idle_drafts(candidates: Sequence[Candidate]) -> Iterator[str]:
 
 
 def _words_of_chance(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterator[str]:
-    """Words that ask for randomness, of scenes whose sampling has none."""
+    """Warn of words that ask for randomness, in scenes whose sampling has none."""
     lists = word_lists()["randomness"]
     prompts = dict.fromkeys(
         (c.scene_index, c.job.prompt) for c in candidates if c.job.sampling.mode == "ode"
     )
-    words: dict[int, dict[str, None]] = {}
+    words: dict[str, dict[str, None]] = {}
     for index, prompt in prompts:
         scene = recipe.tables.scenes[index]
         if scene is not None and scene.lint:
-            found = find_words(prompt, lists["words"])
-            words.setdefault(index, {}).update(dict.fromkeys(each.written for each in found))
-    for index, written in words.items():
-        if not written:
-            continue
-        scene = recipe.tables.scenes[index]
-        assert scene is not None
+            for each in find_words(prompt, lists["words"]):
+                words.setdefault(scene.name, {})[each.written] = None
+    for name, written in words.items():
         asks = "asks" if len(written) == 1 else "ask"
         is_chinese = any(re.search("[\u3400-\u9fff]", word) for word in written)
         anchors = ", ".join(lists["anchors_zh" if is_chinese else "anchors"])
         yield (
-            f"{scene.name}: {' and '.join(map(repr, written))} {asks} for randomness, and mode = "
+            f"{name}: {' and '.join(map(repr, written))} {asks} for randomness, and mode = "
             f'"ode" adds none: use anchors instead ({anchors}), or mode = "sde"; lint = false in '
             "the scene silences this"
         )

@@ -1,4 +1,4 @@
-"""The pictures that scenes begin with: which scene needs one, and whether it can be used."""
+"""Pictures that scenes begin with: found, checked and measured, for loader and expansion."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowblend_cli.jobs import ImageSpec
 from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.recipe.prompts.scene_prompts import Prompts
 from flowblend_cli.recipe.schema.validation import Tables
-from flowblend_cli.recipe.source.faults import Fault
+from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.utils.images import hash_image, load_image
 from flowblend_cli.utils.toml_positions import KeyPath
 
@@ -26,7 +26,7 @@ def scene_pictures(
     prompts: Prompts,
     pipeline_classes: Iterable[str | None],
     recipe_dir: Path,
-    faults: list[Fault],
+    problems: Problems,
 ) -> dict[int | str, ImageSpec]:
     """Check and hash every picture that a scene, or a line of its prompts file, names.
 
@@ -35,73 +35,71 @@ def scene_pictures(
         prompts: The prompts of the scenes.
         pipeline_classes: Classes of the pipelines that the recipe names.
         recipe_dir: Folder that pictures lie in, or below.
-        faults: Where faults go: pictures that can't be used, that a pipeline needs, or doesn't
+        problems: Where problems go: pictures that can't be used, that a pipeline needs, or doesn't
             take.
 
     Returns:
         The picture of each scene, by the scene's index; those of single lines by their name.
     """
     classes = list(dict.fromkeys(pipeline_classes))
-    album = _Album(recipe_dir, classes, faults)
+    pictures = _Pictures(recipe_dir, classes, problems)
     without = set(range(len(tables.scenes))) - {index for index, *_ in prompts.lines}
     for index, written, line in prompts.lines:
         if line.image is None:
             without.add(index)
         else:
-            album.add(line.image, line.image, written.path, written.fault("").message, "--i")
+            pictures.add(line.image, line.image, written.path, line.where, "--i")
     for index, scene in enumerate(tables.scenes):
         path: KeyPath = ("scene", index, "image")
         if scene is not None and scene.image is not None:
-            album.add(index, scene.image, path, "", "it")
+            pictures.add(index, scene.image, path, "", "it")
         elif scene is not None and index in without:
             for name in classes:
                 if argument_table().needs_image(name):
                     message = (
                         f'is missing, and {name} begins with a picture: add image = "first.png"'
                     )
-                    faults.append(Fault(path, message, at="key", related=("model",)))
-    return album.pictures
+                    problems.add(path, message, at="key", related=("model",))
+    return pictures.found
 
 
-class _Album:
-    """The pictures of a recipe, each looked at once."""
+class _Pictures:
+    """The pictures of a recipe, each read once."""
 
-    def __init__(
-        self, recipe_dir: Path, classes: Iterable[str | None], faults: list[Fault]
-    ) -> None:
-        self.pictures: dict[int | str, ImageSpec] = {}
+    def __init__(self, recipe_dir: Path, classes: Iterable[str | None], problems: Problems) -> None:
+        self.found: dict[int | str, ImageSpec] = {}
         self._recipe_dir = recipe_dir
         self._takes_none = [name for name in classes if not argument_table().takes_image(name)]
         self._known: dict[str, ImageSpec | str] = {}
-        self._faults = faults
+        self._problems = problems
 
     def add(self, key: int | str, name: str, path: KeyPath, where: str, remedy: str) -> None:
-        for taker in self._takes_none:
+        """Keep a picture under its key, or add what is wrong with it to the problems."""
+        for pipeline_class in self._takes_none:
             message = (
-                f"{where}{taker} takes no image: remove {remedy}, or name an image-to-video "
-                "pipeline"
+                f"{where}{pipeline_class} takes no image: remove {remedy}, or name an "
+                "image-to-video pipeline"
             )
             at: Literal["key", "value"] = "value" if where else "key"
-            self._faults.append(Fault(path, message, at=at, related=("model",)))
+            self._problems.add(path, message, at=at, related=("model",))
         if name not in self._known:
-            self._known[name] = _look_at(name, self._recipe_dir)
-        found = self._known[name]
-        if isinstance(found, str):
-            self._faults.append(Fault(path, f"{where}{found}"))
+            self._known[name] = self._read(name)
+        picture = self._known[name]
+        if isinstance(picture, str):
+            self._problems.add(path, f"{where}{picture}")
         else:
-            self.pictures[key] = found
+            self.found[key] = picture
 
-
-def _look_at(name: str, recipe_dir: Path) -> ImageSpec | str:
-    """A picture, or what is wrong with it."""
-    try:
-        return ImageSpec(name, hash_image(name, recipe_dir))
-    except ImageError as error:
-        return str(error)
+    def _read(self, name: str) -> ImageSpec | str:
+        """A picture, or what is wrong with it."""
+        try:
+            return ImageSpec(name, hash_image(name, self._recipe_dir))
+        except ImageError as error:
+            return str(error)
 
 
 def fit_to_picture(values: Mapping[str, Any], image: ImageSpec, recipe_dir: Path) -> dict[str, Any]:
-    """Arguments whose ``pixel_area`` is height and width in the picture's shape.
+    """Turn ``pixel_area`` into height and width in the picture's shape.
 
     Args:
         values: The arguments, ``pixel_area`` among them.
@@ -122,7 +120,7 @@ def fit_to_picture(values: Mapping[str, Any], image: ImageSpec, recipe_dir: Path
 
 
 def _rounded(side: float) -> int:
-    # A side that is off by rounding alone isn't a whole multiple smaller.
+    # A side that only rounding makes smaller keeps its multiple.
     return max(MULTIPLE, math.floor(side / MULTIPLE + 1e-9) * MULTIPLE)
 
 
@@ -139,7 +137,7 @@ def shape_problems(
 
     Args:
         written: Names of the arguments that the recipe sets, apart from its pair.
-        pipeline_class: Class of the pipeline, where it can be told offline.
+        pipeline_class: Class of the pipeline, where it is known offline.
         has_image: Whether the scene begins with a picture.
     """
     if not has_image:

@@ -1,4 +1,4 @@
-"""A recipe that has passed every check."""
+"""Recipe: what the loader makes of a file that has passed every check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flowblend_cli.recipe.sweep.variants import Variant
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe, ready for ``recipe.expansion.expand``.
+    """A checked recipe, ready for ``recipe.expand.expansion.expand``.
 
     Args:
         path: The file.

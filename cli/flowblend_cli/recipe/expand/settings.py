@@ -1,4 +1,7 @@
-"""Who decides each argument: pair, defaults, preset, scene, line of a prompts file, sweep."""
+"""Settings of a prompt, for the expansion: the value of every argument, and who decided it.
+
+Pair, defaults, preset, scene, line of a prompts file, sweep: the later one wins.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from flowblend_cli.jobs import schedule_of
 from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.models.registry import KnownPair
 from flowblend_cli.recipe.expand.recipe import Recipe
-from flowblend_cli.recipe.prompts.presets import AUTO, Choice, Preset, choose_preset
+from flowblend_cli.recipe.prompts.presets import AUTO, Preset, PresetChoice, choose_preset
 from flowblend_cli.recipe.prompts.prompt_files import PromptLine
 from flowblend_cli.recipe.schema.ranges import DEFAULT_STEPS, StepRange
 from flowblend_cli.recipe.schema.tables import SceneFields
@@ -29,7 +32,7 @@ class Setting:
     Args:
         value: The value.
         path: The key in the recipe; None for a value that no recipe wrote.
-        origin: Who decided, in words.
+        origin: Who decided, in words for people.
     """
 
     value: Any
@@ -42,10 +45,10 @@ def scene_settings(
     presets: Mapping[str, Preset],
     index: int,
     scene: SceneFields,
-    choice: Choice | None = None,
+    choice: PresetChoice | None = None,
     line: PromptLine | None = None,
 ) -> dict[str, Setting]:
-    """The arguments of a prompt before any sweep: defaults, preset, scene, line; later wins.
+    """Merge the arguments of a prompt before any sweep: defaults, preset, scene, line; later wins.
 
     Args:
         tables: The recipe's tables.
@@ -122,19 +125,22 @@ def prompt_settings(
         variant: The combination.
         line: The line of the scene's prompts file that it comes from.
     """
-    pair, swept = variant.pair, variant.row.settings()
+    pair, swept = variant.pair, variant.combination.settings()
     lowest = {_STEPS: DEFAULT_STEPS, **(pair.defaults if pair is not None else {})}
-    own = schedule_of(variant.stages).num_inference_steps
+    own = schedule_of(variant.blend.stages).num_inference_steps
     if own is not None:
         lowest[_STEPS] = own
     layers, choice = base, None
     if scene.preset == AUTO:
         values = lowest | {key: setting.value for key, setting in layers.items()} | swept
+        defaults = recipe.tables.defaults
+        written = defaults.settings().get(_STEPS) if defaults is not None else None
         choice = choose_preset(
             prompt,
             recipe.presets,
             "picture" if is_picture(values, variant) else "clip",
-            *_steps_below(recipe.tables, lowest[_STEPS], pair),
+            lowest[_STEPS] if written is None else written,
+            _steps_origin(pair) if written is None else "[defaults]",
         )
         layers = scene_settings(recipe.tables, recipe.presets, index, scene, choice, line)
     preset = choice.preset if choice is not None else recipe.presets.get(scene.preset or "")
@@ -152,7 +158,7 @@ def prompt_settings(
             choice.words if choice is not None else (),
             choice is not None,
         ),
-        variant.row.axis_path(_STEPS) or path or ("scene", index, "preset"),
+        variant.combination.axis_path(_STEPS) or path or ("scene", index, "preset"),
         choice.suits if choice is not None else preset.steps if preset is not None else None,
     )
 
@@ -168,28 +174,21 @@ def is_picture(values: Mapping[str, Any], variant: Variant) -> bool:
     return values.get("num_frames") == 1 or not makes_clips
 
 
-def _steps_below(tables: Tables, lowest: int, pair: KnownPair | None) -> tuple[int, str]:
-    """The steps where no preset says any, and who says so."""
-    written = tables.defaults.settings().get(_STEPS) if tables.defaults is not None else None
-    if written is not None:
-        return written, "[defaults]"
-    return lowest, _lowest_origin(pair)
-
-
-def _lowest_origin(pair: KnownPair | None) -> str:
+def _steps_origin(pair: KnownPair | None) -> str:
+    """Where the steps come from that no table sets."""
     has = pair is not None and _STEPS in pair.defaults
     return f"the pair {pair.name}" if has and pair is not None else "flowblend's default"
 
 
 def _reason(
     variant: Variant,
-    choice: Choice | None,
+    choice: PresetChoice | None,
     setting: Setting | None,
     scene: SceneFields,
     line: PromptLine | None,
 ) -> str:
-    """Who decided the steps, in words."""
-    swept = variant.row.axis_path(_STEPS)
+    """Who decided the steps, in words for people."""
+    swept = variant.combination.axis_path(_STEPS)
     wins = f"[{swept[0]}]" if swept is not None else None
     if choice is not None and wins is None and _STEPS in line_settings(0, line):
         wins = setting.origin if setting is not None else None
@@ -199,4 +198,4 @@ def _reason(
         return choice.reason + (f", but {wins} sets its own steps" if wins else "")
     if wins is not None:
         return f"from {wins}"
-    return f"from {setting.origin if setting is not None else _lowest_origin(variant.pair)}"
+    return f"from {setting.origin if setting is not None else _steps_origin(variant.pair)}"

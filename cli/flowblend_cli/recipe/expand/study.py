@@ -1,9 +1,8 @@
-"""What a recipe asks to be measured and compared, as a ``Study``, and what its tables must be."""
+"""Study of a recipe: what it wants measured and compared, made for the batch and checked."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flowblend_cli.jobs import OF_STAGES, freeze
@@ -12,7 +11,7 @@ from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.schema.ranges import Exploration
 from flowblend_cli.recipe.schema.study_tables import OF_REFERENCE, OF_RUNS, DraftTable
 from flowblend_cli.recipe.schema.validation import Tables
-from flowblend_cli.recipe.source.faults import Fault
+from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.combinations import SEED, all_axes, common_axes, table_of
 from flowblend_cli.study import (
     AdaptSpec,
@@ -22,6 +21,7 @@ from flowblend_cli.study import (
     StepChoice,
     Study,
 )
+from flowblend_cli.utils.suggestions import did_you_mean
 
 HIGHEST = "highest"
 NO_REFERENCE = "reference = {} compares with none"
@@ -32,7 +32,7 @@ def make_study(
     candidates: Sequence[Candidate],
     selections: tuple[Selection, ...],
 ) -> Study:
-    """Everything of a recipe that decides no pixel.
+    """Make the study of a recipe: everything of it that decides no pixel.
 
     Args:
         recipe: The recipe.
@@ -96,7 +96,7 @@ def _adapt(tables: Tables) -> AdaptSpec | None:
 
 
 def references(tables: Tables) -> dict[str, Any]:
-    """The axes of a reference, dotted, with the value of each; ``"highest"`` is an axis's own."""
+    """The axes of a reference, dotted, with the value of each; ``"highest"`` is resolved."""
     assert tables.metrics is not None
     axes = all_axes(tables)
     found: dict[str, Any] = {}
@@ -114,59 +114,60 @@ def _highest(value: Any, values: Sequence[Any]) -> Any:
     return max(values) if value == HIGHEST and is_numeric else value
 
 
-def check_study(tables: Tables) -> Iterator[Fault]:
-    """References are of the sweep, what is weighted is measured, and drafts are drafts."""
+def check_study(tables: Tables, problems: Problems) -> None:
+    """Check that references are of the sweep, weighted metrics are measured, drafts are cheaper."""
     if tables.metrics is not None and tables.sweep is not None:
-        yield from _check_reference(tables, all_axes(tables))
-    yield from _check_score(tables)
+        _check_reference(tables, all_axes(tables), problems)
+    _check_score(tables, problems)
     if tables.draft is not None:
-        yield from _check_draft(tables.draft)
+        _check_draft(tables.draft, problems)
     if SEED in common_axes(tables):
         table = table_of(tables, SEED)
         for index, scene in enumerate(tables.scenes):
             if scene is not None and isinstance(scene.seeds, Exploration):
                 message = f"explores seeds, and [{table}] sets seed for every job: keep one of them"
-                yield Fault(("scene", index, "seeds"), message, related=(table,))
+                problems.add(("scene", index, "seeds"), message, related=(table,))
 
 
-def _check_score(tables: Tables) -> Iterator[Fault]:
+def _check_score(tables: Tables, problems: Problems) -> None:
     weights = tables.score.weights() if tables.score is not None else {}
     names = tables.metrics.names if tables.metrics is not None else None
     for key in weights:
         if names is not None and key not in names and key not in OF_RUNS:
             message = "is weighted and not measured: add it to names in [metrics]"
-            yield Fault(("score", key), message, at="key", related=("metrics",))
+            problems.add(("score", key), message, at="key", related=("metrics",))
     if tables.metrics is not None and not tables.metrics.reference:
         for key in OF_REFERENCE:
             if key in weights:
                 message = "compares with a reference, and [metrics] names none: set reference there"
-                yield Fault(("score", key), message, at="key", related=("metrics",))
+                problems.add(("score", key), message, at="key", related=("metrics",))
     if weights and not any(weights.values()):
-        yield Fault(("score",), "gives no metric a weight above 0: leave the table out")
+        problems.add(("score",), "gives no metric a weight above 0: leave the table out")
 
 
-def _check_reference(tables: Tables, axes: Mapping[str, list[Any]]) -> Iterator[Fault]:
+def _check_reference(tables: Tables, axes: Mapping[str, list[Any]], problems: Problems) -> None:
     where = ("metrics", "reference")
     found = references(tables)
     for axis, value in found.items():
         if axis == SEED:
             message = "can't be seed: a reference is of the same scene, prompt and seed"
-            yield Fault(where, message)
+            problems.add(where, message)
         elif axis in OF_STAGES:
             message = f"can't be {axis}: a job doesn't say it; {NO_REFERENCE}"
-            yield Fault(where, message, related=("sweep",))
+            problems.add(where, message, related=("sweep",))
         elif axis not in axes:
-            close = difflib.get_close_matches(axis, axes, n=1)
             known = f"axes are {', '.join(axes)}" if axes else "it has none"
-            hint = f"did you mean {close[0]!r}?" if close else f"{known}; {NO_REFERENCE}"
-            yield Fault(where, f"{axis!r} is no axis of [sweep]; {hint}", related=("sweep",))
+            hint = did_you_mean(axis, axes, f"{known}; {NO_REFERENCE}")
+            problems.add(where, f"{axis!r} is no axis of [sweep]{hint}", related=("sweep",))
         elif value not in axes[axis]:
             values = ", ".join(str(each) for each in axes[axis][:10])
+            is_numeric = _highest(HIGHEST, axes[axis]) != HIGHEST
+            or_highest = f", or {HIGHEST!r}" if is_numeric else ""
             message = (
                 f"{axis} = {value!r} is none of the sweep's values: {values}; take one of them"
-                f"{_or_highest(axes[axis])}, and {NO_REFERENCE}"
+                f"{or_highest}, and {NO_REFERENCE}"
             )
-            yield Fault(where, message, related=("sweep",))
+            problems.add(where, message, related=("sweep",))
     assert tables.metrics is not None
     for index, name in enumerate(tables.metrics.names or ()):
         if name in OF_REFERENCE and not found:
@@ -174,22 +175,18 @@ def _check_reference(tables: Tables, axes: Mapping[str, list[Any]]) -> Iterator[
                 f"{name!r} compares with a reference: say which jobs are it, such as "
                 "reference = { num_inference_steps = 100 }"
             )
-            yield Fault(("metrics", "names", index), message, related=("metrics",))
+            problems.add(("metrics", "names", index), message, related=("metrics",))
 
 
-def _or_highest(values: Sequence[Any]) -> str:
-    return f", or {HIGHEST!r}" if _highest(HIGHEST, values) != HIGHEST else ""
-
-
-def _check_draft(draft: DraftTable) -> Iterator[Fault]:
+def _check_draft(draft: DraftTable, problems: Problems) -> None:
     if draft.reject_after is None:
         if draft.reject_keep is not None:
             message = "needs reject_after: the steps after which drafts are looked at"
-            yield Fault(("draft", "reject_keep"), message, at="key", related=("draft",))
+            problems.add(("draft", "reject_keep"), message, at="key", related=("draft",))
         return
     if draft.reject_after >= draft.steps:
         message = f"must be below the {draft.steps} steps of a draft, got {draft.reject_after}"
-        yield Fault(("draft", "reject_after"), message, related=("draft",))
+        problems.add(("draft", "reject_after"), message, related=("draft",))
     if draft.reject_keep is not None and draft.reject_keep < draft.keep:
         message = f"must be at least keep ({draft.keep}), got {draft.reject_keep}"
-        yield Fault(("draft", "reject_keep"), message, related=("draft",))
+        problems.add(("draft", "reject_keep"), message, related=("draft",))

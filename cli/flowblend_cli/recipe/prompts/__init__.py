@@ -1,1 +1,1 @@
-"""From a scene's prompt text to its prompts."""
+"""Prompts: reads the prompt text of scenes, and chooses presets by its words."""

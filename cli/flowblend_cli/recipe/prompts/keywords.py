@@ -1,4 +1,4 @@
-"""Which words stand in a prompt: whole words in English, with their endings, and Chinese."""
+"""Keywords in a prompt, for presets and hints: English words with their endings, and Chinese."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _WITH_ES = ("s", "x", "z", "ch", "sh")
 
 
 @dataclass(frozen=True)
-class Found:
+class KeywordMatch:
     """A word of a list that stands in a prompt.
 
     Args:
         word: As the list has it.
         written: As the prompt has it.
-        place: Where it begins in the prompt.
+        place: Index of its first character in the prompt.
     """
 
     word: str
@@ -46,7 +46,7 @@ class _Index:
 
 
 @lru_cache(maxsize=4096)
-def find_words(prompt: str, words: tuple[str, ...]) -> tuple[Found, ...]:
+def find_words(prompt: str, words: tuple[str, ...]) -> tuple[KeywordMatch, ...]:
     """Find the words of a list in a prompt.
 
     Args:
@@ -58,28 +58,25 @@ def find_words(prompt: str, words: tuple[str, ...]) -> tuple[Found, ...]:
         What was found, in the order of the prompt; each word of the list once.
     """
     index, tokens = _index(words), _tokens(prompt)
-    found: dict[int, Found] = {}
+    found: dict[int, KeywordMatch] = {}
     for start, (token, first, _) in enumerate(tokens):
         for number, word, wanted in index.latin.get(token, ()):
             part = tokens[start : start + len(wanted)]
-            fits = len(part) == len(wanted) and all(map(_is_form, part, wanted))
+            pairs = zip(part, wanted, strict=False)
+            fits = len(part) == len(wanted) and all(one[0] in accepted for one, accepted in pairs)
             if fits and number not in found:
-                found[number] = Found(word, prompt[first : part[-1][2]], first)
+                found[number] = KeywordMatch(word, prompt[first : part[-1][2]], first)
     for number, word in index.chinese:
         place = prompt.find(word)
         if place >= 0:
-            found[number] = Found(word, word, place)
+            found[number] = KeywordMatch(word, word, place)
     return tuple(found[number] for number in sorted(found, key=lambda n: (found[n].place, n)))
 
 
 @lru_cache(maxsize=16)
 def _tokens(prompt: str) -> list[tuple[str, int, int]]:
-    """The words of a prompt as they are compared, each with where it begins and ends."""
+    """The words of a prompt as they are compared, each with its beginning and its end."""
     return [(_plain(found.group()), *found.span()) for found in _WORD.finditer(prompt)]
-
-
-def _is_form(token: tuple[str, int, int], wanted: frozenset[str]) -> bool:
-    return token[0] in wanted
 
 
 @cache
@@ -99,7 +96,7 @@ def _index(words: tuple[str, ...]) -> _Index:
 def forms(word: str) -> frozenset[str]:
     """A word, and the endings that English gives a noun in the plural or a verb with "it".
 
-    Longer endings make other words: a hand that is waving is no wave.
+    Longer endings make other words: "waving" isn't found for "wave".
     """
     word = _plain(word)
     found = {word, word + "s"}
@@ -119,8 +116,7 @@ def _plain(word: str) -> str:
 def word_lists() -> dict[str, Any]:
     """The lists of words that come with flowblend."""
     text = (files("flowblend_cli") / "data" / "wording.toml").read_text("utf-8")
-    return {name: _frozen(table) for name, table in tomli.loads(text).items()}
-
-
-def _frozen(table: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(value) if isinstance(value, list) else value for k, value in table.items()}
+    return {
+        name: {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        for name, table in tomli.loads(text).items()
+    }

@@ -1,4 +1,4 @@
-"""Step presets by kind of scene: the shipped ones, and what a recipe adds or overrides."""
+"""Presets by kind of scene: shipped ones, a recipe's own, and ``preset = "auto"``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import tomli
 
 from flowblend_cli.models.bundled import PRESETS, bundled_dir
-from flowblend_cli.recipe.prompts.keywords import Found, find_words, word_lists
+from flowblend_cli.recipe.prompts.keywords import KeywordMatch, find_words, word_lists
 from flowblend_cli.recipe.schema.ranges import StepRange
 from flowblend_cli.recipe.schema.tables import PresetFields, PresetTable
 
@@ -37,7 +37,7 @@ class Preset:
 
     @property
     def steps(self) -> StepRange | None:
-        """How many steps suit it, where it says so."""
+        """How many steps suit it; None where it sets none."""
         value = self.settings.get("num_inference_steps")
         return value if isinstance(value, StepRange) else None
 
@@ -47,6 +47,47 @@ class Preset:
             key: value.start if isinstance(value, StepRange) else value
             for key, value in self.settings.items()
         }
+
+
+@dataclass(frozen=True)
+class PresetChoice:
+    """What was chosen for one prompt.
+
+    Args:
+        preset: The preset; None where no word hints at any.
+        words: The words that decided, as the prompt has them.
+        suits: How many steps suit the prompt; None where no preset sets any.
+        steps: How many steps a render starts with.
+        reason: Why, in words for people.
+    """
+
+    preset: Preset | None
+    words: tuple[str, ...]
+    suits: StepRange | None
+    steps: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class _PresetMatch:
+    """A preset of which words stand in a prompt."""
+
+    preset: Preset
+    found: tuple[KeywordMatch, ...]
+
+    @property
+    def is_cap(self) -> bool:
+        """Whether the preset only sets how many steps are too many."""
+        return self.preset.steps is not None and self.preset.steps.low is None
+
+    @property
+    def words(self) -> str:
+        return _quoted(each.written for each in self.found)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """More words win; of equally many, those that stand first in the prompt."""
+        return -len(self.found), self.found[0].place
 
 
 @cache
@@ -85,48 +126,9 @@ def _settings(table: PresetFields) -> dict[str, Any]:
     return {key: getattr(table, key) for key in table.settings()}
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What was chosen for one prompt.
-
-    Args:
-        preset: The preset; None where no word hints at any.
-        words: The words that decided, as the prompt has them.
-        suits: How many steps suit the prompt; None where nothing says so.
-        steps: How many steps a render starts with.
-        reason: All of it in words.
-    """
-
-    preset: Preset | None
-    words: tuple[str, ...]
-    suits: StepRange | None
-    steps: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class _Match:
-    preset: Preset
-    found: tuple[Found, ...]
-
-    @property
-    def is_cap(self) -> bool:
-        """Whether the preset only says how many steps are too many."""
-        return self.preset.steps is not None and self.preset.steps.low is None
-
-    @property
-    def words(self) -> str:
-        return _quoted(each.written for each in self.found)
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """More words win; of equally many, those that stand first in the prompt."""
-        return -len(self.found), self.found[0].place
-
-
 def choose_preset(
     prompt: str, presets: Mapping[str, Preset], medium: str, steps: int, origin: str
-) -> Choice:
+) -> PresetChoice:
     """Choose a preset by the words of a prompt.
 
     The preset with the most words is taken. One that only has a ceiling, such as several subjects
@@ -136,11 +138,11 @@ def choose_preset(
         prompt: The prompt.
         presets: The presets by name.
         medium: ``"clip"`` or ``"picture"``: what is rendered.
-        steps: How many steps the job has where no preset says it.
-        origin: Who says so, in words.
+        steps: How many steps the job has where no preset sets them.
+        origin: Where these come from, in words for people.
     """
     matches = [
-        _Match(preset, found)
+        _PresetMatch(preset, found)
         for preset in presets.values()
         if preset.medium in (None, medium) and (found := find_words(prompt, preset.keywords))
     ]
@@ -170,15 +172,15 @@ def choose_preset(
         reasons.append(f"starts at {start}")
     reason = "; ".join(reasons)
     chosen = winner.preset if winner is not None else None
-    return Choice(chosen, tuple(each.written for each in words), suits, start, reason)
+    return PresetChoice(chosen, tuple(each.written for each in words), suits, start, reason)
 
 
-def _why(winner: _Match | None, rivals: list[_Match], steps: int, origin: str) -> str:
+def _why(winner: _PresetMatch | None, rivals: list[_PresetMatch], steps: int, origin: str) -> str:
     if winner is None:
         return f"no word of a preset in the prompt, so {steps} steps from {origin}"
     range_ = winner.preset.steps
-    says = f" ({range_} steps)" if range_ is not None else f", which leaves {steps} from {origin}"
-    why = f"preset {winner.preset.name}{says} by {winner.words}"
+    which = f" ({range_} steps)" if range_ is not None else f", which leaves {steps} from {origin}"
+    why = f"preset {winner.preset.name}{which} by {winner.words}"
     tied = [m for m in rivals if m is not winner and len(m.found) == len(winner.found)]
     if tied:
         others = " and ".join(f"{m.preset.name} by {m.words}" for m in tied)

@@ -1,8 +1,7 @@
-"""Files of prompts: one a line, with musubi-tuner's flags for the settings of each."""
+"""Prompt files: one prompt a line, with musubi-tuner's flags for the settings of each."""
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from flowblend_cli.recipe.schema.tables import FlowShift, Seed, Text
 from flowblend_cli.recipe.schema.validation import explain
 from flowblend_cli.recipe.source.text_files import entries, read_lines
 from flowblend_cli.text import shorten
+from flowblend_cli.utils.suggestions import closest
 
 SEED, IMAGE, FLOW_SHIFT = "seed", "image", "flow_shift"
 # What each flag sets, by diffusers' names.
@@ -46,8 +46,8 @@ class PromptLine:
         text: The prompt as it is written, without its flags.
         settings: Pipeline arguments that its flags set, by diffusers' names.
         seed: Its own seed, if it has one.
-        flow_shift: Its own shift of the noise levels, likewise.
-        image: Its own picture, likewise.
+        flow_shift: Its own shift of the noise levels, if it has one.
+        image: Its own picture, if it has one.
     """
 
     file: str
@@ -66,7 +66,7 @@ class PromptLine:
 
     @property
     def identity(self) -> str:
-        """What its flags set, but for the seed, as text; empty where they set nothing."""
+        """What its flags set, without the seed, as text; empty where they set nothing."""
         if not self.has_flags:
             return ""
         values = {**self.settings, FLOW_SHIFT: self.flow_shift, IMAGE: self.image}
@@ -74,12 +74,12 @@ class PromptLine:
 
     @property
     def where(self) -> str:
-        """File and line, in front of what is said about it."""
+        """File and line, as messages about it begin."""
         return f"{self.file}:{self.line}: "
 
 
 class LineProblem(NamedTuple):
-    """Something that is wrong with a file of prompts: its line, from 1 or None, and what."""
+    """Something that is wrong with a file of prompts, and its line from 1; None for no line."""
 
     line: int | None
     message: str
@@ -91,7 +91,7 @@ def read_prompts(name: str, recipe_dir: Path, problems: list[LineProblem]) -> li
     Args:
         name: As the recipe writes it: a path below ``recipe_dir``.
         recipe_dir: The recipe's folder.
-        problems: Where everything that is wrong goes.
+        problems: Where problems go.
 
     Returns:
         The prompts that are sound; blank lines and ``#`` comments are none.
@@ -119,7 +119,7 @@ def _parse(name: str, number: int, line: str) -> PromptLine:
     """A line with flags.
 
     Raises:
-        ValueError: Its arguments are everything that is wrong with it.
+        ValueError: Something is wrong; each argument is one problem.
     """
     text, *pieces = _FLAG.split(line)
     values: dict[str, Any] = {}
@@ -141,13 +141,10 @@ def _parse(name: str, number: int, line: str) -> PromptLine:
 def _key(flag: str) -> str:
     if flag in FLAGS:
         return FLAGS[flag]
-    close = difflib.get_close_matches(flag, [*FLAGS, *FLAG_OF], n=1)
-    hint = f"did you mean --{FLAG_OF.get(close[0], close[0])}?" if close else "known are:"
+    meant = closest(flag, [*FLAGS, *FLAG_OF])
     known = ", ".join(f"--{short} {key}" for short, key in FLAGS.items())
-    raise ValueError(
-        f"unknown flag --{shorten(flag)}; {hint if close else f'{hint} {known}'}; write a space "
-        "after -- that is text"
-    )
+    hint = f"did you mean --{FLAG_OF.get(meant, meant)}?" if meant else f"known are: {known}"
+    raise ValueError(f"unknown flag --{shorten(flag)}; {hint}; write a space after -- that is text")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""``sample = n``: some of many prompts, the same ones on every machine.
+"""Samples: ``sample = n`` draws some of many prompts, the same ones on every machine.
 
 Each draw follows from the seed and the texts themselves, so that files may be reordered freely,
 and a new entry takes the place of few.
@@ -11,7 +11,7 @@ import hashlib
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 
-from flowblend_cli.recipe.prompts.template import MANY, Choice, Expanded, Template
+from flowblend_cli.recipe.prompts.template import MANY, Alternatives, Expanded, Template
 from flowblend_cli.recipe.source.limits import MAX_SAMPLE
 
 # Up to so many prompts, all are made and ranked; of more, single ones are drawn.
@@ -35,9 +35,9 @@ def draw_sample(
         known, else as they were drawn.
 
     Raises:
-        ValueError: There are fewer different prompts, as far as was looked.
+        ValueError: There are fewer different prompts, or so few that the search gave up.
     """
-    whole = Choice(tuple(templates.values()), tuple(templates))
+    whole = Alternatives(tuple(templates.values()), tuple(templates))
     if whole.ends[-1] <= MOST_RANKED:
         return _ranked(whole.options, number, seed)
     found: dict[str, tuple[int, Expanded]] = {}
@@ -66,8 +66,8 @@ def _ranked(templates: Sequence[Template], number: int, seed: int) -> list[tuple
     return [each for text, each in found.items() if text in kept]
 
 
-def _draws(whole: Choice, number: int, seed: int) -> Iterator[tuple[int, Expanded]]:
-    """Draw after draw: entry by entry first, then, should that repeat itself, evenly."""
+def _draws(whole: Alternatives, number: int, seed: int) -> Iterator[tuple[int, Expanded]]:
+    """Draw prompts: by entries first, and evenly where that finds too few different ones."""
     rings: dict[int, _Ring] = {}
     for draw in range(_TRIES * number + 1000):
         picker = _Picker(seed, draw, rings)
@@ -82,7 +82,7 @@ def _draws(whole: Choice, number: int, seed: int) -> Iterator[tuple[int, Expande
 
 
 class _Picker:
-    """What one draw takes of each choice that it comes by."""
+    """Chooses one option of each place of alternatives, for one draw."""
 
     def __init__(self, seed: int, draw: int, rings: dict[int, _Ring]) -> None:
         self._seed = seed
@@ -90,7 +90,7 @@ class _Picker:
         self._rings = rings
         self._number = 0
 
-    def __call__(self, choice: Choice) -> int:
+    def __call__(self, choice: Alternatives) -> int:
         ring = self._rings.get(id(choice))
         if ring is None:
             ring = self._rings[id(choice)] = _Ring(choice, self._seed)
@@ -101,7 +101,7 @@ class _Picker:
 class _Ring:
     """Points of every option on a circle: a draw takes the next one, so a new option takes few."""
 
-    def __init__(self, choice: Choice, seed: int) -> None:
+    def __init__(self, choice: Alternatives, seed: int) -> None:
         self._choice = choice  # kept, since the ring goes by its id
         points = []
         for index, name in enumerate(choice.names):

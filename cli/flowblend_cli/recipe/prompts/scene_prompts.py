@@ -1,4 +1,4 @@
-"""The prompts of each scene: from its own key or a file, expanded, and drawn from."""
+"""ScenePrompts: the prompts of each scene, read from its own key or a file, for the expansion."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.recipe.prompts.presets import AUTO, Preset
 from flowblend_cli.recipe.prompts.prompt_files import FLAG_OF, LineProblem, PromptLine, read_prompts
 from flowblend_cli.recipe.prompts.sample import draw_sample
-from flowblend_cli.recipe.prompts.template import Choice, Expanded, Template
+from flowblend_cli.recipe.prompts.template import Alternatives, Expanded, Template
 from flowblend_cli.recipe.prompts.wildcards import Wildcards
 from flowblend_cli.recipe.schema.ranges import Exploration
 from flowblend_cli.recipe.schema.tables import RecipeTable, SceneFields, SceneTable
 from flowblend_cli.recipe.schema.validation import Tables, mistyped
 from flowblend_cli.recipe.source.document import RecipeSource
-from flowblend_cli.recipe.source.faults import Fault
+from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.combinations import all_axes
 from flowblend_cli.recipe.sweep.matrix import Binder, variable_names
 from flowblend_cli.utils.toml_positions import KeyPath
@@ -28,7 +28,7 @@ _NEGATIVE = "negative_prompt"
 
 @dataclass(frozen=True, eq=False)
 class WrittenPrompt:
-    """A prompt as somebody wrote it.
+    """A prompt as it is written.
 
     Args:
         text: The template.
@@ -42,9 +42,9 @@ class WrittenPrompt:
     path: KeyPath
     line: PromptLine | None = None
 
-    def fault(self, message: str) -> Fault:
-        """A fault of this prompt; one of a file names its line."""
-        return Fault(self.path, f"{self.line.where if self.line else ''}{message}")
+    def add_problem(self, problems: Problems, message: str) -> None:
+        """Add a problem of this prompt; one of a file names its line."""
+        problems.add(self.path, f"{self.line.where if self.line else ''}{message}")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ScenePrompts:
     Args:
         written: Its templates.
         sample: How many prompts are drawn; None for all.
-        sample_seed: By which seed.
+        sample_seed: The seed that they are drawn by.
         is_most: Whether ``sample`` is only the most that there may be.
         negative_variables: Variables that its negative prompts may have.
     """
@@ -82,37 +82,34 @@ class ScenePrompts:
         return any(
             each.line is not None
             or each.path[-1] != "prompt"
-            or any(isinstance(part, Choice) for part in each.template.parts)
+            or any(isinstance(part, Alternatives) for part in each.template.parts)
             for each in self.written
         )
 
-    def expand(self, faults: list[Fault]) -> Iterator[tuple[WrittenPrompt, Expanded]]:
-        """Every prompt with the template that it comes from.
+    def expand(self, problems: Problems) -> Iterator[tuple[WrittenPrompt, Expanded]]:
+        """Make every prompt, with the template that it comes from.
 
         Args:
-            faults: Where faults go: a prompt that is too long, fewer prompts than ``sample``.
+            problems: Where problems go: a prompt that is too long, fewer prompts than ``sample``.
         """
         total = sum(each.template.count for each in self.written)
         if self.sample is not None and not (self.is_most and total <= self.sample):
+            sources = {each.text: each for each in self.written}
+            templates = {text: each.template for text, each in sources.items()}
             try:
-                templates = {each.text: each for each in self.written}
-                drawn = draw_sample(
-                    {text: each.template for text, each in templates.items()},
-                    self.sample,
-                    self.sample_seed,
-                )
+                drawn = draw_sample(templates, self.sample, self.sample_seed)
             except ValueError as error:
                 path = (*self.written[0].path[:2], "sample")
-                faults.append(Fault(path, str(error), related=("scene", "recipe")))
+                problems.add(path, str(error), related=("scene", "recipe"))
                 return
-            sources = list(templates.values())
-            yield from ((sources[index], prompt) for index, prompt in drawn)
+            by_index = list(sources.values())
+            yield from ((by_index[index], prompt) for index, prompt in drawn)
             return
         for each in self.written:
             try:
                 yield from ((each, prompt) for prompt in each.template.prompts())
             except ValueError as error:
-                faults.append(each.fault(str(error)))
+                each.add_problem(problems, str(error))
 
 
 @dataclass
@@ -144,7 +141,7 @@ def find_prompts(
     presets: Mapping[str, Preset],
     source: RecipeSource,
     recipe_dir: Path,
-    faults: list[Fault],
+    problems: Problems,
 ) -> Prompts:
     """Read the prompts of every scene.
 
@@ -153,40 +150,38 @@ def find_prompts(
         presets: The presets by name.
         source: The recipe.
         recipe_dir: Folder that wildcards and prompt files are in, or below.
-        faults: Where faults go.
+        problems: Where problems go.
     """
     recipe = tables.recipe or RecipeTable()
     variables = frozenset(variable_names(tables, source.document))
     wildcards = Wildcards(recipe_dir, recipe.wildcards, variables)
-    binder, found = Binder(tables.matrix), Prompts()
+    binder, prompts = Binder(tables.matrix), Prompts()
     files = []
     for index, scene in enumerate(tables.scenes):
         if scene is None:
             continue
         document = source.document["scene"][index]
-        is_list = isinstance(document.get("prompt"), list)
-        before = len(faults)
         if scene.prompts_file is not None:
             files.append(scene.prompts_file)
         if {"prompt", "prompts_file"} & mistyped(document, SceneTable):
-            continue  # the key that was meant is told already
-        written = tuple(_written(scene, index, is_list, recipe_dir, wildcards, faults))
+            continue  # the key that was meant is reported already
+        reader = _SceneReader(scene, index, recipe_dir, wildcards)
+        written = tuple(reader.read(is_list=isinstance(document.get("prompt"), list)))
         if scene.sample_seed is not None and scene.sample is None and recipe.sample is None:
             path = ("scene", index, "sample_seed")
-            faults.append(Fault(path, "draws nothing: set sample as well", at="key"))
-        if len(faults) == before and written:
-            seed = scene.sample_seed if scene.sample_seed is not None else recipe.sample_seed
-            sample = scene.sample or recipe.sample
+            reader.problems.add(path, "draws nothing: set sample as well", at="key")
+        problems.extend(reader.problems)
+        if written and not reader.problems:
             negative = _negative_prompts(tables, presets, scene, written)
-            found.scenes[index] = ScenePrompts(
+            prompts.scenes[index] = ScenePrompts(
                 written,
-                sample,
-                seed,
+                scene.sample or recipe.sample,
+                scene.sample_seed if scene.sample_seed is not None else recipe.sample_seed,
                 scene.sample is None,
                 frozenset[str]().union(*map(binder.find, negative)),
             )
-    found.files = tuple(dict.fromkeys((*files, *wildcards.files)))
-    return found
+    prompts.files = tuple(dict.fromkeys((*files, *wildcards.files)))
+    return prompts
 
 
 def _negative_prompts(
@@ -197,73 +192,73 @@ def _negative_prompts(
 ) -> set[str]:
     """Every negative prompt that a job of a scene may have, as it is written."""
     chosen = presets.values() if scene.preset == AUTO else [presets.get(scene.preset or "")]
-    layers: list[Mapping[str, Any]] = [
+    settings: list[Mapping[str, Any]] = [
         tables.defaults.settings() if tables.defaults is not None else {},
         *(preset.settings for preset in chosen if preset is not None),
         scene.settings(),
         *(each.line.settings for each in written if each.line is not None),
         *({_NEGATIVE: value} for value in all_axes(tables).get(_NEGATIVE, ())),
     ]
-    return {layer[_NEGATIVE] for layer in layers if _NEGATIVE in layer}
+    return {each[_NEGATIVE] for each in settings if _NEGATIVE in each}
 
 
-def _written(
-    scene: SceneFields,
-    index: int,
-    is_list: bool,
-    recipe_dir: Path,
-    wildcards: Wildcards,
-    faults: list[Fault],
-) -> Iterator[WrittenPrompt]:
-    path: KeyPath = ("scene", index, "prompt")
-    if scene.prompts_file is None and scene.prompt is None:
-        message = "is missing: say what to show, or name a prompts_file"
-        faults.append(Fault(path, message, at="key"))
-    elif scene.prompts_file is not None and scene.prompt is not None:
-        path = ("scene", index, "prompts_file")
-        faults.append(Fault(path, "stands beside prompt: keep one of them", at="key"))
-    elif scene.prompts_file is not None:
-        yield from _of_file(scene, scene.prompts_file, index, recipe_dir, wildcards, faults)
-    for place, text in enumerate(scene.prompt or ()):
-        here: KeyPath = ("scene", index, "prompt", *((place,) if is_list else ()))
-        try:
-            if not text.strip():
-                raise ValueError("must not be blank")
-            yield WrittenPrompt(text, wildcards.parse(text), here)
-        except ValueError as error:
-            faults.append(Fault(here, str(error)))
+class _SceneReader:
+    """Reads the prompts that one scene writes or names, and keeps what is wrong with them."""
+
+    def __init__(
+        self, scene: SceneFields, index: int, recipe_dir: Path, wildcards: Wildcards
+    ) -> None:
+        self.problems = Problems()
+        self._scene = scene
+        self._path: KeyPath = ("scene", index)
+        self._recipe_dir = recipe_dir
+        self._wildcards = wildcards
+
+    def read(self, *, is_list: bool) -> Iterator[WrittenPrompt]:
+        """Read the prompts; ``is_list`` says whether ``prompt`` is written as a list."""
+        file, prompts = self._scene.prompts_file, self._scene.prompt
+        if file is None and prompts is None:
+            message = "is missing: say what to show, or name a prompts_file"
+            self.problems.add((*self._path, "prompt"), message, at="key")
+        elif file is not None and prompts is not None:
+            message = "stands beside prompt: keep one of them"
+            self.problems.add((*self._path, "prompts_file"), message, at="key")
+        elif file is not None:
+            yield from self._read_file(file)
+        for place, text in enumerate(prompts or ()):
+            path: KeyPath = (*self._path, "prompt", *((place,) if is_list else ()))
+            try:
+                if not text.strip():
+                    raise ValueError("must not be blank")
+                yield WrittenPrompt(text, self._wildcards.parse(text), path)
+            except ValueError as error:
+                self.problems.add(path, str(error))
+
+    def _read_file(self, file: str) -> Iterator[WrittenPrompt]:
+        path: KeyPath = (*self._path, "prompts_file")
+        problems: list[LineProblem] = []
+        for line in read_prompts(file, self._recipe_dir, problems):
+            if line.seed is not None and isinstance(self._scene.seeds, Exploration):
+                message = "--d sets a seed, and the scene explores seeds: remove one of them"
+                problems.append(LineProblem(line.line, message))
+            try:
+                yield WrittenPrompt(line.text, self._wildcards.parse(line.text), path, line)
+            except ValueError as error:
+                problems.append(LineProblem(line.line, str(error)))
+        for number, message in problems:
+            where = f"{file}:{number}: " if number is not None else ""
+            self.problems.add(path, f"{where}{message}")
 
 
-def _of_file(
-    scene: SceneFields,
-    file: str,
-    index: int,
-    recipe_dir: Path,
-    wildcards: Wildcards,
-    faults: list[Fault],
-) -> Iterator[WrittenPrompt]:
-    path: KeyPath = ("scene", index, "prompts_file")
-    problems: list[LineProblem] = []
-    for line in read_prompts(file, recipe_dir, problems):
-        if line.seed is not None and isinstance(scene.seeds, Exploration):
-            message = "--d sets a seed, and the scene explores seeds: remove one of them"
-            problems.append(LineProblem(line.line, message))
-        try:
-            yield WrittenPrompt(line.text, wildcards.parse(line.text), path, line)
-        except ValueError as error:
-            problems.append(LineProblem(line.line, str(error)))
-    for number, message in problems:
-        where = f"{file}:{number}: " if number is not None else ""
-        faults.append(Fault(path, f"{where}{message}"))
-
-
-def check_lines(prompts: Prompts, pipeline_classes: Iterable[str | None]) -> Iterator[Fault]:
-    """Every flag in a file sets an argument that the pipeline takes, where its class is known."""
+def check_lines(
+    prompts: Prompts, pipeline_classes: Iterable[str | None], problems: Problems
+) -> None:
+    """Check that pipelines take what flags in files set, where their class is known."""
     table = argument_table()
     classes = [each for each in dict.fromkeys(pipeline_classes) if each in table.pipelines]
     for _, written, line in prompts.lines:
         for name in line.settings:
             for pipeline_class in classes:
                 if name in table.arguments and not table.takes(pipeline_class, name):
-                    flag = FLAG_OF[name]
-                    yield written.fault(f"{pipeline_class} takes no {name}: remove --{flag}")
+                    message = f"{pipeline_class} takes no {name}: remove --{FLAG_OF[name]}"
+                    written.add_problem(problems, message)

@@ -1,9 +1,8 @@
-"""The syntax of prompts: ``{a|b}``, ``{variable}``, ``__wildcard__``, and all of it literally."""
+"""Templates: the syntax of prompts, ``{a|b}``, ``{variable}``, ``__wildcard__``, and escapes."""
 
 from __future__ import annotations
 
 import bisect
-import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +11,9 @@ from functools import cached_property
 
 from flowblend_cli.recipe.source.limits import MAX_PROMPT
 from flowblend_cli.text import shorten
+from flowblend_cli.utils.suggestions import closest
 
-# As many prompts as this, or more: nobody counts further.
+# Counting stops at so many prompts.
 MANY = 10**18
 
 _PIECE = re.compile(
@@ -31,7 +31,7 @@ class Variable:
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class Alternatives:
     """A place that takes one of several texts.
 
     Args:
@@ -58,7 +58,7 @@ class Expanded:
 
     Args:
         parts: Texts and variables.
-        choices: What was chosen, from left to right; what stands inside of a choice is its part.
+        choices: What was chosen, from left to right; inner choices are part of the outer one.
     """
 
     parts: tuple[str | Variable, ...]
@@ -79,7 +79,7 @@ class Expanded:
         return "".join(p if isinstance(p, str) else values[p.name] for p in self.parts)
 
 
-Pick = Callable[[Choice], int]
+Pick = Callable[[Alternatives], int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ class Template:
         depth: How many wildcard files stand inside one another in it.
     """
 
-    parts: tuple[str | Variable | Choice, ...]
+    parts: tuple[str | Variable | Alternatives, ...]
     depth: int = 0
 
     @cached_property
@@ -99,7 +99,7 @@ class Template:
         """How many prompts it stands for, ``MANY`` where there are as many or more."""
         count = 1
         for part in self.parts:
-            if isinstance(part, Choice):
+            if isinstance(part, Alternatives):
                 count = min(count * part.ends[-1], MANY)
         return count
 
@@ -110,7 +110,7 @@ class Template:
         for part in self.parts:
             if isinstance(part, Variable):
                 found.add(part.name)
-            elif isinstance(part, Choice):
+            elif isinstance(part, Alternatives):
                 found.update(*(option.variables for option in part.options))
         return frozenset(found)
 
@@ -140,7 +140,7 @@ class Template:
 
 
 class _Maker:
-    """Makes one prompt; gives up on one that is too long, however little of it is text."""
+    """Makes one prompt; gives up on one that is too long, even if little of it is text."""
 
     def __init__(self) -> None:
         self._parts: list[str | Variable] = []
@@ -165,10 +165,10 @@ class _Maker:
         places = []
         for part in reversed(template.parts):
             places.append(0)
-            if isinstance(part, Choice):
+            if isinstance(part, Alternatives):
                 index, places[-1] = divmod(index, part.ends[-1])
         for part, place in zip(template.parts, reversed(places), strict=True):
-            if isinstance(part, Choice):
+            if isinstance(part, Alternatives):
                 number = bisect.bisect_right(part.ends, place)
                 first = part.ends[number - 1] if number else 0
                 with self._choosing():
@@ -178,7 +178,7 @@ class _Maker:
 
     def _draw(self, template: Template, pick: Pick) -> None:
         for part in template.parts:
-            if isinstance(part, Choice):
+            if isinstance(part, Alternatives):
                 with self._choosing():
                     self._draw(part.options[pick(part)], pick)
             else:
@@ -203,7 +203,7 @@ class _Maker:
 
 
 def problem_of(text: str) -> str | None:
-    """What is wrong with a prompt with everything put in; None if nothing is."""
+    """What is wrong with a prompt in which everything is filled in; None if nothing is."""
     if not text.strip():
         return "makes a blank prompt: write a word into or beside what may be empty"
     return too_long() if len(text) > MAX_PROMPT else None
@@ -217,7 +217,7 @@ def too_long() -> str:
 def parse_template(
     text: str,
     variables: Collection[str] = (),
-    wildcard: Callable[[str], Choice] | None = None,
+    wildcard: Callable[[str], Alternatives] | None = None,
 ) -> Template:
     """Read a prompt.
 
@@ -245,17 +245,17 @@ def escape(text: str) -> str:
 
 @dataclass(frozen=True)
 class _Wildcard:
-    """A wildcard that isn't looked up yet: what stands around it may be wrong itself."""
+    """A wildcard that isn't looked up yet, because the text around it may be wrong."""
 
     name: str
 
 
-_Part = str | Variable | Choice | _Wildcard
+_Part = str | Variable | Alternatives | _Wildcard
 
 
 class _Parser:
     def __init__(
-        self, variables: Collection[str], wildcard: Callable[[str], Choice] | None
+        self, variables: Collection[str], wildcard: Callable[[str], Alternatives] | None
     ) -> None:
         self._variables = variables
         self._wildcard = wildcard
@@ -290,26 +290,26 @@ class _Parser:
                 self._options[-1].append(part)
                 self._texts[-1] += piece
 
-    def _closed(self) -> Variable | Choice:
+    def _closed(self) -> Variable | Alternatives:
         if self._options is None:
             raise ValueError("has a } that nothing opened: write }} for a literal brace")
         if len(self._options) > 1:
             # What is offered twice is one alternative.
             offered = dict(zip(self._texts, self._options, strict=True))
             options = tuple(Template(self._joined(option)) for option in offered.values())
-            return Choice(options, tuple(offered))
+            return Alternatives(options, tuple(offered))
         name = self._texts[0]
         if name in self._variables:
             return Variable(name)
-        close = difflib.get_close_matches(name, self._variables, n=1)
+        meant = closest(name, self._variables)
         known = " and is no variable of [matrix]" if self._variables else ""
-        hint = f"; did you mean {{{close[0]}}}?" if close else ""
+        hint = f"; did you mean {{{meant}}}?" if meant else ""
         raise ValueError(
             f"has {shorten(f'{{{name}}}')}, which offers no alternatives{known}{hint}: write "
             "{a|b}, or {{ and }} for literal braces"
         )
 
-    def _look_up(self, name: str) -> Choice:
+    def _look_up(self, name: str) -> Alternatives:
         if self._wildcard is None:
             raise ValueError(f"has the wildcard __{name}__, which nothing here stands for")
         choice = self._wildcard(name)
@@ -317,9 +317,9 @@ class _Parser:
         self._depth = max(self._depth, depth)
         return choice
 
-    def _joined(self, parts: list[_Part]) -> tuple[str | Variable | Choice, ...]:
+    def _joined(self, parts: list[_Part]) -> tuple[str | Variable | Alternatives, ...]:
         """The parts with wildcards looked up, and neighbouring texts joined."""
-        joined: list[str | Variable | Choice] = []
+        joined: list[str | Variable | Alternatives] = []
         for part in parts:
             if isinstance(part, _Wildcard):
                 joined.append(self._look_up(part.name))

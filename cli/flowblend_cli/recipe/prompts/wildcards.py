@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import os
 import re
 from collections.abc import Collection
 from pathlib import Path
 
-from flowblend_cli.recipe.prompts.template import Choice, Template, parse_template
+from flowblend_cli.recipe.prompts.template import Alternatives, Template, parse_template
 from flowblend_cli.recipe.source.limits import MAX_WILDCARD_DEPTH
 from flowblend_cli.recipe.source.text_files import entries, locate, read_lines
 from flowblend_cli.text import shorten
+from flowblend_cli.utils.suggestions import closest
 
-_PART = re.compile(r"[^\W_][\w.-]*")
+_NAME = re.compile(r"[^\W_][\w.-]*(?:/[^\W_][\w.-]*)*")
 _LONGEST = 100
 _MOST_SHOWN = 5
 _MOST_LISTED = 1000
@@ -33,12 +33,12 @@ class Wildcards:
         self._recipe_dir = recipe_dir
         self._folder = folder
         self._variables = variables
-        self._known: dict[str, Choice | str] = {}
+        self._known: dict[str, Alternatives | str] = {}
         self._open: list[str] = []
         self.files: list[str] = []
         """The files that were read, relative to the recipe's folder."""
 
-    def find(self, name: str) -> Choice:
+    def find(self, name: str) -> Alternatives:
         """What a wildcard stands for.
 
         Args:
@@ -77,8 +77,8 @@ class Wildcards:
             raise ValueError(_too_deep(f"{template.depth} deep"))
         return template
 
-    def _read(self, name: str) -> Choice:
-        if len(name) > _LONGEST or not all(_is_part(part) for part in name.split("/")):
+    def _read(self, name: str) -> Alternatives:
+        if len(name) > _LONGEST or not _NAME.fullmatch(name) or ".." in name:
             raise ValueError(
                 f"{shorten(f'__{name}__')} is no wildcard: its name may have up to {_LONGEST} "
                 "letters, digits, - _ . and / for folders; write ____ for a literal __"
@@ -94,20 +94,20 @@ class Wildcards:
         problems = []
         for number, line in lines:
             if line in options:
-                continue  # an entry that is there twice is one entry
+                continue  # an entry that stands there twice is one entry
             try:
                 options[line] = self.parse(line)
             except ValueError as error:
                 problems.append(f"{file}:{number}: {error}")
         if problems:
             raise ValueError(f"{'; '.join(problems[:_MOST_SHOWN])}")
-        return Choice(tuple(options.values()), tuple(options))
+        return Alternatives(tuple(options.values()), tuple(options))
 
     def _missing(self, name: str, file: str) -> str:
         there = self._names()
-        close = difflib.get_close_matches(name, there, n=1)
-        if close:
-            hint = f"did you mean __{close[0]}__?"
+        meant = closest(name, there)
+        if meant:
+            hint = f"did you mean __{meant}__?"
         elif there:
             hint = f"there are {', '.join(there[:10])}{'...' if len(there) > 10 else ''}"
         else:
@@ -115,7 +115,7 @@ class Wildcards:
         return f"there is no file {file!r} for __{name}__; {hint}; write ____ for a literal __"
 
     def _names(self) -> list[str]:
-        """The wildcards that are there, as far as anyone would list them."""
+        """The names of the wildcards that there are, at most a thousand or so."""
         names: list[str] = []
         root = self._recipe_dir / self._folder
         for folder, _, files in itertools.islice(os.walk(root), _MOST_LISTED):
@@ -124,10 +124,6 @@ class Wildcards:
             if len(names) > _MOST_LISTED:
                 break
         return sorted(names)
-
-
-def _is_part(part: str) -> bool:
-    return _PART.fullmatch(part) is not None and ".." not in part
 
 
 def _too_deep(how: str) -> str:

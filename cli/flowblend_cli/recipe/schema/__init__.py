@@ -1,1 +1,1 @@
-"""The keys of a recipe and the values that they take."""
+"""Schema: the keys of a recipe, and the values that they take."""

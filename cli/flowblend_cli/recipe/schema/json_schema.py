@@ -1,4 +1,4 @@
-"""A whole recipe as one pydantic model, and the JSON Schema that is made of it."""
+"""JSON Schema of recipes, for editors and ``--set``, made of one pydantic model of a recipe."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Names that are safe as file names, and the template that makes a job's name.
 
-A job's name never leaves the output folder: it holds no separator, no control character, no
-``..`` and no drive letter, whatever the recipe says.
+No recipe can make a job's name leave the output folder: it holds no separator, no control
+character, no ``..`` and no drive letter.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def template_fields(template: str) -> list[str]:
 
 
 def fill(template: str, fields: Mapping[str, Any]) -> str:
-    """Fill a checked template; text from the recipe only ever enters as one safe value.
+    """Fill a checked template; text from the recipe enters as one safe value only.
 
     Raises:
         ValueError: The name would be unsafe.
@@ -130,7 +130,7 @@ def safe_value(value: Any) -> str:
 
 
 def short_value(value: str) -> str:
-    """Write free text for a file name: what it would lose is told apart by a part of its hash."""
+    """Write free text for a file name; where that loses something, a part of its hash is added."""
     safe = safe_value(value)
     cut = safe.encode()[:MAX_VALUE_BYTES].decode("utf-8", "ignore")
     if cut == value.replace(" ", "_"):
@@ -155,7 +155,7 @@ def slug(text: str, most_bytes: int = MAX_VALUE_BYTES) -> str:
 
 
 def same_file_key(name: str) -> str:
-    """Equal for two names that some file system takes for one: by case, or by Unicode form."""
+    """A key that two names share if some file system takes them for one: by case, Unicode form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 

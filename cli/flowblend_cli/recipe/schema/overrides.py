@@ -1,8 +1,7 @@
-"""``--set KEY=VALUE``: edits of a recipe's document before it is checked."""
+"""Overrides: ``--set KEY=VALUE`` edits a recipe's document before it is checked."""
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.recipe.schema.json_schema import kinds_at
 from flowblend_cli.recipe.source.document import RecipeSource
 from flowblend_cli.recipe.source.file import SWEEPS, sweep_name
+from flowblend_cli.utils.suggestions import did_you_mean
 from flowblend_cli.utils.toml_positions import MAX_DEPTH, KeyPath, check_nesting, unquote
 
 _KEY_PART = re.compile(r"""\s*([A-Za-z0-9_-]+|"(?:\\.|[^"\\])*"|'[^']*')((?:\[\d+\])*)\s*""")
@@ -29,7 +29,7 @@ class Override:
         option: The option's text, ``"KEY=VALUE"``.
         path: Where it wrote.
         value: What it wrote.
-        former: What stood there before; None for nothing, which TOML can't say.
+        former: What stood there before; None for nothing, since TOML has no null.
     """
 
     option: str
@@ -142,9 +142,9 @@ def _resolve(document: dict[str, Any], path: KeyPath) -> KeyPath:
     names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
     if path[1] not in names:
         texts = [name for name in names if isinstance(name, str)]
-        close = difflib.get_close_matches(str(path[1]), texts[:1000], n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"the scenes are {', '.join(texts[:10])}"
-        raise ValueError(f"no scene is named {path[1]!r}; {hint}")
+        known = f"the scenes are {', '.join(texts[:10])}"
+        hint = did_you_mean(str(path[1]), texts[:1000], known)
+        raise ValueError(f"no scene is named {path[1]!r}{hint}")
     return ("scene", names.index(path[1]), *path[2:])
 
 

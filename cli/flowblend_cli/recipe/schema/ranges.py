@@ -1,4 +1,4 @@
-"""Numbers written as ranges: ``"30-100 (+10)"`` in a sweep, ``"explore 8"`` as seeds."""
+"""Ranges of numbers: ``"30-100 (+10)"`` in a sweep, ``"explore 8"`` as seeds, ``"50-60"`` steps."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ SEEDS_SCHEMA: dict[str, Any] = {
     ]
 }
 
-_NUMBER = r"\d{1,19}(?:\.\d{1,19})?"
-_RANGE = re.compile(rf"\s*({_NUMBER})\s*-\s*({_NUMBER})\s*(?:\(\s*\+\s*({_NUMBER})\s*\)\s*)?")
-_EXPLORE = re.compile(r"\s*explore\s+(\d{1,19})\s*(?:-\s*(\d{1,19})\s*)?")
-_RANGE_SCHEMA = {"type": "string", "pattern": r"^[\d.\s]+-[\d.\s]+(\([+\d.\s]+\)\s*)?$"}
-
-
 MAX_STEPS = 1000
 DEFAULT_STEPS = 50
 MANY_STEPS = 80
+
+_NUMBER = r"\d{1,19}(?:\.\d{1,19})?"
+_RANGE = re.compile(rf"\s*({_NUMBER})\s*-\s*({_NUMBER})\s*(?:\(\s*\+\s*({_NUMBER})\s*\)\s*)?")
+_RANGE_SCHEMA = {"type": "string", "pattern": r"^[\d.\s]+-[\d.\s]+(\([+\d.\s]+\)\s*)?$"}
+_EXPLORE = re.compile(r"\s*explore\s+(\d{1,19})\s*(?:-\s*(\d{1,19})\s*)?")
 _STEP_RANGE = re.compile(r"\s*(\d{1,4})\s*-\s*(\d{1,4})\s*")
 _UP_TO = re.compile(r"\s*up to\s+(\d{1,4})\s*")
 
@@ -38,7 +37,7 @@ _UP_TO = re.compile(r"\s*up to\s+(\d{1,4})\s*")
 class Ranges:
     """Marks a list of numbers that may also be written as ranges; see ``parse_range``.
 
-    The list itself is made before the table is checked, so that faults know their place.
+    The list itself is made before the table is checked, so that problems know their place.
     """
 
     def __get_pydantic_json_schema__(self, core: Any, handler: Callable[[Any], Any]) -> Any:
@@ -52,7 +51,7 @@ def refuse_text(value: Any) -> Any:
     """A value of a numeric axis, whose ranges are written out already.
 
     Raises:
-        ValueError: It is a text, and so no range: says what is wrong with it.
+        ValueError: It is a text, and so no range.
     """
     if isinstance(value, str):
         parse_range(value)
@@ -77,7 +76,7 @@ def _plain(kind: Any) -> list[Any]:
 
 
 def parse_range(text: str) -> list[int] | list[float]:
-    """The numbers of ``"30-100 (+10)"``, both ends among them; the step is 1 where it isn't said.
+    """The numbers of ``"30-100 (+10)"``, both ends among them; without ``(+10)`` the step is 1.
 
     Returns:
         Whole numbers, or floats where one of the three has a point.

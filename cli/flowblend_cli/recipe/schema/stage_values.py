@@ -1,12 +1,12 @@
-"""Values that only a stage sets: who runs it, its cache, its attention backend."""
+"""Values that only a stage sets, checked for its table: denoiser, adapters, cache, attention."""
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from flowblend_cli.utils.suggestions import did_you_mean
 from flowblend_plugin.stages import EXTRAPOLATED, LETTERS, Cache
 from flowblend_plugin.stages.capabilities import ATTENTION_BACKENDS, CACHES, cache_problem
 
@@ -65,8 +65,7 @@ def check_denoiser(name: str) -> str:
         ValueError: It is neither a role nor a letter.
     """
     if name not in LETTERS.values() and not is_letter(name):
-        close = difflib.get_close_matches(name, LETTERS.values(), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, LETTERS.values())
         raise ValueError(
             f"must be 'large', 'small', {EXTRAPOLATED!r} or a letter from [model.denoisers], got "
             f"{name!r}{hint}"
@@ -98,8 +97,7 @@ def check_backend(name: str) -> str:
             "recipe names: choose another backend"
         )
     if name not in ATTENTION_BACKENDS:
-        close = difflib.get_close_matches(name, ATTENTION_BACKENDS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, ATTENTION_BACKENDS)
         raise ValueError(f"must be one of {', '.join(ATTENTION_BACKENDS)}, got {name!r}{hint}")
     return name
 

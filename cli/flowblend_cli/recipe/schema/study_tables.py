@@ -1,8 +1,7 @@
-"""The tables of a recipe that decide no pixel: what is measured, adapted, drafted and reviewed."""
+"""Tables of a recipe that decide no pixel: [metrics], [score], [adapt], [draft] and [review]."""
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -10,9 +9,10 @@ from pydantic import AfterValidator, Field
 from flowblend_cli.recipe.schema.ranges import MAX_STEPS
 from flowblend_cli.recipe.schema.stage_values import is_letter
 from flowblend_cli.recipe.schema.tables import Table, Text, extended
+from flowblend_cli.utils.suggestions import did_you_mean
 from flowblend_plugin.metrics.catalogue import METRICS
 
-# What is told of every render or group of renders anyway, and what can be asked for.
+# What is reported of every render or group of renders anyway, and what can be asked for.
 OF_RUNS = tuple(name for name, m in METRICS.items() if m.needs in ("run", "renders"))
 MEASURED = tuple(name for name in METRICS if name not in OF_RUNS)
 # What compares with a second clip.
@@ -23,14 +23,13 @@ def check_metric(name: str) -> str:
     """A metric that can be asked for.
 
     Raises:
-        ValueError: There is none of that name, or it is told anyway.
+        ValueError: There is none of that name, or it is reported anyway.
     """
     if name in OF_RUNS:
         raise ValueError(f"{name!r} is told anyway: leave it out")
     if name not in MEASURED:
-        close = difflib.get_close_matches(name, MEASURED, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"metrics are {', '.join(MEASURED)}"
-        raise ValueError(f"there is no metric {name!r}; {hint}")
+        hint = did_you_mean(name, MEASURED, f"metrics are {', '.join(MEASURED)}")
+        raise ValueError(f"there is no metric {name!r}{hint}")
     return name
 
 

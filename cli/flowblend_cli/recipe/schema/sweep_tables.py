@@ -1,4 +1,4 @@
-"""The tables [sweep] and [matrix]: an axis for every key that may vary, a list or a range."""
+"""Tables [sweep] and [matrix]: an axis for every key that may vary, a list or a range."""
 
 from __future__ import annotations
 
@@ -33,6 +33,14 @@ from flowblend_cli.recipe.source.file import SWEEPS
 # Keys of [sweep] and [matrix] that are no axes.
 NO_AXES = ("mode", "repeats", "time_repeats")
 RANGES = (BeforeValidator(refuse_text), Ranges())
+Value = str | bool | int | float
+_NOT_SWEPT = ("model.denoisers", "model.adapters")
+SWEPT_TABLES: dict[str, type[Table]] = {
+    "model": ModelTable,
+    "blend": BlendTable,
+    "sampling": SamplingTable,
+    "output": OutputTable,
+}
 
 
 class AxisFields(Table):
@@ -79,9 +87,6 @@ class SweepFields(AxisFields):
     """How often every job is rendered, for its median seconds."""
 
 
-Value = str | bool | int | float
-
-
 class MatrixFields(AxisFields):
     """Variables of prompts, and settings that vary together with them: lists of values."""
 
@@ -93,15 +98,6 @@ class MatrixFields(AxisFields):
         """The keys that are no settings, in the order of the recipe."""
         extra = self.__pydantic_extra__ or {}
         return dict(sorted(extra.items(), key=lambda entry: self.place(entry[0])))
-
-
-_NOT_SWEPT = ("model.denoisers", "model.adapters")
-SWEPT_TABLES: dict[str, type[Table]] = {
-    "model": ModelTable,
-    "blend": BlendTable,
-    "sampling": SamplingTable,
-    "output": OutputTable,
-}
 
 
 def _axis(kind: Any) -> Any:
@@ -131,10 +127,16 @@ def _sweep_fields() -> dict[str, Any]:
 
 SweepTable = extended("SweepTable", SweepFields, _sweep_fields())
 MatrixTable = extended("MatrixTable", MatrixFields, _sweep_fields())
+NUMERIC_AXES = frozenset(
+    info.alias or name
+    for name, info in SweepTable.model_fields.items()
+    for part in typing.get_args(info.annotation)
+    if any(isinstance(mark, Ranges) for mark in getattr(part, "__metadata__", ()))
+)
 
 
 def write_out_ranges(source: RecipeSource) -> None:
-    """Turn ``"30-100 (+10)"`` of numeric axes into numbers; what is no range stays, and is refused.
+    """Turn ranges such as ``"30-100 (+10)"`` of numeric axes into numbers; other text stays.
 
     Args:
         source: The recipe; its document changes, and its record of where things stand.
@@ -163,18 +165,10 @@ def _write_out(source: RecipeSource, table: str, sweep: dict[str, Any]) -> None:
 
 
 def _values(entry: Any) -> list[Any]:
-    """The numbers that an entry stands for; itself where it is none of a range."""
+    """The numbers that an entry stands for; the entry itself where it is no range."""
     if not isinstance(entry, str):
         return [entry]
     try:
         return list(parse_range(entry))
     except ValueError:
         return [entry]
-
-
-NUMERIC_AXES = frozenset(
-    info.alias or name
-    for name, info in SweepTable.model_fields.items()
-    for part in typing.get_args(info.annotation)
-    if any(isinstance(mark, Ranges) for mark in getattr(part, "__metadata__", ()))
-)

@@ -1,6 +1,6 @@
-"""The tables of a recipe as pydantic models: what keys there are, and which values they take.
+"""Tables of a recipe as pydantic models: their keys, and the values that each key takes.
 
-What one table can't know of another is checked in ``recipe/expand/checks.py``.
+What depends on several tables is checked in ``recipe.expand.checks``.
 """
 
 from __future__ import annotations
@@ -272,9 +272,9 @@ def _annotation(name: str, kinds: tuple[str, ...]) -> Any:
 ARGUMENTS: dict[str, Any] = {
     name: _annotation(name, kinds) for name, kinds in argument_table().arguments.items()
 }
-# What the layers defaults -> preset -> scene -> sweep may set.
 PIXEL_AREA = Annotated[int, Field(ge=256, le=16_384**2)]
 NEGATIVE = Annotated[str, Field(max_length=MAX_PROMPT)]
+# What defaults, presets, scenes and the sweep may set.
 SETTINGS: dict[str, Any] = {**ARGUMENTS, "negative_prompt": NEGATIVE, "pixel_area": PIXEL_AREA}
 _PLACES = {name: place for place, name in enumerate(SETTINGS)}
 _OPTIONAL: dict[str, Any] = {name: (kind | None, None) for name, kind in SETTINGS.items()}
@@ -333,7 +333,7 @@ def extended(
         name: Name of the new table.
         base: What it extends.
         fields: The keys, each with its type and default.
-        doc: What it says of itself; without it, what ``base`` says.
+        doc: Its docstring; without it, that of ``base``.
     """
     return create_model(name, __base__=base, __doc__=doc or base.__doc__, **fields)
 

@@ -1,11 +1,13 @@
-"""Check each table of a document by itself, so that one broken table hides no fault of another."""
+"""Validation: checks each table of a document by itself, for the loader.
+
+One broken table hides no problem of another one.
+"""
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,9 +43,10 @@ from flowblend_cli.recipe.schema.tables import (
     SceneTable,
     StageTable,
 )
-from flowblend_cli.recipe.source.faults import Fault
 from flowblend_cli.recipe.source.limits import MAX_PROBLEMS
+from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.text import shorten
+from flowblend_cli.utils.suggestions import closest, did_you_mean
 from flowblend_cli.utils.toml_positions import MAX_SHOWN, KeyPath
 
 
@@ -84,7 +87,9 @@ _SINGLE: dict[str, type[BaseModel]] = {
     "review": ReviewTable,
 }
 _TOP = (*_SINGLE, "presets", "scene", "include")
-
+# A table that isn't checked further once a key of it is broken, and such keys of any table.
+_READ_AS_A_WHOLE = ("blend", "sampling", "sweep", "matrix")
+_READ_BY_OTHERS = {"pipeline", "small", "denoisers", "adapters"}
 _ELSEWHERE = {
     "seed": "seeds of a [[scene]]",
     "num_images_per_prompt": "seeds or repeats of a [[scene]]: one job makes one file",
@@ -93,6 +98,12 @@ _ELSEWHERE = {
     "sigmas": "num_inference_steps: free sigmas aren't supported",
     "output_type": "container of [output]",
     "include": 'include = ["base.toml"] before the first table',
+}
+# How messages call tables that are no tables of the document itself.
+_SHOWN_AS = {
+    "scene": "[[scene]]",
+    "stage": "[[blend.stage]]",
+    "adapters": "adapters of a stage",
 }
 # What other programs call the share of keys that sparse attention keeps.
 _SPARSE = ("attention_top_k", "attention_topk", "sla_topk", "sla_top_k")
@@ -110,68 +121,70 @@ _ARTICLES = {
 }
 
 
-def validate(document: dict[str, Any]) -> tuple[Tables, list[Fault]]:
+def validate(document: dict[str, Any], problems: Problems) -> Tables:
     """Check every table of a document.
 
     Args:
         document: The parsed recipe, its [sweep] flattened to dotted keys.
+        problems: Where everything that is wrong goes.
 
     Returns:
-        The tables that are sound, and every fault found.
+        The tables that are sound.
     """
-    tables, faults = Tables(), [*_unknown_tables(document)]
+    tables = Tables()
+    _check_names_of_tables(document, problems)
     for name, model in _SINGLE.items():
         if name == "model" and name not in document:
             if written_as(name, document) == name:
                 message = 'is missing: add [model] with pipeline = "sprites"'
-                faults.append(Fault(("model",), message))
+                problems.add(("model",), message)
             continue
         if name == "adapt" and name not in document:
             continue  # nothing is adapted where nobody asks for it
-        setattr(tables, name, _check(model, document.get(name, {}), (name,), faults))
+        setattr(tables, name, _check(model, document.get(name, {}), (name,), problems))
     key = written_as("presets", document)
     presets = document.get(key, {})
     if isinstance(presets, dict):
         for name, value in presets.items():
             path = (key, name)
-            tables.presets[name] = _check(PresetTable, value, path, faults)
+            tables.presets[name] = _check(PresetTable, value, path, problems)
     else:
-        faults.append(Fault((key,), f"must be a table, got {_show(presets)}"))
+        problems.add((key,), f"must be a table, got {_show(presets)}")
     if written_as("scene", document) == "scene":
-        tables.scenes = list(_scenes(document.get("scene"), faults))
-    return tables, faults
+        tables.scenes = _scenes(document.get("scene"), problems)
+    return tables
 
 
 def written_as(name: str, document: Mapping[str, Any]) -> str:
-    """The key that a table stands under: its name, or a mistyped one, which is told already."""
+    """The key that a table stands under: its name, or a mistyped one, which is reported already."""
     keys = itertools.islice(document, MAX_PROBLEMS)
     known = () if name in document else keys
     return next((key for key in known if _meant(key, _TOP) == name), name)
 
 
-def _unknown_tables(document: dict[str, Any]) -> Iterator[Fault]:
+def _check_names_of_tables(document: dict[str, Any], problems: Problems) -> None:
     unknown = (key for key in document if key not in _TOP)
     for key in itertools.islice(unknown, MAX_PROBLEMS + 1):
-        yield Fault((key,), _unknown(key, "", list(_TOP)), at="key")
+        problems.add((key,), _unknown(key, "", list(_TOP)), at="key")
 
 
-def _scenes(value: Any, faults: list[Fault]) -> Iterator[SceneFields | None]:
+def _scenes(value: Any, problems: Problems) -> list[SceneFields | None]:
     if value is None or value == []:
-        faults.append(Fault(("scene",), "is missing: add at least one [[scene]] table"))
+        problems.add(("scene",), "is missing: add at least one [[scene]] table")
     elif not isinstance(value, list):
-        faults.append(Fault(("scene",), "must be written with two brackets: [[scene]]", at="key"))
+        problems.add(("scene",), "must be written with two brackets: [[scene]]", at="key")
     else:
-        for index, scene in enumerate(value):
-            yield _check(SceneTable, scene, ("scene", index), faults)
+        return [_check(SceneTable, one, ("scene", n), problems) for n, one in enumerate(value)]
+    return []
 
 
-def _check(model: type[BaseModel], value: Any, path: KeyPath, faults: list[Fault]) -> Any:
-    """Validate one table and append its faults; what is sound in it is checked further."""
+def _check(model: type[BaseModel], value: Any, path: KeyPath, problems: Problems) -> Any:
+    """Validate one table; of a broken one, keep what is sound."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        faults.extend(_faults(errors, model, value, path))
+        _add_errors(errors, model, value, path, problems)
         return _salvage(
             model, value, path, {str(error["loc"][0]) for error in errors if error["loc"]}
         )
@@ -179,12 +192,7 @@ def _check(model: type[BaseModel], value: Any, path: KeyPath, faults: list[Fault
 
 def _salvage(model: type[BaseModel], value: Any, path: KeyPath, broken: set[str]) -> Any:
     """A table without its broken keys; None where others depend on them, and would be blamed."""
-    if path[0] in ("blend", "sampling", "sweep", "matrix") or broken & {
-        "pipeline",
-        "small",
-        "denoisers",
-        "adapters",
-    }:
+    if path[0] in _READ_AS_A_WHOLE or broken & _READ_BY_OTHERS:
         return None
     if not broken or not isinstance(value, dict):
         return None
@@ -194,10 +202,14 @@ def _salvage(model: type[BaseModel], value: Any, path: KeyPath, broken: set[str]
         return None
 
 
-def _faults(
-    errors: list[ErrorDetails], model: type[BaseModel], value: Any, prefix: KeyPath
-) -> Iterator[Fault]:
-    """One fault per path: the branches of a union that all failed are one fault."""
+def _add_errors(
+    errors: list[ErrorDetails],
+    model: type[BaseModel],
+    value: Any,
+    prefix: KeyPath,
+    problems: Problems,
+) -> None:
+    """Add one problem for each path: the branches of a union that all failed are one problem."""
     merged: dict[KeyPath, list[ErrorDetails]] = {}
     for error in errors:
         merged.setdefault(prefix + _real_path(error, value), []).append(error)
@@ -213,16 +225,16 @@ def _faults(
         kind = group[0]["type"]
         if kind == "extra_forbidden":
             table, known = _table_around(path, model)
-            yield Fault(path, _unknown(str(path[-1]), table, known), at="key")
+            problems.add(path, _unknown(str(path[-1]), table, known), at="key")
         elif kind == "missing" and path[-1] in mistyped:
-            continue  # the key that was meant is told already
+            continue  # the key that was meant is reported already
         elif kind == "missing":
-            yield Fault(path, "is missing", at="key")
+            problems.add(path, "is missing", at="key")
         elif len(group) > 1:
             wanted = " or ".join(dict.fromkeys(_wanted(error) for error in group))
-            yield Fault(path, f"must be {wanted}, got {_show(group[0]['input'])}")
+            problems.add(path, f"must be {wanted}, got {_show(group[0]['input'])}")
         else:
-            yield Fault(path, explain(group[0]))
+            problems.add(path, explain(group[0]))
 
 
 def _real_path(error: ErrorDetails, value: Any) -> KeyPath:
@@ -254,25 +266,18 @@ def _meant(key: str, known: Sequence[str]) -> str | None:
     if key in known:
         return None
     swapped = [each for each in known if sorted(each) == sorted(key[:MAX_SHOWN])]
-    close = swapped or difflib.get_close_matches(key[:MAX_SHOWN], known, n=1, cutoff=0.65)
-    return close[0] if close else None
+    return swapped[0] if swapped else closest(key[:MAX_SHOWN], known, cutoff=0.65)
 
 
 def mistyped(table: Any, model: type[BaseModel]) -> set[str]:
-    """The keys that were meant by unknown ones: nobody is told that they are missing, too."""
+    """The keys that unknown ones were meant to be, which aren't reported as missing as well."""
     known = [info.alias or name for name, info in model.model_fields.items()]
     keys = itertools.islice(table, MAX_PROBLEMS) if isinstance(table, dict) else ()
     return {meant for key in keys if (meant := _meant(key, known)) is not None}
 
 
 def _unknown(key: str, table: str, known: list[str]) -> str:
-    where = f" in [{table}]" if table else ""
-    if table == "scene":
-        where = " in [[scene]]"
-    elif table == "stage":
-        where = " in [[blend.stage]]"
-    elif table == "adapters":
-        where = " in adapters of a stage"
+    where = f" in {_SHOWN_AS.get(table, f'[{table}]')}" if table else ""
     meant = "seeds" if table == "scene" and key == "seed" else _meant(key, known)
     if key in _SPARSE:
         return f"unknown key{where}; {_NO_SPARSE}"
@@ -334,8 +339,7 @@ def explain(error: ErrorDetails) -> str:
     if kind == "list_type" and error["loc"][-1] == "stage" and isinstance(value, str):
         return f"{message}; did you mean 'stages'?"
     if kind == "literal_error" and isinstance(value, str):
-        close = difflib.get_close_matches(value, re.findall(r"'([^']*)'", context["expected"]), n=1)
-        message += f"; did you mean {close[0]!r}?" if close else ""
+        message += did_you_mean(value, re.findall(r"'([^']*)'", context["expected"]))
     return message
 
 

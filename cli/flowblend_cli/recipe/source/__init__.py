@@ -1,1 +1,1 @@
-"""A recipe's text: one merged document in which every value knows its place."""
+"""Source of a recipe: its text, merged to one document in which every value knows its place."""

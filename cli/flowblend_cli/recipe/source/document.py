@@ -1,25 +1,25 @@
-"""A recipe as it was read: one document, merged of its files, and where everything stands."""
+"""RecipeSource: a recipe as the loader reads it, one document that knows each value's place."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
 from pathlib import Path
 from typing import Any
 
 from flowblend_cli.errors import Problem, RecipeError
-from flowblend_cli.recipe.source.faults import Fault
 from flowblend_cli.recipe.source.file import RecipeFile, read_file
 from flowblend_cli.recipe.source.includes import Origin, merge_files, read_included
 from flowblend_cli.recipe.source.limits import MAX_PROBLEMS
-from flowblend_cli.utils.toml_positions import START, KeyPath, Position, format_path
+from flowblend_cli.recipe.source.problems import Entry, Problems
+from flowblend_cli.utils.toml_positions import START, KeyPath, format_path
 
 
 class RecipeSource:
-    """One recipe as read: its document, and positions for messages about it.
+    """One recipe as read: its document, and the positions that messages about it name.
 
     Args:
-        file: The recipe itself.
-        included: What it includes, directly and through others, in the order of merging.
+        file: The recipe's own file.
+        included: The files that it includes, directly and through others, in the order of merging.
         document: The parsed document, merged of all files; ``--set`` edits it.
         origins: The file that a path of the document comes from, and its path there. Paths
             below are the same; what isn't listed comes from the recipe itself.
@@ -57,51 +57,48 @@ class RecipeSource:
                 return found[0], found[1] + path[end:]
         return self.file, path
 
-    def problem(self, fault: Fault) -> Problem:
-        """Turn a fault into a line for people: file, line, column, key, message."""
-        file, path = self.origin(fault.path)
-        position = file.position(path, fault.at)
-        location = format_path(fault.path)
-        options = self._options_of(fault)
-        if options:
-            location = f"{' '.join(f'--set {option}' for option in options)}: {location}"
-        return Problem(str(file.path), position.line, position.column, location, fault.message)
-
-    def position(self, fault: Fault) -> Position:
-        """Where a fault stands in its file."""
-        file, path = self.origin(fault.path)
-        return file.position(path, fault.at)
-
     def place(self, path: KeyPath, seen_from: KeyPath) -> str:
         """Where a value stands, for a message about another one: ``"line 3"``, or with its file."""
         file, inner = self.origin(path)
         line = file.position(inner).line
         return f"line {line}" if file is self.origin(seen_from)[0] else f"{file.path}:{line}"
 
-    def fail(self, faults: Iterable[Fault]) -> None:
-        """Raise one error with every fault, if there is any; of very many, the first ones.
+    def fail(self, problems: Problems) -> None:
+        """Raise one error with every problem, if there is any; of very many, the first ones.
+
+        Args:
+            problems: What the checks found.
 
         Raises:
-            RecipeError: There is at least one fault.
+            RecipeError: There is at least one problem.
         """
-        faults = list(faults)
-        problems = [self.problem(fault) for fault in faults[:MAX_PROBLEMS]]
-        if len(faults) > MAX_PROBLEMS:
+        shown = [self._shown(entry) for entry in itertools.islice(problems, MAX_PROBLEMS)]
+        if len(problems) > MAX_PROBLEMS:
             message = f"has more than {MAX_PROBLEMS} problems, of which these are some"
-            problems.append(Problem(str(self.path), None, None, "", message))
-        if problems:
-            raise RecipeError(problems)
+            shown.append(Problem(str(self.path), None, None, "", message))
+        if shown:
+            raise RecipeError(shown)
 
-    def _options_of(self, fault: Fault) -> list[str]:
-        """The ``--set`` options that a fault comes from."""
-        path = fault.path
+    def _shown(self, entry: Entry) -> Problem:
+        """A problem as people read it: file, line, column, key, message."""
+        file, path = self.origin(entry.path)
+        position = file.position(path, entry.at)
+        location = format_path(entry.path)
+        options = self._options_of(entry)
+        if options:
+            location = f"{' '.join(f'--set {option}' for option in options)}: {location}"
+        return Problem(str(file.path), position.line, position.column, location, entry.message)
+
+    def _options_of(self, entry: Entry) -> list[str]:
+        """The ``--set`` options that a problem comes from."""
+        path = entry.path
         for end in range(len(path), 0, -1):
             if path[:end] in self.options:
                 return [self.options[path[:end]]]
         return [
             option
             for written, option in self.options.items()
-            if written[0] in fault.related
+            if written[0] in entry.related
             or (len(path) == 1 and written[0] == path[0] and not self._is_written(path))
         ]
 

@@ -1,4 +1,4 @@
-"""One file of a recipe: its text, the document in it, and where everything in it stands."""
+"""RecipeFile: one file of a recipe, its text, the document in it, and the place of every value."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import tomli
-
 from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.recipe.source.limits import MAX_RECIPE_BYTES, MAX_VALUES, MIB
 from flowblend_cli.utils.toml_positions import (
-    MAX_DEPTH,
     START,
+    TOO_DEEP,
+    InvalidToml,
     KeyPath,
     Position,
     Positions,
-    check_nesting,
     format_path,
     measure,
+    parse_toml,
     scan,
 )
 
@@ -78,31 +77,21 @@ def read_file(path: Path, shown: Path, limit: int = MAX_RECIPE_BYTES) -> RecipeF
         RecipeError: The file can't be read, is too large, no UTF-8, no TOML, or nested too deep.
     """
     data = _read(path, shown, limit)
-    text = _decode(shown, data)
-    deep = check_nesting(text)
-    if deep is not None:
-        raise _error(shown, deep, _TOO_DEEP)
     try:
-        document = tomli.loads(text)
-    except tomli.TOMLDecodeError as error:
-        position = Position(error.lineno, error.colno)
-        raise _error(shown, position, f"not valid TOML: {error.msg}") from error
-    except (RecursionError, ValueError) as error:
-        raise _error(shown, START, f"not valid TOML: {error}") from error
+        text, document = parse_toml(data)
+    except InvalidToml as error:
+        raise _error(shown, error.position, error.message) from error
     values, deep_path = measure(document)
     if values > MAX_VALUES:
         message = f"has {values:,} keys and entries of lists, more than the limit of {MAX_VALUES:,}"
         raise _error(shown, START, message)
     if deep_path is not None:
-        raise _error(shown, scan(text).value(deep_path), _TOO_DEEP)
+        raise _error(shown, scan(text).value(deep_path), TOO_DEEP)
     renamed: dict[KeyPath, KeyPath] = {}
     file = RecipeFile(shown, text, len(data), document, renamed)
     for table in SWEEPS:
         _join_sweep_keys(file, table)
     return file
-
-
-_TOO_DEEP = f"nested deeper than the limit of {MAX_DEPTH} levels"
 
 
 def _read(path: Path, shown: Path, limit: int) -> bytes:
@@ -123,17 +112,6 @@ def _read(path: Path, shown: Path, limit: int) -> bytes:
             message += " with all that it includes"
         raise _error(shown, START, message)
     return data
-
-
-def _decode(shown: Path, data: bytes) -> str:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        before = data[: error.start].decode("utf-8", "replace")
-        line = before.count("\n") + 1
-        position = Position(line, len(before) - (before.rfind("\n") + 1) + 1)
-        raise _error(shown, position, "not UTF-8 text: save the recipe as UTF-8") from error
-    return text.replace("\r\n", "\n")
 
 
 def _join_sweep_keys(file: RecipeFile, table: str) -> None:

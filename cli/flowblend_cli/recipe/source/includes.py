@@ -1,12 +1,11 @@
-"""``include = ["base.toml"]``: the files that a recipe is merged of.
+"""Includes: ``include = ["base.toml"]``, the files of which the loader merges a recipe.
 
-What includes another file is merged over it: tables key by key, and scenes by their names. All
-else, lists among it, is replaced as a whole.
+A file is merged over what it includes: tables key by key, and scenes by their names. Everything
+else, lists too, is replaced as a whole.
 """
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,15 +15,25 @@ from typing import Any
 from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.recipe.source.file import RecipeFile, read_file
 from flowblend_cli.recipe.source.limits import MAX_INCLUDE_DEPTH, MAX_INCLUDED, MAX_RECIPE_BYTES
-from flowblend_cli.text import is_unsafe, shorten
+from flowblend_cli.text import shorten
+from flowblend_cli.utils.files import UnsafeName, resolve_inside
+from flowblend_cli.utils.suggestions import closest
 from flowblend_cli.utils.toml_positions import KeyPath
 
 KEY = "include"
 Origin = tuple[RecipeFile, KeyPath]
+_REFUSED = {
+    "characters": "must be a file's name without control characters, got {name!r}",
+    "address": "{name!r} is an address, and nothing is ever fetched: save the file beside the "
+    "recipe",
+    "outside": "{name!r} isn't inside the recipe's folder {folder}: copy it there, and name it "
+    'like "base.toml" or "parts/base.toml"',
+    "lookup": "{name!r} can't be looked up: {reason}",
+}
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class IncludedFile:
     """One file of a recipe, and all files below it.
 
     Args:
@@ -36,8 +45,8 @@ class Part:
     below: frozenset[RecipeFile]
 
 
-def read_included(file: RecipeFile, recipe_dir: Path) -> list[Part]:
-    """Read all that a recipe includes.
+def read_included(file: RecipeFile, recipe_dir: Path) -> list[IncludedFile]:
+    """Read every file that a recipe includes.
 
     Args:
         file: The recipe.
@@ -47,8 +56,8 @@ def read_included(file: RecipeFile, recipe_dir: Path) -> list[Part]:
         Every file once, each after what it includes; the recipe itself is the last.
 
     Raises:
-        RecipeError: Includes that lead nowhere, out of the folder or in a circle, that are too
-            many, or files that can't be read; all of them at once.
+        RecipeError: Includes lead nowhere, out of the folder or in a circle, there are too many,
+            or files can't be read; holds all of these problems.
     """
     reader = _Reader(file, recipe_dir)
     reader.add(file, [(file.path.absolute().resolve(), file.path.name)])
@@ -62,13 +71,13 @@ class _Reader:
 
     def __init__(self, file: RecipeFile, recipe_dir: Path) -> None:
         self.main, self.recipe_dir = file, recipe_dir
-        self.parts: dict[Path, Part] = {}
+        self.parts: dict[Path, IncludedFile] = {}
         self.problems: list[Problem] = []
         self._room = MAX_RECIPE_BYTES - file.size
         self._read = 0
 
-    def add(self, file: RecipeFile, chain: list[tuple[Path, str]]) -> Part:
-        """Add a file after all that it includes; ``chain`` is what led here, itself the last."""
+    def add(self, file: RecipeFile, chain: list[tuple[Path, str]]) -> IncludedFile:
+        """Add a file after what it includes; ``chain`` is the files that led here and itself."""
         below: set[RecipeFile] = set()
         for index, name in enumerate(self._names(file)):
             try:
@@ -79,7 +88,7 @@ class _Reader:
                 self.problems.append(file.problem((KEY, index), str(error)))
             else:
                 below |= {part.file, *part.below}
-        self.parts[chain[-1][0]] = part = Part(file, frozenset(below))
+        self.parts[chain[-1][0]] = part = IncludedFile(file, frozenset(below))
         return part
 
     def _names(self, file: RecipeFile) -> list[str]:
@@ -92,7 +101,7 @@ class _Reader:
         self.problems.append(file.problem((KEY,), message))
         return []
 
-    def _include(self, name: str, chain: list[tuple[Path, str]]) -> Part:
+    def _include(self, name: str, chain: list[tuple[Path, str]]) -> IncludedFile:
         path = find_beside(name, self.recipe_dir)
         if path in self.parts:
             return self.parts[path]
@@ -122,30 +131,19 @@ def find_beside(name: str, recipe_dir: Path) -> Path:
         The file itself, links followed.
 
     Raises:
-        ValueError: The name leads out of the folder, or to no file; says why.
+        ValueError: The name leads out of the folder, or to no file.
     """
-    if not name or any(is_unsafe(character) for character in name):
-        raise ValueError(f"must be a file's name without control characters, got {name!r}")
-    if "://" in name:
-        raise ValueError(
-            f"{name!r} is an address, and nothing is ever fetched: save the file beside the recipe"
-        )
-    folder = recipe_dir.resolve()
-    is_plain = not (Path(name).is_absolute() or "\\" in name or ".." in Path(name).parts)
     try:
-        path = (folder / name).resolve()
-        if not is_plain or not path.is_relative_to(folder):
-            raise ValueError(
-                f"{name!r} isn't inside the recipe's folder {recipe_dir}: copy it there, and name "
-                'it like "base.toml" or "parts/base.toml"'
-            )
-        if path.is_file():
-            return path
-        found = "is no file" if path.exists() else "doesn't exist"
-    except (OSError, RuntimeError) as error:  # a name that is too long, links in a circle
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ValueError(f"{name!r} can't be looked up: {reason}") from error
-    raise ValueError(f"{name!r} {found} in {recipe_dir}{_near_miss(name, folder)}")
+        path = resolve_inside(name, recipe_dir)
+    except UnsafeName as error:
+        problem = _REFUSED[error.kind]
+        raise ValueError(
+            problem.format(name=name, folder=recipe_dir, reason=error.reason)
+        ) from error
+    if path.is_file():
+        return path
+    found = "is no file" if path.exists() else "doesn't exist"
+    raise ValueError(f"{name!r} {found} in {recipe_dir}{_near_miss(name, recipe_dir.resolve())}")
 
 
 def _near_miss(name: str, folder: Path) -> str:
@@ -155,11 +153,11 @@ def _near_miss(name: str, folder: Path) -> str:
         known = [entry.name for entry in entries if entry.is_file()]
     except OSError:
         return ""
-    close = difflib.get_close_matches(Path(name).name, known, n=1)
-    return f"; did you mean {str(Path(name).with_name(close[0]))!r}?" if close else ""
+    meant = closest(Path(name).name, known)
+    return f"; did you mean {str(Path(name).with_name(meant))!r}?" if meant else ""
 
 
-def merge_files(parts: Iterable[Part]) -> tuple[dict[str, Any], dict[KeyPath, Origin]]:
+def merge_files(parts: Iterable[IncludedFile]) -> tuple[dict[str, Any], dict[KeyPath, Origin]]:
     """Merge the documents of files.
 
     Args:
@@ -167,25 +165,27 @@ def merge_files(parts: Iterable[Part]) -> tuple[dict[str, Any], dict[KeyPath, Or
 
     Returns:
         The document, and where its paths come from, see ``RecipeSource``. A scene stands in the
-        place where its name is first said. A file changes the scenes of what it includes;
+        place where its name first stands. A file changes the scenes of what it includes;
         two scenes of one name in files that don't include each other stay two.
 
     Raises:
         RecipeError: A file has [scene] with one bracket.
     """
-    merging = _Merging()
+    merger = _Merger()
     for part in parts:
-        merging.add(part)
-    return merging.document, merging.origins
+        merger.add(part)
+    return merger.document, merger.origins
 
 
-class _Merging:
+class _Merger:
+    """Merges files, each after what it includes."""
+
     def __init__(self) -> None:
         self.document: dict[str, Any] = {}
         self.origins: dict[KeyPath, Origin] = {}
         self._writers: list[set[RecipeFile]] = []  # of each scene
 
-    def add(self, part: Part) -> None:
+    def add(self, part: IncludedFile) -> None:
         """Merge a file over what is there."""
         rest = dict(part.file.document)
         scenes = rest.pop("scene", [])
@@ -193,10 +193,10 @@ class _Merging:
             message = "must be written with two brackets: [[scene]]"
             raise RecipeError([part.file.problem(("scene",), message, "key")])
         if scenes:
-            self._scenes(part, scenes, self.document.setdefault("scene", []))
-        self._table(part.file, rest, self.document, (), ())
+            self._merge_scenes(part, scenes, self.document.setdefault("scene", []))
+        self._merge_table(part.file, rest, self.document, (), ())
 
-    def _table(
+    def _merge_table(
         self,
         file: RecipeFile,
         new: dict[str, Any],
@@ -208,14 +208,14 @@ class _Merging:
             here, there = (*path, key), (*written, key)
             former = into.get(key)
             if isinstance(value, dict) and isinstance(former, dict):
-                self._over(file, value, former, here, there)
+                self._merge_over(file, value, former, here, there)
                 continue
             if isinstance(former, dict):
                 self._forget(here)
             into[key] = value
             self.origins[here] = (file, there)
 
-    def _over(
+    def _merge_over(
         self,
         file: RecipeFile,
         new: dict[str, Any],
@@ -228,20 +228,17 @@ class _Merging:
         for key in former:
             self.origins.setdefault((*path, key), (former_file, (*former_path, key)))
         self.origins[path] = (file, written)
-        self._table(file, new, former, path, written)
+        self._merge_table(file, new, former, path, written)
 
-    def _scenes(self, part: Part, scenes: list[Any], merged: list[Any]) -> None:
+    def _merge_scenes(self, part: IncludedFile, scenes: list[Any], merged: list[Any]) -> None:
         known = {_name(scene): index for index, scene in reversed(list(enumerate(merged)))}
         for number, scene in enumerate(scenes):
             there: KeyPath = ("scene", number)
-            index = known.get(_name(scene))
-            if (
-                _name(scene) is not None
-                and index is not None
-                and self._writers[index] <= part.below
-            ):
+            name = _name(scene)
+            index = known.get(name) if name is not None else None
+            if index is not None and self._writers[index] <= part.below:
                 path: KeyPath = ("scene", index)
-                self._over(part.file, scene, merged[index], path, there)
+                self._merge_over(part.file, scene, merged[index], path, there)
                 self._writers[index].add(part.file)
                 continue
             self.origins["scene", len(merged)] = (part.file, there)
@@ -249,7 +246,7 @@ class _Merging:
             self._writers.append({part.file})
 
     def _forget(self, path: KeyPath) -> None:
-        """Where the parts of a replaced value came from no longer matters."""
+        """Drop the origins of a value that is replaced."""
         for known in [known for known in self.origins if known[: len(path)] == path]:
             del self.origins[known]
 

@@ -1,4 +1,4 @@
-"""How large a recipe may be; every limit is named in the error of what exceeds it."""
+"""Limits: how large a recipe may be. The error of whatever exceeds one names it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MIB = 1024 * 1024
 MAX_RECIPE_BYTES = 4 * MIB
 # Files that a recipe includes, directly and through others.
 MAX_INCLUDED = 32
-# Files that include each other in a row, the recipe itself not counted.
+# Files that include each other one after another, the recipe itself not counted.
 MAX_INCLUDE_DEPTH = 8
 # Jobs of one recipe, and tables [[scene]].
 MAX_JOBS = 100_000
@@ -23,5 +23,5 @@ MAX_WILDCARD_DEPTH = 5
 MAX_SAMPLE = 50_000
 # Keys, and entries of lists, of one file.
 MAX_VALUES = 300_000
-# Problems that are told.
+# Problems that are shown.
 MAX_PROBLEMS = 100

@@ -1,11 +1,21 @@
-"""Text files that a recipe reads beside itself: found in its own folder tree, with limits."""
+"""Text files beside a recipe, for prompts and wildcards: found in its folder, read with limits."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from flowblend_cli.recipe.source.limits import MAX_TEXT_BYTES, MAX_TEXT_LINES, MIB
-from flowblend_cli.text import is_unsafe, shorten
+from flowblend_cli.text import shorten
+from flowblend_cli.utils.files import UnsafeName, resolve_inside
+
+_MAX_SHOWN = 200  # characters of a name
+_REFUSED = {
+    "characters": "is empty or holds control characters: rename the file",
+    "address": "is an address, and nothing is ever fetched: name a file",
+    "outside": "isn't inside the recipe's folder {folder}: copy the file there, and name it "
+    "without .. or links that lead out",
+    "lookup": "can't be looked up: {reason}",
+}
 
 
 def read_lines(name: str, recipe_dir: Path) -> list[str]:
@@ -45,13 +55,13 @@ def read_lines(name: str, recipe_dir: Path) -> list[str]:
 
 
 def entries(lines: list[str]) -> list[tuple[int, str]]:
-    """The lines that say something, with their numbers from 1: no blank ones, no ``#`` comments."""
+    """The lines that aren't blank or ``#`` comments, with their numbers from 1."""
     stripped = ((number, line.strip()) for number, line in enumerate(lines, 1))
     return [(number, line) for number, line in stripped if line and not line.startswith("#")]
 
 
 def locate(name: str, recipe_dir: Path) -> Path:
-    """Where a name leads to, links followed; nothing need be there.
+    """Tell where a name leads to, links followed; nothing need be there.
 
     Args:
         name: As the recipe writes it.
@@ -60,20 +70,8 @@ def locate(name: str, recipe_dir: Path) -> Path:
     Raises:
         ValueError: It leads out of the recipe's folder, or can't be looked up.
     """
-    if any(is_unsafe(character) for character in name):
-        raise ValueError(f"{name!r} holds control characters: rename the file")
-    if "://" in name:
-        raise ValueError(f"{name!r} is an address, and nothing is ever fetched: name a file")
-    folder = recipe_dir.resolve()
     try:
-        path = (folder / name).resolve()
-        path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # too long a name, links in a circle
-        raise ValueError(f"{shorten(repr(name))} can't be looked up: {error}") from error
-    leaves = ".." in name.replace("\\", "/").split("/") or name.startswith(("~", "/"))
-    if leaves or Path(name).is_absolute() or not path.is_relative_to(folder):
-        raise ValueError(
-            f"{name!r} isn't inside the recipe's folder {recipe_dir}: copy the file there, and "
-            "name it without .. or links that lead out"
-        )
-    return path
+        return resolve_inside(name, recipe_dir)
+    except UnsafeName as error:
+        problem = _REFUSED[error.kind].format(folder=recipe_dir, reason=error.reason)
+        raise ValueError(f"{shorten(repr(name), _MAX_SHOWN)} {problem}") from error

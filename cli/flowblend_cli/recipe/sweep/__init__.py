@@ -1,1 +1,1 @@
-"""Combinations of swept values, and what each means for model, stages and sampling."""
+"""Sweep: combinations of swept values, and what each means for model, stages and sampling."""

@@ -1,4 +1,4 @@
-"""Stages that a recipe leaves to data: ``stages = "auto"`` and ``stages = "adaptive"``."""
+"""Automatic stages, chosen from a calibration: ``stages = "auto"`` and ``stages = "adaptive"``."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ KEYS: Mapping[Kind, frozenset[str]] = {
     "adaptive": frozenset({"budget", "calibration", "threshold"}),
 }
 AUTOMATIC_KEYS = KEYS["auto"] | KEYS["adaptive"]
-# What a calibration holds for; other differences, of seeds or of steps, don't matter.
-_FEWEST = 5  # positions of a calibration that says something of the steps between
+# Fewest positions of a calibration from which the steps between follow.
+_FEWEST = 5
+# Conditions that a calibration holds for; other differences, of seeds or of steps, don't matter.
 _COMPARED = ("pipeline", "small", "height", "width", "num_frames", "guidance_scale", "mode")
 
 
 @dataclass(frozen=True)
 class Automatic:
-    """What [blend] says of stages that it leaves to data.
+    """What [blend] sets where it leaves the stages to data.
 
     Args:
         kind: ``"auto"`` chooses before the render, ``"adaptive"`` during it.
@@ -58,14 +59,14 @@ class Automatic:
 
     @property
     def placeholder(self) -> tuple[Stage, ...]:
-        """What stands for the stages until they are known."""
+        """The stages of a job until its own are known."""
         if self.kind == "auto":
             return (Stage("large"),)
         return StageSchedule.parse("LSL", (0.4, 0.8)).stages
 
     @classmethod
     def of(cls, values: Mapping[str, Any], *, is_swept: bool = False) -> Automatic | None:
-        """What the values of [blend] say, or None where its stages are written out.
+        """Read the values of [blend]; None where its stages are written out.
 
         Args:
             values: Keys of [blend] with their values.
@@ -105,20 +106,20 @@ class Settler:
     _known: dict[Any, tuple[Stage, ...]] = field(default_factory=dict)
 
     def settle(self, job: Job, automatic: Automatic) -> tuple[Stage, ...]:
-        """The stages of a job.
+        """Choose the stages of a job.
 
         Raises:
             CalibrationError: There is no calibration, or it can't be read.
             StageError: The budget can't be kept.
-            UsageError: The noise levels of the steps can't be told offline.
+            UsageError: The noise levels of the steps aren't known offline.
         """
         key = (automatic, job.model, job.sampling, job.arguments)
         if key not in self._known:
-            settle = self._chosen if automatic.kind == "auto" else self._latest
+            settle = self._best_stages if automatic.kind == "auto" else self._most_large
             self._known[key] = settle(job, automatic)
         return self._known[key]
 
-    def _chosen(self, job: Job, automatic: Automatic) -> tuple[Stage, ...]:
+    def _best_stages(self, job: Job, automatic: Automatic) -> tuple[Stage, ...]:
         calibration = self._calibration(job, automatic)
         try:
             solver = find_solver(job.model.pipeline, job.sampling, self.recipe_dir)
@@ -131,13 +132,13 @@ class Settler:
                 "choose another scheduler"
             )
         steps = job.num_inference_steps
-        levels = noise_levels(solver.name, steps, solver.flow_shift, solver.start)
+        sigmas = noise_levels(solver.name, steps, solver.flow_shift, solver.start)
         chosen = choose(
-            calibration.at(levels), automatic.budget, automatic.criterion, automatic.max_stages
+            calibration.at(sigmas), automatic.budget, automatic.criterion, automatic.max_stages
         )
         return chosen.schedule.stages
 
-    def _latest(self, job: Job, automatic: Automatic) -> tuple[Stage, ...]:
+    def _most_large(self, job: Job, automatic: Automatic) -> tuple[Stage, ...]:
         steps = job.num_inference_steps
         ratio = self._calibration(job, automatic).cost_ratio
         large = most_large_steps(steps, ratio, automatic.budget)
@@ -158,14 +159,14 @@ class Settler:
 
     def _calibration(self, job: Job, automatic: Automatic) -> Calibration:
         found = find_calibration(automatic.calibration, job.model.pipeline, self.recipe_dir)
-        # A pipeline's own calibration is for that pipeline, whatever name leads there.
+        # A pipeline's own calibration is for that pipeline, under every name.
         ignored: tuple[str, ...] = () if automatic.calibration is not None else ("pipeline",)
         if ignored and job.model.small == job.model.pipeline:
             ignored = ("pipeline", "small")
         self.warnings |= dict.fromkeys(_mismatches(found, job, ignored))
         if len(found.positions) < _FEWEST:
-            told = f"sensitivities of {len(found.positions)} of {len(found.steps)} steps"
-            self.warnings[f"the calibration has {told}, too few to go by: probe more"] = None
+            has = f"sensitivities of {len(found.positions)} of {len(found.steps)} steps"
+            self.warnings[f"the calibration has {has}, too few to go by: probe more"] = None
         return found
 
 
@@ -198,8 +199,8 @@ def find_calibration(name: str | None, pipeline: str, recipe_dir: Path) -> Calib
 _read = functools.cache(read_calibration)
 
 
-def _mismatches(calibration: Calibration, job: Job, ignored: Sequence[str] = ()) -> list[str]:
-    """What the calibration was made under, and the job isn't."""
+def _mismatches(calibration: Calibration, job: Job, ignored: Sequence[str]) -> list[str]:
+    """Compare the conditions of a calibration with the job's; at most one warning."""
     found = []
     pair = find_pair(job.model.pipeline)
     facts = PIPELINES.get((pair.pipeline_class if pair is not None else None) or "")
@@ -219,7 +220,7 @@ def _mismatches(calibration: Calibration, job: Job, ignored: Sequence[str] = ())
 
 
 def _unlike(key: str, then: Any, here: Any) -> bool:
-    """Whether two values differ by more than a calibration stands: sizes by a third."""
+    """Whether two values differ by more than a calibration allows: sizes by a third."""
     is_number = isinstance(then, (int, float)) and not isinstance(then, bool) and then > 0
     if is_number and key in ("height", "width", "num_frames"):
         return not 0.75 <= here / then <= 4 / 3

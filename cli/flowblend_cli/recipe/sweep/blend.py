@@ -1,8 +1,8 @@
-"""What [blend] means: the stages of a combination, and whether the models can do what they ask."""
+"""Blend: the stages that [blend] means in one combination, and whether the models can run them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from flowblend_cli.errors import ModelNameError
 from flowblend_cli.jobs import AdapterSpec, schedule_of
 from flowblend_cli.models.adapters import check_source, is_source
 from flowblend_cli.recipe.schema.tables import AdapterTable, BlendTable, ModelTable, StageTable
-from flowblend_cli.recipe.source.faults import Fault
+from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.auto_stages import AUTOMATIC_KEYS, Automatic
 from flowblend_cli.utils.toml_positions import KeyPath
 from flowblend_plugin.errors import StageError
@@ -31,13 +31,15 @@ class Blend:
         stages: The stages.
         letters: The same as letters, as the recipe writes them.
         is_long_form: Whether they come from ``[[blend.stage]]`` tables.
-        automatic: How each job's own stages are found, where these only stand for them.
+        automatic: How each job's own stages are found, where these are placeholders.
+        adapters: The LoRA adapters that the stages name.
     """
 
     stages: tuple[Stage, ...]
     letters: str
     is_long_form: bool = False
     automatic: Automatic | None = None
+    adapters: tuple[AdapterSpec, ...] = ()
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -58,29 +60,27 @@ def resolve_stages(
         blend: The table.
         swept: The sweep's values of its keys.
         names: Letters of further denoisers, which are their names, too.
-        is_large_only: Whether a recipe that says nothing gets the large denoiser alone.
+        is_large_only: Whether a recipe that sets no stages gets the large denoiser alone.
 
     Raises:
         StageError: The values don't make a schedule together.
     """
-    tables: list[StageTable] | None = swept.get("stage", blend.stage)
-    keys = type(blend).model_fields
-    values = {key: swept.get(key, getattr(blend, key)) for key in keys}
+    values = {key: swept.get(key, getattr(blend, key)) for key in type(blend).model_fields}
+    tables: list[StageTable] | None = values["stage"]
     automatic = Automatic.of(values, is_swept="stages" in swept)
     if tables is not None:
-        short = [key for key in _SHORT_FORM if swept.get(key, getattr(blend, key)) is not None]
-        if short:
+        if any(values[key] is not None for key in _SHORT_FORM):
             raise StageError(
                 "[[blend.stage]] can't stand beside stages, boundaries or boundary_sigmas, nor "
                 "beside a sweep of them: keep one form"
             )
         schedule = StageSchedule(tuple(_stage(table) for table in tables))
         return Blend(schedule.stages, schedule.letters, is_long_form=True)
-    letters, boundaries, sigmas = (swept.get(key, getattr(blend, key)) for key in _SHORT_FORM)
+    letters, boundaries, sigmas = (values[key] for key in _SHORT_FORM)
     if letters is None:
-        says_nothing = boundaries is None and sigmas is None
-        letters = "L" if says_nothing and is_large_only else PAPER_STAGES
-        boundaries = PAPER_BOUNDARIES if says_nothing else boundaries
+        is_unset = boundaries is None and sigmas is None
+        letters = "L" if is_unset and is_large_only else PAPER_STAGES
+        boundaries = PAPER_BOUNDARIES if is_unset else boundaries
     if automatic is not None:
         return Blend(automatic.placeholder, letters, automatic=automatic)
     if len(set(letters)) == 1:
@@ -114,7 +114,7 @@ def adapter_name(name: str) -> str:
 
 
 def blamed_for_stages(blend: BlendTable, swept: Sequence[str], message: str) -> str:
-    """The key of [blend] that a message about the stages is best shown at.
+    """Choose the key of [blend] at which a message about the stages is shown.
 
     Args:
         blend: The table.
@@ -132,49 +132,55 @@ def blamed_for_stages(blend: BlendTable, swept: Sequence[str], message: str) -> 
 
 
 def check_settings(
-    blend: Blend, model: ModelTable | None, pipeline_class: str | None, where: KeyPath
-) -> Iterator[Fault]:
-    """Denoisers that are bound, and guidance that the pipeline can do.
+    blend: Blend,
+    model: ModelTable | None,
+    pipeline_class: str | None,
+    where: KeyPath,
+    problems: Problems,
+) -> None:
+    """Check that denoisers are bound, and that the pipeline can do each stage's guidance.
 
     Args:
         blend: The stages.
         model: The models' table; None if it is broken.
-        pipeline_class: Class of the pipeline, where it can be told offline.
+        pipeline_class: Class of the pipeline, where it is known offline.
         where: Path of the ``[[blend.stage]]`` tables.
+        problems: Where problems go.
     """
     for index, stage in enumerate(blend.stages):
         if stage.guidance_scale is not None and pipeline_class is not None:
             problem = guidance_problem(pipeline_class, stage.guidance_scale)
             if problem:
                 path = (*where, index, "guidance_scale")
-                yield Fault(path, problem, at="key", related=("model", "blend"))
+                problems.add(path, problem, at="key", related=("model", "blend"))
         bound = model.denoisers if model is not None else {}
         if model is not None and stage.denoiser not in (*LETTERS.values(), *bound):
             has = f"which binds {', '.join(bound)}" if bound else "which isn't there"
             message = (
                 f"{stage.denoiser!r} is no denoiser: bind the letter in [model.denoisers], {has}"
             )
-            yield Fault((*where, index, "denoiser"), message, related=("model", "blend"))
+            problems.add((*where, index, "denoiser"), message, related=("model", "blend"))
 
 
-def check_extrapolated(tables: Sequence[StageTable], where: KeyPath) -> Iterator[Fault]:
-    """Extrapolated stages set nothing: no denoiser runs there.
+def check_extrapolated(tables: Sequence[StageTable], where: KeyPath, problems: Problems) -> None:
+    """Check that extrapolated stages set nothing, since no denoiser runs there.
 
     Args:
         tables: The ``[[blend.stage]]`` tables.
         where: Their path.
+        problems: Where problems go.
     """
     for index, table in enumerate(tables):
         stage = _stage(table)
         for key in stage.settings if stage.is_extrapolated else ():
             message = f"no denoiser runs a stage that is {stage.denoiser}: leave {key} out"
-            yield Fault((*where, index, key), message, at="key")
+            problems.add((*where, index, key), message, at="key")
     if tables and _stage(tables[0]).is_extrapolated:
         message = (
             "the first stage can't be extrapolated, because no denoiser has run yet that it could "
             "go by: begin with 'large'"
         )
-        yield Fault((*where, 0, "denoiser"), message)
+        problems.add((*where, 0, "denoiser"), message)
 
 
 def find_adapters(
@@ -182,16 +188,16 @@ def find_adapters(
     model: ModelTable | None,
     recipe_dir: Path,
     where: KeyPath,
-    faults: list[Fault],
+    problems: Problems,
 ) -> tuple[AdapterSpec, ...]:
-    """The source of each adapter for each denoiser whose stages name it.
+    """Find the source of each adapter for each denoiser whose stages name it.
 
     Args:
         tables: The ``[[blend.stage]]`` tables.
         model: The models' table, which binds names to files; None if it is broken.
         recipe_dir: Folder that files are relative to.
         where: Path of ``tables``.
-        faults: Where faults go: names that nothing is bound to, and files that can't be used.
+        problems: Where problems go: names that nothing is bound to, and files that can't be used.
     """
     found: dict[tuple[str, str], AdapterSpec] = {}
     for index, stage in enumerate(tables):
@@ -200,7 +206,7 @@ def find_adapters(
             path = (*where, index, "adapters", number, "name")
             name, role = adapter_name(adapter.name), stage.denoiser
             if name in seen:
-                faults.append(Fault(path, f"{name!r} stands twice in one stage: keep one"))
+                problems.add(path, f"{name!r} stands twice in one stage: keep one")
             seen.add(name)
             if model is None:
                 continue
@@ -208,7 +214,7 @@ def find_adapters(
                 source, origin = _source_of(adapter.name, role, model, path)
                 check_source(source, name, role, recipe_dir)
             except ModelNameError as error:
-                faults.append(Fault(path, str(error), related=("model", "blend")))
+                problems.add(path, str(error), related=("model", "blend"))
                 continue
             spec = AdapterSpec(name, role, source)
             if found.setdefault((name, role), spec) != spec:
@@ -216,12 +222,12 @@ def find_adapters(
                     f"{source!r} and {found[name, role].source!r} would both be called {name!r}: "
                     "give them names of their own in [model.adapters]"
                 )
-                faults.append(Fault(origin, message, related=("model", "blend")))
+                problems.add(origin, message, related=("model", "blend"))
     return tuple(found.values())
 
 
 def _source_of(name: str, role: str, model: ModelTable, path: KeyPath) -> tuple[str, KeyPath]:
-    """An adapter's source for a denoiser, and the key that says so."""
+    """An adapter's source for a denoiser, and the key that names it."""
     bound = model.adapters.get(name)
     if isinstance(bound, str):
         return bound, ("model", "adapters", name)

@@ -1,4 +1,4 @@
-"""The combinations of [sweep] and [matrix]: their axes, how many, and the values of each."""
+"""Combinations of [sweep] and [matrix]: their axes, their number, and the values of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SEED = "seed"
 
 
 @dataclass(frozen=True)
-class Row:
+class Combination:
     """One combination of settings.
 
     Args:
@@ -35,7 +35,7 @@ class Row:
     zipped: tuple[int, ...] | None = None
     has_variables: bool | None = None
 
-    def of(self, table: str) -> dict[str, Any]:
+    def values_of(self, table: str) -> dict[str, Any]:
         """The swept values of one table, by key."""
         prefix = f"{table}."
         return {
@@ -90,7 +90,7 @@ def axis_fields(tables: Tables) -> dict[str, str]:
     }
 
 
-def count_rows(tables: Tables) -> int:
+def count_combinations(tables: Tables) -> int:
     """How many combinations of settings there are at most, without making them."""
     return math.prod(count_axes(table) for table in (tables.matrix, tables.sweep))
 
@@ -115,50 +115,51 @@ def count_matrix(matrix: MatrixFields | None, bound: int, used: Collection[str])
     return max(bound, count_axes(matrix)) if matrix.mode == "zip" else bound * count_axes(matrix)
 
 
-def all_rows(tables: Tables) -> Iterator[Row]:
+def all_combinations(tables: Tables) -> Iterator[Combination]:
     """Every combination of settings: [matrix] changes slowest, and of a table the first axis.
 
-    Prompts without a variable take no part in a [matrix] that has some: there are rows for them.
+    Prompts without a variable take no part in a [matrix] that has some: they have combinations of
+    their own.
     """
     matrix = tables.matrix
     is_split = matrix is not None and bool(matrix.variables and matrix.axes)
     if is_split:
-        for row in _rows(tables.sweep):
-            yield replace(row, has_variables=False)
-    for outer in _matrix_rows(tables):
-        for row in _rows(tables.sweep):
-            yield Row(
-                {**outer.values, **row.values},
-                {**outer.indices, **row.indices},
+        for combination in _combinations_of(tables.sweep):
+            yield replace(combination, has_variables=False)
+    for outer in _matrix_combinations(tables):
+        for combination in _combinations_of(tables.sweep):
+            yield Combination(
+                {**outer.values, **combination.values},
+                {**outer.indices, **combination.indices},
                 {axis: ("matrix", axis, index) for axis, index in outer.indices.items()},
                 outer.zipped,
                 True if is_split else None,
             )
 
 
-def _matrix_rows(tables: Tables) -> Iterator[Row]:
-    """The settings of [matrix]; those of a zip once each, with the places that have them."""
+def _matrix_combinations(tables: Tables) -> Iterator[Combination]:
+    """The combinations of [matrix]; equal ones of a zip once, with all places that have them."""
     if tables.matrix is None or tables.matrix.mode == "product":
-        yield from _rows(tables.matrix)
+        yield from _combinations_of(tables.matrix)
         return
-    found: dict[str, tuple[Row, list[int]]] = {}
+    found: dict[str, tuple[Combination, list[int]]] = {}
     variables = tables.matrix.variables.values()
     length = max((len(values) for values in variables), default=1)
     axes = sweep_axes(tables.matrix)
-    rows = list(_rows(tables.matrix)) if axes else [Row({}, {})] * length
-    for number, row in enumerate(rows):
-        found.setdefault(repr(row.values), (row, []))[1].append(number)
-    for row, numbers in found.values():
-        yield Row(row.values, row.indices, zipped=tuple(numbers))
+    combinations = list(_combinations_of(tables.matrix)) if axes else [Combination({}, {})] * length
+    for number, combination in enumerate(combinations):
+        found.setdefault(repr(combination.values), (combination, []))[1].append(number)
+    for combination, numbers in found.values():
+        yield Combination(combination.values, combination.indices, zipped=tuple(numbers))
 
 
-def _rows(table: AxisFields | None) -> Iterator[Row]:
+def _combinations_of(table: AxisFields | None) -> Iterator[Combination]:
     axes = {axis: list(enumerate(values)) for axis, values in sweep_axes(table).items()}
     is_zip = table is not None and table.mode == "zip" and axes
     combine = zip if is_zip else itertools.product
     for choice in combine(*axes.values()):
         chosen = dict(zip(axes, choice, strict=True))
-        yield Row(
+        yield Combination(
             {axis: value for axis, (_, value) in chosen.items()},
             {axis: index for axis, (index, _) in chosen.items()},
         )

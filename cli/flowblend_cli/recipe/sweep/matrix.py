@@ -1,8 +1,7 @@
-"""The variables of [matrix]: which prompts have them, and their values together."""
+"""Variables of [matrix]: their checks, and the values that they take together in a prompt."""
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import re
@@ -12,9 +11,10 @@ from typing import Any
 from flowblend_cli.recipe.schema.names import FIXED_FIELDS
 from flowblend_cli.recipe.schema.sweep_tables import MatrixFields, SweepTable, Value
 from flowblend_cli.recipe.schema.validation import Tables, written_as
-from flowblend_cli.recipe.source.faults import Fault
-from flowblend_cli.recipe.sweep.combinations import Row, sweep_axes
+from flowblend_cli.recipe.source.problems import Problems
+from flowblend_cli.recipe.sweep.combinations import Combination, sweep_axes
 from flowblend_cli.text import shorten
+from flowblend_cli.utils.suggestions import closest, did_you_mean
 
 Binding = Mapping[str, str]
 _NONE: tuple[Binding, ...] = ({},)
@@ -22,7 +22,7 @@ _AXES = [info.alias or name for name, info in SweepTable.model_fields.items()]
 
 
 def variable_names(tables: Tables, document: Mapping[str, Any]) -> list[str]:
-    """The names that may stand in braces; of a broken [matrix] all its keys, to blame none twice.
+    """List the names that may stand in braces; of a broken [matrix] all keys, to blame none twice.
 
     Args:
         tables: The recipe's tables.
@@ -53,27 +53,28 @@ class Binder:
         """The variables."""
         return self._values.keys()
 
-    def bind(self, row: Row, used: frozenset[str]) -> Sequence[Binding]:
-        """The values that some variables take together in one combination of settings.
+    def bind(self, combination: Combination, used: frozenset[str]) -> Sequence[Binding]:
+        """List the values that some variables take together in one combination of settings.
 
         Args:
-            row: The combination.
+            combination: The combination.
             used: The variables; others multiply nothing.
         """
         if not used:
             return _NONE
-        key = (used, row.zipped)
+        key = (used, combination.zipped)
         if key not in self._known:
-            self._known[key] = list(self._bind(row, [n for n in self._values if n in used]))
+            self._known[key] = list(self._bind(combination, [n for n in self._values if n in used]))
         return self._known[key]
 
-    def _bind(self, row: Row, names: list[str]) -> Iterator[Binding]:
+    def _bind(self, combination: Combination, names: list[str]) -> Iterator[Binding]:
         lists = [self._values[name] for name in names]
         if not self._is_zip:
-            rows: Iterable[tuple[str, ...]] = itertools.product(*lists)
+            together: Iterable[tuple[str, ...]] = itertools.product(*lists)
         else:
-            rows = (tuple(values[number] for values in lists) for number in row.zipped or ())
-        for values in dict.fromkeys(rows):
+            numbers = combination.zipped or ()
+            together = (tuple(values[number] for values in lists) for number in numbers)
+        for values in dict.fromkeys(together):
             yield dict(zip(names, values, strict=True))
 
     def count(self, used: Collection[str]) -> int:
@@ -105,19 +106,19 @@ def _text(value: Value) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def check_matrix(tables: Tables) -> Iterator[Fault]:
-    """Every key is an axis that [sweep] lacks, or a variable that can be one."""
+def check_matrix(tables: Tables, problems: Problems) -> None:
+    """Check that every key is an axis that [sweep] lacks, or a name that a variable can have."""
     if tables.matrix is None:
         return
     swept = sweep_axes(tables.sweep)
     for axis in sweep_axes(tables.matrix):
         if axis in swept:
             message = f"[sweep] varies {axis} already: keep it in one of the two tables"
-            yield Fault(("matrix", axis), message, at="key", related=("sweep", "matrix"))
+            problems.add(("matrix", axis), message, at="key", related=("sweep", "matrix"))
     for name in tables.matrix.variables:
         problem = _name_problem(name)
         if problem:
-            yield Fault(("matrix", name), problem, at="key", related=("matrix",))
+            problems.add(("matrix", name), problem, at="key", related=("matrix",))
 
 
 def _name_problem(name: str) -> str | None:
@@ -125,25 +126,24 @@ def _name_problem(name: str) -> str | None:
     if name in FIXED_FIELDS:
         return "is a field of file names already: take another name"
     if not name.isidentifier():
-        close = difflib.get_close_matches(name, _AXES, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
         return (
-            f"is neither a setting that [sweep] can vary nor the name of a variable, which has "
-            f"letters, digits and _{hint}"
+            "is neither a setting that [sweep] can vary nor the name of a variable, which has "
+            f"letters, digits and _{did_you_mean(name, _AXES)}"
         )
     return None
 
 
-def check_used(tables: Tables, used: Collection[str]) -> Iterator[Fault]:
-    """Every variable stands in a prompt: one that doesn't is misspelt somewhere.
+def check_used(tables: Tables, used: Collection[str], problems: Problems) -> None:
+    """Check that every variable stands in a prompt: one that doesn't is misspelt somewhere.
 
     Args:
         tables: The recipe's tables.
         used: The variables that stand in prompts.
+        problems: Where problems go.
     """
     for name in tables.matrix.variables if tables.matrix is not None else ():
         if name not in used and _name_problem(name) is None:
-            close = difflib.get_close_matches(name, _AXES, n=1, cutoff=0.8)
-            hint = f"did you mean the setting {close[0]!r}?" if close else "or remove it"
+            meant = closest(name, _AXES, cutoff=0.8)
+            hint = f"did you mean the setting {meant!r}?" if meant else "or remove it"
             message = f"stands in no prompt: write {{{shorten(name)}}} in one, {hint}"
-            yield Fault(("matrix", name), message, at="key", related=("matrix", "scene"))
+            problems.add(("matrix", name), message, at="key", related=("matrix", "scene"))

@@ -1,4 +1,4 @@
-"""What [sampling] may ask of a pipeline, as far as that can be told without loading it."""
+"""Sampling of one combination: [sampling] checked against what is known of the pipeline offline."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from flowblend_cli.jobs import SamplingSpec
 from flowblend_cli.models.registry import KnownPair
 from flowblend_cli.models.solvers import CLASSIC_SOLVERS, NoiseKind
-from flowblend_cli.recipe.source.faults import Fault
+from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.blend import Blend
-from flowblend_cli.recipe.sweep.combinations import Row
+from flowblend_cli.recipe.sweep.combinations import Combination
 from flowblend_plugin.stages import EXTRAPOLATED
 
 NOT_STOCHASTIC = ("unipc", "heun", "deis", "dpmpp_2m_karras")
@@ -25,9 +25,9 @@ class Sampler:
     Args:
         name: The pipeline as the recipe names it.
         pair: The known pair that it belongs to, if any.
-        own: Its own solver, where that can be told offline.
-        kind: Whether its noise levels are those of flow matching; None where only loading it could
-            tell.
+        own: Its own solver, where that is known offline.
+        kind: Whether its noise levels are those of flow matching; None where that shows only when
+            it is loaded.
     """
 
     name: str = ""
@@ -35,26 +35,34 @@ class Sampler:
     own: str | None = None
     kind: NoiseKind | None = None
 
+    @property
+    def keeps_its_own(self) -> bool:
+        """Whether it is a pair whose noise levels only its own scheduler knows."""
+        return self.pair is not None and self.pair.flow_shift is None
+
 
 def check_sampling(
     values: dict[str, Any] | None,
     sampler: Sampler,
-    row: Row,
+    combination: Combination,
     modes: frozenset[str],
-    faults: list[Fault],
+    problems: Problems,
 ) -> SamplingSpec | None:
-    """Make the sampling of one combination; None, with its faults appended, where it can't be.
+    """Make the sampling of one combination; None, and its problems, where that isn't possible.
 
     Args:
         values: Keys of [sampling] with the combination's values; None where the table is broken.
         sampler: The pipeline.
-        row: The combination.
+        combination: The combination.
         modes: The modes of all combinations.
-        faults: Where faults go.
+        problems: Where problems go.
     """
     if values is None:
         return None
-    found = [*_unfit(values, sampler), *_without_noise(values, modes)]
+    found = [*_unfit(values, sampler)]
+    if values["noise_seed"] is not None and "sde" not in modes:
+        message = "is of the noise that 'sde' adds, and mode is 'ode': leave it out"
+        found.append(("noise_seed", message))
     pair = sampler.pair
     if pair is not None:
         values |= {key: own for key, own in pair.sampling.items() if values[key] is None}
@@ -70,12 +78,13 @@ def check_sampling(
         )
         found.append(("mode", message))
     related = ("sampling", "model")
-    faults += [Fault(row.path("sampling", key), text, related=related) for key, text in found]
+    for key, text in found:
+        problems.add(combination.path("sampling", key), text, related=related)
     return None if found else SamplingSpec(**values)
 
 
 def _unfit(values: Mapping[str, Any], sampler: Sampler) -> Iterator[tuple[str, str]]:
-    """Solvers and noise levels of the other kind of pipelines."""
+    """Find solvers and noise levels that are for the other kind of pipelines."""
     solver = values["scheduler"]
     if sampler.kind == "flow" and solver in CLASSIC_SOLVERS:
         message = (
@@ -93,7 +102,7 @@ def _unfit(values: Mapping[str, Any], sampler: Sampler) -> Iterator[tuple[str, s
         )
         yield "scheduler", message
     for key in _FIXED_BY_SHIFT:
-        if values[key] is not None and not _keeps_its_own(sampler):
+        if values[key] is not None and not sampler.keeps_its_own:
             message = (
                 f"is of flow matching, and {sampler.name!r} is a classic pipeline, which predicts "
                 "noise: leave it out"
@@ -101,19 +110,10 @@ def _unfit(values: Mapping[str, Any], sampler: Sampler) -> Iterator[tuple[str, s
             yield key, message
 
 
-def _without_noise(values: Mapping[str, Any], modes: frozenset[str]) -> Iterator[tuple[str, str]]:
-    if values["noise_seed"] is not None and "sde" not in modes:
-        yield "noise_seed", "is of the noise that 'sde' adds, and mode is 'ode': leave it out"
-
-
-def _keeps_its_own(sampler: Sampler) -> bool:
-    return sampler.pair is not None and sampler.pair.flow_shift is None
-
-
 def _own_scheduler_kept(
     values: Mapping[str, Any], sampler: Sampler, pair: KnownPair
 ) -> Iterator[tuple[str, str]]:
-    """What a pair can't be asked whose noise levels only its own scheduler knows."""
+    """Find what a pair can't change whose noise levels only its own scheduler knows."""
     changed = [key for key in ("scheduler", *_FIXED_BY_SHIFT) if values[key] is not None]
     if sampler.kind == "classic" and values["scheduler"] is not None:
         changed.remove("scheduler")  # either of the right kind, or refused for that already
@@ -127,12 +127,14 @@ def _own_scheduler_kept(
         yield key, message
 
 
-def check_one_evaluation(solver: str | None, blend: Blend, row: Row, faults: list[Fault]) -> None:
-    """Extrapolated steps need a solver that asks the denoiser once a step."""
+def check_one_evaluation(
+    solver: str | None, blend: Blend, combination: Combination, problems: Problems
+) -> None:
+    """Check that extrapolated steps have a solver that asks the denoiser once a step."""
     if EXTRAPOLATED in blend.roles and solver == "heun":
         message = (
             "'heun' asks the denoiser twice a step, which extrapolated steps can't answer: set "
             f"another scheduler, or leave them out of stages {blend.letters!r}"
         )
-        path = row.path("sampling", "scheduler")
-        faults.append(Fault(path, message, related=("sampling", "blend", "model")))
+        path = combination.path("sampling", "scheduler")
+        problems.add(path, message, related=("sampling", "blend", "model"))

@@ -14,7 +14,8 @@ from flowblend_cli import main
 from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.errors import ModelMissingError, OutputError
 from flowblend_cli.models.hub.fetch import fetch
-from flowblend_cli.models.hub.requirements import Want, snapshot
+from flowblend_cli.models.hub.requirements import Requirement
+from flowblend_cli.models.hub_cache import snapshot
 from flowblend_cli.models.identity import model_identity
 from flowblend_cli.models.lockfile import LOCK_NAME
 from flowblend_cli.recipe.loader import load_batch
@@ -148,21 +149,23 @@ def test_every_repository_that_cannot_be_had_is_told_at_once_with_what_to_do(
 def test_what_was_interrupted_goes_on_where_it_was(hub: Hub, cache: Path) -> None:
     files = {"a.safetensors": b"a", "b.safetensors": b"b", "README.md": b"c"}
     hub.repos["someone/style"] = files
-    wants = [Want("x", "someone/style", None, "file", name) for name in list(files)[:2]]
+    requirements = [
+        Requirement("x", "someone/style", None, "file", name) for name in list(files)[:2]
+    ]
     hub.failing = {"b.safetensors"}
 
     with pytest.raises(ModelMissingError, match=r"refuses someone/style \(HTTP 403\)"):
-        fetch(wants, lambda _: None)
+        fetch(requirements, lambda _: None)
 
     hub.failing.clear()
     hub.sizes["b.safetensors"] = 10**18
     with pytest.raises(OutputError, match=r"no room: 1000000000\.0 GB to download"):
-        fetch(wants, lambda _: None)
+        fetch(requirements, lambda _: None)
 
     hub.sizes.clear()
     told: list[str] = []
-    holdings = fetch(wants, told.append)
-    assert [one.state for one in holdings] == ["complete", "complete"]
+    entries = fetch(requirements, told.append)
+    assert [one.state for one in entries] == ["complete", "complete"]
     assert sorted(hub.fetched) == ["a.safetensors", "b.safetensors"], "each once"
     assert (snapshot("someone/style", None) or cache).name == COMMIT
 
@@ -172,7 +175,7 @@ def test_a_signal_ends_a_download_at_once(hub: Hub) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fetch([Want("x", "someone/style", None, "pipeline")], lambda _: None, check)
+        fetch([Requirement("x", "someone/style", None, "pipeline")], lambda _: None, check)
 
     assert hub.fetched == []
 

@@ -286,7 +286,7 @@ ENTRY = f'[[model]]\nrepo = "someone/sprites"\nrevision = "{COMMIT}"\nasked = "s
         (f"version = 1\n{ENTRY}extra = 1\n", "6:1", "is no key of an entry"),
         ("version = 1\n[[model]\n", "2:", "not valid TOML"),
         ("\udcff", "1:1", "not UTF-8"),
-        ("a = " + "[" * 5000, "1:1", "nested too deep"),
+        ("a = " + "[" * 5000, "1:37", "nested deeper than the limit"),
         ("#" * 1024 * 1025, "1:1", "larger than the limit"),
     ],
 )  # fmt: skip
