@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from three_slots import ThreeSlots
 
+from flowblend_cli.engine.executors.base import Executor
+from flowblend_cli.engine.executors.factory import make_executor
 from flowblend_cli.errors import RecipeError
 from flowblend_cli.jobs import Batch
 from flowblend_cli.recipe.loader import load_batch
@@ -72,3 +76,15 @@ def problems_of(batch_of: LoadText) -> Callable[..., list[str]]:
         ]
 
     return load
+
+
+@pytest.fixture(params=["one slot", "three slots"])
+def any_executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Render as usual, and by an executor that answers out of order, late, and twice."""
+    if request.param == "three slots":
+
+        def three_slots(*given: Any) -> Executor:
+            return ThreeSlots(make_executor(*given))
+
+        monkeypatch.setattr("flowblend_cli.engine.batch_run.make_executor", three_slots)
+    return str(request.param)

@@ -5,17 +5,13 @@ The process says the sizes first, and downloads nothing where anything is refuse
 
 from __future__ import annotations
 
-import json
+import math
 import os
-import queue
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import IO, Any
+from typing import Any
 
-from flowblend_cli.errors import ModelMissingError, OutputError
+from flowblend_cli.errors import ModelMissingError, OutputError, WorkerDiedError
 from flowblend_cli.jobs import Batch
 from flowblend_cli.models.bundled import is_bundled
 from flowblend_cli.models.contents import check_contents
@@ -30,10 +26,9 @@ from flowblend_cli.models.hub_cache import hub_cache
 from flowblend_cli.models.lockfile import Pin, write_lock
 from flowblend_cli.models.registry import known_pairs, pins
 from flowblend_cli.text import count
-from flowblend_cli.utils.worker_process import worker_environment
+from flowblend_cli.utils.worker_process import WorkerProcess
 
 _WORKER = "flowblend_cli.models.hub.fetch_worker"
-_POLL_S = 0.2
 _DISK = ("space", "full")
 _YES = ("1", "ON", "YES", "TRUE")
 
@@ -208,45 +203,18 @@ def _events(
     requirements: Sequence[Requirement], check: Callable[[], None]
 ) -> Iterator[dict[str, Any]]:
     """What the download process reports, as it comes; the process is ended afterwards."""
-    request = {"cache": str(hub_cache()), "requirements": [asdict(one) for one in requirements]}
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_VERBOSITY": "error"}
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", _WORKER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**worker_environment(), **quiet},
-        )
-    except OSError as error:
-        raise ModelMissingError(f"the download process can't be started ({error})") from error
-    assert process.stdin is not None
-    assert process.stdout is not None
+        worker = WorkerProcess(_WORKER, "download", quiet)
+    except WorkerDiedError as error:
+        raise ModelMissingError(str(error)) from error
     try:
-        with process.stdin as stdin:
-            stdin.write(json.dumps(request).encode())
-        lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
-        while True:
-            check()
-            try:
-                line = lines.get(timeout=_POLL_S)
-            except queue.Empty:
-                continue
-            if not line:
-                return
-            yield json.loads(line)
+        wanted = [asdict(one) for one in requirements]
+        worker.send({"cache": str(hub_cache()), "requirements": wanted})
+        worker.close_input()
+        yield from worker.documents(check, math.inf)
     finally:
-        process.kill()
-        process.wait()
-
-
-def _read(stream: IO[bytes], lines: queue.SimpleQueue[bytes]) -> None:
-    """Pass on lines, and an empty one at the end."""
-    with stream:
-        for line in stream:
-            lines.put(line)
-    lines.put(b"")
+        worker.end()
 
 
 def prepare_models(

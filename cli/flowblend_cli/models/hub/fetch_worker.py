@@ -1,7 +1,7 @@
 """Download process of `models.hub.fetch`: the only module of flowblend that meets the network.
 
-It reads one request as JSON on stdin and writes one JSON line on stdout for each thing that
-happens. A server's words are never passed on, since they could repeat the token that it was sent.
+It is handed one request, and sends a document for each thing that happens. A server's words are
+never passed on, since they could repeat the token that it was sent.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import json
 import os
 import re
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from flowblend_cli.models.contents import (
     reader_of,
     wanted,
 )
+from flowblend_cli.utils.worker_process import Channel
 
 _PATIENCE_S = 10.0
 # The first that fits counts: some are kinds of others.
@@ -67,7 +68,11 @@ class Download:
 
 def main() -> None:
     """Look everything up, then download it all, or nothing where anything is refused."""
-    request = json.load(sys.stdin)
+    channel = Channel()
+    request = channel.receive()
+    if request is None:
+        return
+    report = partial(_report, channel)
     cache = Path(request["cache"])
     found: list[Download] = []
     refused = False
@@ -77,7 +82,7 @@ def main() -> None:
         except Exception as error:  # noqa: BLE001 - libraries and servers raise anything
             refused = True
             repo, asked = requirement["repo"], requirement["asked"]
-            _report(event="refused", repo=repo, asked=asked, **_reason(error))
+            report(event="refused", repo=repo, asked=asked, **_reason(error))
     if refused:
         return
     lacking = {
@@ -86,7 +91,7 @@ def main() -> None:
         for name, size in one.lacking.items()
     }
     for one in found:
-        _report(
+        report(
             event="found",
             repo=one.requirement["repo"],
             commit=one.commit,
@@ -96,15 +101,15 @@ def main() -> None:
         )
     needed, free = sum(lacking.values()), shutil.disk_usage(_existing(cache)).free
     if needed > free:
-        _report(event="refused", repo="", asked="", problem="space", detail=f"{needed} {free}")
+        report(event="refused", repo="", asked="", problem="space", detail=f"{needed} {free}")
         return
     for one in found:
-        if not _download(one, cache):
+        if not _download(one, cache, report):
             return
-    _report(event="done")
+    report(event="done")
 
 
-def _download(found: Download, cache: Path) -> bool:
+def _download(found: Download, cache: Path, report: Callable[..., None]) -> bool:
     requirement, repo = found.requirement, found.requirement["repo"]
     revision = found.commit
     if requirement["kind"] == "file":  # by the branch's name, so that the cache notes its commit
@@ -113,10 +118,10 @@ def _download(found: Download, cache: Path) -> bool:
         try:
             hf_hub_download(repo, name, revision=revision, cache_dir=cache)
         except Exception as error:  # noqa: BLE001 - as above
-            _report(event="refused", repo=repo, asked=requirement["asked"], **_reason(error))
+            report(event="refused", repo=repo, asked=requirement["asked"], **_reason(error))
             return False
         if name in found.lacking:
-            _report(event="fetched", repo=repo, file=name, bytes=found.sizes[name])
+            report(event="fetched", repo=repo, file=name, bytes=found.sizes[name])
     return True
 
 
@@ -225,9 +230,8 @@ def _existing(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
-def _report(**event: Any) -> None:
-    sys.stdout.write(_without_secrets(json.dumps(event)) + "\n")
-    sys.stdout.flush()
+def _report(channel: Channel, **event: Any) -> None:
+    channel.send(json.loads(_without_secrets(json.dumps(event))))
 
 
 if __name__ == "__main__":
