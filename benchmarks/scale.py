@@ -55,7 +55,7 @@ seeds = {seeds}
 # The process tells its own peak: what the system says of a child begins with its parent's.
 MEASURED = """\
 import atexit, os, sys
-from flowblend_cli.peaks import peak_rss_bytes
+from flowblend_cli.utils.process import peak_rss_bytes
 def tell():
     print(sum(os.times()[:4]), peak_rss_bytes(), file=sys.stderr)
 atexit.register(tell)

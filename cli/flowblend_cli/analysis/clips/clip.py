@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from flowblend_cli.artifacts.records import JobRecord
 from flowblend_cli.jobs import Job
 from flowblend_cli.study import Study
 
@@ -40,16 +40,8 @@ class Clip:
         job: The job, as its file records it.
         name: Name of the file inside the folder.
         seed: The seed that was used, also where the recipe let one be drawn.
-        pixels_sha256: Hash of its pixels.
-        elapsed_s: Seconds of each render of the job; empty where nobody knows.
-        pixels: Hash of each render of the job, this file's own first.
-        step_s: Seconds of each step.
-        peak_rss_bytes: Most main memory.
-        peak_vram_bytes: Most accelerator memory.
-        metrics: What was measured, by name.
-        measured_on: ``"frames"`` as rendered, ``"file"`` as encoded; empty for nothing measured.
-        tracks: Paths of points, see ``records.JobRecord``.
-        accepted: Whether an adapted clip is the one to keep; None where nothing was adapted.
+        record: The measurements of these very pixels; where the folder keeps none, what the file
+            itself says.
         score: What the metrics add up to, 0 to 1; None where they don't tell.
         denoisers: One letter a step: who ran it.
         device: Kind of device, such as ``"cpu"``.
@@ -60,16 +52,7 @@ class Clip:
     job: Job
     name: str
     seed: int
-    pixels_sha256: str
-    elapsed_s: tuple[float, ...] = ()
-    pixels: tuple[str, ...] = ()
-    step_s: tuple[float, ...] = ()
-    peak_rss_bytes: int | None = None
-    peak_vram_bytes: int | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    measured_on: str = ""
-    tracks: tuple[Any, ...] = ()
-    accepted: bool | None = None
+    record: JobRecord
     score: float | None = None
     denoisers: str = ""
     device: str = ""
@@ -84,16 +67,22 @@ class Clip:
     @property
     def seconds(self) -> float | None:
         """Median seconds of the job's renders."""
-        return statistics.median(self.elapsed_s) if self.elapsed_s else None
+        elapsed_s = self.record.elapsed_s
+        return statistics.median(elapsed_s) if elapsed_s else None
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Median seconds of a step."""
+        return statistics.median(self.record.step_s) if self.record.step_s else None
 
     @property
     def costs(self) -> dict[str, float]:
-        """What the clock and the memory said, under the names that metrics have."""
+        """Time and memory that the renders took, under the names that metrics have."""
         found = {
             "elapsed_s": self.seconds,
-            "step_s": statistics.median(self.step_s) if self.step_s else None,
-            "peak_rss_bytes": self.peak_rss_bytes,
-            "peak_vram_bytes": self.peak_vram_bytes,
+            "step_s": self.seconds_per_step,
+            "peak_rss_bytes": self.record.peak_rss_bytes,
+            "peak_vram_bytes": self.record.peak_vram_bytes,
         }
         return {name: value for name, value in found.items() if value is not None}
 

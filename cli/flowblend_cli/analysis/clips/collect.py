@@ -136,47 +136,39 @@ class Found:
             name = again.id.removesuffix(_AGAIN)
             for index, clip in enumerate(self.clips):
                 if (clip.job.recipe, clip.id) == (again.job.recipe, name):
-                    pixels = (*clip.pixels, again.pixels_sha256)
-                    self.clips[index] = replace(clip, pixels=pixels)
+                    pixels = (*clip.record.pixels, again.record.pixels_sha256)
+                    record = replace(clip.record, pixels=pixels)
+                    self.clips[index] = replace(clip, record=record)
 
 
 def _clip(path: Path, document: Mapping[str, Any]) -> Clip:
     job = Job.from_document(document["job"])
     resolved = _mapping(document.get("resolved"))
     seed = resolved.get("seed", job.seed)
-    sampling_s: Any = resolved.get("sampling_s")
-    digest = str(document.get("pixels_sha256", ""))
-    clip = Clip(
+    return Clip(
         job=job,
         name=path.name,
         seed=seed if isinstance(seed, int) else job.seed,
-        pixels_sha256=digest,
-        elapsed_s=(sampling_s,) if is_number(sampling_s) else (),
-        pixels=(digest,),
+        record=_record(path.parent, job, document),
         denoisers=_text(resolved.get("denoisers")),
         device=_text(resolved.get("device")),
         versions={str(k): str(v) for k, v in _mapping(document.get("versions")).items()},
         source=_text(resolved.get("source")),
     )
-    record = read_record(path.parent, job.id)
-    return clip if record is None else _with_record(clip, record)
 
 
-def _with_record(clip: Clip, record: JobRecord) -> Clip:
-    """Add what was measured, if it was measured of these very pixels."""
-    if record.pixels_sha256 != clip.pixels_sha256:
-        return clip
+def _record(folder: Path, job: Job, document: Mapping[str, Any]) -> JobRecord:
+    """The record of a file's very pixels; what it lacks is taken from the file's document."""
+    digest = str(document.get("pixels_sha256", ""))
+    record = read_record(folder, job.id)
+    if record is None or record.pixels_sha256 != digest:
+        record = JobRecord(job.id, job.recipe, digest)
+    sampling_s: Any = _mapping(document.get("resolved")).get("sampling_s")
     return replace(
-        clip,
-        elapsed_s=record.elapsed_s or clip.elapsed_s,
-        pixels=record.pixels or clip.pixels,
-        step_s=record.step_s,
-        peak_rss_bytes=record.peak_rss_bytes,
-        peak_vram_bytes=record.peak_vram_bytes,
-        metrics=dict(record.metrics),
+        record,
+        elapsed_s=record.elapsed_s or ((sampling_s,) if is_number(sampling_s) else ()),
+        pixels=record.pixels or (digest,),
         measured_on=record.measured_on if record.metrics else "",
-        tracks=record.tracks,
-        accepted=record.accepted,
     )
 
 

@@ -56,7 +56,7 @@ def complete(folder: Path, clips: Sequence[Clip], study: Study) -> Measured:
         study: What the recipe asks to be measured, and how the score weighs it.
     """
     warnings: list[str] = []
-    lacking = [clip for clip in clips if not clip.metrics]
+    lacking = [clip for clip in clips if not clip.record.metrics]
     found = {clip.id: clip for clip in clips}
     if lacking and study.measure.names != ():
         if metrics.is_available():
@@ -69,16 +69,18 @@ def complete(folder: Path, clips: Sequence[Clip], study: Study) -> Measured:
         else:
             warnings.append(f"{count(len(lacking), 'file')} not measured: {metrics.missing()}")
     weights = dict(study.measure.weights)
-    scored = [
-        replace(clip, score=score_of(clip.job.prompt, {**clip.metrics, **clip.costs}, weights))
-        for clip in found.values()
-    ]
-    if any(clip.measured_on == "file" for clip in scored):
+    scored = [_scored(clip, weights) for clip in found.values()]
+    if any(clip.record.measured_on == "file" for clip in scored):
         warnings.append(
             "measured on the encoded files where no record of the rendered frames was left: "
             "compression adds a little to flicker and takes a little sharpness"
         )
     return Measured(tuple(scored), tuple(warnings))
+
+
+def _scored(clip: Clip, weights: dict[str, float]) -> Clip:
+    values = {**clip.record.metrics, **clip.costs}
+    return replace(clip, score=score_of(clip.job.prompt, values, weights))
 
 
 def _references(folder: Path, clips: Sequence[Clip], study: Study) -> dict[str, Clip]:
@@ -98,9 +100,8 @@ def _measured(folder: Path, clip: Clip, other: Clip | None, study: Study) -> Cli
     if names is not None:
         fitting = {"frames", "reference"} if reference is not None else {"frames"}
         names = tuple(n for n in names if n in metrics.METRICS and _needs(n) in fitting)
-    return replace(
-        clip, metrics=metrics.measure(frames, names, reference=reference), measured_on="file"
-    )
+    values = metrics.measure(frames, names, reference=reference)
+    return replace(clip, record=replace(clip.record, metrics=values, measured_on="file"))
 
 
 def _needs(name: str) -> str:
@@ -148,7 +149,7 @@ def _spread(folder: Path, clips: Sequence[Clip], across: str) -> Spread:
     if len({one.shape for one in frames}) > 1:
         return told
     pairs = [
-        math.inf if a.pixels_sha256 == b.pixels_sha256 else _psnr(x, y)
+        math.inf if a.record.pixels_sha256 == b.record.pixels_sha256 else _psnr(x, y)
         for (a, x), (b, y) in itertools.combinations(zip(clips, frames, strict=True), 2)
     ]
     apart = [psnr for psnr in pairs if math.isfinite(psnr)]
@@ -169,8 +170,8 @@ def _trajectory_spread(clips: Sequence[Clip], frames: Sequence[Any]) -> float | 
     if frames[0].shape[0] < 2:
         return None
     try:
-        if all(clip.tracks for clip in clips):
-            paths = [np.asarray(clip.tracks, dtype=float) for clip in clips]
+        if all(clip.record.tracks for clip in clips):
+            paths = [np.asarray(clip.record.tracks, dtype=float) for clip in clips]
         elif metrics.is_available():
             paths = [metrics.tracks(one) for one in frames]
         else:

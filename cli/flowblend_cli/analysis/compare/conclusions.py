@@ -178,14 +178,16 @@ def pair_of(clip: Clip) -> tuple[Any, ...]:
 
 def _distinct(clips: Sequence[Clip]) -> list[Clip]:
     """Clips without those that repeat another's pixels: equal renders are no further evidence."""
-    return list({(*c.subject, c.seed, c.pixels_sha256): c for c in reversed(clips)}.values())[::-1]
+    groups = group(clips, lambda clip: (*clip.subject, clip.seed, clip.record.pixels_sha256))
+    return [alike[0] for alike in groups.values()]
 
 
 def _row(variant: Variant, infos: Mapping[str, MetricInfo]) -> Row:
     metrics = {}
     clips = _distinct(variant.clips)
+    measured = [clip.record.metrics for clip in clips]
     for name in infos:
-        told = summarise([clip.metrics[name] for clip in clips if name in clip.metrics])
+        told = summarise([values[name] for values in measured if name in values])
         if told is not None:
             metrics[name] = told
     return Row(
@@ -301,7 +303,7 @@ def _accepted_instead(clip: Clip, clips: Sequence[Clip]) -> Clip:
     taken = [
         one
         for one in clips
-        if one.kind == "adapted" and one.accepted and one.score is not None
+        if one.kind == "adapted" and one.record.accepted and one.score is not None
         and own_job(one.id, clips) == clip.id
     ]  # fmt: skip
     return taken[-1] if taken else clip

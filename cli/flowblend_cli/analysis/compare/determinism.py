@@ -78,7 +78,7 @@ def determinism_by_mode(clips: Sequence[Clip]) -> tuple[Determinism, ...]:
             tried = group(some, lambda clip: _identity(clip, with_noise=False)).values()
             most = max(tried, key=lambda alike: len({clip.noise for clip in alike}))
             noises = len({clip.noise for clip in most})
-            different = len({clip.pixels_sha256 for clip in most})
+            different = len({clip.record.pixels_sha256 for clip in most})
         if groups or noises > 1:
             told.append(Determinism(mode, groups, noises if noises > 1 else 0, different))
     return tuple(told)
@@ -87,7 +87,7 @@ def determinism_by_mode(clips: Sequence[Clip]) -> tuple[Determinism, ...]:
 def _equal_groups(clips: Iterable[Clip], *, is_deterministic: bool) -> Iterable[EqualGroup]:
     alike = group(clips, lambda clip: _identity(clip, with_noise=not is_deterministic))
     for some in alike.values():
-        renders = [digest for clip in some for digest in (clip.pixels or (clip.pixels_sha256,))]
+        renders = [digest for clip in some for digest in clip.record.pixels]
         if len(renders) > 1:
             (pixels, equal), *_ = Counter(renders).most_common(1)
             jobs = tuple(clip.id for clip in some)

@@ -139,7 +139,7 @@ def _adapted(clip: Clip, of: str) -> Adapted:
         clip.job.num_inference_steps,
         float(guidance) if isinstance(guidance, (int, float)) else None,
         clip.score,
-        clip.metrics.get("flow_mean"),
-        clip.metrics.get("unsteadiness"),
-        clip.accepted is True,
+        clip.record.metrics.get("flow_mean"),
+        clip.record.metrics.get("unsteadiness"),
+        clip.record.accepted is True,
     )

@@ -366,8 +366,8 @@ def slow_steps(clips: Sequence[Clip]) -> Iterator[Verdict]:
     """Warn of renders in which a step took far longer than the others."""
     slow = []
     for clip in clips:
-        usual = statistics.median(clip.step_s) if clip.step_s else 0.0
-        if usual and max(clip.step_s[1:], default=0.0) > _SLOW_STEP * usual:
+        usual = clip.seconds_per_step
+        if usual and max(clip.record.step_s[1:], default=0.0) > _SLOW_STEP * usual:
             slow.append(clip.id)
     if slow:
         yield Verdict(

@@ -60,7 +60,8 @@ def to_text(document: Mapping[str, Any]) -> str:
 
 def _job(clip: Clip, part: Part, infos: Mapping[str, MetricInfo]) -> dict[str, Any]:
     row = next((row for row in part.comparison.rows if clip.id in row.jobs), None)
-    values = {**clip.metrics, **_run_metrics(clip, row)}
+    record = clip.record
+    values = {**clip.record.metrics, **_run_metrics(clip, row)}
     names = [*infos, *(name for name in values if name not in infos)]
     return {
         "job": clip.id,
@@ -80,12 +81,12 @@ def _job(clip: Clip, part: Part, infos: Mapping[str, MetricInfo]) -> dict[str, A
         "variant": {} if row is None else dict(row.values),
         "variant_label": "" if row is None else row.label,
         "origin": asdict(clip.job.origin) if clip.job.origin else None,
-        "accepted": clip.accepted,
-        "renders_s": list(clip.elapsed_s),
-        "renders_equal": len(set(clip.pixels)) == 1 if len(clip.pixels) > 1 else None,
-        "pixels_sha256": clip.pixels_sha256,
+        "accepted": record.accepted,
+        "renders_s": list(record.elapsed_s),
+        "renders_equal": len(set(record.pixels)) == 1 if len(record.pixels) > 1 else None,
+        "pixels_sha256": record.pixels_sha256,
         "denoisers": clip.denoisers,
-        "measured_on": clip.measured_on or None,
+        "measured_on": record.measured_on or None,
     }
 
 
@@ -97,8 +98,9 @@ def _metric(value: float, info: MetricInfo | None) -> dict[str, Any]:
 def _run_metrics(clip: Clip, row: Row | None) -> dict[str, float]:
     """What the clock and the memory said, under the names that metrics have."""
     found = clip.costs
-    if len(clip.pixels) > 1:
-        found["bit_equal"] = float(len(set(clip.pixels)) == 1)
+    pixels = clip.record.pixels
+    if len(pixels) > 1:
+        found["bit_equal"] = float(len(set(pixels)) == 1)
     if row is not None and row.share and row.seconds and clip.seconds is not None:
         found["elapsed_share"] = 100 * clip.seconds * row.share / row.seconds.median
     return found

@@ -6,7 +6,6 @@ import base64
 import io
 import itertools
 import os
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +88,7 @@ def _facts(clips: Sequence[Clip]) -> list[str]:
     """The size of it all, in a few words each."""
     pictures = sum(clip.is_picture for clip in clips)
     nouns = [(len(clips) - pictures, "clip"), (pictures, "picture")]
-    seconds = [second for clip in clips for second in clip.elapsed_s]
+    seconds = [second for clip in clips for second in clip.record.elapsed_s]
     devices = sorted({clip.device for clip in clips if clip.device})
     return [
         " and ".join(count(number, noun) for number, noun in nouns if number),
@@ -166,8 +165,7 @@ def _seed(clip: Clip) -> str:
 
 
 def _card(clip: Clip, part: Part, folder: Path, labels: Mapping[str, str]) -> dict[str, Any]:
-    kinds = {"draft": "draft", "final": "final", "adapted": "adapted"}
-    tags = [kinds.get(clip.kind, ""), "kept" if clip.accepted and clip.kind == "adapted" else ""]
+    is_kept = clip.kind == "adapted" and clip.record.accepted
     return {
         "url": address(clip.name),
         "poster": poster(folder / clip.name),
@@ -180,7 +178,7 @@ def _card(clip: Clip, part: Part, folder: Path, labels: Mapping[str, str]) -> di
         "score": None if clip.score is None else sentences.points(clip.score),
         "seconds": None if clip.seconds is None else sentences.seconds(clip.seconds),
         "is_winner": clip.id in part.winners,
-        "tag": ", ".join(tag for tag in tags if tag),
+        "tag": printable(f"{clip.kind}, kept" if is_kept else clip.kind),
         "id": printable(clip.id),
     }
 
@@ -218,8 +216,8 @@ def _played_clip(clip: Clip, part: Part, labels: Mapping[str, str]) -> dict[str,
 
 
 def _clip_row(clip: Clip, part: Part, labels: Mapping[str, str]) -> dict[str, Any]:
-    step = statistics.median(clip.step_s) if clip.step_s else None
-    memory = clip.peak_vram_bytes or clip.peak_rss_bytes
+    step = clip.seconds_per_step
+    memory = clip.record.peak_vram_bytes or clip.record.peak_rss_bytes
     return {
         "id": printable(clip.id),
         "url": address(clip.name),
@@ -232,7 +230,7 @@ def _clip_row(clip: Clip, part: Part, labels: Mapping[str, str]) -> dict[str, An
         "seconds": "" if clip.seconds is None else sentences.seconds(clip.seconds),
         "step": "" if step is None else sentences.seconds(step),
         "memory": f"{memory / 2**20:,.0f} MiB" if memory else "",
-        "measured": clip.measured_on,
+        "measured": clip.record.measured_on,
         "is_winner": clip.id in part.winners,
     }
 
@@ -249,7 +247,7 @@ def _recipe(section: Section) -> dict[str, Any] | None:
 
 
 def _definitions(infos: Mapping[str, MetricInfo], clips: Iterable[Clip]) -> list[dict[str, str]]:
-    known = {name for clip in clips for name in clip.metrics}
+    known = {name for clip in clips for name in clip.record.metrics}
     better = {"higher": "higher is better", "lower": "lower is better", "neither": "no direction"}
     return [
         {

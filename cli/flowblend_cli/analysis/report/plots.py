@@ -140,7 +140,7 @@ def _drawings(part: Part, infos: Mapping[str, MetricInfo], prefix: str) -> Itera
 
 
 def _metric_of(name: str) -> Callable[[Clip], float | None]:
-    return lambda clip: clip.metrics.get(name)
+    return lambda clip: clip.record.metrics.get(name)
 
 
 def _draw(

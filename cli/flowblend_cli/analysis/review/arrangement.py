@@ -143,7 +143,7 @@ def _review_id(clips: Sequence[Clip], seed: int, criteria: Mapping[str, tuple[st
     told = [
         seed,
         sorted((recipe, *names) for recipe, names in criteria.items()),
-        [(clip.job.recipe, clip.id, clip.pixels_sha256, *_looks(clip)) for clip in clips],
+        [(clip.job.recipe, clip.id, clip.record.pixels_sha256, *_looks(clip)) for clip in clips],
     ]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:_ID_LENGTH]
 
@@ -169,7 +169,7 @@ def _looks(clip: Clip) -> tuple[Any, ...]:
     """Equal for two clips that look the same: their pixels, and how these are shown."""
     output = clip.job.output
     shown = (output.container, output.fps, output.scale, output.crf)
-    return (clip.pixels_sha256 or clip.id, *shown)
+    return (clip.record.pixels_sha256 or clip.id, *shown)
 
 
 def _labels(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from flowblend_cli.analysis.compare import determinism, drafts, sentences
 from flowblend_cli.analysis.compare.conclusions import MOST_LOST, TOLERANCE, Comparison, compare
 from flowblend_cli.analysis.compare.findings import conclude
 from flowblend_cli.analysis.report.tables import printed
+from flowblend_cli.artifacts.records import JobRecord
 from flowblend_cli.jobs import Job, Origin
 from flowblend_cli.study import Study
 
@@ -25,7 +25,8 @@ SCORES = st.floats(0, 1).map(lambda value: round(value, 4))
 
 def a_clip(job: Job, score: float | None = None, **values: Any) -> Clip:
     told = {"elapsed_s": (job.num_inference_steps / 10,), "pixels": (f"p-{job.id}",), **values}
-    return Clip(job, job.filename, job.seed, told["pixels"][0], score=score, **told)
+    record = JobRecord(job.id, job.recipe, told["pixels"][0], **told)
+    return Clip(job, job.filename, job.seed, record, score)
 
 
 def section_of(clips: list[Clip], **values: Any) -> Section:
@@ -301,7 +302,7 @@ def test_every_timing_of_one_job_must_be_equal_in_both_modes(mode: str) -> None:
     clip = a_clip(a_job(sampling={"mode": mode}), pixels=("a", "a", "a"))
 
     assert determinism.determinism_by_mode([clip])[0].equal == 3
-    assert not determinism.determinism_by_mode([replace(clip, pixels=("a", "b", "a"))])[0].holds
+    assert not determinism.determinism_by_mode([a_clip(clip.job, pixels=("a", "b", "a"))])[0].holds
 
 
 def test_other_settings_needn_be_equal() -> None:
@@ -406,7 +407,7 @@ def test_a_step_that_took_far_longer_is_a_warning() -> None:
 
     assert verdict.tone == "warning"
     assert clip.id in verdict.text
-    assert not list(sentences.slow_steps([replace(clip, step_s=(9.0, 1.0, 1.0, 1.0))]))
+    assert not list(sentences.slow_steps([a_clip(a_job(), step_s=(9.0, 1.0, 1.0, 1.0))]))
 
 
 def test_clips_with_nothing_to_compare_are_said_to_be_that() -> None:

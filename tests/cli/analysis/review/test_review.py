@@ -26,7 +26,7 @@ from flowblend_cli.analysis.review.folder import write_review
 from flowblend_cli.analysis.review.ratings import Rating, RatingsError, read, read_keys
 from flowblend_cli.analysis.review.unblinding import alpha, flagged, read_reviews, unblind
 from flowblend_cli.artifacts.image import publish_image
-from flowblend_cli.artifacts.records import recipe_path, write_json
+from flowblend_cli.artifacts.records import JobRecord, recipe_path, write_json
 from flowblend_cli.artifacts.video import publish_video
 from flowblend_cli.jobs import Batch, Job, SamplingSpec
 from flowblend_cli.main import main
@@ -37,7 +37,8 @@ LoadText = Callable[..., Batch]
 
 
 def clip_of(job: Job, *, pixels: str = "") -> Clip:
-    return Clip(job, job.filename, job.seed, pixels or job.id)
+    record = JobRecord(job.id, job.recipe, pixels or job.id)
+    return Clip(job, job.filename, job.seed, record)
 
 
 def finish(folder: Path, batch: Batch) -> list[Clip]:
@@ -58,7 +59,7 @@ def finish(folder: Path, batch: Batch) -> list[Clip]:
             publish_image(frames[0], path, document=document)
         else:
             publish_video(frames, path, fps=8, document=document)
-        clips.append(replace(clip_of(job), pixels_sha256=digest))
+        clips.append(clip_of(job, pixels=digest))
     return clips
 
 
@@ -175,7 +176,13 @@ def test_the_reviewed_folder_holds_no_trace_of_what_is_what(tmp_path: Path, batc
     data = page.partition('id="review">')[2].partition("</script>")[0]
     assert "a ring \\u0026 a \\u003cb\\u003estar\\u003c/b\\u003e" in data
     for clip in clips:
-        told = (clip.id, clip.pixels_sha256, clip.job.stage_string, clip.job.scene + '"', "seed")
+        told = (
+            clip.id,
+            clip.record.pixels_sha256,
+            clip.job.stage_string,
+            clip.job.scene + '"',
+            "seed",
+        )
         assert not [word for word in told if word in data]
 
 
