@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from flowblend_cli.study import Study
 from flowblend_cli.text import count
 from flowblend_plugin import metrics
 from flowblend_plugin.errors import FlowBlendError
+from flowblend_plugin.metrics.similarity import psnr
 
 _MOST_RENDERS = 10  # of one variant that are compared with each other: 45 pairs
 
@@ -148,11 +148,12 @@ def _spread(folder: Path, clips: Sequence[Clip], across: str) -> Spread:
         return told
     if len({one.shape for one in frames}) > 1:
         return told
-    pairs = [
-        math.inf if a.record.pixels_sha256 == b.record.pixels_sha256 else _psnr(x, y)
-        for (a, x), (b, y) in itertools.combinations(zip(clips, frames, strict=True), 2)
+    pairs = list(itertools.combinations(zip(clips, frames, strict=True), 2))
+    apart = [
+        psnr(x, y)
+        for (a, x), (b, y) in pairs
+        if a.record.pixels_sha256 != b.record.pixels_sha256 and not metrics.bit_equal([x, y])
     ]
-    apart = [psnr for psnr in pairs if math.isfinite(psnr)]
     paths = _trajectory_spread(clips, frames)
     return replace(
         told,
@@ -179,10 +180,3 @@ def _trajectory_spread(clips: Sequence[Clip], frames: Sequence[Any]) -> float | 
         return float(metrics.trajectory_spread(paths))
     except (FlowBlendError, ValueError, TypeError):
         return None
-
-
-def _psnr(a: Any, b: Any) -> float:
-    import numpy as np
-
-    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
-    return 10 * math.log10(255**2 / error) if error else math.inf
