@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from rendered import a_job, frames_of, write_clip
 
 from flowblend_cli.artifacts.existing import Finder, Found
+from flowblend_cli.artifacts.image import publish_image
 from flowblend_cli.artifacts.manifest import HASHED_BYTES, NAME, Entry, Manifest
 from flowblend_cli.artifacts.records import (
     FOLDER,
@@ -27,7 +28,7 @@ from flowblend_cli.artifacts.records import (
     record_path,
     write_record,
 )
-from flowblend_cli.engine.publisher import publish_frames
+from flowblend_cli.artifacts.video import publish_video
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.main import main
 from flowblend_cli.models.identity import job_key, model_identity
@@ -332,7 +333,10 @@ def finished(recipe: Path) -> Batch:
             "pixels_sha256": "0" * 64,
         }  # fmt: skip
         frames = frames_of(job.seed, int(job.argument("num_frames")))
-        publish_frames(frames, batch.path_of(job), job, document)
+        if job.extension == ".png":
+            publish_image(frames[0], batch.path_of(job), document=document)
+        else:
+            publish_video(frames, batch.path_of(job), fps=job.output.fps, document=document)
     return batch
 
 
