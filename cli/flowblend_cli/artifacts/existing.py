@@ -12,7 +12,7 @@ from flowblend_cli.jobs import Job
 
 
 @dataclass(frozen=True)
-class Found:
+class Existing:
     """What lies at the final name of a job.
 
     Args:
@@ -38,7 +38,7 @@ class Finder:
         self._manifest = manifest
         self._verify = verify
 
-    def find(self, job: Job, path: Path, key: str) -> Found:
+    def find(self, job: Job, path: Path, key: str) -> Existing:
         """Find out whether a job is done, and whether its file may be written if it isn't.
 
         The manifest is believed only where it says that the job is done; everything else is told by
@@ -55,19 +55,19 @@ class Finder:
         known = self._manifest.entry(path.name) if self._manifest is not None else None
         is_ours = known is not None and (known.recipe, known.job_key) == (job.recipe, key)
         if known is not None and is_ours and matches(known, path, verify=self._verify):
-            return Found(known)
+            return Existing(known)
         # Before the look: what changes between the two is looked into again by the next run.
         mark = fingerprint(path) if self._manifest is not None else None
         found = inspect_final(path)
         owner = _other_owner(found, job)
         if owner:
-            return Found(
+            return Existing(
                 obstacle=f"{path} belongs to {owner} and is left alone: move it away, or change "
                 "recipe.output_dir or recipe.filename"
             )
         document = found.document or {}
         if found.state is not FileState.INTACT or document.get("job_key") != key:
-            return Found(is_damaged=found.state is FileState.DAMAGED)
+            return Existing(is_damaged=found.state is FileState.DAMAGED)
         size, digest = mark or (0, None)
         entry = Entry(
             file=path.name,
@@ -81,7 +81,7 @@ class Finder:
         )
         if self._manifest is not None and digest is not None:
             self._manifest.note(entry)
-        return Found(entry)
+        return Existing(entry)
 
     def published(
         self, job: Job, path: Path, key: str, *, pixels: str, seed: int, sampling_s: float

@@ -14,7 +14,7 @@ from flowblend_cli.text import count, printable
 from flowblend_plugin.calibration.criteria import CRITERIA, choose
 
 if TYPE_CHECKING:
-    from flowblend_cli.diagnostics.probe.prepare import Probing
+    from flowblend_cli.diagnostics.probe.prepare import ProbePlan
     from flowblend_cli.jobs import Batch
     from flowblend_plugin.calibration.calibration import Calibration
     from flowblend_plugin.calibration.criteria import Choice
@@ -107,7 +107,7 @@ def probe(
 
 def _report(
     batch: Batch,
-    probing: Probing,
+    probing: ProbePlan,
     calibration: Calibration,
     choice: Choice,
     files: tuple[Path, ...],

@@ -51,7 +51,7 @@ def review(
             "review": arrangement.id,
             "page": str(written.page.absolute()),
             "key": str(written.key.absolute()),
-            "sets": len(arrangement.comparisons),
+            "sets": len(arrangement.sets),
             "clips": len(arrangement.items),
             "warnings": list(written.warnings),
         }
@@ -61,7 +61,7 @@ def review(
         click.echo(f"warning: {printable(warning)}", err=True)
     click.echo(
         f"review {arrangement.id}: {count(len(arrangement.items), 'clip')} in "
-        f"{count(len(arrangement.comparisons), 'set')}: {printable(written.page)}"
+        f"{count(len(arrangement.sets), 'set')}: {printable(written.page)}"
     )
     click.echo(f"the key stays here: {printable(written.key)}")
     click.echo(

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rendered import a_job, frames_of, write_clip
 
-from flowblend_cli.artifacts.existing import Finder, Found
+from flowblend_cli.artifacts.existing import Existing, Finder
 from flowblend_cli.artifacts.image import publish_image
 from flowblend_cli.artifacts.manifest import HASHED_BYTES, NAME, Entry, Manifest
 from flowblend_cli.artifacts.records import (
@@ -74,7 +74,7 @@ def finder(folder: Path, *, verify: bool = False) -> Finder:
     return Finder(Manifest(folder, pytest.fail), verify=verify)
 
 
-def find(folder: Path, job: Job, *, verify: bool = False, key: str = KEY) -> Found:
+def find(folder: Path, job: Job, *, verify: bool = False, key: str = KEY) -> Existing:
     looking = finder(folder, verify=verify)
     try:
         return looking.find(job, folder / job.filename, key)
@@ -147,7 +147,7 @@ def test_one_flipped_byte_of_a_small_file_is_noticed(tmp_path: Path, job: Job) -
     path = tmp_path / job.filename
     for place in (path.stat().st_size // 2, -20):
         flip(path, place)
-        assert find(tmp_path, job) == Found(is_damaged=True)
+        assert find(tmp_path, job) == Existing(is_damaged=True)
         flip(path, place)
     assert find(tmp_path, job).done is not None
 
@@ -161,10 +161,10 @@ def test_a_large_file_is_judged_by_its_size_unless_all_is_verified(tmp_path: Pat
     flip(path, path.stat().st_size // 2)
 
     assert find(tmp_path, job).done is not None
-    assert find(tmp_path, job, verify=True) == Found(is_damaged=True)
+    assert find(tmp_path, job, verify=True) == Existing(is_damaged=True)
 
     os.truncate(path, path.stat().st_size - 1)
-    assert find(tmp_path, job) == Found(is_damaged=True)
+    assert find(tmp_path, job) == Existing(is_damaged=True)
 
 
 def test_a_manifest_that_lies_is_found_out(tmp_path: Path) -> None:
@@ -196,9 +196,9 @@ def test_what_lies_there_now_counts_and_not_what_the_manifest_remembers(tmp_path
     (tmp_path / linked.filename).rename(tmp_path / "elsewhere.png")
     (tmp_path / linked.filename).symlink_to(tmp_path / "elsewhere.png")
 
-    assert find(tmp_path, one, key="edited") == Found()
-    assert find(tmp_path, other) == Found(is_damaged=True)
-    assert find(tmp_path, gone) == Found()
+    assert find(tmp_path, one, key="edited") == Existing()
+    assert find(tmp_path, other) == Existing(is_damaged=True)
+    assert find(tmp_path, gone) == Existing()
     assert "someone else" in find(tmp_path, foreign).obstacle
     assert "someone else" in find(tmp_path, linked).obstacle
     assert "recipe 'another'" in find(tmp_path, picture("f")).obstacle

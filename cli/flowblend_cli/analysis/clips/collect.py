@@ -52,7 +52,7 @@ def gather(folder: Path) -> Folder:
     return Folder(folder.absolute().name, tuple(sections), tuple(warnings), measure.catalogue())
 
 
-def find_clips(folder: Path) -> Found:
+def find_clips(folder: Path) -> CollectedClips:
     """Read the finished files of a folder, and what was measured of them before.
 
     Raises:
@@ -60,7 +60,7 @@ def find_clips(folder: Path) -> Found:
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: is no folder: give the one that clips were rendered into")
-    found = Found.of(folder)
+    found = CollectedClips.of(folder)
     if not found.clips:
         why = f" ({'; '.join(found.warnings)})" if found.warnings else ""
         raise UsageError(
@@ -71,7 +71,7 @@ def find_clips(folder: Path) -> Found:
 
 
 @dataclass
-class Found:
+class CollectedClips:
     """What lies in a folder.
 
     Args:
@@ -83,7 +83,7 @@ class Found:
     warnings: list[str]
 
     @classmethod
-    def of(cls, folder: Path) -> Found:
+    def of(cls, folder: Path) -> CollectedClips:
         """Look at every file of a folder that could be a clip."""
         found = cls([], [])
         foreign: list[str] = []
@@ -186,10 +186,10 @@ def _section(folder: Path, name: str, clips: list[Clip]) -> tuple[Section, list[
             f"{name}: its clips were rendered under different versions or threads, so that their "
             "seconds, and bits, needn't be comparable"
         )
-    measured = measure.complete(folder, clips, recipe.study if recipe else Study())
-    spreads = measure.spreads(folder, measured.clips)
-    section = Section(name, measured.clips, recipe, spreads, *_looks_s(folder, recipe, clips))
-    return section, [*warnings, *(f"{name}: {warning}" for warning in measured.warnings)]
+    measured, lacking = measure.complete(folder, clips, recipe.study if recipe else Study())
+    spreads = measure.spreads(folder, measured)
+    section = Section(name, measured, recipe, spreads, *_looks_s(folder, recipe, clips))
+    return section, [*warnings, *(f"{name}: {warning}" for warning in lacking)]
 
 
 def _differences(name: str, recipe: KeptRecipe, clips: Iterable[Clip]) -> Iterator[str]:

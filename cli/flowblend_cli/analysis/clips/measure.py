@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,6 @@ from flowblend_plugin.metrics.similarity import psnr
 _MOST_RENDERS = 10  # of one variant that are compared with each other: 45 pairs
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Clips with what could be measured of them.
-
-    Args:
-        clips: The clips.
-        warnings: What could not, and why.
-    """
-
-    clips: tuple[Clip, ...]
-    warnings: tuple[str, ...]
-
-
 def catalogue() -> dict[str, MetricInfo]:
     """What every metric means, in the order in which reports list them."""
     return {
@@ -47,13 +34,18 @@ def catalogue() -> dict[str, MetricInfo]:
     }  # fmt: skip
 
 
-def complete(folder: Path, clips: Sequence[Clip], study: Study) -> Measured:
+def complete(
+    folder: Path, clips: Sequence[Clip], study: Study
+) -> tuple[tuple[Clip, ...], list[str]]:
     """Measure the clips that have no record of it, and give each its score.
 
     Args:
         folder: Where the files are.
         clips: The clips.
         study: What the recipe asks to be measured, and how the score weighs it.
+
+    Returns:
+        The clips with their metrics and scores, and warnings of what can't be measured.
     """
     warnings: list[str] = []
     lacking = [clip for clip in clips if not clip.record.metrics]
@@ -75,7 +67,7 @@ def complete(folder: Path, clips: Sequence[Clip], study: Study) -> Measured:
             "measured on the encoded files where no record of the rendered frames was left: "
             "compression adds a little to flicker and takes a little sharpness"
         )
-    return Measured(tuple(scored), tuple(warnings))
+    return tuple(scored), warnings
 
 
 def _scored(clip: Clip, weights: dict[str, float]) -> Clip:

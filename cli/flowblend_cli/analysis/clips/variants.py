@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Variant:
+class VariantGroup:
     """Clips that differ in nothing but scene, prompt and seeds.
 
     Args:
@@ -113,7 +113,7 @@ def find_axes(clips: Sequence[Clip], preferred: Sequence[str] = ()) -> tuple[str
     return tuple(kept)
 
 
-def find_variants(clips: Sequence[Clip], axes: Sequence[str]) -> tuple[Variant, ...]:
+def find_variants(clips: Sequence[Clip], axes: Sequence[str]) -> tuple[VariantGroup, ...]:
     """Sort clips into variants: numbers in ascending order, other values as they appear."""
     table = {clip.id: settings(clip.job) for clip in clips}
     found = group(clips, lambda clip: tuple(table[clip.id].get(axis) for axis in axes))
@@ -125,7 +125,9 @@ def find_variants(clips: Sequence[Clip], axes: Sequence[str]) -> tuple[Variant, 
             values.sort()
         ranks.append({value: rank for rank, value in enumerate(values)})
     order = sorted(seen, key=lambda key: [ranks[i][value] for i, value in enumerate(key)])
-    return tuple(Variant(tuple(zip(axes, key, strict=True)), tuple(found[key])) for key in order)
+    return tuple(
+        VariantGroup(tuple(zip(axes, key, strict=True)), tuple(found[key])) for key in order
+    )
 
 
 def fixed_settings(clips: Sequence[Clip], axes: Sequence[str]) -> tuple[tuple[str, str], ...]:

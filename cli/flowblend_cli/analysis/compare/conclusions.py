@@ -15,13 +15,18 @@ from flowblend_cli.analysis.clips.clip import Clip, MetricInfo, Section, own_job
 from flowblend_cli.analysis.clips.variants import (
     MODE,
     STEPS,
-    Variant,
+    VariantGroup,
     find_axes,
     find_variants,
     fixed_settings,
     group,
 )
-from flowblend_cli.analysis.compare.statistics import Difference, Summary, difference, summarise
+from flowblend_cli.analysis.compare.statistics import (
+    Difference,
+    SampleSummary,
+    difference,
+    summarise,
+)
 
 TOLERANCE = 0.01
 """Difference of mean scores, from 0 to 1, that is too small to pay for."""
@@ -35,7 +40,7 @@ USES = {20: "explore", 40: "produce", 60: "final"}
 
 
 @dataclass(frozen=True)
-class Row:
+class VariantSummary:
     """One variant in numbers.
 
     Args:
@@ -58,9 +63,9 @@ class Row:
     values: tuple[tuple[str, Any], ...]
     jobs: tuple[str, ...]
     steps: int | None
-    score: Summary | None
-    metrics: Mapping[str, Summary]
-    seconds: Summary | None
+    score: SampleSummary | None
+    metrics: Mapping[str, SampleSummary]
+    seconds: SampleSummary | None
     share: float | None = None
     to_best: Difference | None = None
     is_best: bool = False
@@ -110,7 +115,7 @@ class Comparison:
     """
 
     axes: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[VariantSummary, ...]
     winners: tuple[Winner, ...]
     fixed: tuple[tuple[str, str], ...]
     standard: str = ""
@@ -119,16 +124,16 @@ class Comparison:
     is_by_sharpness: bool = False
 
     @property
-    def best(self) -> Row | None:
+    def best(self) -> VariantSummary | None:
         """The variant with the highest mean score."""
         return next((row for row in self.rows if row.is_best), None)
 
     @property
-    def winner(self) -> Row | None:
+    def winner(self) -> VariantSummary | None:
         """The variant to use."""
         return next((row for row in self.rows if row.is_winner), None)
 
-    def curve(self) -> tuple[Row, ...]:
+    def curve(self) -> tuple[VariantSummary, ...]:
         """The rows that differ from the best in nothing but steps, by steps; empty without any."""
         best = self.best
         if STEPS not in self.axes or best is None:
@@ -182,7 +187,7 @@ def _distinct(clips: Sequence[Clip]) -> list[Clip]:
     return [alike[0] for alike in groups.values()]
 
 
-def _row(variant: Variant, infos: Mapping[str, MetricInfo]) -> Row:
+def _row(variant: VariantGroup, infos: Mapping[str, MetricInfo]) -> VariantSummary:
     metrics = {}
     clips = _distinct(variant.clips)
     measured = [clip.record.metrics for clip in clips]
@@ -190,7 +195,7 @@ def _row(variant: Variant, infos: Mapping[str, MetricInfo]) -> Row:
         told = summarise([values[name] for values in measured if name in values])
         if told is not None:
             metrics[name] = told
-    return Row(
+    return VariantSummary(
         variant.label,
         variant.values,
         tuple(clip.id for clip in variant.clips),
@@ -201,7 +206,7 @@ def _row(variant: Variant, infos: Mapping[str, MetricInfo]) -> Row:
     )
 
 
-def _judged(rows: list[Row], variants: Sequence[Variant]) -> list[Row]:
+def _judged(rows: list[VariantSummary], variants: Sequence[VariantGroup]) -> list[VariantSummary]:
     """Mark the best variant, those as good, and the winner; nothing where nothing has a score."""
     scored = [row for row in rows if row.score is not None]
     if len(rows) < 2 or not scored:
@@ -223,23 +228,25 @@ def _judged(rows: list[Row], variants: Sequence[Variant]) -> list[Row]:
     return [replace(row, is_winner=row is winner) for row in judged]
 
 
-def _others(row: Row) -> tuple[tuple[str, Any], ...]:
+def _others(row: VariantSummary) -> tuple[tuple[str, Any], ...]:
     return tuple(pair for pair in row.values if pair[0] != STEPS)
 
 
-def _standard(variants: Sequence[Variant]) -> Variant | None:
+def _standard(variants: Sequence[VariantGroup]) -> VariantGroup | None:
     """The variant that seconds are shares of: the one of 50 steps, else the longest."""
     timed = [v for v in variants if any(clip.seconds is not None for clip in v.clips)]
     standard = [v for v in timed if v.steps == STANDARD_STEPS]
     return standard[0] if standard else max(timed, key=_median_s, default=None)
 
 
-def _median_s(variant: Variant) -> float:
+def _median_s(variant: VariantGroup) -> float:
     told = summarise([clip.seconds for clip in variant.clips if clip.seconds is not None])
     return told.median if told else 0.0
 
 
-def _share(variant: Variant, variants: Sequence[Variant], standard: Variant | None) -> float | None:
+def _share(
+    variant: VariantGroup, variants: Sequence[VariantGroup], standard: VariantGroup | None
+) -> float | None:
     """Seconds relative to the standard with the same other settings, where there is one."""
     if standard is None or len(variants) < 2:
         return None
@@ -249,7 +256,7 @@ def _share(variant: Variant, variants: Sequence[Variant], standard: Variant | No
     return own / base if base and own else None
 
 
-def _use(row: Row, rows: Sequence[Row], clips: Sequence[Clip]) -> str:
+def _use(row: VariantSummary, rows: Sequence[VariantSummary], clips: Sequence[Clip]) -> str:
     """What a number of steps is for, of single pictures."""
     if row.steps is None or not all(clip.is_picture for clip in clips):
         return ""
@@ -265,7 +272,7 @@ def _use(row: Row, rows: Sequence[Row], clips: Sequence[Clip]) -> str:
 
 
 def _winners(
-    rows: Sequence[Row], variants: Sequence[Variant], section: Section
+    rows: Sequence[VariantSummary], variants: Sequence[VariantGroup], section: Section
 ) -> tuple[Winner, ...]:
     """The best repeat of the winning variant, of every scene and prompt with a choice."""
     single = len(variants) == 1
@@ -309,7 +316,9 @@ def _accepted_instead(clip: Clip, clips: Sequence[Clip]) -> Clip:
     return taken[-1] if taken else clip
 
 
-def peak_and_fall(comparison: Comparison) -> tuple[Row, Row, Difference | None] | None:
+def peak_and_fall(
+    comparison: Comparison,
+) -> tuple[VariantSummary, VariantSummary, Difference | None] | None:
     """The best number of steps, the most that were tried, and what was lost on the way.
 
     Returns:

@@ -11,7 +11,7 @@ from flowblend_cli.analysis.clips.variants import group
 
 
 @dataclass(frozen=True)
-class Drafts:
+class DraftCosts:
     """Drafts of one scene, and what became of them.
 
     Args:
@@ -44,7 +44,7 @@ class Drafts:
 
 
 @dataclass(frozen=True)
-class Adapted:
+class AdaptedRender:
     """One render of a job that was rendered once more with other settings.
 
     Args:
@@ -72,7 +72,7 @@ class Adapted:
     accepted: bool
 
 
-def draft_costs(section: Section) -> tuple[Drafts, ...]:
+def draft_costs(section: Section) -> tuple[DraftCosts, ...]:
     """What each scene's drafts saved; empty where there are none, or none was finished."""
     told = []
     for scene, clips in group(section.clips, lambda clip: clip.job.scene).items():
@@ -85,7 +85,7 @@ def draft_costs(section: Section) -> tuple[Drafts, ...]:
         number = len(looked_at) + len(abandoned)
         looks_s = sum(abandoned) + section.looks_s.get(scene, 0.0)
         told.append(
-            Drafts(
+            DraftCosts(
                 scene,
                 number,
                 len(abandoned),
@@ -112,7 +112,7 @@ def _is_best_kept(looked_at: Sequence[Clip], finals: Sequence[Clip]) -> bool | N
     return best.job.origin is not None and best.job.origin.of == _best(looked_at)
 
 
-def adapted(section: Section) -> tuple[Adapted, ...]:
+def adapted(section: Section) -> tuple[AdaptedRender, ...]:
     """Every job that was rendered once more, with its further renders after it."""
     clips = {clip.id: clip for clip in section.clips}
     further = [clip.id for clip in section.clips if clip.kind == "adapted"]
@@ -129,9 +129,9 @@ def _round(clip: Clip) -> int:
     return clip.job.origin.round if clip.job.origin else 0
 
 
-def _adapted(clip: Clip, of: str) -> Adapted:
+def _adapted(clip: Clip, of: str) -> AdaptedRender:
     guidance = clip.job.argument("guidance_scale")
-    return Adapted(
+    return AdaptedRender(
         clip.id,
         of,
         _round(clip),

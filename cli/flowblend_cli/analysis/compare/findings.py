@@ -8,12 +8,12 @@ from flowblend_cli.analysis.clips.clip import Folder, Section
 from flowblend_cli.analysis.compare import conclusions, determinism, drafts, sentences
 from flowblend_cli.analysis.compare.conclusions import Comparison
 from flowblend_cli.analysis.compare.determinism import Determinism
-from flowblend_cli.analysis.compare.drafts import Adapted, Drafts
-from flowblend_cli.analysis.compare.sentences import Verdict
+from flowblend_cli.analysis.compare.drafts import AdaptedRender, DraftCosts
+from flowblend_cli.analysis.compare.sentences import Sentence
 
 
 @dataclass(frozen=True)
-class Part:
+class RecipeReport:
     """One recipe's clips, and what they say.
 
     Args:
@@ -22,15 +22,15 @@ class Part:
         determinism: What must be equal, by mode.
         drafts: What drafts saved, by scene.
         adapted: Jobs that were rendered once more.
-        verdicts: All of it in sentences, the most important first.
+        sentences: All of it in words, the most important first.
     """
 
     section: Section
     comparison: Comparison
     determinism: tuple[Determinism, ...]
-    drafts: tuple[Drafts, ...]
-    adapted: tuple[Adapted, ...]
-    verdicts: tuple[Verdict, ...]
+    drafts: tuple[DraftCosts, ...]
+    adapted: tuple[AdaptedRender, ...]
+    sentences: tuple[Sentence, ...]
 
     @property
     def winners(self) -> frozenset[str]:
@@ -48,7 +48,7 @@ class Report:
     """
 
     folder: Folder
-    parts: tuple[Part, ...]
+    parts: tuple[RecipeReport, ...]
 
 
 def conclude(folder: Folder) -> Report:
@@ -56,7 +56,7 @@ def conclude(folder: Folder) -> Report:
     return Report(folder, tuple(_part(section, folder) for section in folder.sections))
 
 
-def _part(section: Section, folder: Folder) -> Part:
+def _part(section: Section, folder: Folder) -> RecipeReport:
     comparison = conclusions.compare(section, folder.metrics)
     by_mode = determinism.determinism_by_mode(section.clips)
     costs, adapted = drafts.draft_costs(section), drafts.adapted(section)
@@ -66,12 +66,12 @@ def _part(section: Section, folder: Folder) -> Part:
     ]
     compared = list(sentences.compared(comparison))
     modes_first = len(conclusions.modes(comparison)) > 1
-    verdicts = [
+    found = [
         *(about_modes if modes_first else ()),
         *sentences.drafted(costs),
         *compared,
         *(() if modes_first else about_modes),
         *sentences.adapted(adapted),
     ] or [sentences.nothing_compared(section)]
-    verdicts += sentences.slow_steps(section.clips)
-    return Part(section, comparison, by_mode, costs, adapted, tuple(verdicts))
+    found += sentences.slow_steps(section.clips)
+    return RecipeReport(section, comparison, by_mode, costs, adapted, tuple(found))

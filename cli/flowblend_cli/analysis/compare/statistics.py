@@ -40,7 +40,7 @@ def t95(freedom: float) -> float:
 
 
 @dataclass(frozen=True)
-class Summary:
+class SampleSummary:
     """Some values in short.
 
     Args:
@@ -69,17 +69,17 @@ class Summary:
         return None if self.low is None else self.mean - self.low
 
 
-def summarise(values: Sequence[float]) -> Summary | None:
+def summarise(values: Sequence[float]) -> SampleSummary | None:
     """Summarise values; None for none. The interval takes them for independent draws."""
     if not values:
         return None
     mean = statistics.fmean(values)
     ends = (statistics.median(values), min(values), max(values))
     if len(values) == 1:
-        return Summary(1, mean, *ends)
+        return SampleSummary(1, mean, *ends)
     sd = statistics.stdev(values)
     half = t95(len(values) - 1) * sd / math.sqrt(len(values))
-    return Summary(len(values), mean, *ends, sd, mean - half, mean + half)
+    return SampleSummary(len(values), mean, *ends, sd, mean - half, mean + half)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from flowblend_cli import __version__
 from flowblend_cli.analysis.clips.clip import Clip, MetricInfo, Section
-from flowblend_cli.analysis.compare.conclusions import Comparison, Row, peak_and_fall
-from flowblend_cli.analysis.compare.findings import Part, Report
+from flowblend_cli.analysis.compare.conclusions import Comparison, VariantSummary, peak_and_fall
+from flowblend_cli.analysis.compare.findings import RecipeReport, Report
 
 if TYPE_CHECKING:
     from flowblend_cli.analysis.review.unblinding import Reviews
@@ -58,7 +58,7 @@ def to_text(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
-def _job(clip: Clip, part: Part, infos: Mapping[str, MetricInfo]) -> dict[str, Any]:
+def _job(clip: Clip, part: RecipeReport, infos: Mapping[str, MetricInfo]) -> dict[str, Any]:
     row = next((row for row in part.comparison.rows if clip.id in row.jobs), None)
     record = clip.record
     values = {**clip.record.metrics, **_run_metrics(clip, row)}
@@ -95,7 +95,7 @@ def _metric(value: float, info: MetricInfo | None) -> dict[str, Any]:
     return {"value": value, "unit": unit, "better": better}
 
 
-def _run_metrics(clip: Clip, row: Row | None) -> dict[str, float]:
+def _run_metrics(clip: Clip, row: VariantSummary | None) -> dict[str, float]:
     """What the clock and the memory said, under the names that metrics have."""
     found = clip.costs
     pixels = clip.record.pixels
@@ -106,12 +106,12 @@ def _run_metrics(clip: Clip, row: Row | None) -> dict[str, float]:
     return found
 
 
-def _study(part: Part) -> dict[str, Any]:
+def _study(part: RecipeReport) -> dict[str, Any]:
     comparison = part.comparison
     told = peak_and_fall(comparison)
     return {
         "recipe": part.section.name,
-        "verdicts": [asdict(verdict) for verdict in part.verdicts],
+        "verdicts": [asdict(verdict) for verdict in part.sentences],
         "axes": list(comparison.axes),
         "fixed": dict(comparison.fixed),
         "variants": [_row(row) for row in comparison.rows],
@@ -133,7 +133,7 @@ def _peak(comparison: Comparison) -> dict[str, Any]:
     return {"steps": peak.steps, "most_steps": last.steps, "fall": asdict(lost) if lost else None}
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: VariantSummary) -> dict[str, Any]:
     return {**asdict(row), "values": dict(row.values)}
 
 

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from flowblend_cli.analysis.clips.variants import group
-from flowblend_cli.analysis.compare.sentences import Verdict
+from flowblend_cli.analysis.compare.sentences import Sentence
 from flowblend_cli.text import count, printable
 
 if TYPE_CHECKING:
-    from flowblend_cli.analysis.review.unblinding import Agreement, Reviews, Row
+    from flowblend_cli.analysis.review.unblinding import Agreement, RatingRow, Reviews
 
 _GOOD, _FAIR = 0.8, 0.667
 
 
-def verdicts(reviews: Reviews) -> Iterator[Verdict]:
+def sentences(reviews: Reviews) -> Iterator[Sentence]:
     """What people preferred, and how far they agree."""
     for recipe, rows in group(reviews.by_variant, lambda row: row.recipe).items():
         means = _means(rows)
@@ -25,7 +25,7 @@ def verdicts(reviews: Reviews) -> Iterator[Verdict]:
         best = max(means, key=lambda name: means[name])
         others = [name for name in means if name != best and means[name] == means[best]]
         tie = f", as {', '.join(others)}" if others else ""
-        yield Verdict(
+        yield Sentence(
             "answer",
             f"{count(len(reviews.raters), 'rater')} of {recipe} gave the most to {best}{tie}: "
             f"{means[best]:.1f} of 10 over all criteria.",
@@ -34,20 +34,20 @@ def verdicts(reviews: Reviews) -> Iterator[Verdict]:
         yield _agreement(one)
 
 
-def _agreement(one: Agreement) -> Verdict:
+def _agreement(one: Agreement) -> Sentence:
     if one.alpha is None:
-        return Verdict("note", f"Agreement on {one.criterion} can't be told: {one.reason}.")
+        return Sentence("note", f"Agreement on {one.criterion} can't be told: {one.reason}.")
     word = (
         "good" if one.alpha >= _GOOD else "fair" if one.alpha >= _FAIR else "too little to rest on"
     )
-    return Verdict(
+    return Sentence(
         "note",
         f"Agreement on {one.criterion}: Krippendorff's alpha {one.alpha:.2f}, {word} "
         f"({count(one.raters, 'rater')}, {count(one.items, 'clip')}).",
     )
 
 
-def _means(rows: list[Row]) -> dict[str, float]:
+def _means(rows: list[RatingRow]) -> dict[str, float]:
     """Mean over criteria of each variant."""
     named = group(rows, lambda row: row.name)
     return {name: statistics.fmean(row.mean for row in some) for name, some in named.items()}
@@ -73,14 +73,14 @@ def table(reviews: Reviews) -> dict[str, Any]:
         "raters": [printable(rater) for rater in reviews.raters],
         "criteria": [printable(criterion) for criterion in reviews.criteria],
         "blocks": blocks,
-        "verdicts": [(one.tone, printable(one.text)) for one in verdicts(reviews)],
+        "verdicts": [(one.tone, printable(one.text)) for one in sentences(reviews)],
         "remarks": [
             (printable(r.rater), printable(r.job), printable(r.text)) for r in reviews.remarks
         ],
     }
 
 
-def _cell(rows: list[Row], criterion: str) -> dict[str, str]:
+def _cell(rows: list[RatingRow], criterion: str) -> dict[str, str]:
     for row in rows:
         if row.criterion == criterion:
             known = row.low is not None and row.high is not None

@@ -15,7 +15,7 @@ from flowblend_cli import __version__
 from flowblend_cli.analysis.clips.clip import Clip, MetricInfo, Section
 from flowblend_cli.analysis.clips.variants import find_variants, group
 from flowblend_cli.analysis.compare import sentences
-from flowblend_cli.analysis.compare.findings import Part, Report
+from flowblend_cli.analysis.compare.findings import RecipeReport, Report
 from flowblend_cli.analysis.report import opinions, tables
 from flowblend_cli.analysis.report.json_report import distinct_versions
 from flowblend_cli.analysis.report.plots import draw
@@ -99,7 +99,7 @@ def _facts(clips: Sequence[Clip]) -> list[str]:
 
 
 def _part(
-    part: Part, report: Report, folder: Path, prefix: str, left: int
+    part: RecipeReport, report: Report, folder: Path, prefix: str, left: int
 ) -> tuple[dict[str, Any], int]:
     cards, sheet = _pictures(part, folder, left)
     infos = report.folder.metrics
@@ -108,8 +108,8 @@ def _part(
     return {
         "id": prefix,
         "name": printable(part.section.name),
-        "lead": _sentence(part.verdicts[0].text),
-        "verdicts": [(one.tone, _sentence(one.text)) for one in part.verdicts[1:]],
+        "lead": _sentence(part.sentences[0].text),
+        "verdicts": [(one.tone, _sentence(one.text)) for one in part.sentences[1:]],
         "winners": [cards[one.job] for one in part.comparison.winners if one.job in cards],
         "sheet": sheet,
         "hidden": len(clips) - len(cards),
@@ -131,7 +131,7 @@ def _part(
 
 
 def _pictures(
-    part: Part, folder: Path, left: int
+    part: RecipeReport, folder: Path, left: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Cards of the clips that are shown, winners first, and how they are laid out."""
     winners = [clip for clip in part.section.clips if clip.id in part.winners]
@@ -164,7 +164,9 @@ def _seed(clip: Clip) -> str:
     return f"seed {clip.seed}" + ("" if noise is None else f", noise {noise}")
 
 
-def _card(clip: Clip, part: Part, folder: Path, labels: Mapping[str, str]) -> dict[str, Any]:
+def _card(
+    clip: Clip, part: RecipeReport, folder: Path, labels: Mapping[str, str]
+) -> dict[str, Any]:
     is_kept = clip.kind == "adapted" and clip.record.accepted
     return {
         "url": address(clip.name),
@@ -183,7 +185,7 @@ def _card(clip: Clip, part: Part, folder: Path, labels: Mapping[str, str]) -> di
     }
 
 
-def _played(part: Part, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+def _played(part: RecipeReport, labels: Mapping[str, str]) -> list[dict[str, Any]]:
     """The player's clips: a winner first, then another variant of the same scene and seed."""
     clips = list(part.section.clips)
     if len(clips) < 2:
@@ -200,7 +202,7 @@ def _played(part: Part, labels: Mapping[str, str]) -> list[dict[str, Any]]:
     return [_played_clip(clip, part, labels) for clip in ordered[:MOST_PLAYED]]
 
 
-def _played_clip(clip: Clip, part: Part, labels: Mapping[str, str]) -> dict[str, Any]:
+def _played_clip(clip: Clip, part: RecipeReport, labels: Mapping[str, str]) -> dict[str, Any]:
     named = labels.get(clip.id, "") if len(part.comparison.rows) > 1 else ""
     told = [named, clip.job.scene, _seed(clip), clip.kind]
     star = "★ " if clip.id in part.winners else ""
@@ -215,7 +217,7 @@ def _played_clip(clip: Clip, part: Part, labels: Mapping[str, str]) -> dict[str,
     }
 
 
-def _clip_row(clip: Clip, part: Part, labels: Mapping[str, str]) -> dict[str, Any]:
+def _clip_row(clip: Clip, part: RecipeReport, labels: Mapping[str, str]) -> dict[str, Any]:
     step = clip.seconds_per_step
     memory = clip.record.peak_vram_bytes or clip.record.peak_rss_bytes
     return {

@@ -12,8 +12,8 @@ from typing import Any
 
 from flowblend_cli.analysis.clips.clip import Clip, MetricInfo
 from flowblend_cli.analysis.clips.variants import STEPS
-from flowblend_cli.analysis.compare.conclusions import Comparison, Row, pair_of
-from flowblend_cli.analysis.compare.findings import Part
+from flowblend_cli.analysis.compare.conclusions import Comparison, VariantSummary, pair_of
+from flowblend_cli.analysis.compare.findings import RecipeReport
 from flowblend_cli.analysis.report.tables import shown_metrics
 from flowblend_cli.errors import UsageError
 from flowblend_cli.text import shorten
@@ -76,7 +76,7 @@ class Plot:
     svg: str
 
 
-def draw(part: Part, infos: Mapping[str, MetricInfo], prefix: str) -> tuple[Plot, ...]:
+def draw(part: RecipeReport, infos: Mapping[str, MetricInfo], prefix: str) -> tuple[Plot, ...]:
     """Draw a recipe's comparison: score, seconds, and each metric of the score by variant.
 
     Args:
@@ -107,7 +107,7 @@ def draw(part: Part, infos: Mapping[str, MetricInfo], prefix: str) -> tuple[Plot
         return tuple(_drawings(part, infos, prefix))
 
 
-def _drawings(part: Part, infos: Mapping[str, MetricInfo], prefix: str) -> Iterator[Plot]:
+def _drawings(part: RecipeReport, infos: Mapping[str, MetricInfo], prefix: str) -> Iterator[Plot]:
     comparison = part.comparison
     clips = {clip.id: clip for clip in part.section.clips}
     number = 0
@@ -186,7 +186,7 @@ def _draw(
     return _svg(figure, prefix), drawn
 
 
-def _lines_over_steps(rows: Sequence[Row]) -> dict[str, list[int]]:
+def _lines_over_steps(rows: Sequence[VariantSummary]) -> dict[str, list[int]]:
     """Rows that differ in steps alone are one line; places of rows by the line's name."""
     lines: dict[str, list[int]] = {}
     for place, row in enumerate(rows):

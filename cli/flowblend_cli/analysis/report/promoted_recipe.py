@@ -12,7 +12,7 @@ from typing import Any
 
 from flowblend_cli.analysis.clips.clip import Clip
 from flowblend_cli.analysis.clips.variants import group
-from flowblend_cli.analysis.compare.findings import Part, Report
+from flowblend_cli.analysis.compare.findings import RecipeReport, Report
 from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import Job
 from flowblend_cli.text import printable
@@ -65,7 +65,9 @@ def _once(clip: Clip) -> list[str]:
     ]
 
 
-def _head(part: Part, report: Report, winners: list[Clip], rest: list[Clip]) -> Iterator[str]:
+def _head(
+    part: RecipeReport, report: Report, winners: list[Clip], rest: list[Clip]
+) -> Iterator[str]:
     first = part.comparison.winners[0]
     chosen = first.label or "its seed"
     files = ", ".join(clip.name for clip in winners)
@@ -81,7 +83,7 @@ def _head(part: Part, report: Report, winners: list[Clip], rest: list[Clip]) -> 
     yield ""
 
 
-def _body(winners: list[Clip], part: Part, out: Path) -> Iterator[str]:
+def _body(winners: list[Clip], part: RecipeReport, out: Path) -> Iterator[str]:
     jobs = [clip.job for clip in winners]
     first = winners[0]
     name = f"{part.section.name}-promoted"

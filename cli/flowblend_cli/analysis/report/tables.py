@@ -8,10 +8,15 @@ from typing import Any
 from flowblend_cli.analysis.clips.clip import MetricInfo, Spread
 from flowblend_cli.analysis.clips.variants import STEPS
 from flowblend_cli.analysis.compare import sentences
-from flowblend_cli.analysis.compare.conclusions import MOST_LOST, TOLERANCE, Comparison, Row
+from flowblend_cli.analysis.compare.conclusions import (
+    MOST_LOST,
+    TOLERANCE,
+    Comparison,
+    VariantSummary,
+)
 from flowblend_cli.analysis.compare.determinism import Determinism, EqualGroup
-from flowblend_cli.analysis.compare.drafts import Adapted, Drafts
-from flowblend_cli.analysis.compare.statistics import Summary
+from flowblend_cli.analysis.compare.drafts import AdaptedRender, DraftCosts
+from flowblend_cli.analysis.compare.statistics import SampleSummary
 from flowblend_cli.text import printable
 
 _MOST_METRICS = 8
@@ -60,14 +65,14 @@ def printed(comparison: Comparison) -> list[str]:
     return ["  " + "  ".join(f"{line[h]:<{width[h]}}" for h in heads).rstrip() for line in lines]
 
 
-def _number(row: Row) -> str:
+def _number(row: VariantSummary) -> str:
     """How many clips a row is of, and how many of them differ."""
     if row.score is None or row.score.n == len(row.jobs):
         return str(len(row.jobs))
     return f"{len(row.jobs)}, {row.score.n} distinct"
 
 
-def _summary(told: Summary | None) -> dict[str, str] | None:
+def _summary(told: SampleSummary | None) -> dict[str, str] | None:
     if told is None:
         return None
     return {
@@ -77,19 +82,19 @@ def _summary(told: Summary | None) -> dict[str, str] | None:
     }
 
 
-def _interval(told: Summary) -> str:
+def _interval(told: SampleSummary) -> str:
     if told.low is None or told.high is None:
         return "unknown (n = 1)"
     return f"{sentences.points(told.low)} to {sentences.points(told.high)}"
 
 
-def _range(told: Summary | None) -> str:
+def _range(told: SampleSummary | None) -> str:
     if told is None or told.n < 2:
         return ""
     return f"{sentences.seconds(told.least)} to {sentences.seconds(told.most)}"
 
 
-def _apart(row: Row) -> str:
+def _apart(row: VariantSummary) -> str:
     if row.is_best:
         return "best"
     if row.to_best is None:
@@ -124,7 +129,7 @@ def metrics_table(comparison: Comparison, infos: Mapping[str, MetricInfo]) -> di
     }
 
 
-def _metric(told: Summary | None) -> str:
+def _metric(told: SampleSummary | None) -> str:
     if told is None:
         return ""
     half = f" ± {sentences.number(told.half, 2)}" if told.half is not None else ""
@@ -174,7 +179,7 @@ def spread(one: Spread) -> dict[str, Any]:
     }
 
 
-def drafts(one: Drafts) -> dict[str, Any]:
+def drafts(one: DraftCosts) -> dict[str, Any]:
     """What one scene's drafts saved."""
     return {
         "scene": printable(one.scene),
@@ -187,7 +192,7 @@ def drafts(one: Drafts) -> dict[str, Any]:
     }
 
 
-def adapted(one: Adapted) -> dict[str, Any]:
+def adapted(one: AdaptedRender) -> dict[str, Any]:
     """One render of a job that was rendered once more."""
     return {
         "job": printable(one.job),

@@ -40,7 +40,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ReviewSet:
     """What is judged side by side: the variants of one scene, prompt and seed.
 
     Args:
@@ -61,27 +61,27 @@ class Arrangement:
     Args:
         id: The review's id: the same clips, criteria and seed give the same.
         seed: Seed of the shuffle.
-        comparisons: What is judged, in the order of the page.
+        sets: What is judged side by side, in the order of the page.
         labels: Of each job of each recipe, its variant in words.
     """
 
     id: str
     seed: int
-    comparisons: tuple[Comparison, ...]
+    sets: tuple[ReviewSet, ...]
     labels: Mapping[tuple[str, str], str]
 
     @property
     def items(self) -> tuple[Item, ...]:
         """Every item, in the order of the page."""
-        return tuple(item for comparison in self.comparisons for item in comparison.items)
+        return tuple(item for one in self.sets for item in one.items)
 
     def key(self) -> dict[str, Any]:
         """What un-blinds the ratings, as JSON values."""
         items = {}
-        for comparison in self.comparisons:
-            for item in comparison.items:
+        for one in self.sets:
+            for item in one.items:
                 items[item.id] = {
-                    "criteria": list(comparison.criteria),
+                    "criteria": list(one.criteria),
                     "clips": [self._told(clip) for clip in item.clips],
                 }
         return {"v": KEY_VERSION, "review": self.id, "seed": self.seed, "items": items}
@@ -104,7 +104,7 @@ def arrange(
     criteria: Mapping[str, tuple[str, ...]] | None = None,
     axes: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Arrangement:
-    """Sort clips into comparisons, and shuffle these and what is in them.
+    """Sort clips into sets, and shuffle the sets and the items of each.
 
     Args:
         clips: The clips, in any order.
@@ -119,11 +119,11 @@ def arrange(
     ordered = sorted(clips, key=lambda clip: (clip.job.recipe, clip.id))
     review = _review_id(ordered, seed, asked)
     shuffler = random.Random(f"flowblend review {review}")  # noqa: S311  # order, not secrecy
-    sets = list(_comparable(ordered).values())
-    shuffler.shuffle(sets)
+    comparable = list(_comparable(ordered).values())
+    shuffler.shuffle(comparable)
     ids: set[str] = set()
-    comparisons = []
-    for members in sets:
+    sets = []
+    for members in comparable:
         same = list(group(members, _looks).values())
         shuffler.shuffle(same)
         items = []
@@ -131,8 +131,8 @@ def arrange(
             items.append(Item(_draw_id(shuffler, ids), _letter(place), tuple(some)))
         first = members[0]
         chosen = asked.get(first.job.recipe) or _default_criteria(first)
-        comparisons.append(Comparison(first.job.prompt, chosen, tuple(items)))
-    return Arrangement(review, seed, tuple(comparisons), _labels(ordered, preferred))
+        sets.append(ReviewSet(first.job.prompt, chosen, tuple(items)))
+    return Arrangement(review, seed, tuple(sets), _labels(ordered, preferred))
 
 
 def _default_criteria(clip: Clip) -> tuple[str, ...]:

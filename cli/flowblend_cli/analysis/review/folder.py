@@ -28,7 +28,7 @@ _NO_TIME = 946_684_800
 
 
 @dataclass(frozen=True)
-class Written:
+class ReviewFiles:
     """What was written.
 
     Args:
@@ -51,7 +51,7 @@ def key_path(output_dir: Path, review: str) -> Path:
 
 def write_review(
     output_dir: Path, *, seed: int = 0, criteria: Sequence[str] = (), scenes: Sequence[str] = ()
-) -> Written:
+) -> ReviewFiles:
     """Write the page of a blind review, its anonymous clips, and the key.
 
     Args:
@@ -88,7 +88,7 @@ def write_review(
     _write_copies(output_dir, arrangement, copies)
     publish(page, html.encode())
     _remove_former(output_dir, {item.filename for item in arrangement.items})
-    return Written(page, key, arrangement, tuple(found.warnings))
+    return ReviewFiles(page, key, arrangement, tuple(found.warnings))
 
 
 def _of_scenes(output_dir: Path, clips: Sequence[Clip], scenes: Sequence[str]) -> list[Clip]:
@@ -121,9 +121,9 @@ def _words(study: Mapping[str, Any], name: str) -> tuple[str, ...]:
 def _told(arrangement: Arrangement, copies: Mapping[str, AnonymousCopy]) -> dict[str, Any]:
     """All that the page is told."""
     sets = []
-    for comparison in arrangement.comparisons:
+    for one in arrangement.sets:
         clips = []
-        for item in comparison.items:
+        for item in one.items:
             copy = copies[item.id]
             is_picture = item.filename.endswith(".png")
             clips.append(
@@ -137,7 +137,7 @@ def _told(arrangement: Arrangement, copies: Mapping[str, AnonymousCopy]) -> dict
                     "kind": "image" if is_picture else "video",
                 }
             )
-        sets.append({"prompt": comparison.prompt, "criteria": comparison.criteria, "clips": clips})
+        sets.append({"prompt": one.prompt, "criteria": one.criteria, "clips": clips})
     return {"review": arrangement.id, "sets": sets}
 
 

@@ -46,7 +46,7 @@ class Rating:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ReviewedClip:
     """A clip that an item stood for.
 
     Args:
@@ -65,7 +65,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Key:
+class ReviewKey:
     """What un-blinds a review.
 
     Args:
@@ -76,7 +76,7 @@ class Key:
 
     review: str
     criteria: Mapping[str, tuple[str, ...]]
-    clips: Mapping[str, tuple[Shown, ...]]
+    clips: Mapping[str, tuple[ReviewedClip, ...]]
 
 
 def read(paths: Sequence[Path]) -> tuple[Rating, ...]:
@@ -106,7 +106,7 @@ def read(paths: Sequence[Path]) -> tuple[Rating, ...]:
     return tuple(kept.values())
 
 
-def read_keys(output_dir: Path, ratings: Iterable[Rating]) -> dict[str, Key]:
+def read_keys(output_dir: Path, ratings: Iterable[Rating]) -> dict[str, ReviewKey]:
     """Read the keys of the reviews that ratings are of, and check one against the other.
 
     Args:
@@ -117,7 +117,7 @@ def read_keys(output_dir: Path, ratings: Iterable[Rating]) -> dict[str, Key]:
         RatingsError: There is no such review in this folder, its key is damaged, or a rating
             scores what the review doesn't ask.
     """
-    keys: dict[str, Key] = {}
+    keys: dict[str, ReviewKey] = {}
     for rating in ratings:
         key = keys.get(rating.review) or _read_key(output_dir, rating)
         keys[rating.review] = key
@@ -211,7 +211,7 @@ def _wrong(path: Path, what: str) -> RatingsError:
     return RatingsError(f"{path}: {what}: give the file that a review page saved, as it was saved")
 
 
-def _read_key(output_dir: Path, rating: Rating) -> Key:
+def _read_key(output_dir: Path, rating: Rating) -> ReviewKey:
     path = output_dir / FOLDER / "reviews" / f"{rating.review}.json"
     if not path.exists():
         raise RatingsError(
@@ -223,10 +223,13 @@ def _read_key(output_dir: Path, rating: Rating) -> Key:
         if document is None or document["v"] != KEY_VERSION or document["review"] != rating.review:
             raise ValueError
         items = document["items"]
-        return Key(
+        return ReviewKey(
             rating.review,
             {item: tuple(told["criteria"]) for item, told in items.items()},
-            {item: tuple(Shown(**clip) for clip in told["clips"]) for item, told in items.items()},
+            {
+                item: tuple(ReviewedClip(**clip) for clip in told["clips"])
+                for item, told in items.items()
+            },
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RatingsError(

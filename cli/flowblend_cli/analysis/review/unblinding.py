@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowblend_cli.analysis.compare.statistics import summarise
-from flowblend_cli.analysis.review.ratings import LEAST, MOST, Key, Rating, Shown, read, read_keys
+from flowblend_cli.analysis.review.ratings import (
+    LEAST,
+    MOST,
+    Rating,
+    ReviewedClip,
+    ReviewKey,
+    read,
+    read_keys,
+)
 from flowblend_cli.errors import UsageError
 
 # (rater, unit, score): a unit is what several raters scored, such as an item of a review.
@@ -17,7 +25,7 @@ Judgement = tuple[Hashable, Hashable, float]
 
 
 @dataclass(frozen=True)
-class Row:
+class RatingRow:
     """What was said of one clip, or of one variant, by one criterion.
 
     Args:
@@ -95,8 +103,8 @@ class Reviews:
 
     raters: tuple[str, ...]
     criteria: tuple[str, ...]
-    by_variant: tuple[Row, ...]
-    by_job: tuple[Row, ...]
+    by_variant: tuple[RatingRow, ...]
+    by_job: tuple[RatingRow, ...]
     agreement: tuple[Agreement, ...]
     remarks: tuple[Remark, ...]
 
@@ -107,7 +115,7 @@ class _Score:
     item: tuple[str, str]
     criterion: str
     value: float
-    clips: tuple[Shown, ...]
+    clips: tuple[ReviewedClip, ...]
 
 
 def read_reviews(output_dir: Path, paths: Sequence[Path]) -> Reviews:
@@ -125,7 +133,7 @@ def read_reviews(output_dir: Path, paths: Sequence[Path]) -> Reviews:
     return unblind(ratings, read_keys(output_dir, ratings))
 
 
-def unblind(ratings: Sequence[Rating], keys: Mapping[str, Key]) -> Reviews:
+def unblind(ratings: Sequence[Rating], keys: Mapping[str, ReviewKey]) -> Reviews:
     """Join ratings with what was behind the letters.
 
     A job's interval is over its raters. A variant's is over raters too, each by the mean of what
@@ -222,8 +230,8 @@ def _agree(criterion: str, scores: Sequence[_Score]) -> Agreement:
 
 
 def _rows(
-    scores: Sequence[_Score], criteria: Sequence[str], name: Callable[[Shown], str]
-) -> tuple[Row, ...]:
+    scores: Sequence[_Score], criteria: Sequence[str], name: Callable[[ReviewedClip], str]
+) -> tuple[RatingRow, ...]:
     groups: dict[tuple[str, str], list[tuple[_Score, str]]] = defaultdict(list)
     for score in scores:
         for clip in score.clips:
@@ -239,7 +247,7 @@ def _rows(
 
 def _row(
     recipe: str, name: str, criterion: str, scores: Sequence[tuple[_Score, str]]
-) -> Row:  # fmt: skip
+) -> RatingRow:  # fmt: skip
     # Of clips that one item stood for, each variant has the item's score once.
     distinct = {(score.rater, score.item): score for score, _ in scores}.values()
     by_rater: dict[str, list[float]] = defaultdict(list)
@@ -251,7 +259,9 @@ def _row(
     low = None if told.low is None else max(told.low, LEAST)
     high = None if told.high is None else min(told.high, MOST)
     jobs = tuple(sorted({job for _, job in scores}))
-    return Row(recipe, name, criterion, len(distinct), len(by_rater), told.mean, low, high, jobs)
+    return RatingRow(
+        recipe, name, criterion, len(distinct), len(by_rater), told.mean, low, high, jobs
+    )
 
 
 def _reading_order(entry: tuple[tuple[str, str], object]) -> tuple[str, list[tuple[int, str]]]:

@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from flowblend_cli.diagnostics.probe.prepare import Probing
-from flowblend_cli.diagnostics.probe.progress_bar import Progress, runs_of
+from flowblend_cli.diagnostics.probe.prepare import ProbePlan
+from flowblend_cli.diagnostics.probe.progress_bar import ProbeBar, runs_of
 from flowblend_cli.engine.signals import StopSignals
 from flowblend_cli.errors import OutputError, StopRequested, UsageError
 from flowblend_cli.jobs import ModelSpec
@@ -36,7 +36,7 @@ class Stopped(Exception):  # noqa: N818 - a signal is no error
 
 
 def measure(
-    probing: Probing,
+    probing: ProbePlan,
     recipe_dir: Path,
     *,
     sensitivity_prompts: int,
@@ -67,7 +67,7 @@ def measure(
     job = probing.jobs[0]
     _refuse_offloading(job.model)
     asked = default_positions(job.num_inference_steps, positions)
-    progress = Progress(list(runs_of(probing.jobs, sensitivity_prompts, asked)), quiet=quiet)
+    progress = ProbeBar(list(runs_of(probing.jobs, sensitivity_prompts, asked)), quiet=quiet)
     with progress, StopSignals(progress.message) as stop:
 
         def on_step(index: int) -> None:

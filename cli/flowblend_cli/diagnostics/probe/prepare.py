@@ -22,7 +22,7 @@ _SIZES = ("height", "width", "num_frames", "guidance_scale")
 
 
 @dataclass(frozen=True)
-class Probing:
+class ProbePlan:
     """What a recipe is probed with.
 
     Args:
@@ -43,7 +43,7 @@ def prepare(
     prompts: int,
     cost_ratio: float | None = None,
     on_counting: Callable[[int], None] | None = None,
-) -> Probing:
+) -> ProbePlan:
     """Choose what to probe a recipe with.
 
     Args:
@@ -64,7 +64,7 @@ def prepare(
             f"a forward of the small denoiser costs {ratio:.3g} times as much as one of the large "
             "one, so that it saves nothing: name the cheaper one in model.small"
         )
-    return Probing(jobs, ratio, _conditions(jobs), tuple(_notes(first, batch.jobs)))
+    return ProbePlan(jobs, ratio, _conditions(jobs), tuple(_notes(first, batch.jobs)))
 
 
 def check_budget(cost_ratio: float, steps: int, budget: float, criterion: str) -> None:

@@ -18,7 +18,7 @@ from flowblend_cli.text import shorten
 
 
 @dataclass(frozen=True)
-class Run:
+class ProbeRun:
     """One run of the pipeline.
 
     Args:
@@ -40,19 +40,19 @@ class Run:
 
 def runs_of(
     jobs: Sequence[Job], sensitivity_prompts: int, positions: Sequence[int]
-) -> Iterator[Run]:
+) -> Iterator[ProbeRun]:
     """Every run of a probe, in order."""
     for number, job in enumerate(jobs, 1):
-        yield Run(number, len(jobs), "velocities", job)
+        yield ProbeRun(number, len(jobs), "velocities", job)
     asked = jobs[:sensitivity_prompts]
     for number, job in enumerate(asked, 1):
-        yield Run(number, len(asked), "sensitivities", job, 0, False)
+        yield ProbeRun(number, len(asked), "sensitivities", job, 0, False)
         for position in positions:
             is_last = position == positions[-1]
-            yield Run(number, len(asked), "sensitivities", job, position, is_last)
+            yield ProbeRun(number, len(asked), "sensitivities", job, position, is_last)
 
 
-class Progress:
+class ProbeBar:
     """Shows how far a probe is; a context manager.
 
     Args:
@@ -60,7 +60,7 @@ class Progress:
         quiet: Show nothing but messages.
     """
 
-    def __init__(self, runs: Sequence[Run], *, quiet: bool) -> None:
+    def __init__(self, runs: Sequence[ProbeRun], *, quiet: bool) -> None:
         self._runs = runs
         self._quiet = quiet
         self._errors = Lines(sys.stderr, "standard error")
@@ -123,20 +123,26 @@ class Progress:
             self._bar.update(0, completed=self._work + part, description=told)
 
 
-def _work(run: Run) -> float:
+def _work(run: ProbeRun) -> float:
     return float(run.job.num_inference_steps - run.start)
 
 
 def _bar(total: float) -> Any:
     """A bar of rich, which is imported only where there is a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"),
     )  # fmt: skip
-    bars = Bars(*columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=False)
-    bars.add_task("loading", total=total)
-    return bars
+    console = Console(file=sys.stderr)
+    bar = Progress(*columns, console=console, transient=True, redirect_stdout=False)
+    bar.add_task("loading", total=total)
+    return bar

@@ -416,7 +416,7 @@ def test_clips_with_nothing_to_compare_are_said_to_be_that() -> None:
     clips = [a_clip(a_job(scene=scene), 0.5) for scene in ("a", "b")]
     (part,) = conclude(Folder("out", (section_of(clips),), (), INFOS)).parts
 
-    assert "2 clips of 2 scenes, one of each: nothing to compare yet" in part.verdicts[0].text
+    assert "2 clips of 2 scenes, one of each: nothing to compare yet" in part.sentences[0].text
     assert part.winners == frozenset()
 
 

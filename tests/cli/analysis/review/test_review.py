@@ -70,14 +70,14 @@ def batch(batch_of: LoadText, minimal: str) -> Batch:
 
 
 def letters(clips: list[Clip], seed: int) -> list[list[str]]:
-    return [[i.clips[0].id for i in c.items] for c in arrange(clips, seed=seed).comparisons]
+    return [[i.clips[0].id for i in c.items] for c in arrange(clips, seed=seed).sets]
 
 
 def test_variants_of_one_scene_and_seed_are_compared_with_each_other(batch: Batch) -> None:
     arrangement = arrange([clip_of(job) for job in batch.jobs])
 
-    assert len(arrangement.comparisons) == 3
-    for comparison in arrangement.comparisons:
+    assert len(arrangement.sets) == 3
+    for comparison in arrangement.sets:
         jobs = [clip.job for item in comparison.items for clip in item.clips]
         assert [item.letter for item in comparison.items] == ["A", "B", "C"]
         assert {job.stage_string for job in jobs} == {"LLL", "LSL", "SSS"}
@@ -103,7 +103,7 @@ def test_letters_say_nothing_about_variants(batch: Batch) -> None:
 def test_clips_with_the_same_pixels_are_judged_once_for_all_their_jobs(batch: Batch) -> None:
     clips = [clip_of(job, pixels="same") for job in batch.jobs if job.scene == "square"]
 
-    (comparison,) = arrange(clips).comparisons
+    (comparison,) = arrange(clips).sets
 
     (item,) = comparison.items
     assert {clip.id for clip in item.clips} == {clip.id for clip in clips}
@@ -117,7 +117,7 @@ def test_noises_of_one_seed_are_compared_first_with_first(batch: Batch) -> None:
         for n in range(3)
     ]
 
-    comparisons = arrange([ode, *noisy]).comparisons
+    comparisons = arrange([ode, *noisy]).sets
 
     sets = [{clip.id for item in c.items for clip in item.clips} for c in comparisons]
     assert sorted(map(sorted, sets)) == sorted([sorted({ode.id, "sde-0"}), ["sde-1"], ["sde-2"]])
@@ -126,9 +126,9 @@ def test_noises_of_one_seed_are_compared_first_with_first(batch: Batch) -> None:
 def test_pictures_are_asked_other_questions_and_a_recipe_may_ask_its_own(batch: Batch) -> None:
     job = replace(batch.jobs[0], arguments=(("num_frames", 1), ("num_inference_steps", 2)))
 
-    assert arrange([clip_of(job)]).comparisons[0].criteria == PICTURE_CRITERIA
+    assert arrange([clip_of(job)]).sets[0].criteria == PICTURE_CRITERIA
     own = arrange([clip_of(job)], criteria={"harbour": ("charm",)})
-    assert own.comparisons[0].criteria == ("charm",)
+    assert own.sets[0].criteria == ("charm",)
 
 
 def frames_of(source: Any) -> list[bytes]:
@@ -225,9 +225,9 @@ def test_what_a_recipe_asks_is_asked_and_an_option_overrides_it(
     kept = {"v": 1, "study": {"review": {"criteria": ["charm", "wit"]}}}
     write_json(recipe_path(tmp_path, "harbour"), kept)
 
-    assert write_review(tmp_path).arrangement.comparisons[0].criteria == ("charm", "wit")
+    assert write_review(tmp_path).arrangement.sets[0].criteria == ("charm", "wit")
     own = write_review(tmp_path, criteria=["grace"], scenes=["ring"]).arrangement
-    assert {comparison.criteria for comparison in own.comparisons} == {("grace",)}
+    assert {comparison.criteria for comparison in own.sets} == {("grace",)}
     assert len(own.items) == 6
 
 
