@@ -24,7 +24,7 @@ from flowblend_cli.artifacts.manifest import HASHED_BYTES, NAME, Entry, Manifest
 from flowblend_cli.artifacts.records import (
     FOLDER,
     JobRecord,
-    has_answered,
+    is_measured,
     record_path,
     write_record,
 )
@@ -302,21 +302,21 @@ def test_nothing_is_decided_by_dates(tmp_path: Path) -> None:
     assert find(tmp_path, job).is_damaged
 
 
-def test_a_record_answers_for_its_pixels_and_its_question_alone(tmp_path: Path) -> None:
+def test_a_record_counts_for_its_pixels_and_its_measurement_key_alone(tmp_path: Path) -> None:
     asked = json.dumps([1, ["flicker"], None])
-    record = JobRecord("a", "study", "pixels", asked=asked, tracks=(((0.1, 0.2),),))
-    assert not has_answered(tmp_path, "a", "pixels", asked)
+    record = JobRecord("a", "study", "pixels", measurement_key=asked, tracks=(((0.1, 0.2),),))
+    assert not is_measured(tmp_path, "a", "pixels", asked)
     write_record(tmp_path, record)
 
-    assert has_answered(tmp_path, "a", "pixels", asked)
-    assert not has_answered(tmp_path, "a", "pixel", asked)
-    assert not has_answered(tmp_path, "a", "pixels", "")
-    assert not has_answered(tmp_path, "a", "pixels", json.dumps([1, ["flicker"], "p"]))
+    assert is_measured(tmp_path, "a", "pixels", asked)
+    assert not is_measured(tmp_path, "a", "pixel", asked)
+    assert not is_measured(tmp_path, "a", "pixels", "")
+    assert not is_measured(tmp_path, "a", "pixels", json.dumps([1, ["flicker"], "p"]))
     path = record_path(tmp_path, "a")
     path.write_bytes(path.read_bytes()[:-3])
-    assert not has_answered(tmp_path, "a", "pixels", asked)
-    write_record(tmp_path, replace(record, job=f'"asked": {json.dumps(asked)}', asked=""))
-    assert not has_answered(tmp_path, f'"asked": {json.dumps(asked)}', "pixels", asked)
+    assert not is_measured(tmp_path, "a", "pixels", asked)
+    write_record(tmp_path, replace(record, job=f'"asked": {json.dumps(asked)}', measurement_key=""))
+    assert not is_measured(tmp_path, f'"asked": {json.dumps(asked)}', "pixels", asked)
 
 
 # The same through the command, on a batch that is finished without a render.

@@ -15,7 +15,7 @@ from flowblend_cli.analysis.clips.collect import find_clips
 from flowblend_cli.analysis.review.anonymize import AnonymousCopy, copy_anonymously
 from flowblend_cli.analysis.review.arrangement import Arrangement, arrange
 from flowblend_cli.analysis.web import render_page
-from flowblend_cli.artifacts.records import FOLDER, read_json, recipe_path, write_json
+from flowblend_cli.artifacts.records import FOLDER, read_json, recipe_path, review_path, write_json
 from flowblend_cli.errors import OutputError, UsageError
 from flowblend_cli.utils.files import publish
 
@@ -42,11 +42,6 @@ class ReviewFiles:
     key: Path
     arrangement: Arrangement
     warnings: tuple[str, ...]
-
-
-def key_path(output_dir: Path, review: str) -> Path:
-    """Where the key of a review lies."""
-    return output_dir / FOLDER / "reviews" / f"{review}.json"
 
 
 def write_review(
@@ -83,7 +78,7 @@ def write_review(
         mark=_MARK,
         review=_told(arrangement, copies),
     )
-    key = key_path(output_dir, arrangement.id)
+    key = review_path(output_dir, arrangement.id)
     write_json(key, arrangement.key())
     _write_copies(output_dir, arrangement, copies)
     publish(page, html.encode())

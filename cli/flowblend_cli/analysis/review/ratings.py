@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.analysis.review.arrangement import KEY_VERSION
-from flowblend_cli.artifacts.records import FOLDER, read_json
+from flowblend_cli.artifacts.records import read_json, review_path
 from flowblend_cli.errors import UsageError
 from flowblend_cli.text import printable, shorten
 
@@ -212,7 +212,7 @@ def _wrong(path: Path, what: str) -> RatingsError:
 
 
 def _read_key(output_dir: Path, rating: Rating) -> ReviewKey:
-    path = output_dir / FOLDER / "reviews" / f"{rating.review}.json"
+    path = review_path(output_dir, rating.review)
     if not path.exists():
         raise RatingsError(
             f"{rating.path}: is of review {rating.review}, whose key isn't in {output_dir}: give "

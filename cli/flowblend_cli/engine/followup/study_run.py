@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from flowblend_cli.artifacts.records import (
     JobRecord,
     Look,
-    has_answered,
+    is_measured,
     read_looks,
     read_record,
     recipe_path,
@@ -127,7 +127,7 @@ class Studying:
         if self._overrides is None or not is_plain or job.id in self._compared:
             return False
         asked = self._question(self._reference_of(job))
-        return not self._names or has_answered(self._batch.output_dir, job.id, pixels, asked)
+        return not self._names or is_measured(self._batch.output_dir, job.id, pixels, asked)
 
     def record_of(self, job: Job, pixels: str) -> JobRecord:
         """What is known of a job's finished file; an empty record where nothing is."""
@@ -163,7 +163,7 @@ class Studying:
         self._jobs[job.id], self._records[job.id] = job, record
         reference = self._reference_of(job)
         asked = self._question(reference)
-        if not self._names or record.asked == asked:
+        if not self._names or record.measurement_key == asked:
             self._settle(job, record)
             return
         self._asked[job.id] = asked
@@ -297,7 +297,7 @@ class Studying:
                 metrics=found.metrics,
                 tracks=found.tracks,
                 measured_on="file" if found.on_file else "frames",
-                asked="" if found.error else self._asked[job.id],
+                measurement_key="" if found.error else self._asked[job.id],
             )
             self.keep(record)
             values = dict(found.metrics)
