@@ -38,6 +38,10 @@ CONVERSION = (
     | Interpolation.BITEXACT
 )
 
+# In narrower frames x264's macroblock tree takes memory that nobody wrote for costs, so that the
+# same frames would give other bytes now and then.
+_LEAST_TREE_WIDTH = 64
+
 
 def publish_video(
     frames: Frames, path: Path, *, fps: int, document: Document, scale: int = 1, crf: int = 10
@@ -106,7 +110,10 @@ def encode_mp4(frames: Frames, *, fps: int, crf: int, comment: str) -> bytes:
         io_open=lambda _url, _flags, _options: io.BytesIO(buffer.getvalue()),
     ) as container:
         container.metadata[COMMENT] = comment
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf)})
+        options = {"crf": str(crf)}
+        if frames.shape[2] < _LEAST_TREE_WIDTH:
+            options["x264-params"] = "mbtree=0"
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         codec = stream.codec_context
