@@ -118,7 +118,7 @@ TABLE: dict[str, set[str]] = {
         *ROOT_NOUNS, f"{CLI}.artifacts", f"{CLI}.planning.metrics", f"{CLI}.utils",
         f"{LIB}.errors", f"{LIB}.stages", f"{LIB}.metrics", "nltk", *PIXELS,
     },
-    f"{CLI}.analysis.web": {f"{CLI}.errors", "jinja2"},
+    f"{CLI}.analysis.web": {f"{CLI}.errors", f"{CLI}.text", "jinja2"},
     f"{CLI}.analysis.report.plots": {
         f"{CLI}.errors", f"{CLI}.text", f"{CLI}.utils", "matplotlib", "numpy",
     },

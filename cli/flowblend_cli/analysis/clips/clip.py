@@ -102,6 +102,12 @@ class Clip:
         return self.job.scene, self.job.prompt
 
     @property
+    def seed_label(self) -> str:
+        """The seeds in words: ``"seed 1"``, or ``"seed 1, noise 2"`` where a recipe names both."""
+        noise = self.job.sampling.noise_seed
+        return f"seed {self.seed}" + ("" if noise is None else f", noise {noise}")
+
+    @property
     def noise(self) -> tuple[int, int]:
         """Seeds of the first noise, and of the noise that is added at each step."""
         added = self.job.sampling.noise_seed

@@ -1,4 +1,4 @@
-"""What raters said of a folder's clips, as tables and sentences. Pure Python."""
+"""Raters' scores as tables and sentences, for a report's page and the terminal. Pure Python."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowblend_cli.analysis.clips.variants import group
 from flowblend_cli.analysis.compare.sentences import Sentence
-from flowblend_cli.text import count, printable
+from flowblend_cli.text import count
 
 if TYPE_CHECKING:
     from flowblend_cli.analysis.review.unblinding import Agreement, RatingRow, Reviews
@@ -61,32 +61,18 @@ def table(reviews: Reviews) -> dict[str, Any]:
         best = max(means.values())
         lines = [
             {
-                "name": printable(name),
+                "name": name,
                 "is_best": len(means) > 1 and means[name] == best,
-                "mean": f"{means[name]:.1f}",
-                "cells": [_cell(some, criterion) for criterion in reviews.criteria],
+                "mean": means[name],
+                "cells": [{row.criterion: row for row in some}.get(c) for c in reviews.criteria],
             }
             for name, some in group(rows, lambda row: row.name).items()
         ]
-        blocks.append({"recipe": printable(recipe), "rows": lines})
+        blocks.append({"recipe": recipe, "rows": lines})
     return {
-        "raters": [printable(rater) for rater in reviews.raters],
-        "criteria": [printable(criterion) for criterion in reviews.criteria],
+        "raters": reviews.raters,
+        "criteria": reviews.criteria,
         "blocks": blocks,
-        "verdicts": [(one.tone, printable(one.text)) for one in sentences(reviews)],
-        "remarks": [
-            (printable(r.rater), printable(r.job), printable(r.text)) for r in reviews.remarks
-        ],
+        "sentences": list(sentences(reviews)),
+        "remarks": reviews.remarks,
     }
-
-
-def _cell(rows: list[RatingRow], criterion: str) -> dict[str, str]:
-    for row in rows:
-        if row.criterion == criterion:
-            known = row.low is not None and row.high is not None
-            return {
-                "mean": f"{row.mean:.1f}",
-                "interval": f"{row.low:.1f} to {row.high:.1f}" if known else "",
-                "n": f"n {row.n}",
-            }
-    return {"mean": "", "interval": "", "n": ""}
