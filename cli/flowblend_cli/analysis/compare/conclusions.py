@@ -1,8 +1,9 @@
-"""Which variant wins, where more steps stop paying, and how sure that is. Pure Python.
+"""Comparison: a recipe's variants side by side, the winner and how sure it is. Pure Python.
 
-The rule: the variant with the best mean score wins; where variants differ in the number of steps
-alone, the one with the fewest steps whose mean can't be told from the best, and isn't far below it
-however few repeats there are. The winning clip of each scene is the best repeat of that variant.
+``compare`` makes it, for reports. The rule: the variant with the best mean score wins. Among
+variants that differ from it in the number of steps alone, the one with the fewest steps wins whose
+mean can't be told from the best and isn't far below it, however few repeats there are. The winning
+clip of each scene is the best repeat of the winning variant.
 """
 
 from __future__ import annotations
@@ -73,6 +74,16 @@ class VariantSummary:
     is_as_good: bool = False
     use: str = ""
 
+    @property
+    def others(self) -> tuple[tuple[str, Any], ...]:
+        """The values of all axes but the number of steps."""
+        return tuple(pair for pair in self.values if pair[0] != STEPS)
+
+    @property
+    def labels_without_steps(self) -> list[str]:
+        """The parts of the label that aren't about the number of steps."""
+        return [part for part in self.label.split(", ") if not part.endswith(" steps")]
+
 
 @dataclass(frozen=True)
 class Winner:
@@ -138,7 +149,7 @@ class Comparison:
         best = self.best
         if STEPS not in self.axes or best is None:
             return ()
-        rows = [row for row in self.rows if _others(row) == _others(best)]
+        rows = [row for row in self.rows if row.others == best.others]
         rows.sort(key=lambda row: row.steps or 0)
         return tuple(rows) if len(rows) > 1 else ()
 
@@ -223,13 +234,9 @@ def _judged(rows: list[VariantSummary], variants: Sequence[VariantGroup]) -> lis
             apart is not None and apart.is_within(TOLERANCE) and apart.mean >= -MOST_LOST
         )
         judged.append(replace(row, to_best=apart, is_best=row is best, is_as_good=as_good))
-    rivals = [row for row in judged if row.is_as_good and _others(row) == _others(best)]
+    rivals = [row for row in judged if row.is_as_good and row.others == best.others]
     winner = min(rivals, key=lambda row: row.steps or 0)
     return [replace(row, is_winner=row is winner) for row in judged]
-
-
-def _others(row: VariantSummary) -> tuple[tuple[str, Any], ...]:
-    return tuple(pair for pair in row.values if pair[0] != STEPS)
 
 
 def _standard(variants: Sequence[VariantGroup]) -> VariantGroup | None:

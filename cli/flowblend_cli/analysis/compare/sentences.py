@@ -1,4 +1,4 @@
-"""What the numbers of a report say, in sentences. Pure Python."""
+"""Sentences that say what a report's numbers mean, for its page and the terminal. Pure Python."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _about_steps(comparison: Comparison) -> Iterator[Sentence]:
     if best is None or winner is None or best.score is None or winner.score is None:
         return
     curve = comparison.curve()
-    where = "".join(f" ({value})" for value in _other_labels(best))
+    where = "".join(f" ({value})" for value in best.labels_without_steps)
     ratio = _time(winner, best)
     cost = f", for {share(ratio)} of the time" if ratio else ""
     if winner is not best:
@@ -153,10 +153,6 @@ def _paid(best: VariantSummary, former: VariantSummary, where: str, *, is_most: 
         chance = f"by means that chance could have put apart: {score}"
         text = f"{best.steps} steps score best{where}, {chance}, difference {_interval(apart)}."
     return Sentence("answer", text)
-
-
-def _other_labels(row: VariantSummary) -> list[str]:
-    return [part for part in row.label.split(", ") if not part.endswith(" steps")]
 
 
 def _time(row: VariantSummary, to: VariantSummary) -> float | None:

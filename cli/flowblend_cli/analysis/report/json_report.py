@@ -1,4 +1,4 @@
-"""``report.json``: everything that a report knows, as plain values. Pure Python."""
+"""``report.json``: everything that a report knows, as plain JSON values. Pure Python."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _metric(value: float, info: MetricInfo | None) -> dict[str, Any]:
 
 
 def _run_metrics(clip: Clip, row: VariantSummary | None) -> dict[str, float]:
-    """What the clock and the memory said, under the names that metrics have."""
+    """Time, memory and equality of a clip's renders, under the names that metrics have."""
     found = clip.costs
     pixels = clip.record.pixels
     if len(pixels) > 1:
@@ -108,33 +108,29 @@ def _run_metrics(clip: Clip, row: VariantSummary | None) -> dict[str, float]:
 
 def _study(part: RecipeReport) -> dict[str, Any]:
     comparison = part.comparison
-    told = peak_and_fall(comparison)
     return {
         "recipe": part.section.name,
         "verdicts": [asdict(verdict) for verdict in part.sentences],
         "axes": list(comparison.axes),
         "fixed": dict(comparison.fixed),
-        "variants": [_row(row) for row in comparison.rows],
+        "variants": [{**asdict(row), "values": dict(row.values)} for row in comparison.rows],
         "winner": comparison.winner.label if comparison.winner else None,
         "best": comparison.best.label if comparison.best else None,
         "winners": [asdict(one) for one in comparison.winners],
         "share_of": comparison.standard or None,
-        "peak": None if told is None else _peak(comparison),
+        "peak": _peak(comparison),
         "spreads": [asdict(one) for one in part.section.spreads],
         "drafts": [{**asdict(one), "saved": one.saved} for one in part.drafts],
         "adapted": [asdict(one) for one in part.adapted],
     }
 
 
-def _peak(comparison: Comparison) -> dict[str, Any]:
-    told = peak_and_fall(comparison)
-    assert told is not None
-    peak, last, lost = told
+def _peak(comparison: Comparison) -> dict[str, Any] | None:
+    found = peak_and_fall(comparison)
+    if found is None:
+        return None
+    peak, last, lost = found
     return {"steps": peak.steps, "most_steps": last.steps, "fall": asdict(lost) if lost else None}
-
-
-def _row(row: VariantSummary) -> dict[str, Any]:
-    return {**asdict(row), "values": dict(row.values)}
 
 
 def _recipe(section: Section) -> dict[str, Any]:
@@ -150,7 +146,7 @@ def _recipe(section: Section) -> dict[str, Any]:
 
 
 def distinct_versions(clips: Iterable[Clip]) -> dict[str, list[str]]:
-    """Every version that some clip was rendered with, by package."""
+    """Versions that the clips were rendered with, by package."""
     found: dict[str, set[str]] = {}
     for clip in clips:
         for name, version in clip.versions.items():

@@ -1,4 +1,4 @@
-"""A comparison as small SVG drawings for a page: its colours and letters are the page's own."""
+"""Plots of a comparison as small SVG drawings, in the colours and letters of a report's page."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from flowblend_cli.analysis.clips.clip import Clip, MetricInfo
 from flowblend_cli.analysis.clips.variants import STEPS
 from flowblend_cli.analysis.compare.conclusions import Comparison, VariantSummary, pair_of
 from flowblend_cli.analysis.compare.findings import RecipeReport
+from flowblend_cli.analysis.compare.statistics import summarise
 from flowblend_cli.analysis.report.tables import shown_metrics
 from flowblend_cli.errors import UsageError
 from flowblend_cli.text import shorten
@@ -65,7 +66,7 @@ class Plot:
         title: Its title.
         unit: Unit of what is drawn; empty for a plain number.
         caption: What is drawn, in words.
-        note: What has to be said of it beside that; empty for nothing.
+        note: A remark below it; empty for none.
         svg: The drawing, to be put into a page as it is.
     """
 
@@ -148,8 +149,6 @@ def _draw(
 ) -> tuple[str, bool]:
     from matplotlib.figure import Figure
 
-    from flowblend_cli.analysis.compare.statistics import summarise
-
     over_steps = STEPS in comparison.axes
     figure = Figure(figsize=_SIZE, layout=None if over_steps else "constrained")
     axes = figure.subplots()
@@ -190,14 +189,13 @@ def _lines_over_steps(rows: Sequence[VariantSummary]) -> dict[str, list[int]]:
     """Rows that differ in steps alone are one line; places of rows by the line's name."""
     lines: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
-        others = [part for part in row.label.split(", ") if not part.endswith(" steps")]
-        lines.setdefault(shorten(", ".join(others) or "mean", 30), []).append(place)
+        lines.setdefault(shorten(", ".join(row.labels_without_steps) or "mean", 30), []).append(
+            place
+        )
     return dict(list(lines.items())[: len(_SERIES)])
 
 
 def _line(axes: Any, steps: list[int], points: list[Points], colour: str, name: str) -> None:
-    from flowblend_cli.analysis.compare.statistics import summarise
-
     told = [
         (step, summarise(list(some.values()))) for step, some in zip(steps, points, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""From a folder of finished files to a folder that raters are given, and the key beside it."""
+"""The folder that raters are given: the page, the anonymous clips, and the key kept beside it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.analysis.clips.clip import Clip
-from flowblend_cli.analysis.clips.collect import find_clips
+from flowblend_cli.analysis.clips.collect import find_clips, kept_recipe
 from flowblend_cli.analysis.review.anonymize import AnonymousCopy, copy_anonymously
 from flowblend_cli.analysis.review.arrangement import Arrangement, arrange
 from flowblend_cli.analysis.web import render_page
-from flowblend_cli.artifacts.records import FOLDER, read_json, recipe_path, review_path, write_json
+from flowblend_cli.artifacts.records import FOLDER, read_json, review_path, write_json
 from flowblend_cli.errors import OutputError, UsageError
+from flowblend_cli.study import Study
 from flowblend_cli.utils.files import publish
 
 PAGE = "review/index.html"
@@ -29,13 +30,13 @@ _NO_TIME = 946_684_800
 
 @dataclass(frozen=True)
 class ReviewFiles:
-    """What was written.
+    """The files of a review.
 
     Args:
         page: The page.
-        key: The key that un-blinds.
-        arrangement: Who is compared with whom.
-        warnings: What in the folder wasn't used, and why.
+        key: The key that un-blinds the ratings.
+        arrangement: The sets of clips that are compared.
+        warnings: Files of the folder that weren't used, and why.
     """
 
     page: Path
@@ -62,21 +63,22 @@ def write_review(
     found = find_clips(output_dir)
     clips = _of_scenes(output_dir, found.clips, scenes)
     recipes = {clip.job.recipe for clip in clips}
-    studies = {name: _study(output_dir, name) for name in sorted(recipes)}
-    asked = {name: tuple(criteria) or _words(study, "review") for name, study in studies.items()}
-    axes = {name: _words(study, "axes") for name, study in studies.items()}
+    kept = {name: kept_recipe(output_dir, name) for name in sorted(recipes)}
+    studies = {name: recipe.study if recipe else Study() for name, recipe in kept.items()}
+    asked = {name: tuple(criteria) or study.review.criteria for name, study in studies.items()}
+    axes = {name: study.axes for name, study in studies.items()}
     arrangement = arrange(clips, seed=seed, criteria=asked, axes=axes)
     page = output_dir / PAGE
     _require_ours(page)
-    copies = {}
-    for item in arrangement.items:
-        copies[item.id] = copy_anonymously(output_dir / item.clips[0].name)
+    copies = {
+        item.id: copy_anonymously(output_dir / item.clips[0].name) for item in arrangement.items
+    }
     html = render_page(
         "review.html.j2",
         scripts=("player.js", "review.js"),
         styles=("player.css", "review.css"),
         mark=_MARK,
-        review=_told(arrangement, copies),
+        review=_page_values(arrangement, copies),
     )
     key = review_path(output_dir, arrangement.id)
     write_json(key, arrangement.key())
@@ -97,24 +99,8 @@ def _of_scenes(output_dir: Path, clips: Sequence[Clip], scenes: Sequence[str]) -
     return [clip for clip in clips if not scenes or clip.job.scene in scenes]
 
 
-def _study(output_dir: Path, recipe: str) -> Mapping[str, Any]:
-    """The study of a recipe as it was kept; nothing where it wasn't, or can't be read."""
-    if "/" in recipe or recipe in ("", ".", ".."):
-        return {}
-    document = read_json(recipe_path(output_dir, recipe)) or {}
-    study = document.get("study")
-    return study if isinstance(study, dict) else {}
-
-
-def _words(study: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    found = study.get(name)
-    if name == "review":
-        found = found.get("criteria") if isinstance(found, dict) else None
-    return tuple(word for word in found if isinstance(word, str)) if isinstance(found, list) else ()
-
-
-def _told(arrangement: Arrangement, copies: Mapping[str, AnonymousCopy]) -> dict[str, Any]:
-    """All that the page is told."""
+def _page_values(arrangement: Arrangement, copies: Mapping[str, AnonymousCopy]) -> dict[str, Any]:
+    """Everything that the page knows of the clips."""
     sets = []
     for one in arrangement.sets:
         clips = []
@@ -137,7 +123,7 @@ def _told(arrangement: Arrangement, copies: Mapping[str, AnonymousCopy]) -> dict
 
 
 def _require_ours(page: Path) -> None:
-    """Raise if the page's name holds something that no review of ours is."""
+    """Raise if a file of the page's name is no review of ours."""
     try:
         text = page.read_text("utf-8", errors="replace")
     except FileNotFoundError:

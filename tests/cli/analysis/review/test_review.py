@@ -218,11 +218,11 @@ def test_the_same_review_again_keeps_its_ids_and_another_one_replaces_its_clips(
     assert not names() & before
 
 
-def test_what_a_recipe_asks_is_asked_and_an_option_overrides_it(
+def test_what_a_recipe_asks_is_asked_as_far_as_it_is_sound_and_an_option_overrides_it(
     tmp_path: Path, batch: Batch
 ) -> None:
     finish(tmp_path, batch)
-    kept = {"v": 1, "study": {"review": {"criteria": ["charm", "wit"]}}}
+    kept = {"v": 1, "study": {"axes": 5, "review": {"criteria": ["charm", 7, "wit"]}}}
     write_json(recipe_path(tmp_path, "harbour"), kept)
 
     assert write_review(tmp_path).arrangement.sets[0].criteria == ("charm", "wit")
