@@ -1,4 +1,4 @@
-"""What blending is worth on sprites, against everything else that saves time.
+"""The quality table: blending on sprites against everything else that saves time.
 
 ``python benchmarks/quality.py [--results FILE] [--prompts 128] [--few 32] [--device cpu|cuda]
 [--processes N] [--only REGEX]`` measures quality and FLOPs, ``--times REPEATS`` only the time that

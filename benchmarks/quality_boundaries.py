@@ -1,4 +1,4 @@
-"""The paper's own way to place the boundaries of LSL: candidates are rendered and compared."""
+"""Boundaries of LSL by the paper's criterion, for the quality table: candidates are rendered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a job's file is there already, and if not, whether its name is free to be written to."""
+"""Finder: looks for each job's finished file, and says whether its name may be written to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What lies under a final name: nothing, a finished file, a damaged one, or a stranger's."""
+"""State of a file under a final name: missing, intact, damaged or foreign.
+
+``inspect_final`` tells it, for runs, reports and ``info``.
+"""
 
 from __future__ import annotations
 

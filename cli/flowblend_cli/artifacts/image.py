@@ -1,4 +1,4 @@
-"""Single images: PNG, with the document and the image tools' ``parameters`` beside it."""
+"""Single images as PNG, with the job's document and the ``parameters`` that image tools read."""
 
 from __future__ import annotations
 

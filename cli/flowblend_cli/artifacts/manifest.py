@@ -1,8 +1,8 @@
-"""What a folder's finished files were when they were last looked into, so that most need no look.
+"""Manifest: a cache of the finished files of a folder, so that a run inspects only new ones.
 
-One JSON line each in ``DIR/.flowblend/manifest.jsonl``, of which the last one of a file counts. It
-is a cache: a file that isn't what its line says is looked into, and so is every file where the
-manifest is missing or damaged. It can only ever say that a file is still what it was.
+It holds a JSON line for each file in ``DIR/.flowblend/manifest.jsonl``; of two lines of one file
+the last one counts. A file that differs from its line is inspected, and so is every file where the
+manifest is missing or damaged. The manifest can only ever say that a file is still what it was.
 """
 
 from __future__ import annotations

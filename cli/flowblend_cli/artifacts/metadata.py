@@ -1,7 +1,7 @@
-"""The document inside a finished file: everything needed to know, check and repeat its job.
+"""The document inside a finished file, with everything needed to check and repeat its job.
 
-One JSON object, in ASCII so that any tool can print it, under the standard tag ``comment``: of an
-mp4 (where it survives remuxing, trimming and encoding again), or of a PNG as a text chunk.
+It is one JSON object, in ASCII so that any tool can print it, under the standard tag ``comment``:
+in an mp4 (where it survives remuxing, trimming and encoding again), or in a PNG as a text chunk.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Clips: H.264 in mp4, the same bytes for the same frames, every frame counted back."""
+"""Clips as H.264 in mp4: the same bytes for the same frames, every frame checked after writing."""
 
 from __future__ import annotations
 

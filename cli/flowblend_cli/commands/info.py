@@ -1,4 +1,4 @@
-"""``flowblend info``: read back how a finished file was rendered."""
+"""``flowblend info``: shows how a finished file was rendered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``flowblend probe``: measure a recipe's pair of denoisers, to choose stage boundaries by."""
+"""``flowblend probe``: measures a recipe's pair of denoisers, for the choice of stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``flowblend review``: a page on which people score clips without knowing which is which."""
+"""``flowblend review``: writes a page on which people score clips that have no names."""
 
 from __future__ import annotations
 

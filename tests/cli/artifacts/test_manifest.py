@@ -1,4 +1,4 @@
-"""What is done already: told by the manifest where a file is what it was, else by the file."""
+"""Finder, manifest and records: finished jobs are found, and damaged ones are rendered again."""
 
 from __future__ import annotations
 

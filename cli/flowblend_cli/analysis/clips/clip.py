@@ -1,4 +1,4 @@
-"""What a report is made from: finished files, what was measured of them, the recipe they are of."""
+"""Clip, Section and Folder: finished files, records and recipes, for reports and reviews."""
 
 from __future__ import annotations
 

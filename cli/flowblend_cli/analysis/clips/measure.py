@@ -1,4 +1,4 @@
-"""What nobody measured at render time, measured of the files; scores; how far renders are apart."""
+"""Metrics of clips that no run measured, scores, and distances between renders, for reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which settings differ between the clips of one scene and prompt: variants, and their repeats."""
+"""Axes and variants: the settings in which clips of one scene differ, for reports and reviews."""
 
 from __future__ import annotations
 

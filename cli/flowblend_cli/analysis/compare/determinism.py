@@ -1,4 +1,4 @@
-"""Which renders must be equal, and whether they are. Pure Python."""
+"""Determinism: renders that must be equal in every bit, compared for reports. Pure Python."""
 
 from __future__ import annotations
 

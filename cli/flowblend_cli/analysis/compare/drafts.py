@@ -1,4 +1,4 @@
-"""Drafts and their finals, and clips that were rendered once more: what they cost. Pure Python."""
+"""Costs of drafts and finals, and renders of adapted jobs, for reports. Pure Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report before it is written: each recipe's clips with all that they say."""
+"""Report: every recipe of a folder with all conclusions from its clips; ``conclude`` draws them."""
 
 from __future__ import annotations
 

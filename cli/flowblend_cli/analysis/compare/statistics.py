@@ -1,4 +1,4 @@
-"""Means, their 95 % intervals, and whether two of them can be told apart. Pure Python."""
+"""Means, 95 % intervals and differences of scores, for reports and reviews. Pure Python."""
 
 from __future__ import annotations
 

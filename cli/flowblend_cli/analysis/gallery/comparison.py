@@ -1,4 +1,4 @@
-"""What ``render --gallery`` adds: a contact sheet, and one prompt under LLL, LSL and SSS."""
+"""The gallery of ``render --gallery``: a contact sheet, and one prompt under LLL, LSL and SSS."""
 
 from __future__ import annotations
 

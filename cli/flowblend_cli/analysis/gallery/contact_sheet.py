@@ -1,4 +1,4 @@
-"""Clips put together for people: a contact sheet, a comparison side by side, an animated WebP.
+"""Contact sheet, clips side by side and animated WebP, drawn for the gallery.
 
 Everything here is a function of frames; files are published like any other.
 """

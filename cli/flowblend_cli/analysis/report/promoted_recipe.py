@@ -1,4 +1,4 @@
-"""A recipe with what won fixed in it: for further prompts under the same seed and steps."""
+"""The recipe that ``report --promote`` writes: the winners' settings and seeds, fixed."""
 
 from __future__ import annotations
 

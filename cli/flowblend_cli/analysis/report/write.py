@@ -1,4 +1,4 @@
-"""A folder's report as two files: the page to look at, and its numbers."""
+"""``draw_up`` and ``write``: a folder's report as a page and a JSON file, for two commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is compared with whom, under which letter: drawn by a seed, told to nobody but the key."""
+"""Arrangement: the sets of clips of a review, their letters and ids, drawn by a seed."""
 
 from __future__ import annotations
 

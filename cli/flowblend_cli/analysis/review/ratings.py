@@ -1,4 +1,4 @@
-"""What raters sent back, and the keys that say what they scored: read from files, checked whole."""
+"""Ratings that raters saved, and the keys of reviews: read from files and checked."""
 
 from __future__ import annotations
 

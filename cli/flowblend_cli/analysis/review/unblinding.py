@@ -1,4 +1,4 @@
-"""Un-blinded: what raters said of each clip and each variant, and how far they agree."""
+"""Reviews un-blinded: scores of each clip and variant, and the raters' agreement, for reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a doctor makes of what was looked up: one finding a topic, from plain values."""
+"""Checks of ``flowblend doctor``: plain values in, one finding for each topic out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole examination: what the machine has, what torch is set to, and renders that must agree."""
+"""The examination of ``flowblend doctor``: machine, torch's settings, renders that must agree."""
 
 from __future__ import annotations
 

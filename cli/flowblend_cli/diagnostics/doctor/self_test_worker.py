@@ -1,4 +1,4 @@
-"""Look at torch, and render the bundled pair, in a process of its own.
+"""The process of the doctor's self-test: tells torch's settings and renders the bundled pair.
 
 ``python -m flowblend_cli.diagnostics.doctor.self_test_worker`` reads
 ``{"renders": N, "other_threads": BOOL}`` on stdin, and writes one JSON object: ``settings``;

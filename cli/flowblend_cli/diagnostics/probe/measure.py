@@ -1,4 +1,4 @@
-"""Measure a pair of denoisers, stoppable between two steps, and write what was found."""
+"""``flowblend probe`` at work: measures a pair of denoisers and writes the calibration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A calibration as a picture: divergence, sensitivity, and what each criterion makes of them."""
+"""The plot of a calibration: divergence, sensitivity, and the stages that criteria choose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe is probed with, told before a model is loaded."""
+"""ProbePlan: the prompts, seeds and settings that a recipe is probed with; loads no model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a probe is: a bar on a terminal, a line for each prompt elsewhere, both on stderr."""
+"""ProbeBar: progress of a probe on stderr, a bar on a terminal and a line a prompt elsewhere."""
 
 from __future__ import annotations
 

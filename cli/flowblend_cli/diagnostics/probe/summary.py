@@ -1,4 +1,4 @@
-"""What a calibration says, in words and as plain values."""
+"""A calibration in words and as plain values, for ``flowblend probe``."""
 
 from __future__ import annotations
 

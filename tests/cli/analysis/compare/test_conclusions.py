@@ -1,4 +1,4 @@
-"""What numbers lead to: the winner, where steps stop paying, what is equal, what was saved."""
+"""Conclusions of a report: the winner, paying steps, equal renders, savings by drafts."""
 
 from __future__ import annotations
 
