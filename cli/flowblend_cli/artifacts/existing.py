@@ -13,12 +13,12 @@ from flowblend_cli.jobs import Job
 
 @dataclass(frozen=True)
 class Existing:
-    """What lies at the final name of a job.
+    """The file at the final name of a job.
 
     Args:
-        done: What its finished file says; None where there is none of this very job.
+        done: The entry of its finished file; None where there is none of this very job.
         is_damaged: Whether a damaged file of this recipe lies there, which may be replaced.
-        obstacle: Why nothing may be written there, and what to do; empty where it may.
+        obstacle: The reason why nothing may be written there, and the way out; empty for none.
     """
 
     done: Entry | None = None
@@ -30,8 +30,8 @@ class Finder:
     """Looks for the finished files of a batch.
 
     Args:
-        manifest: What is known of the folder's files; None to look into each.
-        verify: Hash every byte of what the manifest knows.
+        manifest: The folder's manifest; None to inspect every file.
+        verify: Hash every byte of the files that the manifest knows.
     """
 
     def __init__(self, manifest: Manifest | None, *, verify: bool = False) -> None:
@@ -39,10 +39,10 @@ class Finder:
         self._verify = verify
 
     def find(self, job: Job, path: Path, key: str) -> Existing:
-        """Find out whether a job is done, and whether its file may be written if it isn't.
+        """Find out whether a job is done, and if it isn't, whether its file may be written.
 
-        The manifest is believed only where it says that the job is done; everything else is told by
-        the file itself.
+        The manifest counts only where it says that the job is done; otherwise the file itself is
+        inspected.
 
         Args:
             job: The job.
@@ -56,7 +56,7 @@ class Finder:
         is_ours = known is not None and (known.recipe, known.job_key) == (job.recipe, key)
         if known is not None and is_ours and matches(known, path, verify=self._verify):
             return Existing(known)
-        # Before the look: what changes between the two is looked into again by the next run.
+        # Taken first: a file that changes during the inspection is inspected by the next run, too.
         mark = fingerprint(path) if self._manifest is not None else None
         found = inspect_final(path)
         owner = _other_owner(found, job)
@@ -105,7 +105,7 @@ class Finder:
             self._manifest.note(entry)
 
     def close(self) -> None:
-        """Leave the manifest as the next run needs it."""
+        """Close the manifest."""
         if self._manifest is not None:
             self._manifest.close()
 
@@ -118,7 +118,7 @@ def recorded(document: dict[str, Any], name: str, default: Any) -> Any:
 
 
 def _other_owner(found: Finished, job: Job) -> str:
-    """Whose file it is, if it isn't this recipe's; empty if it is, or if there is none."""
+    """The owner of a file that isn't this recipe's; empty for a file of this recipe, or none."""
     if found.state is FileState.MISSING:
         return ""
     known = found.recipe is not None or found.state is FileState.INTACT

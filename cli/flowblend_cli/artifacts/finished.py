@@ -26,7 +26,7 @@ _MARK_SEARCH_BYTES = 32 * 1024 * 1024
 
 
 class FileState(enum.Enum):
-    """What a final name holds."""
+    """State of the file under a final name."""
 
     MISSING = "missing"
     INTACT = "intact"
@@ -36,7 +36,7 @@ class FileState(enum.Enum):
 
 @dataclass(frozen=True)
 class Finished:
-    """What was found under a final name.
+    """State and document of the file under a final name.
 
     Args:
         state: Missing, intact, damaged (ours, but cut short or altered), or foreign.

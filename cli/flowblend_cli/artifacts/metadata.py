@@ -110,7 +110,7 @@ def _container_comment(file: BinaryIO, container_format: str) -> str | None:
 
 
 def parameters_text(document: Document) -> str:
-    """Say a document in the lines that image tools look for under ``parameters``.
+    """Write a document as the lines that image tools look for under ``parameters``.
 
     Args:
         document: A document; whatever it lacks is left out.

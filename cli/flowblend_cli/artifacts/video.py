@@ -52,7 +52,7 @@ def publish_video(
         frames: Pixels at native size, (T, H, W, 3), uint8.
         path: Final name, ending in ``.mp4``; its folder exists.
         fps: Frames per second, a whole number.
-        document: What the file says about itself; JSON-able, with the key ``flowblend``.
+        document: The file's document: JSON-able values, with the key ``flowblend``.
         scale: Whole-number enlargement; height and width must be even after it.
         crf: Quality of H.264, 0 (lossless) to 51; 10 is hard to tell from the original.
 
@@ -145,14 +145,14 @@ def _to_yuv(pixels: Frames, reformatter: VideoReformatter) -> av.VideoFrame:
 def check_video(
     file: BinaryIO, *, name: str, num_frames: int, size: tuple[int, int], document: Document
 ) -> None:
-    """Raise unless a written clip decodes to all its frames and says what it should.
+    """Raise unless a written clip decodes to all its frames and holds its document.
 
     Args:
         file: The written file, open.
         name: Its final name, for the message.
         num_frames: Frames that went into it.
         size: Width and height of each, in pixels.
-        document: What it should say about itself.
+        document: The document that it should hold.
 
     Raises:
         OutputError: Frames are missing or of another size, or the document reads back differently.

@@ -13,15 +13,15 @@ from flowblend_cli.study import Study
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """What a metric means.
+    """The meaning of a metric.
 
     Args:
         name: Its name.
         unit: Unit; empty for a plain number.
         better: ``"higher"``, ``"lower"`` or ``"neither"``.
-        definition: What it is, in words.
-        source: Where it comes from.
-        needs: What it is computed from, see ``flowblend_plugin.metrics``.
+        definition: Its definition in words.
+        source: The paper or program that it comes from.
+        needs: The kind of data that it is computed from, see ``flowblend_plugin.metrics``.
     """
 
     name: str
@@ -34,7 +34,7 @@ class MetricInfo:
 
 @dataclass(frozen=True)
 class Clip:
-    """One finished file of ours: its job, and what is known of how it was rendered.
+    """One finished file of ours, its job, and how it was rendered.
 
     Args:
         job: The job, as its file records it.
@@ -42,10 +42,10 @@ class Clip:
         seed: The seed that was used, also where the recipe let one be drawn.
         record: The measurements of these very pixels; where the folder keeps none, what the file
             itself says.
-        score: What the metrics add up to, 0 to 1; None where they don't tell.
+        score: The score that the metrics give, 0 to 1; None where they give none.
         denoisers: One letter a step: who ran it.
         device: Kind of device, such as ``"cpu"``.
-        versions: Versions of what decides bits.
+        versions: Versions of the packages that decide bits.
         source: The recipe's folder.
     """
 
@@ -98,7 +98,7 @@ class Clip:
 
     @property
     def subject(self) -> tuple[str, str]:
-        """What clips must share to be compared: scene and prompt."""
+        """Scene and prompt, which clips must share to be compared."""
         return self.job.scene, self.job.prompt
 
     @property
@@ -116,7 +116,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Spread:
-    """How far renders of one variant are apart.
+    """Distances between the renders of one variant.
 
     Args:
         scene: Their scene.
@@ -147,8 +147,8 @@ class KeptRecipe:
         path: Its file.
         text: Its text.
         overrides: The ``--set`` options.
-        warnings: What ``check`` warned of.
-        study: What it asks to be measured and compared.
+        warnings: Warnings of ``check``.
+        study: Its measurements and comparisons.
         jobs: Ids of its jobs, in order.
     """
 
@@ -182,19 +182,19 @@ class Section:
 
     @property
     def study(self) -> Study:
-        """What the recipe asks for; nothing where it wasn't kept."""
+        """The recipe's study; an empty one where the recipe wasn't kept."""
         return self.recipe.study if self.recipe else Study()
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder holds.
+    """A folder's clips, by recipe.
 
     Args:
         name: Name of the folder.
         sections: One for each recipe.
-        warnings: What isn't ours, is damaged, missing, or can't be compared.
-        metrics: What the metrics mean, by name, in the order in which they are shown.
+        warnings: Files and jobs that are foreign, damaged, missing or can't be compared.
+        metrics: The meaning of each metric by name, in the order in which they are shown.
     """
 
     name: str

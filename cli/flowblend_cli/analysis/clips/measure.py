@@ -25,7 +25,7 @@ _MOST_RENDERS = 10  # of one variant that are compared with each other: 45 pairs
 
 
 def catalogue() -> dict[str, MetricInfo]:
-    """What every metric means, in the order in which reports list them."""
+    """The meaning of every metric, in the order in which reports list them."""
     return {
         name: MetricInfo(
             name, one.unit, one.better, one.definition, one.source, one.needs
@@ -157,7 +157,7 @@ def _spread(folder: Path, clips: Sequence[Clip], across: str) -> Spread:
 
 
 def _trajectory_spread(clips: Sequence[Clip], frames: Sequence[Any]) -> float | None:
-    """Of the recorded paths where every clip has them, else of the decoded ones."""
+    """The spread of the recorded paths where every clip has them, else of the decoded ones."""
     import numpy as np
 
     if frames[0].shape[0] < 2:

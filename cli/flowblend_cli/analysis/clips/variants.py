@@ -49,7 +49,7 @@ class VariantGroup:
 
 
 def settings(job: Job) -> dict[str, Hashable]:
-    """All that decides a clip, but scene, prompt and seeds, by its key in a recipe."""
+    """The settings of a job but scene, prompt and seeds, by their keys in a recipe."""
     found: dict[str, Any] = dict(job.arguments)
     found[STEPS] = job.num_inference_steps
     found["negative_prompt"] = job.negative_prompt
@@ -131,7 +131,7 @@ def find_variants(clips: Sequence[Clip], axes: Sequence[str]) -> tuple[VariantGr
 
 
 def fixed_settings(clips: Sequence[Clip], axes: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """What all clips share, as pairs of key and value; what nobody set is left out."""
+    """The settings that all clips share, as pairs of key and value; unset ones are left out."""
     tables = [settings(clip.job) for clip in clips]
     hidden = {*axes, "blend.stage", "model.adapters", "image"}
     return tuple(

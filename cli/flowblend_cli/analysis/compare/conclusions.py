@@ -37,7 +37,7 @@ MOST_LOST = 0.05
 
 STANDARD_STEPS = 50
 USES = {20: "explore", 40: "produce", 60: "final"}
-"""What single pictures of so many steps are for."""
+"""Use of single pictures, by their number of steps."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class VariantSummary:
         is_best: Whether its mean score is the highest.
         is_winner: Whether it is the one to use.
         is_as_good: Whether its mean can't be told from the best one's.
-        use: What pictures of so many steps are for; else empty.
+        use: The use of pictures of so many steps; empty for clips.
     """
 
     label: str
@@ -95,7 +95,7 @@ class Winner:
         label: Its variant in words; empty where there is one variant only.
         seed: Its seed.
         score: Its score.
-        of: Out of how many repeats it was chosen.
+        of: The number of repeats that it was chosen from.
         ties: Ids of other clips with the very same score.
         noise_seed: Seed of the noise that was added at each step, where the recipe names one.
     """
@@ -112,13 +112,13 @@ class Winner:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the clips of one recipe say when they are put side by side.
+    """The variants of one recipe side by side.
 
     Args:
         axes: The settings that vary.
         rows: One for each variant.
         winners: One for each scene and prompt.
-        fixed: What all clips share.
+        fixed: The settings that all clips share.
         standard: Label of the variant that seconds are shares of; empty without one.
         is_pictures: Whether these are single pictures.
         is_balanced: Whether every variant has the same scenes, prompts and seeds.
@@ -155,7 +155,7 @@ class Comparison:
 
 
 def compare(section: Section, infos: Mapping[str, MetricInfo]) -> Comparison:
-    """Put the clips that a recipe lists side by side: adapted ones aside, and drafts of others.
+    """Compare the clips of a recipe: its own and finals, or drafts where there is nothing else.
 
     Args:
         section: The clips of one recipe.
@@ -188,7 +188,7 @@ def compare(section: Section, infos: Mapping[str, MetricInfo]) -> Comparison:
 
 
 def pair_of(clip: Clip) -> tuple[Any, ...]:
-    """What clips of two variants share where they are compared as a pair."""
+    """Scene, prompt and seeds, which clips of two variants share where they make a pair."""
     return (*clip.subject, *clip.noise)
 
 
@@ -264,7 +264,7 @@ def _share(
 
 
 def _use(row: VariantSummary, rows: Sequence[VariantSummary], clips: Sequence[Clip]) -> str:
-    """What a number of steps is for, of single pictures."""
+    """The use of single pictures of a variant's number of steps; empty for clips."""
     if row.steps is None or not all(clip.is_picture for clip in clips):
         return ""
     steps = sorted({one.steps for one in rows if one.steps is not None})

@@ -31,7 +31,7 @@ class EqualGroup:
 
 @dataclass(frozen=True)
 class Determinism:
-    """What one sampling mode promises, and keeps.
+    """Renders of one sampling mode that must be equal.
 
     Args:
         mode: ``"ode"`` or ``"sde"``.
@@ -52,7 +52,7 @@ class Determinism:
 
     @property
     def equal(self) -> int:
-        """Those that are as they must be."""
+        """Renders that are equal, in all groups."""
         return sum(one.equal for one in self.groups)
 
     @property

@@ -12,7 +12,7 @@ from flowblend_cli.analysis.clips.variants import group
 
 @dataclass(frozen=True)
 class DraftCosts:
-    """Drafts of one scene, and what became of them.
+    """Costs of the drafts and finals of one scene.
 
     Args:
         scene: The scene.
@@ -73,7 +73,7 @@ class AdaptedRender:
 
 
 def draft_costs(section: Section) -> tuple[DraftCosts, ...]:
-    """What each scene's drafts saved; empty where there are none, or none was finished."""
+    """Costs of each scene's drafts; empty where there are none, or none was finished."""
     told = []
     for scene, clips in group(section.clips, lambda clip: clip.job.scene).items():
         looked_at = [clip for clip in clips if clip.kind == "draft"]
@@ -113,7 +113,7 @@ def _is_best_kept(looked_at: Sequence[Clip], finals: Sequence[Clip]) -> bool | N
 
 
 def adapted(section: Section) -> tuple[AdaptedRender, ...]:
-    """Every job that was rendered once more, with its further renders after it."""
+    """Renders of every job that was rendered once more, in order."""
     clips = {clip.id: clip for clip in section.clips}
     further = [clip.id for clip in section.clips if clip.kind == "adapted"]
     families = group(further, lambda job: own_job(job, section.clips))

@@ -14,13 +14,13 @@ from flowblend_cli.analysis.compare.sentences import Sentence
 
 @dataclass(frozen=True)
 class RecipeReport:
-    """One recipe's clips, and what they say.
+    """One recipe's clips and the conclusions from them.
 
     Args:
         section: The clips.
         comparison: Their variants side by side.
-        determinism: What must be equal, by mode.
-        drafts: What drafts saved, by scene.
+        determinism: Renders that must be equal, by mode.
+        drafts: Savings by drafts, by scene.
         adapted: Jobs that were rendered once more.
         sentences: All of it in words, the most important first.
     """
@@ -40,10 +40,10 @@ class RecipeReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What a folder says.
+    """The conclusions from all clips of a folder.
 
     Args:
-        folder: What it holds.
+        folder: Its clips.
         parts: One for each recipe.
     """
 

@@ -80,7 +80,7 @@ def share(value: float) -> str:
 
 
 def compared(comparison: Comparison) -> Iterator[Sentence]:
-    """What a comparison says: the winner, why, how sure, and its clips."""
+    """Sentences about a comparison: the winner, its certainty, and the winning clips."""
     if len(comparison.rows) > 1:
         if comparison.best is None:
             yield Sentence("warning", _no_scores(comparison))
@@ -140,7 +140,7 @@ def _about_steps(comparison: Comparison) -> Iterator[Sentence]:
 
 
 def _paid(best: VariantSummary, former: VariantSummary, where: str, *, is_most: bool) -> Sentence:
-    """That steps paid up to the best number, and whether chance could have done it too."""
+    """A sentence about the best number of steps, and whether chance could explain it."""
     assert best.score is not None
     score, apart = with_interval(best.score), former.to_best
     if former.score is not None:
@@ -151,7 +151,8 @@ def _paid(best: VariantSummary, former: VariantSummary, where: str, *, is_most: 
         text = f"More steps paid up to {best.steps}{where}, {how}: score {score}."
     elif apart.low is not None:
         chance = f"by means that chance could have put apart: {score}"
-        text = f"{best.steps} steps score best{where}, {chance}, difference {_interval(apart)}."
+        difference = signed_with_interval(apart)
+        text = f"{best.steps} steps score best{where}, {chance}, difference {difference}."
     return Sentence("answer", text)
 
 
@@ -162,7 +163,7 @@ def _time(row: VariantSummary, to: VariantSummary) -> float | None:
 
 
 def _fall(comparison: Comparison) -> Iterator[Sentence]:
-    """Whether scores rise, peak and fall, as in study B, or not."""
+    """A sentence about whether scores fall after their peak."""
     told = peak_and_fall(comparison)
     if told is None:
         return
@@ -181,21 +182,22 @@ def _fall(comparison: Comparison) -> Iterator[Sentence]:
         yield Sentence("note", text + "one render of each setting shows no spread.")
     elif lost.is_within(0.0):
         text = f"No fall after the peak at {peak.steps} steps that repeats could confirm: "
-        yield Sentence("answer", f"{text}{numbers}, difference {_interval(lost)}.")
+        yield Sentence("answer", f"{text}{numbers}, difference {signed_with_interval(lost)}.")
     elif abs(lost.mean) <= TOLERANCE:
         text = f"Hardly any fall after the peak at {peak.steps} steps: "
-        yield Sentence("answer", f"{text}{numbers}, difference {_interval(lost)}.")
+        yield Sentence("answer", f"{text}{numbers}, difference {signed_with_interval(lost)}.")
     else:
         text = f"More steps are worse after {peak.steps}: the score falls to "
-        yield Sentence("answer", f"{text}{numbers}, difference {_interval(lost)}.")
+        yield Sentence("answer", f"{text}{numbers}, difference {signed_with_interval(lost)}.")
 
 
-def _interval(apart: Difference) -> str:
+def signed_with_interval(apart: Difference) -> str:
+    """A difference of scores with half its 95 % interval: ``"+0.012 ± 0.020"``."""
     return signed(apart.mean) + (f" ± {points(apart.half)}" if apart.half is not None else "")
 
 
 def _certainty(rows: Sequence[VariantSummary]) -> Iterator[Sentence]:
-    """How small a difference could have been seen."""
+    """A note on the smallest difference that repeats could have shown."""
     fewest = min((row.score.n for row in rows if row.score), default=0)
     if fewest < 2:
         yield Sentence(
@@ -217,7 +219,7 @@ def _certainty(rows: Sequence[VariantSummary]) -> Iterator[Sentence]:
 
 
 def _similarity(rows: Sequence[VariantSummary]) -> Iterator[Sentence]:
-    """How far clips still change with more steps, where a reference was measured against."""
+    """A sentence about the distance to the reference by steps, where one was measured."""
     known = [row for row in rows if "psnr" in row.metrics and row.metrics["psnr"].mean < 99.5]
     if len(known) > 1:
         first, last = known[0], known[-1]
@@ -268,7 +270,7 @@ def _uses(comparison: Comparison) -> Iterator[Sentence]:
 
 
 def same(told: Sequence[Determinism]) -> Iterator[Sentence]:
-    """What each mode promises about bits, and whether it holds."""
+    """Sentences about renders that must be equal, by sampling mode."""
     for one in told:
         mode = one.mode.upper()
         if one.groups:
@@ -287,7 +289,7 @@ def same(told: Sequence[Determinism]) -> Iterator[Sentence]:
 
 
 def spread(spreads: Sequence[Spread], infos: dict[str, MetricInfo]) -> Iterator[Sentence]:
-    """How far renders of SDE are apart, and of ODE."""
+    """Sentences about distances between renders, by sampling mode."""
     means: dict[str, float] = {}
     for mode in dict.fromkeys(one.mode for one in spreads):
         some = [one for one in spreads if one.mode == mode]
@@ -323,7 +325,7 @@ def _unit(unit: str) -> str:
 
 
 def drafted(told: Sequence[DraftCosts]) -> Iterator[Sentence]:
-    """What drafts saved, and whether the choice among them was right."""
+    """Sentences about savings by drafts, and whether the best draft became the best final."""
     if not told:
         return
     spent = sum(one.draft_s + one.final_s for one in told)
@@ -347,7 +349,7 @@ def drafted(told: Sequence[DraftCosts]) -> Iterator[Sentence]:
 
 
 def adapted(told: Sequence[AdaptedRender]) -> Iterator[Sentence]:
-    """How many jobs were rendered once more, and which was kept."""
+    """A sentence about jobs that were rendered once more."""
     own = {one.of for one in told}
     if not own:
         return
@@ -376,7 +378,7 @@ def slow_steps(clips: Sequence[Clip]) -> Iterator[Sentence]:
 
 
 def nothing_compared(section: Section) -> Sentence:
-    """What is said of clips that can't be compared."""
+    """The sentence about clips that can't be compared."""
     subjects = len({clip.subject for clip in section.clips})
     noun = "picture" if all(clip.is_picture for clip in section.clips) else "clip"
     return Sentence(

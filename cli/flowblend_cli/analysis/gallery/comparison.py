@@ -36,7 +36,7 @@ def gallery(
 
     Args:
         batch: The batch; its clips are on disk.
-        reporter: Who is told about the comparison's jobs.
+        reporter: Gets the events of the comparison's jobs.
         options: How they are rendered; only where that happens counts.
 
     Returns:
@@ -124,7 +124,7 @@ def _compare(batch: Batch, comparison: Batch) -> list[str]:
 
 
 def count_steps(ran: str) -> str:
-    """Say how many steps ran on each denoiser: `` 20 large,  30 small steps``.
+    """Write how many steps ran on each denoiser: `` 20 large,  30 small steps``.
 
     Args:
         ran: One letter a step.

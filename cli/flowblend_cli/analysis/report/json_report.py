@@ -135,13 +135,11 @@ def _peak(comparison: Comparison) -> dict[str, Any] | None:
 
 def _recipe(section: Section) -> dict[str, Any]:
     kept = section.recipe
-    if kept is None:
-        return {"name": section.name, "path": None, "text": None, "overrides": []}
     return {
         "name": section.name,
-        "path": kept.path,
-        "text": kept.text,
-        "overrides": list(kept.overrides),
+        "path": kept.path if kept else None,
+        "text": kept.text if kept else None,
+        "overrides": list(kept.overrides) if kept else [],
     }
 
 

@@ -17,7 +17,7 @@ _GOOD, _FAIR = 0.8, 0.667
 
 
 def sentences(reviews: Reviews) -> Iterator[Sentence]:
-    """What people preferred, and how far they agree."""
+    """Sentences about the variants that people preferred, and about their agreement."""
     for recipe, rows in group(reviews.by_variant, lambda row: row.recipe).items():
         means = _means(rows)
         if len(means) < 2:
@@ -54,7 +54,7 @@ def _means(rows: list[RatingRow]) -> dict[str, float]:
 
 
 def table(reviews: Reviews) -> dict[str, Any]:
-    """What a page shows of the reviews."""
+    """The values of the reviews that a page shows."""
     blocks = []
     for recipe, rows in group(reviews.by_variant, lambda row: row.recipe).items():
         means = _means(rows)

@@ -128,7 +128,7 @@ def _facts(clips: Sequence[Clip]) -> list[str]:
 def _part(
     part: RecipeReport, report: Report, folder: Path, prefix: str, left: int
 ) -> dict[str, Any]:
-    """What the template shows of one recipe, with pictures of at most ``left`` clips."""
+    """The template's values of one recipe, with pictures of at most ``left`` clips."""
     comparison, section, infos = part.comparison, part.section, report.folder.metrics
     labels = {job: row.label for row in comparison.rows for job in row.jobs}
     winners = [clip for clip in section.clips if clip.id in part.winners]

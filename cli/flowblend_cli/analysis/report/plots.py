@@ -21,8 +21,8 @@ from flowblend_cli.text import shorten
 from flowblend_cli.utils.cache_dirs import settings_folder
 
 HUMAN_SCORES = {30: 5.8, 50: 8.4, 70: 8.2, 80: 7.87, 100: 7.2}
-"""What five people thought of one clip at so many steps, 0 to 10: mean of naturalness, sharpness
-and temporal consistency."""
+"""Scores of five people, 0 to 10, of one clip by its number of steps: the mean of naturalness,
+sharpness and temporal consistency."""
 HUMAN_SOURCE = "I2VGen-XL step study: 1 picture, 1 prompt, best of 3 renders, 5 raters"
 
 _SIZE = (4.4, 3.0)  # inches of 72 units: small, so that letters stay readable on a phone

@@ -22,7 +22,7 @@ _DECIDES_NO_FILE = ("scene", "prompt", "negative_prompt", "image")
 
 
 def promoted(report: Report, out: Path) -> str:
-    """Write a recipe that renders a report's winners, and what differs from them.
+    """Write a recipe that renders a report's winners.
 
     Args:
         report: The report.
@@ -55,7 +55,7 @@ def promoted(report: Report, out: Path) -> str:
 
 
 def _once(clip: Clip) -> list[str]:
-    """What a recipe can say only once, for all of its scenes."""
+    """The tables that a recipe has once, for all of its scenes."""
     job = clip.job
     return [
         *_model(job, Path(clip.source)),

@@ -40,7 +40,7 @@ def printed(comparison: Comparison) -> list[str]:
 
 
 def sample_size(row: VariantSummary) -> str:
-    """How many clips a variant has, and how many of them differ."""
+    """The number of a variant's clips, and of those that differ: ``"6, 4 distinct"``."""
     if row.score is None or row.score.n == len(row.jobs):
         return str(len(row.jobs))
     return f"{len(row.jobs)}, {row.score.n} distinct"
@@ -52,9 +52,7 @@ def from_best(row: VariantSummary) -> str:
         return "best"
     if row.to_best is None:
         return ""
-    half = "" if row.to_best.half is None else f" ± {sentences.points(row.to_best.half)}"
-    how = ", as good" if row.is_as_good else ""
-    return f"{sentences.signed(row.to_best.mean)}{half}{how}"
+    return sentences.signed_with_interval(row.to_best) + (", as good" if row.is_as_good else "")
 
 
 def metric_with_interval(values: SampleSummary | None) -> str:
@@ -72,7 +70,7 @@ def shown_metrics(comparison: Comparison, infos: Mapping[str, MetricInfo]) -> li
 
 
 def rule(comparison: Comparison) -> str:
-    """How the winner was found, in a sentence for the table's foot."""
+    """The rule by which the winner was found, in words below the table."""
     if comparison.winner is None:
         return ""
     few = ""

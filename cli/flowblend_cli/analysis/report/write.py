@@ -25,12 +25,12 @@ _LOOKED_AT = 64 * 1024
 
 @dataclass(frozen=True)
 class ReportContents:
-    """A report before it is written.
+    """A report and its two files, before they are written.
 
     Args:
-        found: What the folder says.
-        said: What raters said, if they were asked.
-        document: Its numbers.
+        found: The report.
+        said: The reviews; None without any.
+        document: The JSON document.
         page: The page, as HTML.
     """
 
@@ -41,7 +41,7 @@ class ReportContents:
 
 
 def require_extra() -> None:
-    """Raise unless a page can be made here: before a render, rather than after it.
+    """Check, before a render rather than after it, that a page can be made here.
 
     Raises:
         UsageError: The extra ``report`` isn't installed.
@@ -54,7 +54,7 @@ def require_extra() -> None:
 
 
 def draw_up(folder: Path, reviews: Sequence[Path] = ()) -> ReportContents:
-    """Look at the finished files in a folder, and conclude.
+    """Collect a folder's clips, compare them, and make the report's page and document.
 
     Args:
         folder: The folder.
@@ -84,7 +84,7 @@ def write(drawn: ReportContents, folder: Path) -> None:
 
 
 def sentences(drawn: ReportContents, folder: Path) -> Iterator[str]:
-    """The verdict, and where the page is, as lines for a terminal."""
+    """The report's sentences and the page's path, as lines for a terminal."""
     for part in drawn.found.parts:
         if len(drawn.found.parts) > 1:
             yield f"{printable(part.section.name)}:"

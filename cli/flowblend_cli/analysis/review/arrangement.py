@@ -24,8 +24,8 @@ class Item:
     """One anonymous clip or picture.
 
     Args:
-        id: What the page and the ratings call it.
-        letter: What the reader sees: its place in its set.
+        id: Its id in the page and in ratings.
+        letter: Its name for the rater, by its place in its set.
         clips: The files that it stands for: one, or several that agree in every pixel.
     """
 
@@ -41,11 +41,11 @@ class Item:
 
 @dataclass(frozen=True)
 class ReviewSet:
-    """What is judged side by side: the variants of one scene, prompt and seed.
+    """Clips that are judged side by side: the variants of one scene, prompt and seed.
 
     Args:
         prompt: The prompt.
-        criteria: What is asked of each item.
+        criteria: The criteria that each item is scored by.
         items: The items, in the order of their letters.
     """
 
@@ -76,7 +76,7 @@ class Arrangement:
         return tuple(item for one in self.sets for item in one.items)
 
     def key(self) -> dict[str, Any]:
-        """What un-blinds the ratings, as JSON values."""
+        """The document that un-blinds the ratings, as JSON values."""
         items = {}
         for one in self.sets:
             for item in one.items:
@@ -109,8 +109,8 @@ def arrange(
     Args:
         clips: The clips, in any order.
         seed: Seed of the shuffle; it moves nothing but order, letters and ids.
-        criteria: Of a recipe, what is asked of its clips; the default ones where it says nothing.
-        axes: Of a recipe, the axes of its sweep, which its variants are named by first.
+        criteria: The criteria of each recipe's clips, by its name; default ones without any.
+        axes: The axes of each recipe's sweep, by its name, by which variants are named first.
 
     Returns:
         The review.
@@ -166,7 +166,7 @@ def _comparable(clips: Sequence[Clip]) -> dict[tuple[Any, ...], list[Clip]]:
 
 
 def _looks(clip: Clip) -> tuple[Any, ...]:
-    """Equal for two clips that look the same: their pixels, and how these are shown."""
+    """The pixels of a clip and how they are shown: equal for two clips that look the same."""
     output = clip.job.output
     shown = (output.container, output.fps, output.scale, output.crf)
     return (clip.record.pixels_sha256 or clip.id, *shown)

@@ -103,21 +103,18 @@ def _page_values(arrangement: Arrangement, copies: Mapping[str, AnonymousCopy]) 
     """Everything that the page knows of the clips."""
     sets = []
     for one in arrangement.sets:
-        clips = []
-        for item in one.items:
-            copy = copies[item.id]
-            is_picture = item.filename.endswith(".png")
-            clips.append(
-                {
-                    "id": item.id,
-                    "label": item.letter,
-                    "url": f"clips/{item.filename}",
-                    "poster": None,
-                    "fps": copy.fps or None,
-                    "frames": copy.frames,
-                    "kind": "image" if is_picture else "video",
-                }
-            )
+        clips = [
+            {
+                "id": item.id,
+                "label": item.letter,
+                "url": f"clips/{item.filename}",
+                "poster": None,
+                "fps": copies[item.id].fps or None,
+                "frames": copies[item.id].frames,
+                "kind": "image" if item.clips[0].is_picture else "video",
+            }
+            for item in one.items
+        ]
         sets.append({"prompt": one.prompt, "criteria": one.criteria, "clips": clips})
     return {"review": arrangement.id, "sets": sets}
 

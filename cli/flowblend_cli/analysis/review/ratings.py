@@ -30,10 +30,10 @@ class Rating:
         path: The file.
         review: Id of the review.
         rater: The rater's name.
-        session: What tells two raters of one name apart; empty where the file doesn't say.
-        saved: When it was saved, as ISO text; empty likewise.
+        session: A text that tells two raters of one name apart; empty where the file has none.
+        saved: Time when it was saved, as ISO text; empty likewise.
         scores: Score of each item and criterion, 0 to 10.
-        notes: What the rater wrote about an item.
+        notes: The rater's note about each item, where there is one.
     """
 
     path: str
@@ -54,7 +54,7 @@ class ReviewedClip:
         job: Id of its job.
         scene: Name of its scene.
         seed: Its seed.
-        variant: What sets it apart from the others of its scene, in words.
+        variant: Its variant in words.
     """
 
     recipe: str
@@ -66,12 +66,12 @@ class ReviewedClip:
 
 @dataclass(frozen=True)
 class ReviewKey:
-    """What un-blinds a review.
+    """The key that un-blinds a review.
 
     Args:
         review: The review's id.
-        criteria: What was asked of each item, by the item's id.
-        clips: What each item stood for: several clips where these agree in every pixel.
+        criteria: The criteria of each item, by the item's id.
+        clips: The clips of each item: several where these agree in every pixel.
     """
 
     review: str

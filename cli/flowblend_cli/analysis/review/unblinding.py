@@ -26,12 +26,12 @@ Judgement = tuple[Hashable, Hashable, float]
 
 @dataclass(frozen=True)
 class RatingRow:
-    """What was said of one clip, or of one variant, by one criterion.
+    """Scores of one clip, or of one variant, by one criterion.
 
     Args:
         recipe: Name of the recipe.
         name: Id of the job, or the variant in words.
-        criterion: What was asked.
+        criterion: The criterion.
         n: Number of scores.
         raters: Number of raters who gave them.
         mean: Their mean, 0 to 10: each rater counts the same.
@@ -53,10 +53,10 @@ class RatingRow:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far raters agree on one criterion.
+    """Agreement of the raters on one criterion.
 
     Args:
-        criterion: What was asked.
+        criterion: The criterion.
         alpha: Krippendorff's alpha for interval data: 1 they agree, 0 no better than chance; None
             where it can't be told.
         reason: Why it can't be told; empty otherwise.
@@ -73,7 +73,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Remark:
-    """What a rater wrote about a clip.
+    """A rater's note about a clip.
 
     Args:
         rater: The rater's name.
@@ -90,15 +90,15 @@ class Remark:
 
 @dataclass(frozen=True)
 class Reviews:
-    """Everything that raters said of one folder.
+    """All scores and notes of one folder.
 
     Args:
         raters: Their names.
-        criteria: What was asked, in the order of the pages.
-        by_variant: What was said of each variant, by criterion.
-        by_job: What was said of each job, by criterion.
-        agreement: How far they agree, by criterion.
-        remarks: What they wrote.
+        criteria: The criteria, in the order of the pages.
+        by_variant: Scores of each variant, by criterion.
+        by_job: Scores of each job, by criterion.
+        agreement: The raters' agreement, by criterion.
+        remarks: The raters' notes.
     """
 
     raters: tuple[str, ...]
@@ -134,7 +134,7 @@ def read_reviews(output_dir: Path, paths: Sequence[Path]) -> Reviews:
 
 
 def unblind(ratings: Sequence[Rating], keys: Mapping[str, ReviewKey]) -> Reviews:
-    """Join ratings with what was behind the letters.
+    """Join ratings with the clips behind the letters.
 
     A job's interval is over its raters. A variant's is over raters too, each by the mean of what
     they gave it, since scores of one rater aren't independent; of a single rater, it is over clips.
@@ -213,7 +213,7 @@ def alpha(judgements: Sequence[Judgement]) -> tuple[float | None, str]:
 
 
 def _shared(judgements: Sequence[Judgement]) -> list[Judgement]:
-    """Those of units that several raters scored."""
+    """Judgements of the units that several raters scored."""
     raters: dict[Hashable, set[Hashable]] = defaultdict(set)
     for rater, unit, _ in judgements:
         raters[unit].add(rater)

@@ -58,7 +58,7 @@ def render_page(
 
 
 def content_policy(scripts: Sequence[str], styles: Sequence[str]) -> str:
-    """Say what a page may do: run and look as written, show files beside it, and nothing else.
+    """The content security policy of a page: its own scripts and styles, and files beside it.
 
     Args:
         scripts: Text of every inline script, exactly as between its tags.
@@ -88,7 +88,7 @@ def _read(name: str) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """What a template shows of a value: nothing of None, no control characters of plain text."""
+    """A value as a template shows it: None as nothing, plain text without control characters."""
     if value is None:
         return ""
     is_text = isinstance(value, str) and not hasattr(value, "__html__")

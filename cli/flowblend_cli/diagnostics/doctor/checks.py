@@ -23,7 +23,7 @@ _OTHER_VERSIONS = "other versions than the tested ones may give other pixels"
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found on one topic.
+    """The result of the checks of one topic.
 
     Args:
         name: The topic, one word.
@@ -116,7 +116,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def about_settings(settings: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Judge what torch and diffusers are set to.
+    """Judge the settings of torch and diffusers.
 
     Args:
         settings: What ``flowblend_plugin.numerics.numeric_settings`` told.
@@ -276,7 +276,7 @@ def about_hub(folder: str | None, *, is_there: bool, is_writable: bool) -> Findi
 
 
 def about_offline(environ: Mapping[str, str]) -> Finding:
-    """Say which variables keep the network out; flowblend sets HF_HUB_OFFLINE for itself."""
+    """Report the variables that keep the network out; flowblend sets HF_HUB_OFFLINE itself."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
     told = ", ".join(f"{name}={environ[name]}" for name in names if environ.get(name))
     advice = "flowblend sets HF_HUB_OFFLINE=1 for itself; unset them where you fetch models"

@@ -25,7 +25,7 @@ _ADVICE = "nothing can be rendered here: mend what it says, then run flowblend d
 
 
 def examine(folder: Path, *, quick: bool, on_render: Callable[[], None]) -> Iterator[Finding]:
-    """Look at everything that could break a render, or change its bits.
+    """Check everything that could break a render, or change its bits.
 
     Args:
         folder: Where files would go.
@@ -49,7 +49,7 @@ def examine(folder: Path, *, quick: bool, on_render: Callable[[], None]) -> Iter
 
 
 def _torch(renders: int) -> Iterator[Finding]:
-    """What torch is set to, and the renders of two processes."""
+    """Findings about torch's settings, and about the renders of two processes."""
     here = _ask(renders, other_threads=True)
     if "settings" in here:
         yield from checks.about_settings(here["settings"], os.environ)

@@ -18,7 +18,7 @@ from flowblend_plugin.calibration.calibration import Calibration
 from flowblend_plugin.errors import CalibrationError
 
 _PICTURES = (".svg", ".png")
-# What our pictures say of themselves near their beginning, before they are drawn over.
+# Our plots hold this mark near their beginning; only such files are replaced.
 _MARK = b"flowblend probe"
 _HEAD = 4096
 
@@ -46,7 +46,7 @@ def measure(
     """Load the models and measure the pair.
 
     Args:
-        probing: What to probe with.
+        probing: The plan of the probe.
         recipe_dir: Folder that the models' folders are relative to.
         sensitivity_prompts: How many of the prompts are asked for sensitivities, too.
         positions: Steps at which sensitivities are measured.

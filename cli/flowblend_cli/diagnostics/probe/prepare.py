@@ -23,13 +23,13 @@ _SIZES = ("height", "width", "num_frames", "guidance_scale")
 
 @dataclass(frozen=True)
 class ProbePlan:
-    """What a recipe is probed with.
+    """The jobs and conditions of a probe.
 
     Args:
         jobs: One for each prompt and seed, alike in everything else, with their seeds drawn.
         cost_ratio: Full FLOPs of a small forward relative to a large one.
-        conditions: What the calibration will hold for.
-        notes: What somebody may not expect.
+        conditions: The conditions that the calibration will hold for.
+        notes: Notes for the user, such as of settings that are left out.
     """
 
     jobs: tuple[Job, ...]
@@ -44,14 +44,14 @@ def prepare(
     cost_ratio: float | None = None,
     on_counting: Callable[[int], None] | None = None,
 ) -> ProbePlan:
-    """Choose what to probe a recipe with.
+    """Choose the jobs and conditions to probe a recipe with.
 
     Args:
         batch: The recipe's jobs.
         prompts: How many pairs of prompt and seed: the first distinct ones, and where there are
             fewer, further seeds of the same prompts.
         cost_ratio: Cost of a small forward relative to a large one; None counts its FLOPs.
-        on_counting: See ``flops.cost_plan``.
+        on_counting: See ``planning.flops.cost_plan``.
 
     Raises:
         UsageError: The recipe can't be probed; says why, and what to do.
@@ -146,7 +146,7 @@ def _count_ratio(first: Job, batch: Batch, on_counting: Callable[[int], None] | 
 
 
 def _conditions(jobs: Sequence[Job]) -> dict[str, Any]:
-    """What the calibration holds for, as the recipe has it: None where it leaves a choice."""
+    """Conditions of the calibration, as the recipe has them: None where it leaves a choice."""
     first = jobs[0]
     return {
         "pipeline": first.model.pipeline,

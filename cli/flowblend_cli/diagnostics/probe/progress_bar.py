@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 from flowblend_cli.console.factory import is_terminal
@@ -53,7 +52,7 @@ def runs_of(
 
 
 class ProbeBar:
-    """Shows how far a probe is; a context manager.
+    """The progress of a probe, as a context manager.
 
     Args:
         runs: Its runs, in order.
@@ -80,18 +79,13 @@ class ProbeBar:
         self._show()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()
 
     def message(self, text: str) -> None:
-        """Say something else."""
+        """Show a message."""
         if self._bar is not None:
             self._bar.console.print(safe_lines(text), markup=False, highlight=False)
         else:

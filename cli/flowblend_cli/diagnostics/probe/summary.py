@@ -16,7 +16,7 @@ _CLEARLY = 1.1  # times: smaller differences aren't called a shape
 
 
 def facts(calibration: Calibration, choice: Choice) -> dict[str, Any]:
-    """What a calibration says, as plain values."""
+    """The main values of a calibration, for JSON."""
     apart = [step.mean["guided_relative_l2"] for step in calibration.steps]
     largest, smallest = (apart.index(f(apart)) for f in (max, min))
     return {
@@ -41,7 +41,7 @@ def facts(calibration: Calibration, choice: Choice) -> dict[str, Any]:
 
 
 def summary(calibration: Calibration, choice: Choice) -> list[str]:
-    """What a calibration says, in lines."""
+    """The main values of a calibration, as lines for a terminal."""
     told = facts(calibration, choice)
     apart = told["divergence"]
     ratio = told["first_to_last_third"]
@@ -109,7 +109,7 @@ def _shape(values: Sequence[float]) -> str:
 
 
 def _first_to_last_third(calibration: Calibration) -> float | None:
-    """How much more the first tried step changes the result than those of the last third."""
+    """Effect of the first tried step on the result, relative to those of the last third."""
     effects = [math.sqrt(max(0.0, row[k])) for k, row in enumerate(calibration.interactions)]
     start = len(calibration.steps) * 2 / 3
     tried = list(zip(calibration.positions, effects, strict=True))
