@@ -120,7 +120,8 @@ TABLE: dict[str, set[str]] = {
     },
     f"{CLI}.analysis.web": {f"{CLI}.errors", f"{CLI}.text", "jinja2"},
     f"{CLI}.analysis.report.plots": {
-        f"{CLI}.errors", f"{CLI}.text", f"{CLI}.utils", "matplotlib", "numpy",
+        f"{CLI}.errors", f"{CLI}.text", f"{CLI}.utils", f"{LIB}.metrics.catalogue", "matplotlib",
+        "numpy",
     },
     f"{CLI}.analysis.gallery": {
         *ROOT_NOUNS, f"{CLI}.engine", f"{CLI}.artifacts", f"{CLI}.utils", f"{LIB}.stages",

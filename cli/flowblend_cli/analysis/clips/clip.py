@@ -12,27 +12,6 @@ from flowblend_cli.study import Study
 
 
 @dataclass(frozen=True)
-class MetricInfo:
-    """The meaning of a metric.
-
-    Args:
-        name: Its name.
-        unit: Unit; empty for a plain number.
-        better: ``"higher"``, ``"lower"`` or ``"neither"``.
-        definition: Its definition in words.
-        source: The paper or program that it comes from.
-        needs: The kind of data that it is computed from, see ``flowblend_plugin.metrics``.
-    """
-
-    name: str
-    unit: str
-    better: str
-    definition: str
-    source: str
-    needs: str
-
-
-@dataclass(frozen=True)
 class Clip:
     """One finished file of ours, its job, and how it was rendered.
 
@@ -194,13 +173,11 @@ class Folder:
         name: Name of the folder.
         sections: One for each recipe.
         warnings: Files and jobs that are foreign, damaged, missing or can't be compared.
-        metrics: The meaning of each metric by name, in the order in which they are shown.
     """
 
     name: str
     sections: tuple[Section, ...]
     warnings: tuple[str, ...] = ()
-    metrics: Mapping[str, MetricInfo] = field(default_factory=dict)
 
 
 def own_job(job: str, clips: Iterable[Clip]) -> str:

@@ -65,7 +65,7 @@ def gather(folder: Path) -> Folder:
         section, further = _section(folder, name, clips)
         sections.append(section)
         warnings += further
-    return Folder(folder.absolute().name, tuple(sections), tuple(warnings), measure.catalogue())
+    return Folder(folder.absolute().name, tuple(sections), tuple(warnings))
 
 
 def find_clips(folder: Path) -> CollectedClips:

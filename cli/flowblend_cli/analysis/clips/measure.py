@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.analysis.clips.clip import Clip, MetricInfo, Spread
+from flowblend_cli.analysis.clips.clip import Clip, Spread
 from flowblend_cli.analysis.clips.variants import MODE, find_axes, group, settings
 from flowblend_cli.artifacts.reading import read_native_frames
 from flowblend_cli.errors import OutputError
@@ -22,16 +22,6 @@ from flowblend_plugin.errors import FlowBlendError
 from flowblend_plugin.metrics.similarity import psnr
 
 _MOST_RENDERS = 10  # of one variant that are compared with each other: 45 pairs
-
-
-def catalogue() -> dict[str, MetricInfo]:
-    """The meaning of every metric, in the order in which reports list them."""
-    return {
-        name: MetricInfo(
-            name, one.unit, one.better, one.definition, one.source, one.needs
-        )
-        for name, one in metrics.METRICS.items()
-    }  # fmt: skip
 
 
 def complete(

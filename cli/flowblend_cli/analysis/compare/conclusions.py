@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flowblend_cli.analysis.clips.clip import Clip, MetricInfo, Section, own_job
+from flowblend_cli.analysis.clips.clip import Clip, Section, own_job
 from flowblend_cli.analysis.clips.variants import (
     MODE,
     STEPS,
@@ -28,6 +28,7 @@ from flowblend_cli.analysis.compare.statistics import (
     difference,
     summarise,
 )
+from flowblend_plugin.metrics.catalogue import METRICS
 
 TOLERANCE = 0.01
 """Difference of mean scores, from 0 to 1, that is too small to pay for."""
@@ -154,12 +155,11 @@ class Comparison:
         return tuple(rows) if len(rows) > 1 else ()
 
 
-def compare(section: Section, infos: Mapping[str, MetricInfo]) -> Comparison:
+def compare(section: Section) -> Comparison:
     """Compare the clips of a recipe: its own and finals, or drafts where there is nothing else.
 
     Args:
         section: The clips of one recipe.
-        infos: The metrics that there are, in the order in which they are shown.
     """
     clips = [clip for clip in section.clips if clip.kind in ("", "final")] or [
         clip for clip in section.clips if clip.kind == "draft"
@@ -169,7 +169,7 @@ def compare(section: Section, infos: Mapping[str, MetricInfo]) -> Comparison:
     axes = find_axes(clips, section.study.axes)
     variants = find_variants(clips, axes)
     standard = _standard(variants)
-    rows = _judged([_row(variant, infos) for variant in variants], variants)
+    rows = _judged([_row(variant) for variant in variants], variants)
     rows = [
         replace(row, share=_share(variant, variants, standard), use=_use(row, rows, clips))
         for row, variant in zip(rows, variants, strict=True)
@@ -198,11 +198,11 @@ def _distinct(clips: Sequence[Clip]) -> list[Clip]:
     return [alike[0] for alike in groups.values()]
 
 
-def _row(variant: VariantGroup, infos: Mapping[str, MetricInfo]) -> VariantSummary:
+def _row(variant: VariantGroup) -> VariantSummary:
     metrics = {}
     clips = _distinct(variant.clips)
     measured = [clip.record.metrics for clip in clips]
-    for name in infos:
+    for name in METRICS:
         told = summarise([values[name] for values in measured if name in values])
         if told is not None:
             metrics[name] = told

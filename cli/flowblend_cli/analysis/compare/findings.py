@@ -53,16 +53,16 @@ class Report:
 
 def conclude(folder: Folder) -> Report:
     """Draw every conclusion that a folder's numbers allow."""
-    return Report(folder, tuple(_part(section, folder) for section in folder.sections))
+    return Report(folder, tuple(_part(section) for section in folder.sections))
 
 
-def _part(section: Section, folder: Folder) -> RecipeReport:
-    comparison = conclusions.compare(section, folder.metrics)
+def _part(section: Section) -> RecipeReport:
+    comparison = conclusions.compare(section)
     by_mode = determinism.determinism_by_mode(section.clips)
     costs, adapted = drafts.draft_costs(section), drafts.adapted(section)
     about_modes = [
         *sentences.same(by_mode),
-        *sentences.spread(section.spreads, dict(folder.metrics)),
+        *sentences.spread(section.spreads),
     ]
     compared = list(sentences.compared(comparison))
     modes_first = len(conclusions.modes(comparison)) > 1

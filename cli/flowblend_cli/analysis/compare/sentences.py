@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from flowblend_cli.analysis.clips.clip import Clip, MetricInfo, Section, Spread
+from flowblend_cli.analysis.clips.clip import Clip, Section, Spread
 from flowblend_cli.analysis.compare.conclusions import (
     MOST_LOST,
     TOLERANCE,
@@ -37,6 +37,21 @@ class Sentence:
 
     tone: Literal["answer", "note", "warning"]
     text: str
+
+
+def answer(text: str) -> Sentence:
+    """A sentence that answers a question."""
+    return Sentence("answer", text)
+
+
+def note(text: str) -> Sentence:
+    """A sentence that limits an answer."""
+    return Sentence("note", text)
+
+
+def warning(text: str) -> Sentence:
+    """A sentence that warns."""
+    return Sentence("warning", text)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -83,25 +98,23 @@ def compared(comparison: Comparison) -> Iterator[Sentence]:
     """Sentences about a comparison: the winner, its certainty, and the winning clips."""
     if len(comparison.rows) > 1:
         if comparison.best is None:
-            yield Sentence("warning", _no_scores(comparison))
+            yield warning(_no_scores(comparison))
         elif len(comparison.curve()) > 1:
             yield from _about_steps(comparison)
         else:
             yield from _about_variants(comparison)
     yield from _about_winners(comparison.winners, is_sweep=len(comparison.rows) > 1)
     if not comparison.is_balanced:
-        yield Sentence(
-            "note",
+        yield note(
             "Not every variant has the same scenes and seeds, so the means in the table aren't "
-            "quite of the same things; the winner was found by pairs where there are pairs.",
+            "quite of the same things; the winner was found by pairs where there are pairs."
         )
     if comparison.is_pictures and len(comparison.curve()) > 1:
         yield from _uses(comparison)
     if comparison.is_by_sharpness and comparison.best is not None:
-        yield Sentence(
-            "note",
+        yield note(
             "A picture's default score is its sharpness alone, which noise raises too: flowblend "
-            "review lets people judge, and [score] weights what you trust.",
+            "review lets people judge, and [score] weights what you trust."
         )
 
 
@@ -121,16 +134,14 @@ def _about_steps(comparison: Comparison) -> Iterator[Sentence]:
     ratio = _time(winner, best)
     cost = f", for {share(ratio)} of the time" if ratio else ""
     if winner is not best:
-        yield Sentence(
-            "answer",
+        yield answer(
             f"More steps stop paying at {winner.steps}{where}: score {with_interval(winner.score)} "
-            f"against {with_interval(best.score)} at {best.steps}{cost}.",
+            f"against {with_interval(best.score)} at {best.steps}{cost}."
         )
     elif best is curve[0]:
-        yield Sentence(
-            "answer",
+        yield answer(
             f"{best.steps} steps score best{where}, the fewest that were tried: "
-            f"{with_interval(best.score)}. More don't pay.",
+            f"{with_interval(best.score)}. More don't pay."
         )
     else:
         yield _paid(best, curve[curve.index(best) - 1], where, is_most=best is curve[-1])
@@ -153,7 +164,7 @@ def _paid(best: VariantSummary, former: VariantSummary, where: str, *, is_most: 
         chance = f"by means that chance could have put apart: {score}"
         difference = signed_with_interval(apart)
         text = f"{best.steps} steps score best{where}, {chance}, difference {difference}."
-    return Sentence("answer", text)
+    return answer(text)
 
 
 def _time(row: VariantSummary, to: VariantSummary) -> float | None:
@@ -169,9 +180,8 @@ def _fall(comparison: Comparison) -> Iterator[Sentence]:
         return
     peak, last, lost = told
     if peak is last or lost is None or peak.score is None or last.score is None:
-        yield Sentence(
-            "answer",
-            f"No fall after a peak: the mean score is still highest at {last.steps} steps.",
+        yield answer(
+            f"No fall after a peak: the mean score is still highest at {last.steps} steps."
         )
         return
     numbers = (
@@ -179,16 +189,15 @@ def _fall(comparison: Comparison) -> Iterator[Sentence]:
     )
     if lost.low is None:
         text = f"Whether scores fall after {peak.steps} steps isn't known ({numbers}): "
-        yield Sentence("note", text + "one render of each setting shows no spread.")
-    elif lost.is_within(0.0):
+        yield note(text + "one render of each setting shows no spread.")
+        return
+    if lost.is_within(0.0):
         text = f"No fall after the peak at {peak.steps} steps that repeats could confirm: "
-        yield Sentence("answer", f"{text}{numbers}, difference {signed_with_interval(lost)}.")
     elif abs(lost.mean) <= TOLERANCE:
         text = f"Hardly any fall after the peak at {peak.steps} steps: "
-        yield Sentence("answer", f"{text}{numbers}, difference {signed_with_interval(lost)}.")
     else:
         text = f"More steps are worse after {peak.steps}: the score falls to "
-        yield Sentence("answer", f"{text}{numbers}, difference {signed_with_interval(lost)}.")
+    yield answer(f"{text}{numbers}, difference {signed_with_interval(lost)}.")
 
 
 def signed_with_interval(apart: Difference) -> str:
@@ -200,10 +209,9 @@ def _certainty(rows: Sequence[VariantSummary]) -> Iterator[Sentence]:
     """A note on the smallest difference that repeats could have shown."""
     fewest = min((row.score.n for row in rows if row.score), default=0)
     if fewest < 2:
-        yield Sentence(
-            "note",
+        yield note(
             "Some settings have one score only (equal renders count once), so no spread is known "
-            "and the order may be chance: repeats = 3 in [sweep] would tell.",
+            "and the order may be chance: repeats = 3 in [sweep] would tell."
         )
         return
     halves = [
@@ -211,10 +219,9 @@ def _certainty(rows: Sequence[VariantSummary]) -> Iterator[Sentence]:
     ]
     widest = max(halves, default=0.0)
     if widest > MOST_LOST:
-        yield Sentence(
-            "note",
+        yield note(
             f"With {count(fewest, 'render')} of each setting, differences of up to "
-            f"{points(widest)} can't be told from chance: more repeats would.",
+            f"{points(widest)} can't be told from chance: more repeats would."
         )
 
 
@@ -223,10 +230,9 @@ def _similarity(rows: Sequence[VariantSummary]) -> Iterator[Sentence]:
     known = [row for row in rows if "psnr" in row.metrics and row.metrics["psnr"].mean < 99.5]
     if len(known) > 1:
         first, last = known[0], known[-1]
-        yield Sentence(
-            "answer",
+        yield answer(
             f"Closeness to the reference goes from {first.metrics['psnr'].mean:.1f} dB PSNR at "
-            f"{first.steps} steps to {last.metrics['psnr'].mean:.1f} dB at {last.steps}.",
+            f"{first.steps} steps to {last.metrics['psnr'].mean:.1f} dB at {last.steps}."
         )
 
 
@@ -235,9 +241,9 @@ def _about_variants(comparison: Comparison) -> Iterator[Sentence]:
     if best is None or best.score is None:
         return
     alike = [row.label for row in comparison.rows if row.is_as_good and row is not best]
-    yield Sentence("answer", f"{_capital(best.label)} scores best: {with_interval(best.score)}.")
+    yield answer(f"{_capital(best.label)} scores best: {with_interval(best.score)}.")
     if alike:
-        yield Sentence("note", f"Not to be told from it: {_list(alike)}.")
+        yield note(f"Not to be told from it: {_list(alike)}.")
     yield from _certainty(comparison.rows)
 
 
@@ -249,14 +255,11 @@ def _about_winners(winners: Sequence[Winner], *, is_sweep: bool) -> Iterator[Sen
         seed = f"seed {one.seed}{noise}"
         verb = "scores" if len(one.ties) == 1 else "score"
         tie = f"; {_list(one.ties)} {verb} the same" if one.ties else ""
-        yield Sentence(
-            "answer",
-            f"Winner of {one.scene}: {seed}, {choice}{within}, score {points(one.score)}{tie}.",
+        yield answer(
+            f"Winner of {one.scene}: {seed}, {choice}{within}, score {points(one.score)}{tie}."
         )
     if len(winners) > _NAMED:
-        yield Sentence(
-            "answer", f"And {count(len(winners) - _NAMED, 'winner')} more, marked below."
-        )
+        yield answer(f"And {count(len(winners) - _NAMED, 'winner')} more, marked below.")
 
 
 def _uses(comparison: Comparison) -> Iterator[Sentence]:
@@ -266,7 +269,7 @@ def _uses(comparison: Comparison) -> Iterator[Sentence]:
         if row.use and row.seconds
     ]
     if told:
-        yield Sentence("answer", f"{_capital('; '.join(told))}: medians on this machine.")
+        yield answer(f"{_capital('; '.join(told))}: medians on this machine.")
 
 
 def same(told: Sequence[Determinism]) -> Iterator[Sentence]:
@@ -276,19 +279,18 @@ def same(told: Sequence[Determinism]) -> Iterator[Sentence]:
         if one.groups:
             where = f", in {count(len(one.groups), 'group')}" if len(one.groups) > 1 else ""
             digest = f" (sha256 {one.groups[0].pixels[:_SHORT_HASH]}…)" if not where else ""
-            yield Sentence(
-                "answer" if one.holds else "warning",
+            say = answer if one.holds else warning
+            yield say(
                 f"{mode}: {'' if one.holds else 'only '}{one.equal} of {one.renders} renders "
-                f"equal in every bit{where}{digest if one.holds else ''}.",
+                f"equal in every bit{where}{digest if one.holds else ''}."
             )
         if one.noises:
-            yield Sentence(
-                "answer",
-                f"{mode}: {one.noises} added noises gave {count(one.different, 'different clip')}.",
+            yield answer(
+                f"{mode}: {one.noises} added noises gave {count(one.different, 'different clip')}."
             )
 
 
-def spread(spreads: Sequence[Spread], infos: dict[str, MetricInfo]) -> Iterator[Sentence]:
+def spread(spreads: Sequence[Spread]) -> Iterator[Sentence]:
     """Sentences about distances between renders, by sampling mode."""
     means: dict[str, float] = {}
     for mode in dict.fromkeys(one.mode for one in spreads):
@@ -301,27 +303,17 @@ def spread(spreads: Sequence[Spread], infos: dict[str, MetricInfo]) -> Iterator[
         if paths:
             means[mode] = statistics.fmean(paths)
         if paths and means[mode]:
-            unit = infos["trajectory_spread"].unit if "trajectory_spread" in infos else ""
-            said.append(f"motion paths {number(means[mode])} {_unit(unit)} from their mean")
+            said.append(f"motion paths {number(means[mode])} ‰ of the diagonal from their mean")
         if psnrs:
             said.append(f"{statistics.fmean(psnrs):.1f} dB PSNR between any two")
         elif all(one.pairs and one.pairs == one.equal_pairs for one in some):
             said.append("no pixel differs")
         if said:
-            yield Sentence(
-                "answer",
-                f"Spread of {mode.upper()} across {renders} {between}: {', '.join(said)}.",
-            )
+            yield answer(f"Spread of {mode.upper()} across {renders} {between}: {', '.join(said)}.")
     if set(means) == {"ode", "sde"} and means["ode"] and means["sde"]:
         less = 1 - means["ode"] / means["sde"]
         word = "less" if less >= 0 else "more"
-        yield Sentence(
-            "answer", f"Motion under ODE spreads {share(abs(less))} {word} than under SDE."
-        )
-
-
-def _unit(unit: str) -> str:
-    return unit.replace("1/1000 of the diagonal", "‰ of the diagonal")
+        yield answer(f"Motion under ODE spreads {share(abs(less))} {word} than under SDE.")
 
 
 def drafted(told: Sequence[DraftCosts]) -> Iterator[Sentence]:
@@ -333,18 +325,15 @@ def drafted(told: Sequence[DraftCosts]) -> Iterator[Sentence]:
     looked_at, finals = sum(one.drafts for one in told), sum(one.finals for one in told)
     saved = 1 - spent / full if full else 0.0
     word = f"saved {share(saved)}" if saved >= 0 else f"cost {share(-saved)} more"
-    yield Sentence(
-        "answer",
+    yield answer(
         f"Drafts {word}: {count(looked_at, 'draft')} and {count(finals, 'final')} took "
         f"{seconds(spent)}, against {seconds(full)} for finishing every draft (estimated from the "
-        "finals' median).",
+        "finals' median)."
     )
     known = [one.is_best_kept for one in told if one.is_best_kept is not None]
     if known:
-        yield Sentence(
-            "note",
-            f"The best draft became the best final in {sum(known)} of "
-            f"{count(len(known), 'scene')}.",
+        yield note(
+            f"The best draft became the best final in {sum(known)} of {count(len(known), 'scene')}."
         )
 
 
@@ -355,10 +344,9 @@ def adapted(told: Sequence[AdaptedRender]) -> Iterator[Sentence]:
         return
     further = [one for one in told if one.round]
     kept = [one for one in further if one.accepted]
-    yield Sentence(
-        "answer",
+    yield answer(
         f"{count(len(own), 'job')} rendered once more, {count(len(further), 'time')} in all: the "
-        f"adapted clip was kept {count(len(kept), 'time')}.",
+        f"adapted clip was kept {count(len(kept), 'time')}."
     )
 
 
@@ -370,10 +358,9 @@ def slow_steps(clips: Sequence[Clip]) -> Iterator[Sentence]:
         if usual and max(clip.record.step_s[1:], default=0.0) > _SLOW_STEP * usual:
             slow.append(clip.id)
     if slow:
-        yield Sentence(
-            "warning",
+        yield warning(
             f"In {count(len(slow), 'render')} a step took over {_SLOW_STEP:.0f} times the median "
-            f"step, so their seconds are doubtful: {_list(slow)}.",
+            f"step, so their seconds are doubtful: {_list(slow)}."
         )
 
 
@@ -381,10 +368,9 @@ def nothing_compared(section: Section) -> Sentence:
     """The sentence about clips that can't be compared."""
     subjects = len({clip.subject for clip in section.clips})
     noun = "picture" if all(clip.is_picture for clip in section.clips) else "clip"
-    return Sentence(
-        "answer",
+    return answer(
         f"{count(len(section.clips), noun)} of {count(subjects, 'scene')}, one of each: "
-        "nothing to compare yet. A [sweep], or several seeds, gives a report something to choose.",
+        "nothing to compare yet. A [sweep], or several seeds, gives a report something to choose."
     )
 
 

@@ -8,14 +8,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from flowblend_cli import __version__
-from flowblend_cli.analysis.clips.clip import Clip, MetricInfo, Section
+from flowblend_cli.analysis.clips.clip import Clip, Section
 from flowblend_cli.analysis.compare.conclusions import Comparison, VariantSummary, peak_and_fall
 from flowblend_cli.analysis.compare.findings import RecipeReport, Report
+from flowblend_plugin.metrics.catalogue import METRICS, Metric
 
 if TYPE_CHECKING:
     from flowblend_cli.analysis.review.unblinding import Reviews
 
 VERSION = 1
+_METRIC_KEYS = ("name", "unit", "better", "definition", "source", "needs")
 
 
 def to_document(report: Report, reviews: Reviews | None = None) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def to_document(report: Report, reviews: Reviews | None = None) -> dict[str, Any
         "flowblend": __version__,
         "report": report.folder.name,
         "jobs": [
-            _job(clip, part, report.folder.metrics)
+            _job(clip, part)
             for part in report.parts
             for clip in part.section.clips
         ],
@@ -46,7 +48,10 @@ def to_document(report: Report, reviews: Reviews | None = None) -> dict[str, Any
         "recipes": [_recipe(part.section) for part in report.parts],
         "versions": distinct_versions(clips),
         "machine": {"device": sorted({clip.device for clip in clips if clip.device})},
-        "metrics": {name: asdict(info) for name, info in report.folder.metrics.items()},
+        "metrics": {
+            name: {key: getattr(metric, key) for key in _METRIC_KEYS}
+            for name, metric in METRICS.items()
+        },
     }  # fmt: skip
     if reviews is not None:
         document["reviews"] = asdict(reviews)
@@ -58,11 +63,11 @@ def to_text(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
-def _job(clip: Clip, part: RecipeReport, infos: Mapping[str, MetricInfo]) -> dict[str, Any]:
+def _job(clip: Clip, part: RecipeReport) -> dict[str, Any]:
     row = next((row for row in part.comparison.rows if clip.id in row.jobs), None)
     record = clip.record
     values = {**clip.record.metrics, **_run_metrics(clip, row)}
-    names = [*infos, *(name for name in values if name not in infos)]
+    names = [*METRICS, *(name for name in values if name not in METRICS)]
     return {
         "job": clip.id,
         "recipe": clip.job.recipe,
@@ -72,7 +77,7 @@ def _job(clip: Clip, part: RecipeReport, infos: Mapping[str, MetricInfo]) -> dic
         "num_inference_steps": clip.job.num_inference_steps,
         "elapsed_s": clip.seconds,
         "metrics": {
-            name: _metric(values[name], infos.get(name)) for name in names if name in values
+            name: _metric(values[name], METRICS.get(name)) for name in names if name in values
         },
         "score": clip.score,
         "winner": clip.id in part.winners,
@@ -90,8 +95,8 @@ def _job(clip: Clip, part: RecipeReport, infos: Mapping[str, MetricInfo]) -> dic
     }
 
 
-def _metric(value: float, info: MetricInfo | None) -> dict[str, Any]:
-    unit, better = (info.unit, info.better) if info else ("", "neither")
+def _metric(value: float, metric: Metric | None) -> dict[str, Any]:
+    unit, better = (metric.unit, metric.better) if metric else ("", "neither")
     return {"value": value, "unit": unit, "better": better}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from flowblend_cli.analysis.clips.variants import group
-from flowblend_cli.analysis.compare.sentences import Sentence
+from flowblend_cli.analysis.compare.sentences import Sentence, answer, note
 from flowblend_cli.text import count
 
 if TYPE_CHECKING:
@@ -25,10 +25,9 @@ def sentences(reviews: Reviews) -> Iterator[Sentence]:
         best = max(means, key=lambda name: means[name])
         others = [name for name in means if name != best and means[name] == means[best]]
         tie = f", as {', '.join(others)}" if others else ""
-        yield Sentence(
-            "answer",
+        yield answer(
             f"{count(len(reviews.raters), 'rater')} of {recipe} gave the most to {best}{tie}: "
-            f"{means[best]:.1f} of 10 over all criteria.",
+            f"{means[best]:.1f} of 10 over all criteria."
         )
     for one in reviews.agreement:
         yield _agreement(one)
@@ -36,14 +35,13 @@ def sentences(reviews: Reviews) -> Iterator[Sentence]:
 
 def _agreement(one: Agreement) -> Sentence:
     if one.alpha is None:
-        return Sentence("note", f"Agreement on {one.criterion} can't be told: {one.reason}.")
+        return note(f"Agreement on {one.criterion} can't be told: {one.reason}.")
     word = (
         "good" if one.alpha >= _GOOD else "fair" if one.alpha >= _FAIR else "too little to rest on"
     )
-    return Sentence(
-        "note",
+    return note(
         f"Agreement on {one.criterion}: Krippendorff's alpha {one.alpha:.2f}, {word} "
-        f"({count(one.raters, 'rater')}, {count(one.items, 'clip')}).",
+        f"({count(one.raters, 'rater')}, {count(one.items, 'clip')})."
     )
 
 

@@ -21,6 +21,7 @@ from flowblend_cli.analysis.report.json_report import distinct_versions
 from flowblend_cli.analysis.report.plots import draw
 from flowblend_cli.analysis.web import render_page
 from flowblend_cli.text import count, printable
+from flowblend_plugin.metrics.catalogue import METRICS
 
 if TYPE_CHECKING:
     from flowblend_cli.analysis.review.unblinding import Reviews
@@ -56,7 +57,7 @@ def to_html(report: Report, folder: Path, reviews: Reviews | None = None) -> str
     left = MOST_POSTERS
     parts = []
     for number, part in enumerate(report.parts):
-        parts.append(_part(part, report, folder, f"p{number}", left))
+        parts.append(_part(part, folder, f"p{number}", left))
         left -= len(parts[-1]["cards"])
     clips = [clip for part in report.parts for clip in part.section.clips]
     known = {name for clip in clips for name in clip.record.metrics}
@@ -70,8 +71,8 @@ def to_html(report: Report, folder: Path, reviews: Reviews | None = None) -> str
         facts=_facts(clips),
         parts=parts,
         warnings=report.folder.warnings,
-        infos=report.folder.metrics,
-        metrics=[info for name, info in report.folder.metrics.items() if name in known],
+        catalogue=METRICS,
+        metrics=[metric for name, metric in METRICS.items() if name in known],
         versions=distinct_versions(clips),
         reviews=None if reviews is None else opinions.table(reviews),
         most_posters=MOST_POSTERS,
@@ -125,16 +126,14 @@ def _facts(clips: Sequence[Clip]) -> list[str]:
     ]
 
 
-def _part(
-    part: RecipeReport, report: Report, folder: Path, prefix: str, left: int
-) -> dict[str, Any]:
+def _part(part: RecipeReport, folder: Path, prefix: str, left: int) -> dict[str, Any]:
     """The template's values of one recipe, with pictures of at most ``left`` clips."""
-    comparison, section, infos = part.comparison, part.section, report.folder.metrics
+    comparison, section = part.comparison, part.section
     labels = {job: row.label for row in comparison.rows for job in row.jobs}
     winners = [clip for clip in section.clips if clip.id in part.winners]
     shown = list({clip.id: clip for clip in (*winners, *section.clips)}.values())[:left]
     cards = {clip.id: _card(clip, part, folder, labels) for clip in shown}
-    metrics = tables.shown_metrics(comparison, infos) if len(comparison.rows) > 1 else []
+    metrics = tables.shown_metrics(comparison) if len(comparison.rows) > 1 else []
     return {
         "id": prefix,
         "name": section.name,
@@ -144,7 +143,7 @@ def _part(
         "winners": [cards[one.job] for one in comparison.winners if one.job in cards],
         "cards": cards,
         "sheet": _sheet(part, cards, labels),
-        "plots": draw(part, infos, prefix),
+        "plots": draw(part, prefix),
         "metrics": metrics[:_MOST_METRICS],
         "rule": tables.rule(comparison),
         "equal": [(one.mode, each) for one in part.determinism for each in one.groups],

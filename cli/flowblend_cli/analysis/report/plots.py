@@ -6,11 +6,11 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowblend_cli.analysis.clips.clip import Clip, MetricInfo
+from flowblend_cli.analysis.clips.clip import Clip
 from flowblend_cli.analysis.clips.variants import STEPS
 from flowblend_cli.analysis.compare.conclusions import Comparison, VariantSummary, pair_of
 from flowblend_cli.analysis.compare.findings import RecipeReport
@@ -19,6 +19,7 @@ from flowblend_cli.analysis.report.tables import shown_metrics
 from flowblend_cli.errors import UsageError
 from flowblend_cli.text import shorten
 from flowblend_cli.utils.cache_dirs import settings_folder
+from flowblend_plugin.metrics.catalogue import METRICS
 
 HUMAN_SCORES = {30: 5.8, 50: 8.4, 70: 8.2, 80: 7.87, 100: 7.2}
 """Scores of five people, 0 to 10, of one clip by its number of steps: the mean of naturalness,
@@ -77,12 +78,11 @@ class Plot:
     svg: str
 
 
-def draw(part: RecipeReport, infos: Mapping[str, MetricInfo], prefix: str) -> tuple[Plot, ...]:
+def draw(part: RecipeReport, prefix: str) -> tuple[Plot, ...]:
     """Draw a recipe's comparison: score, seconds, and each metric of the score by variant.
 
     Args:
         part: The clips, and what they say.
-        infos: What the metrics mean.
         prefix: Start of every id in the drawings: unique in the page.
 
     Returns:
@@ -105,10 +105,10 @@ def draw(part: RecipeReport, infos: Mapping[str, MetricInfo], prefix: str) -> tu
         warnings.simplefilter("ignore")  # such as of letters that the font lacks
         mpl.rcdefaults()  # whatever matplotlibrc is about
         mpl.rcParams.update(_STYLE)
-        return tuple(_drawings(part, infos, prefix))
+        return tuple(_drawings(part, prefix))
 
 
-def _drawings(part: RecipeReport, infos: Mapping[str, MetricInfo], prefix: str) -> Iterator[Plot]:
+def _drawings(part: RecipeReport, prefix: str) -> Iterator[Plot]:
     comparison = part.comparison
     clips = {clip.id: clip for clip in part.section.clips}
     number = 0
@@ -132,11 +132,11 @@ def _drawings(part: RecipeReport, infos: Mapping[str, MetricInfo], prefix: str) 
         plot("Score ↑", "0 to 1", lambda clip: clip.score),
         plot("Seconds ↓", "median of a clip's renders", lambda clip: clip.seconds),
     ]
-    for name in shown_metrics(comparison, infos)[:_MOST_METRICS]:
-        info = infos.get(name)
-        better = {"higher": " ↑", "lower": " ↓"}.get(info.better if info else "", "")
+    for name in shown_metrics(comparison)[:_MOST_METRICS]:
+        metric = METRICS[name]
+        better = {"higher": " ↑", "lower": " ↓"}.get(metric.better, "")
         title = name.replace("_", " ").capitalize() + better
-        wanted.append(plot(title, info.unit if info else "", _metric_of(name)))
+        wanted.append(plot(title, metric.unit, _metric_of(name)))
     yield from (one for one in wanted if one is not None)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from flowblend_cli.analysis.clips.clip import MetricInfo
 from flowblend_cli.analysis.clips.variants import STEPS
 from flowblend_cli.analysis.compare import sentences
 from flowblend_cli.analysis.compare.conclusions import (
@@ -14,6 +11,7 @@ from flowblend_cli.analysis.compare.conclusions import (
     VariantSummary,
 )
 from flowblend_cli.analysis.compare.statistics import SampleSummary
+from flowblend_plugin.metrics.catalogue import METRICS
 
 _LIKENESS = ("psnr", "ssim", "delta_e")
 
@@ -63,10 +61,11 @@ def metric_with_interval(values: SampleSummary | None) -> str:
     return sentences.number(values.mean) + half
 
 
-def shown_metrics(comparison: Comparison, infos: Mapping[str, MetricInfo]) -> list[str]:
+def shown_metrics(comparison: Comparison) -> list[str]:
     """Names of the metrics that were measured, likeness to the reference first."""
     known = {name for row in comparison.rows for name in row.metrics}
-    return sorted((name for name in infos if name in known), key=lambda name: name not in _LIKENESS)
+    names = [name for name in METRICS if name in known]
+    return sorted(names, key=lambda name: name not in _LIKENESS)
 
 
 def rule(comparison: Comparison) -> str:

@@ -474,7 +474,6 @@ def test_a_page_of_many_jobs_stays_small(tmp_path: Path) -> None:
     write_clip(source, a_job("one"))
     data = (source / "one.mp4").read_bytes()
     from flowblend_cli.analysis.clips.clip import Clip, Folder, Section
-    from flowblend_cli.analysis.clips.measure import catalogue
     from flowblend_cli.analysis.report.page import to_html
     from flowblend_cli.artifacts.metadata import read_document
 
@@ -487,7 +486,7 @@ def test_a_page_of_many_jobs_stays_small(tmp_path: Path) -> None:
             job.id, job.recipe, f"p{seed}", elapsed_s=(1.0,), metrics=values_for(0.5)
         )
         clips.append(Clip(job, job.filename, seed, record, score=seed % 7 / 10))
-    found = Folder("many", (Section("study", tuple(clips)),), (), catalogue())
+    found = Folder("many", (Section("study", tuple(clips)),))
 
     text = to_html(conclude(found), source)
 
