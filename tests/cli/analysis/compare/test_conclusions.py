@@ -312,7 +312,7 @@ def test_the_spread_of_sde_is_compared_with_that_of_ode() -> None:
         Spread("square", "sde", "seeds", ("c", "d"), 0.6, 24.0, 1, 0),
     )
 
-    said = " ".join(verdict.text for verdict in sentences.spread(spreads, {}))
+    said = " ".join(verdict.text for verdict in sentences.spread(spreads))
 
     assert "Motion under ODE spreads 50 % less than under SDE" in said
     assert "24.0 dB PSNR between any two" in said
@@ -321,7 +321,7 @@ def test_the_spread_of_sde_is_compared_with_that_of_ode() -> None:
 def test_equal_renders_have_no_spread_in_words_either() -> None:
     spreads = (Spread("square", "ode", "noise", ("a", "b"), 0.0, None, 1, 1),)
 
-    assert "no pixel differs" in next(iter(sentences.spread(spreads, {}))).text
+    assert "no pixel differs" in next(iter(sentences.spread(spreads))).text
 
 
 def drafts_and_finals() -> list[Clip]:
