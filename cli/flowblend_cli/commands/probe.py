@@ -122,7 +122,7 @@ def _report(
     folder = None if is_bundled(batch.source) else batch.source.parent
     lines = recipe_lines(files[0], folder, choice.evidence["budget"], criterion)
     if as_json:
-        told = {
+        document = {
             "v": 1,
             "recipe": batch.recipe_name,
             "elapsed_s": round(elapsed, 3),
@@ -130,7 +130,7 @@ def _report(
             "files": [str(path.absolute()) for path in files],
             "blend": lines,
         }
-        click.echo(json.dumps(told))
+        click.echo(json.dumps(document))
         return
     click.echo(
         f"{printable(batch.recipe_name)}: {count(len(probing.jobs), 'prompt')}, sensitivities of "

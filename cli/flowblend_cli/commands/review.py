@@ -46,7 +46,7 @@ def review(
     )
     arrangement = written.arrangement
     if as_json:
-        told = {
+        document = {
             "v": 1,
             "review": arrangement.id,
             "page": str(written.page.absolute()),
@@ -55,7 +55,7 @@ def review(
             "clips": len(arrangement.items),
             "warnings": list(written.warnings),
         }
-        click.echo(json.dumps(told))
+        click.echo(json.dumps(document))
         return
     for warning in written.warnings:
         click.echo(f"warning: {printable(warning)}", err=True)

@@ -203,9 +203,9 @@ def _row(variant: VariantGroup) -> VariantSummary:
     clips = _distinct(variant.clips)
     measured = [clip.record.metrics for clip in clips]
     for name in METRICS:
-        told = summarise([values[name] for values in measured if name in values])
-        if told is not None:
-            metrics[name] = told
+        summary = summarise([values[name] for values in measured if name in values])
+        if summary is not None:
+            metrics[name] = summary
     return VariantSummary(
         variant.label,
         variant.values,
@@ -247,8 +247,8 @@ def _standard(variants: Sequence[VariantGroup]) -> VariantGroup | None:
 
 
 def _median_s(variant: VariantGroup) -> float:
-    told = summarise([clip.seconds for clip in variant.clips if clip.seconds is not None])
-    return told.median if told else 0.0
+    summary = summarise([clip.seconds for clip in variant.clips if clip.seconds is not None])
+    return summary.median if summary else 0.0
 
 
 def _share(

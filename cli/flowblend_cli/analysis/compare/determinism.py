@@ -70,7 +70,7 @@ def determinism_by_mode(clips: Sequence[Clip]) -> tuple[Determinism, ...]:
     Args:
         clips: The clips of one recipe.
     """
-    told = []
+    modes = []
     for mode, some in group(clips, lambda clip: clip.job.sampling.mode).items():
         groups = tuple(_equal_groups(some, is_deterministic=mode == "ode"))
         noises = different = 0
@@ -80,8 +80,8 @@ def determinism_by_mode(clips: Sequence[Clip]) -> tuple[Determinism, ...]:
             noises = len({clip.noise for clip in most})
             different = len({clip.record.pixels_sha256 for clip in most})
         if groups or noises > 1:
-            told.append(Determinism(mode, groups, noises if noises > 1 else 0, different))
-    return tuple(told)
+            modes.append(Determinism(mode, groups, noises if noises > 1 else 0, different))
+    return tuple(modes)
 
 
 def _equal_groups(clips: Iterable[Clip], *, is_deterministic: bool) -> Iterable[EqualGroup]:

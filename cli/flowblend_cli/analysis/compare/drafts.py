@@ -74,7 +74,7 @@ class AdaptedRender:
 
 def draft_costs(section: Section) -> tuple[DraftCosts, ...]:
     """Costs of each scene's drafts; empty where there are none, or none was finished."""
-    told = []
+    rows = []
     for scene, clips in group(section.clips, lambda clip: clip.job.scene).items():
         looked_at = [clip for clip in clips if clip.kind == "draft"]
         finals = [clip for clip in clips if clip.kind == "final"]
@@ -84,7 +84,7 @@ def draft_costs(section: Section) -> tuple[DraftCosts, ...]:
             continue
         number = len(looked_at) + len(abandoned)
         looks_s = sum(abandoned) + section.looks_s.get(scene, 0.0)
-        told.append(
+        rows.append(
             DraftCosts(
                 scene,
                 number,
@@ -97,7 +97,7 @@ def draft_costs(section: Section) -> tuple[DraftCosts, ...]:
                 _best(finals),
             )
         )
-    return tuple(told)
+    return tuple(rows)
 
 
 def _best(clips: Sequence[Clip]) -> str:
@@ -117,12 +117,12 @@ def adapted(section: Section) -> tuple[AdaptedRender, ...]:
     clips = {clip.id: clip for clip in section.clips}
     further = [clip.id for clip in section.clips if clip.kind == "adapted"]
     families = group(further, lambda job: own_job(job, section.clips))
-    told = []
+    rows = []
     for of, jobs in families.items():
         members = [clips[job] for job in [of, *jobs] if job in clips]
         members.sort(key=_round)
-        told += [_adapted(clip, of) for clip in members]
-    return tuple(told)
+        rows += [_adapted(clip, of) for clip in members]
+    return tuple(rows)
 
 
 def _round(clip: Clip) -> int:

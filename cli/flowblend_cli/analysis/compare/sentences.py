@@ -73,9 +73,9 @@ def signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
-def with_interval(told: SampleSummary) -> str:
+def with_interval(summary: SampleSummary) -> str:
     """A mean score with half its 95 % interval: ``"0.810 ± 0.020"``."""
-    return points(told.mean) + (f" ± {points(told.half)}" if told.half is not None else "")
+    return points(summary.mean) + (f" ± {points(summary.half)}" if summary.half is not None else "")
 
 
 def seconds(value: float | None) -> str:
@@ -175,10 +175,10 @@ def _time(row: VariantSummary, to: VariantSummary) -> float | None:
 
 def _fall(comparison: Comparison) -> Iterator[Sentence]:
     """A sentence about whether scores fall after their peak."""
-    told = peak_and_fall(comparison)
-    if told is None:
+    found = peak_and_fall(comparison)
+    if found is None:
         return
-    peak, last, lost = told
+    peak, last, lost = found
     if peak is last or lost is None or peak.score is None or last.score is None:
         yield answer(
             f"No fall after a peak: the mean score is still highest at {last.steps} steps."
@@ -263,18 +263,18 @@ def _about_winners(winners: Sequence[Winner], *, is_sweep: bool) -> Iterator[Sen
 
 
 def _uses(comparison: Comparison) -> Iterator[Sentence]:
-    told = [
+    uses = [
         f"{row.use} at {row.steps} steps ({seconds(row.seconds.median)})"
         for row in comparison.curve() or comparison.rows
         if row.use and row.seconds
     ]
-    if told:
-        yield answer(f"{_capital('; '.join(told))}: medians on this machine.")
+    if uses:
+        yield answer(f"{_capital('; '.join(uses))}: medians on this machine.")
 
 
-def same(told: Sequence[Determinism]) -> Iterator[Sentence]:
+def same(modes: Sequence[Determinism]) -> Iterator[Sentence]:
     """Sentences about renders that must be equal, by sampling mode."""
-    for one in told:
+    for one in modes:
         mode = one.mode.upper()
         if one.groups:
             where = f", in {count(len(one.groups), 'group')}" if len(one.groups) > 1 else ""
@@ -316,13 +316,13 @@ def spread(spreads: Sequence[Spread]) -> Iterator[Sentence]:
         yield answer(f"Motion under ODE spreads {share(abs(less))} {word} than under SDE.")
 
 
-def drafted(told: Sequence[DraftCosts]) -> Iterator[Sentence]:
+def drafted(costs: Sequence[DraftCosts]) -> Iterator[Sentence]:
     """Sentences about savings by drafts, and whether the best draft became the best final."""
-    if not told:
+    if not costs:
         return
-    spent = sum(one.draft_s + one.final_s for one in told)
-    full = sum(one.full_s for one in told)
-    looked_at, finals = sum(one.drafts for one in told), sum(one.finals for one in told)
+    spent = sum(one.draft_s + one.final_s for one in costs)
+    full = sum(one.full_s for one in costs)
+    looked_at, finals = sum(one.drafts for one in costs), sum(one.finals for one in costs)
     saved = 1 - spent / full if full else 0.0
     word = f"saved {share(saved)}" if saved >= 0 else f"cost {share(-saved)} more"
     yield answer(
@@ -330,19 +330,19 @@ def drafted(told: Sequence[DraftCosts]) -> Iterator[Sentence]:
         f"{seconds(spent)}, against {seconds(full)} for finishing every draft (estimated from the "
         "finals' median)."
     )
-    known = [one.is_best_kept for one in told if one.is_best_kept is not None]
+    known = [one.is_best_kept for one in costs if one.is_best_kept is not None]
     if known:
         yield note(
             f"The best draft became the best final in {sum(known)} of {count(len(known), 'scene')}."
         )
 
 
-def adapted(told: Sequence[AdaptedRender]) -> Iterator[Sentence]:
+def adapted(renders: Sequence[AdaptedRender]) -> Iterator[Sentence]:
     """A sentence about jobs that were rendered once more."""
-    own = {one.of for one in told}
+    own = {one.of for one in renders}
     if not own:
         return
-    further = [one for one in told if one.round]
+    further = [one for one in renders if one.round]
     kept = [one for one in further if one.accepted]
     yield answer(
         f"{count(len(own), 'job')} rendered once more, {count(len(further), 'time')} in all: the "

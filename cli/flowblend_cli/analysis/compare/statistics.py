@@ -130,9 +130,9 @@ def difference(a: Mapping[_K, float], b: Mapping[_K, float]) -> Difference | Non
         return None
     pairs = [a[key] - b[key] for key in a if key in b]
     if len(pairs) >= 2 or (pairs and len(a) == len(b) == 1):
-        told = summarise(pairs)
-        assert told is not None
-        return Difference(told.mean, told.n, True, told.low, told.high)
+        summary = summarise(pairs)
+        assert summary is not None
+        return Difference(summary.mean, summary.n, True, summary.low, summary.high)
     left, right = summarise(list(a.values())), summarise(list(b.values()))
     assert left is not None
     assert right is not None

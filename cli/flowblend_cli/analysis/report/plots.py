@@ -170,13 +170,13 @@ def _draw(
         shown = range(min(len(points), _MOST_ROWS))
         for place in shown:
             values = list(points[place].values())
-            told = summarise(values)
-            if told is None:
+            summary = summarise(values)
+            if summary is None:
                 continue
             row = comparison.rows[place]
-            axes.plot(values, [place] * told.n, "o", color=_SERIES[0], ms=4, alpha=0.45)
-            ends = [[told.half or 0.0]] * 2
-            axes.errorbar([told.mean], [place], xerr=ends, fmt="D" if row.is_winner else "s",
+            axes.plot(values, [place] * summary.n, "o", color=_SERIES[0], ms=4, alpha=0.45)
+            ends = [[summary.half or 0.0]] * 2
+            axes.errorbar([summary.mean], [place], xerr=ends, fmt="D" if row.is_winner else "s",
                           color=_SERIES[0], ms=6, capsize=4, lw=1.6)  # fmt: skip
         labels = [shorten(comparison.rows[place].label, 24) for place in shown]
         axes.set_yticks(list(shown), labels=labels)
@@ -196,10 +196,10 @@ def _lines_over_steps(rows: Sequence[VariantSummary]) -> dict[str, list[int]]:
 
 
 def _line(axes: Any, steps: list[int], points: list[Points], colour: str, name: str) -> None:
-    told = [
+    summary = [
         (step, summarise(list(some.values()))) for step, some in zip(steps, points, strict=True)
     ]
-    known = [(step, one) for step, one in told if one is not None]
+    known = [(step, one) for step, one in summary if one is not None]
     for pair in {pair: None for some in points for pair in some}:
         own = [(x, some[pair]) for x, some in zip(steps, points, strict=True) if pair in some]
         axes.plot(*zip(*own, strict=True), "-o", color=colour, ms=3.2, lw=0.7, alpha=0.35, mew=0)

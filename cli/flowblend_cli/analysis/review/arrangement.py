@@ -140,12 +140,12 @@ def _default_criteria(clip: Clip) -> tuple[str, ...]:
 
 
 def _review_id(clips: Sequence[Clip], seed: int, criteria: Mapping[str, tuple[str, ...]]) -> str:
-    told = [
+    parts = [
         seed,
         sorted((recipe, *names) for recipe, names in criteria.items()),
         [(clip.job.recipe, clip.id, clip.record.pixels_sha256, *_looks(clip)) for clip in clips],
     ]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:_ID_LENGTH]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_ID_LENGTH]
 
 
 def _comparable(clips: Sequence[Clip]) -> dict[tuple[Any, ...], list[Clip]]:

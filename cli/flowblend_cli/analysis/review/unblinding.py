@@ -254,13 +254,13 @@ def _row(
     for score in distinct:
         by_rater[score.rater].append(score.value)
     means = [sum(values) / len(values) for values in by_rater.values()]
-    told = summarise(means if len(means) > 1 else [score.value for score in distinct])
-    assert told is not None
-    low = None if told.low is None else max(told.low, LEAST)
-    high = None if told.high is None else min(told.high, MOST)
+    summary = summarise(means if len(means) > 1 else [score.value for score in distinct])
+    assert summary is not None
+    low = None if summary.low is None else max(summary.low, LEAST)
+    high = None if summary.high is None else min(summary.high, MOST)
     jobs = tuple(sorted({job for _, job in scores}))
     return RatingRow(
-        recipe, name, criterion, len(distinct), len(by_rater), told.mean, low, high, jobs
+        recipe, name, criterion, len(distinct), len(by_rater), summary.mean, low, high, jobs
     )
 
 

@@ -113,8 +113,8 @@ class ProbeBar:
     def _show(self, part: float = 0.0) -> None:
         if self._bar is not None and self._done < len(self._runs):
             run = self._runs[self._done]
-            told = f"{run.what} {run.prompt}/{run.of}"
-            self._bar.update(0, completed=self._work + part, description=told)
+            label = f"{run.what} {run.prompt}/{run.of}"
+            self._bar.update(0, completed=self._work + part, description=label)
 
 
 def _work(run: ProbeRun) -> float:

@@ -42,9 +42,9 @@ def facts(calibration: Calibration, choice: Choice) -> dict[str, Any]:
 
 def summary(calibration: Calibration, choice: Choice) -> list[str]:
     """The main values of a calibration, as lines for a terminal."""
-    told = facts(calibration, choice)
-    apart = told["divergence"]
-    ratio = told["first_to_last_third"]
+    main = facts(calibration, choice)
+    apart = main["divergence"]
+    ratio = main["first_to_last_third"]
     most, least = (_at(calibration, apart[which]) for which in ("largest", "smallest"))
     end = f"{apart['last']['relative_l2']:.3g}"
     lines = [f"divergence is {apart['shape']}: at most {most}, at least {least}, at the end {end}"]
@@ -54,9 +54,9 @@ def summary(calibration: Calibration, choice: Choice) -> list[str]:
             f"{calibration.positions[0]} as in the last third"
         )
     lines.append(f"a small forward costs {calibration.cost_ratio:.3g} of a large one")
-    budget = told["choice"]["budget"]
+    budget = main["choice"]["budget"]
     lines.append(
-        f"budget {budget:g}, {choice.criterion}: {told['choice']['denoisers']}, share "
+        f"budget {budget:g}, {choice.criterion}: {main['choice']['denoisers']}, share "
         f"{choice.share:.3f}, predicted error {error_in_words(choice.predicted_error)}"
     )
     return lines
