@@ -19,9 +19,8 @@ import tomllib
 from collections.abc import Sequence
 
 import torch
-from quality import RESULTS, calibrated
-from quality_ours import calibration
-from quality_rows import STEPS, Row, rows
+from quality import RESULTS, row_inputs
+from quality_rows import STEPS, Row, bundled_calibration, rows
 from quality_store import Results
 from shared import ROOT, Sprites, machine, parse, publish, spread, table
 
@@ -38,7 +37,7 @@ Prompts = Sequence[int]
 
 def measured(sprites: Sprites, prompts: int, steps: int) -> list[Calibration]:
     """A calibration of each prompt by itself."""
-    ratio = calibration().cost_ratio
+    ratio = bundled_calibration().cost_ratio
     scenes = tomllib.loads(RECIPE.read_text("utf-8"))["scene"][:prompts]
     found = []
     for number, scene in enumerate(scenes, 1):
@@ -108,9 +107,9 @@ def enough(models: Sequence[ErrorModel], draws: int) -> str:
 def ranked() -> str:
     """How well predictions rank what was rendered."""
     results = Results(RESULTS)
-    model = calibration().at(noise_levels("flow_match_euler", STEPS, 3.0))
+    model = bundled_calibration().at(noise_levels("flow_match_euler", STEPS, 3.0))
     pairs: dict[str, list[tuple[float, float]]] = {"small": [], "extrapolated": []}
-    for row in rows(calibrated(results, anew=False)) if results.lines else []:
+    for row in rows(row_inputs(results, anew=False)) if results.lines else []:
         line = results.quality(row, results.device() or "")
         if line is None or not is_plain(row) or row.name == "LLL":
             continue

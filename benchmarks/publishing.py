@@ -1,4 +1,4 @@
-"""Whether the denoiser waits for the encoder, on sprites with large files.
+"""Time that a batch of large files loses where the denoiser waits for the encoder, on sprites.
 
 ``python benchmarks/publishing.py [--jobs 8] [--steps 12] [--rounds 5] [--quick]``
 

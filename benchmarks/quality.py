@@ -1,4 +1,4 @@
-"""What blending is worth on sprites, against everything else that saves time.
+"""The quality table: blending on sprites against everything else that saves time.
 
 ``python benchmarks/quality.py [--results FILE] [--prompts 128] [--few 32] [--device cpu|cuda]
 [--processes N] [--only REGEX]`` measures quality and FLOPs, ``--times REPEATS`` only the time that
@@ -21,12 +21,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from quality_boundaries import rendered_boundaries
 from quality_measures import held_out
-from quality_ours import rendered_boundaries
 from quality_plot import draw
 from quality_render import Pool, Renderer
 from quality_report import Table, report
-from quality_rows import STEPS, Calibration, Row, missing, named, rows
+from quality_rows import STEPS, Row, RowInputs, missing, named, rows
 from quality_store import Results
 from shared import ROOT, Sprites, machine, parse, publish, undated
 
@@ -41,11 +41,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def calibrated(results: Results, *, anew: bool) -> Calibration:
-    """The calibration that the results file holds, or a new one, which it then holds."""
+def row_inputs(results: Results, *, anew: bool) -> RowInputs:
+    """The row inputs that the results file holds, or measured anew and then held by it."""
     found = results.of_kind("calibration")
     if not found and not anew:
-        return Calibration(mag_ratios=())
+        return RowInputs(mag_ratios=())
     if not found:
         # Imported here: benchmarks/caches.py is a script of its own.
         from caches import ratios
@@ -58,7 +58,7 @@ def calibrated(results: Results, *, anew: bool) -> Calibration:
         )  # fmt: skip
         found = results.of_kind("calibration")
     early, late = found[-1]["boundaries"]
-    return Calibration(tuple(found[-1]["mag_ratios"]), (early, late))
+    return RowInputs(tuple(found[-1]["mag_ratios"]), (early, late))
 
 
 def measure_quality(
@@ -149,7 +149,7 @@ def main() -> int:
 def run(options: argparse.Namespace) -> int:
     """Do what the options say."""
     results = Results(options.results)
-    every = rows(calibrated(results, anew=not options.report))
+    every = rows(row_inputs(results, anew=not options.report))
     (reference,) = named(every, ["LLL"])
     chosen = [row for row in every if re.search(options.only, row.name) or row == reference]
     if options.quick:

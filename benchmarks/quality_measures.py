@@ -1,4 +1,4 @@
-"""What is measured on a row's clips, clip by clip."""
+"""Measures of a row's clips against the all-large clips, for the quality table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of the quality table: likeness to LLL against time, and FLOPs, saved."""
+"""The plot of the quality table: PSNR to LLL against the time and the FLOPs that are saved."""
 
 from __future__ import annotations
 

@@ -7,12 +7,16 @@ import importlib.util
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from typing import Any
 
-from shared import GUIDANCE
+from shared import GUIDANCE, MODEL
 
 from flowblend_plugin import Cache, Stage, StageSchedule
+from flowblend_plugin.calibration.calibration import Calibration, most_large_steps
+from flowblend_plugin.calibration.criteria import choose
+from flowblend_plugin.schedulers.sigmas import noise_levels
 from flowblend_plugin.stage_hooks.early_exit import SelfDifference
 from flowblend_plugin.stages import LETTERS
 
@@ -40,6 +44,11 @@ FAMILIES = {
     "extrapolated": "Extrapolated steps, chosen by calibration for a budget or a number of them",
     "extrapolated UniPC": "The same under UniPC",
 }
+BUDGETED = ("contiguous", "free", "extrapolated")
+BUDGETS = (0.7, 0.55, 0.4, 0.25)
+# Computed steps of 50 that take about 2, 2.5 and 3 times less time.
+COMPUTED = (24, 19, 16)
+SHIFT = 3.0
 SOLVERS = {"Euler": "flow_match_euler", "UniPC": "unipc", "DPM++ 2M": "dpmpp_2m"}
 
 
@@ -92,8 +101,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """What was measured on the pair before any row, on prompts that no row is judged by.
+class RowInputs:
+    """Values that rows are made from, measured on prompts that no row is judged by.
 
     Args:
         mag_ratios: MagCache's ratios of the large denoiser, one a step of ``STEPS``.
@@ -104,11 +113,11 @@ class Calibration:
     boundaries: tuple[float, float] = BOUNDARIES
 
 
-def rows(calibration: Calibration) -> list[Row]:
+def rows(inputs: RowInputs) -> list[Row]:
     """Every row, families in order."""
     made = [
-        *reference(), *orders(), *two_stages(), *fewer_steps(), *caches(calibration),
-        *extrapolated(), *ours(calibration),
+        *reference(), *orders(), *two_stages(), *fewer_steps(), *caches(inputs),
+        *extrapolated(), *ours(inputs),
     ]  # fmt: skip
     return sorted(made, key=lambda row: list(FAMILIES).index(row.family))
 
@@ -175,7 +184,7 @@ CACHES: dict[str, dict[str, dict[str, Any]]] = {
 FIXED = ("mag", "taylorseer")
 
 
-def caches(calibration: Calibration) -> list[Row]:
+def caches(inputs: RowInputs) -> list[Row]:
     """All large under each cache; without cache-dit's where that isn't installed."""
     made = []
     for kind, settings in CACHES.items():
@@ -184,7 +193,7 @@ def caches(calibration: Calibration) -> list[Row]:
         for name, given in settings.items():
             options = dict(given)
             if kind == "mag":
-                options["mag_ratios"] = calibration.mag_ratios
+                options["mag_ratios"] = inputs.mag_ratios
             stages = StageSchedule((Stage("large", cache=Cache.of(kind, options)),))
             made.append(Row(f"{kind} {name}", kind, stages, together=kind in FIXED))
     return made
@@ -233,10 +242,8 @@ def spelt(letters: str) -> StageSchedule:
     return StageSchedule.parse("".join(letter for letter, _ in runs), ends)
 
 
-def ours(calibration: Calibration) -> list[Row]:
+def ours(inputs: RowInputs) -> list[Row]:
     """Blending together with what else saves time, and what a calibration chose."""
-    from quality_ours import by_data  # it makes rows, too
-
     lsl = StageSchedule.parse("LSL", BOUNDARIES)
     unguided = with_middle(lsl, guidance_scale=1.0)
     cached = with_middle(lsl, cache=Cache.of("sea", {}))
@@ -245,8 +252,68 @@ def ours(calibration: Calibration) -> list[Row]:
         Row("LSL, middle cached", "combined", cached, together=False),
         Row("LSL, middle unguided", "combined", unguided),
         Row("LSL UniPC 20, middle unguided", "combined", unguided, 20, "unipc"),
-        *by_data(calibration.boundaries),
+        *by_data(inputs.boundaries),
     ]
+
+
+@cache
+def bundled_calibration() -> Calibration:
+    """The calibration that the bundled pair comes with."""
+    return Calibration.from_document(json.loads((MODEL / "calibration.json").read_text("utf-8")))
+
+
+def equal_share() -> float:
+    """What LSL at the paper's boundaries costs, relative to all large."""
+    large = StageSchedule.parse("LSL", BOUNDARIES).denoisers(STEPS).count("large") / STEPS
+    return large + (1 - large) * bundled_calibration().cost_ratio
+
+
+def chosen(criterion: str, budget: float, name: str, *, headline: bool = False) -> Row:
+    """A row of 50 Euler steps whose stages a criterion chose."""
+    model = bundled_calibration().at(noise_levels("flow_match_euler", STEPS, SHIFT))
+    # Half a thousandth of a step more, so that rounding takes no step away.
+    choice = choose(model, min(1.0, budget + 1e-5), criterion)
+    family = criterion if criterion in BUDGETED else "criteria"
+    return Row(name, family, choice.schedule, headline=headline)
+
+
+def solved(solver: str, steps: int, computed: int, name: str) -> Row:
+    """A row of extrapolated steps under another solver."""
+    model = bundled_calibration().at(noise_levels(solver, steps, SHIFT))
+    choice = choose(model, computed / steps, "extrapolated")
+    return Row(name, "extrapolated UniPC", choice.schedule, steps, solver)
+
+
+def adaptive(budget: float) -> Row:
+    """A row whose first stage ends when the trajectory says so."""
+    large = most_large_steps(STEPS, bundled_calibration().cost_ratio, budget + 1e-5)
+    latest = StageSchedule.parse("LSL", [(large - 1) / STEPS, (STEPS - 1) / STEPS])
+    name = f"adaptive {budget:.2f}"
+    return Row(name, "criteria", latest, together=False, adaptive=SelfDifference())
+
+
+def by_data(rendered: tuple[float, float]) -> list[Row]:
+    """Every row that a calibration, or rendered candidates, chose the stages of.
+
+    Args:
+        rendered: Boundaries that ``quality_boundaries.rendered_boundaries`` found.
+    """
+    equal = equal_share()
+    every = {f"{budget}": budget for budget in BUDGETS}
+    return [
+        *(chosen(c, equal, f"{c} = LSL", headline=True)
+          for c in BUDGETED),
+        *(chosen(c, equal, f"{c} = LSL") for c in ("divergence", "complexity")),
+        Row("similarity {}/{}".format(*rendered), "criteria", StageSchedule.parse("LSL", rendered)),
+        *(chosen(c, budget, f"{c} {name}")
+          for c in BUDGETED for name, budget in every.items()),
+        *(chosen("extrapolated", n / STEPS, f"extrapolated {n}/{STEPS}", headline=True)
+          for n in COMPUTED),
+        *(solved("unipc", steps, count, f"extrapolated {count}/{steps} UniPC")
+          for steps, count in ((50, 24), (50, 16), (25, 16), (25, 12))),
+        adaptive(equal),
+        adaptive(0.4),
+    ]  # fmt: skip
 
 
 def with_middle(stages: StageSchedule, **settings: Any) -> StageSchedule:

@@ -22,10 +22,11 @@ from shared import ROOT, machine, parse, publish, table
 
 from flowblend_cli import __version__
 from flowblend_cli.artifacts.existing import Finder
+from flowblend_cli.artifacts.image import publish_image
 from flowblend_cli.artifacts.manifest import Manifest
 from flowblend_cli.artifacts.records import read_record, write_record
+from flowblend_cli.artifacts.video import publish_video
 from flowblend_cli.engine import batch_run
-from flowblend_cli.engine.publisher import publish_frames
 from flowblend_cli.events import Silent
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.models.identity import job_key, model_identity
@@ -55,7 +56,7 @@ seeds = {seeds}
 # The process tells its own peak: what the system says of a child begins with its parent's.
 MEASURED = """\
 import atexit, os, sys
-from flowblend_cli.peaks import peak_rss_bytes
+from flowblend_cli.utils.process import peak_rss_bytes
 def tell():
     print(sum(os.times()[:4]), peak_rss_bytes(), file=sys.stderr)
 atexit.register(tell)
@@ -100,7 +101,10 @@ def finish(batch: Batch, tell: Callable[[int], None]) -> None:
             "models": identity,
             "pixels_sha256": pixels,
         }
-        publish_frames(frames, path, job, document)
+        if path.suffix == ".png":
+            publish_image(frames[0], path, document=document)
+        else:
+            publish_video(frames, path, fps=job.output.fps, document=document, crf=job.output.crf)
         finder.published(job, path, key, pixels=pixels, seed=job.seed, sampling_s=1.0)
         tell(number + 1)
     finder.close()

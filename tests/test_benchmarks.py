@@ -41,7 +41,7 @@ def quality() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def every(quality: Any) -> Any:
-    return quality.rows.rows(quality.rows.Calibration(mag_ratios=(1.0,) * 50))
+    return quality.rows.rows(quality.rows.RowInputs(mag_ratios=(1.0,) * 50))
 
 
 def line(row: Any, prompts: int = 4, **values: Any) -> dict[str, Any]:

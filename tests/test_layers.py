@@ -118,9 +118,10 @@ TABLE: dict[str, set[str]] = {
         *ROOT_NOUNS, f"{CLI}.artifacts", f"{CLI}.planning.metrics", f"{CLI}.utils",
         f"{LIB}.errors", f"{LIB}.stages", f"{LIB}.metrics", "nltk", *PIXELS,
     },
-    f"{CLI}.analysis.web": {f"{CLI}.errors", "jinja2"},
+    f"{CLI}.analysis.web": {f"{CLI}.errors", f"{CLI}.text", "jinja2"},
     f"{CLI}.analysis.report.plots": {
-        f"{CLI}.errors", f"{CLI}.text", f"{CLI}.utils", "matplotlib", "numpy",
+        f"{CLI}.errors", f"{CLI}.text", f"{CLI}.utils", f"{LIB}.metrics.catalogue", "matplotlib",
+        "numpy",
     },
     f"{CLI}.analysis.gallery": {
         *ROOT_NOUNS, f"{CLI}.engine", f"{CLI}.artifacts", f"{CLI}.utils", f"{LIB}.stages",

@@ -1,1 +1,1 @@
-"""What finished files say: clips collected, compared, reviewed, reported."""
+"""Finished clips, collected, compared, reviewed by people, and reported."""

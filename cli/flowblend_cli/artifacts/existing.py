@@ -1,4 +1,4 @@
-"""Whether a job's file is there already, and if not, whether its name is free to be written to."""
+"""Finder: looks for each job's finished file, and says whether its name may be written to."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from flowblend_cli.jobs import Job
 
 
 @dataclass(frozen=True)
-class Found:
-    """What lies at the final name of a job.
+class Existing:
+    """The file at the final name of a job.
 
     Args:
-        done: What its finished file says; None where there is none of this very job.
+        done: The entry of its finished file; None where there is none of this very job.
         is_damaged: Whether a damaged file of this recipe lies there, which may be replaced.
-        obstacle: Why nothing may be written there, and what to do; empty where it may.
+        obstacle: The reason why nothing may be written there, and the way out; empty for none.
     """
 
     done: Entry | None = None
@@ -31,19 +31,19 @@ class Finder:
     """Looks for the finished files of a batch.
 
     Args:
-        manifest: What is known of the folder's files; None to look into each.
-        verify: Hash every byte of what the manifest knows.
+        manifest: The folder's manifest; None to inspect every file.
+        verify: Hash every byte of the files that the manifest knows.
     """
 
     def __init__(self, manifest: Manifest | None, *, verify: bool = False) -> None:
         self._manifest = manifest
         self._verify = verify
 
-    def find(self, job: Job, path: Path, key: str) -> Found:
-        """Find out whether a job is done, and whether its file may be written if it isn't.
+    def find(self, job: Job, path: Path, key: str) -> Existing:
+        """Find out whether a job is done, and if it isn't, whether its file may be written.
 
-        The manifest is believed only where it says that the job is done; everything else is told by
-        the file itself.
+        The manifest counts only where it says that the job is done; otherwise the file itself is
+        inspected.
 
         Args:
             job: The job.
@@ -56,19 +56,19 @@ class Finder:
         known = self._manifest.entry(path.name) if self._manifest is not None else None
         is_ours = known is not None and (known.recipe, known.job_key) == (job.recipe, key)
         if known is not None and is_ours and matches(known, path, verify=self._verify):
-            return Found(known)
-        # Before the look: what changes between the two is looked into again by the next run.
+            return Existing(known)
+        # Taken first: a file that changes during the inspection is inspected by the next run, too.
         mark = fingerprint(path) if self._manifest is not None else None
         found = inspect_final(path)
         owner = _other_owner(found, job)
         if owner:
-            return Found(
+            return Existing(
                 obstacle=f"{path} belongs to {owner} and is left alone: move it away, or change "
                 "recipe.output_dir or recipe.filename"
             )
         document = found.document or {}
         if found.state is not FileState.INTACT or document.get("job_key") != key:
-            return Found(is_damaged=found.state is FileState.DAMAGED)
+            return Existing(is_damaged=found.state is FileState.DAMAGED)
         size, digest = mark or (0, None)
         entry = Entry(
             file=path.name,
@@ -82,7 +82,7 @@ class Finder:
         )
         if self._manifest is not None and digest is not None:
             self._manifest.note(entry)
-        return Found(entry)
+        return Existing(entry)
 
     def published(
         self, job: Job, path: Path, key: str, *, pixels: str, seed: int, sampling_s: float
@@ -106,7 +106,7 @@ class Finder:
             self._manifest.note(entry)
 
     def close(self) -> None:
-        """Leave the manifest as the next run needs it."""
+        """Close the manifest."""
         if self._manifest is not None:
             self._manifest.close()
 
@@ -119,7 +119,7 @@ def recorded(document: dict[str, Any], name: str, default: Any) -> Any:
 
 
 def _other_owner(found: Finished, job: Job) -> str:
-    """Whose file it is, if it isn't this recipe's; empty if it is, or if there is none."""
+    """The owner of a file that isn't this recipe's; empty for a file of this recipe, or none."""
     if found.state is FileState.MISSING:
         return ""
     known = found.recipe is not None or found.state is FileState.INTACT

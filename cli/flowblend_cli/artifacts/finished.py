@@ -1,4 +1,7 @@
-"""What lies under a final name: nothing, a finished file, a damaged one, or a stranger's."""
+"""State of a file under a final name: missing, intact, damaged or foreign.
+
+``inspect_final`` tells it, for runs, reports and ``info``.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ _MARK_SEARCH_BYTES = 32 * 1024 * 1024
 
 
 class FileState(enum.Enum):
-    """What a final name holds."""
+    """State of the file under a final name."""
 
     MISSING = "missing"
     INTACT = "intact"
@@ -33,7 +36,7 @@ class FileState(enum.Enum):
 
 @dataclass(frozen=True)
 class Finished:
-    """What was found under a final name.
+    """State and document of the file under a final name.
 
     Args:
         state: Missing, intact, damaged (ours, but cut short or altered), or foreign.

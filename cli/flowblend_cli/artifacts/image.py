@@ -1,4 +1,4 @@
-"""Single images: PNG, with the document and the image tools' ``parameters`` beside it."""
+"""Single images as PNG, with the job's document and the ``parameters`` that image tools read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def publish_image(frame: Frames, path: Path, *, document: Document, scale: int =
     Args:
         frame: Pixels at native size, (H, W, 3), uint8.
         path: Final name, ending in ``.png``; its folder exists.
-        document: What the file says about itself; JSON-able, with the key ``flowblend``.
+        document: The file's document: JSON-able values, with the key ``flowblend``.
         scale: Whole-number enlargement.
 
     Raises:
@@ -84,13 +84,13 @@ def _storable(text: str) -> str:
 
 
 def check_image(file: BinaryIO, *, name: str, pixels: Frames, document: Document) -> None:
-    """Raise unless a written image holds every pixel and says what it should.
+    """Raise unless a written image holds every pixel and its document.
 
     Args:
         file: The written file, open.
         name: Its final name, for the message.
         pixels: The pixels that went into it, (H, W, 3).
-        document: What it should say about itself.
+        document: The document that it should hold.
 
     Raises:
         OutputError: Pixels, checksums or the document read back differently.

@@ -1,8 +1,8 @@
-"""What a folder's finished files were when they were last looked into, so that most need no look.
+"""Manifest: a cache of the finished files of a folder, so that a run inspects only new ones.
 
-One JSON line each in ``DIR/.flowblend/manifest.jsonl``, of which the last one of a file counts. It
-is a cache: a file that isn't what its line says is looked into, and so is every file where the
-manifest is missing or damaged. It can only ever say that a file is still what it was.
+It holds a JSON line for each file in ``DIR/.flowblend/manifest.jsonl``; of two lines of one file
+the last one counts. A file that differs from its line is inspected, and so is every file where the
+manifest is missing or damaged. The manifest can only ever say that a file is still what it was.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SPARE_LINES = 100
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A finished file, and what its document says as far as a run needs it.
+    """A finished file, and the parts of its document that a run needs.
 
     Args:
         file: Its name in the output folder.
@@ -77,11 +77,11 @@ class Manifest:
                 self._entries[entry.file] = entry
 
     def entry(self, name: str) -> Entry | None:
-        """What is known of the file of this name; whether it still holds, only ``matches`` says."""
+        """The entry of the file of this name; ``matches`` tells whether it still holds."""
         return self._entries.get(name)
 
     def note(self, entry: Entry) -> None:
-        """Keep what is known of a file now; a manifest that can't be written only costs time."""
+        """Add or replace an entry; a manifest that can't be written only costs time."""
         if self._entries.get(entry.file) == entry:
             return
         self._entries[entry.file] = entry
@@ -98,7 +98,7 @@ class Manifest:
             self._give_up(error)
 
     def close(self) -> None:
-        """Stop writing, and leave out the lines that no longer count where they are the most."""
+        """Stop writing, and write the file anew where most of its lines no longer count."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 os.close(self._file)
@@ -128,7 +128,7 @@ class Manifest:
 
 
 def matches(entry: Entry, path: Path, *, verify: bool) -> bool:
-    """Whether a file still is what its entry says.
+    """Whether a file is still as its entry describes it.
 
     Args:
         entry: The entry.
@@ -179,7 +179,7 @@ def _line(entry: Entry) -> bytes:
 
 
 def _entry(line: bytes) -> Entry | None:
-    """An entry's line read back; None where it was cut off, or is none of ours."""
+    """The entry of a line; None where it was cut off or isn't ours."""
     try:
         document: Any = json.loads(line)
         if document.pop("v") != MANIFEST_VERSION:

@@ -1,7 +1,7 @@
-"""The document inside a finished file: everything needed to know, check and repeat its job.
+"""The document inside a finished file, with everything needed to check and repeat its job.
 
-One JSON object, in ASCII so that any tool can print it, under the standard tag ``comment``: of an
-mp4 (where it survives remuxing, trimming and encoding again), or of a PNG as a text chunk.
+It is one JSON object, in ASCII so that any tool can print it, under the standard tag ``comment``:
+in an mp4 (where it survives remuxing, trimming and encoding again), or in a PNG as a text chunk.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _container_comment(file: BinaryIO, container_format: str) -> str | None:
 
 
 def parameters_text(document: Document) -> str:
-    """Say a document in the lines that image tools look for under ``parameters``.
+    """Write a document as the lines that image tools look for under ``parameters``.
 
     Args:
         document: A document; whatever it lacks is left out.

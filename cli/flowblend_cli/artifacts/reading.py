@@ -1,4 +1,4 @@
-"""Frames back from a finished file, at the size they were rendered in."""
+"""Frames decoded from a finished file, at the size they were rendered in, for measurements."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What was measured of each job: small JSON files beside the clips, in ``DIR/.flowblend``.
+"""Records: the measurements of each job, as JSON files in ``DIR/.flowblend`` beside the clips.
 
-A clip's own record says what it is; what was measured of it, and how long it took, stands here, so
-that nothing about a clip's bytes depends on the machine's mood. Everything here can be deleted:
-reports then measure the files themselves.
+Runs write them, reports read them. A clip's own document says what the clip is; its measurements
+and the seconds that it took stand here, so that no byte of a clip depends on the machine that
+rendered it. All of these files can be deleted: reports then measure the clips themselves.
 """
 
 from __future__ import annotations
@@ -20,14 +20,39 @@ from flowblend_cli.utils.streams import without_waiting
 
 FOLDER = ".flowblend"
 RECORD_VERSION = 1
+LOOKS_VERSION = 1
+# What files call ``measurement_key``.
+_KEY_IN_FILES = "asked"
 
 
-_VERSION = 1
+def record_path(output_dir: Path, job_id: str) -> Path:
+    """Path of a job's record."""
+    return output_dir / FOLDER / "jobs" / f"{job_id}.json"
+
+
+def recipe_path(output_dir: Path, recipe_name: str) -> Path:
+    """Path of a recipe as it was last rendered into a folder: its text, overrides and study."""
+    return output_dir / FOLDER / "recipes" / f"{recipe_name}.json"
+
+
+def run_path(output_dir: Path, recipe_name: str) -> Path:
+    """Path of the state of a recipe's last or present run."""
+    return output_dir / FOLDER / "runs" / f"{recipe_name}.json"
+
+
+def looks_path(output_dir: Path, draft: str) -> Path:
+    """Path of the early looks at a selection's drafts, by the id of the first draft."""
+    return output_dir / FOLDER / "selections" / f"{draft}.json"
+
+
+def review_path(output_dir: Path, review: str) -> Path:
+    """Path of the key of a review, by the review's id."""
+    return output_dir / FOLDER / "reviews" / f"{review}.json"
 
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What one job's renders took and gave.
+    """The measurements of one job, and what its renders took.
 
     Args:
         job: Id of the job.
@@ -44,8 +69,9 @@ class JobRecord:
         tracks: Paths of points through the clip, (points, frames, 2), as fractions of the frame's
             diagonal: what ``trajectory_spread`` compares between renders.
         accepted: Whether an adapted job is the one to keep; None where nothing was adapted.
-        asked: What was asked to be measured, of which reference, by which version of the measures:
-            where a run asks for something else, the metrics are taken anew.
+        measurement_key: Names of the metrics that were measured, the reference's pixels and the
+            version of the measures, as one text; a run with another key measures again. Files
+            call it ``asked``.
     """
 
     job: str
@@ -60,43 +86,26 @@ class JobRecord:
     measured_on: str = "frames"
     tracks: tuple[Any, ...] = ()
     accepted: bool | None = None
-    asked: str = ""
-
-
-def record_path(output_dir: Path, job_id: str) -> Path:
-    """Where the record of a job lies."""
-    return output_dir / FOLDER / "jobs" / f"{job_id}.json"
-
-
-def recipe_path(output_dir: Path, recipe_name: str) -> Path:
-    """Where the recipe, as last rendered into a folder, is kept: text, overrides, study."""
-    return output_dir / FOLDER / "recipes" / f"{recipe_name}.json"
-
-
-def run_path(output_dir: Path, recipe_name: str) -> Path:
-    """Where the state of a recipe's last run is kept, or of the one that works now."""
-    return output_dir / FOLDER / "runs" / f"{recipe_name}.json"
-
-
-def looks_path(output_dir: Path, draft: str) -> Path:
-    """Where early looks at drafts are kept, by the id of the first of them."""
-    return output_dir / FOLDER / "selections" / f"{draft}.json"
+    measurement_key: str = ""
 
 
 def write_record(output_dir: Path, record: JobRecord) -> None:
-    """Publish a job's record, replacing the former one.
+    """Publish a job's record, which replaces the former one.
 
     Raises:
         OutputError: It can't be written.
     """
-    write_json(record_path(output_dir, record.job), {"v": RECORD_VERSION, **asdict(record)})
+    document = asdict(record)
+    document[_KEY_IN_FILES] = document.pop("measurement_key")
+    write_json(record_path(output_dir, record.job), {"v": RECORD_VERSION, **document})
 
 
 def read_record(output_dir: Path, job_id: str) -> JobRecord | None:
-    """A job's record, or None where there is none that can be read, whoever edited it."""
+    """Read a job's record, which anybody may have edited; None where there is no sound one."""
     document = read_json(record_path(output_dir, job_id))
     if document is None or document.pop("v", None) != RECORD_VERSION:
         return None
+    document["measurement_key"] = document.pop(_KEY_IN_FILES, "")
     known: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in document.items()
@@ -109,25 +118,25 @@ def read_record(output_dir: Path, job_id: str) -> JobRecord | None:
     return record if _is_sound(record) else None
 
 
-def has_answered(output_dir: Path, job_id: str, pixels: str, asked: str) -> bool:
-    """Whether a job's record is of these pixels, and holds what is asked of them.
+def is_measured(output_dir: Path, job_id: str, pixels: str, measurement_key: str) -> bool:
+    """Whether a job's record is of these pixels, and measured under this key.
 
-    Looks for both in the text as ``write_record`` writes it: a record holds thousands of numbers,
-    and reading those of a large batch takes longer than all else of a run with nothing to do.
-    False only means that the record is to be read.
+    Both are searched for in the text as ``write_record`` writes it: a record holds thousands of
+    numbers, and parsing those of a large batch takes longer than all else of a run with nothing to
+    do. False only means that the record has to be read.
 
     Args:
         output_dir: Folder of the clips.
         job_id: Id of the job.
         pixels: Hash of the published pixels.
-        asked: See ``JobRecord.asked``.
+        measurement_key: See ``JobRecord``.
     """
     try:
         text = record_path(output_dir, job_id).read_bytes()
     except OSError:
         return False
     is_whole = text.startswith(b'{"v": %d, ' % RECORD_VERSION) and text.endswith(b"}\n")
-    wanted = {"pixels_sha256": pixels, "asked": asked}
+    wanted = {"pixels_sha256": pixels, _KEY_IN_FILES: measurement_key}
     return is_whole and all(json.dumps({k: v})[1:-1].encode() in text for k, v in wanted.items())
 
 
@@ -149,12 +158,108 @@ def _is_sound(record: JobRecord) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value out of a JSON file is a number that can be worked with."""
+    """Whether a value read from JSON is a finite number, and no boolean."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
+@dataclass(frozen=True)
+class Look:
+    """An early look at a draft: a preview after its first steps, measured.
+
+    Args:
+        score: Score of the preview; None where it has none.
+        elapsed_s: Seconds that the preview took, without loading models and measuring.
+    """
+
+    score: float | None = None
+    elapsed_s: float = 0.0
+
+
+def write_looks(
+    output_dir: Path,
+    selection: Selection,
+    measurement_key: str,
+    keys: Mapping[str, str],
+    looks: Mapping[str, Look],
+) -> None:
+    """Publish the early looks at a selection's drafts, so that a later run drops the same ones.
+
+    Args:
+        output_dir: The output folder.
+        selection: The selection.
+        measurement_key: See ``JobRecord``.
+        keys: Job key of each draft.
+        looks: The looks by the drafts' ids; a draft without one is left out.
+
+    Raises:
+        OutputError: They can't be written.
+    """
+    write_json(
+        looks_path(output_dir, selection.drafts[0]),
+        {
+            "v": LOOKS_VERSION,
+            "scene": selection.scene,
+            _KEY_IN_FILES: measurement_key,
+            "after_steps": selection.reject_after,
+            "looks": {
+                draft: {"job_key": key, **asdict(looks[draft])}
+                for draft, key in keys.items()
+                if draft in looks
+            },
+        },
+    )
+
+
+def read_looks(
+    output_dir: Path, selection: Selection, measurement_key: str, keys: Mapping[str, str]
+) -> dict[str, Look]:
+    """Read the early looks of earlier runs at a selection's drafts.
+
+    Args:
+        output_dir: The output folder.
+        selection: The selection.
+        measurement_key: See ``JobRecord``; looks under another key don't count.
+        keys: Job key of each draft; looks at another job of the draft's name don't count.
+
+    Returns:
+        The looks by the drafts' ids.
+    """
+    document = _read_looks(output_dir, selection)
+    if document.get(_KEY_IN_FILES) != measurement_key:
+        return {}
+    return {
+        draft: Look(look["score"], look["elapsed_s"])
+        for draft, look in document["looks"].items()
+        if look.get("job_key") == keys.get(draft)
+    }
+
+
+def looks_s(output_dir: Path, selection: Selection) -> dict[str, float]:
+    """Seconds of each early look at a selection's drafts, by the drafts' ids."""
+    looks = _read_looks(output_dir, selection).get("looks", {})
+    return {draft: look["elapsed_s"] for draft, look in looks.items() if look["elapsed_s"]}
+
+
+def _read_looks(output_dir: Path, selection: Selection) -> dict[str, Any]:
+    """The document of a selection's looks; empty where there is none after as many steps."""
+    document = read_json(looks_path(output_dir, selection.drafts[0])) or {}
+    looks: Any = document.get("looks")
+    wanted = (LOOKS_VERSION, selection.reject_after)
+    is_same = (document.get("v"), document.get("after_steps")) == wanted
+    if selection.reject_after is None or not is_same or not isinstance(looks, dict):
+        return {}
+    known = {
+        draft: look
+        for draft, look in looks.items()
+        if isinstance(look, dict)
+        and isinstance(look.get("score"), (float, type(None)))
+        and isinstance(look.get("elapsed_s"), float)
+    }
+    return {**document, "looks": known}
+
+
 def write_json(path: Path, document: Mapping[str, Any], *, durable: bool = True) -> None:
-    """Publish one JSON object; the folders of ours that it lies in are made where they are missing.
+    """Publish one JSON object in a folder below ``.flowblend``, which is made if it is missing.
 
     Args:
         path: The file.
@@ -169,7 +274,7 @@ def write_json(path: Path, document: Mapping[str, Any], *, durable: bool = True)
 
 
 def make_folders(path: Path) -> None:
-    """Make the folders of ours that a file is to lie in.
+    """Make ``.flowblend`` and the folders below it that a file is to lie in.
 
     Raises:
         OutputError: They can't be made, or a link sits where one of them should be.
@@ -190,92 +295,10 @@ def make_folders(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """One JSON object, or None where the file isn't there or holds none."""
+    """Read one JSON object; None where the file isn't there or holds none."""
     try:
         with open(path, encoding="utf-8", opener=without_waiting) as file:
             document = json.load(file)
     except (OSError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a look at a draft's first steps told.
-
-    Args:
-        score: Score of what they lead to; None where nothing could be told.
-        elapsed_s: Seconds that it took, without loading models and measuring.
-    """
-
-    score: float | None = None
-    elapsed_s: float = 0.0
-
-
-def read_looks(
-    output_dir: Path, selection: Selection, asked: str, keys: Mapping[str, str]
-) -> dict[str, Look]:
-    """What earlier runs saw of a selection's drafts, so that the same ones are dropped again.
-
-    Args:
-        output_dir: The output folder.
-        selection: The selection.
-        asked: What was asked to be measured; what another question led to isn't told.
-        keys: Job key of each draft; what another job of its name led to isn't told either.
-    """
-    document = _looks_of(output_dir, selection)
-    if document.get("asked") != asked:
-        return {}
-    return {
-        draft: Look(look["score"], look["elapsed_s"])
-        for draft, look in document["looks"].items()
-        if look.get("job_key") == keys.get(draft)
-    }
-
-
-def looks_s(output_dir: Path, selection: Selection) -> dict[str, float]:
-    """Seconds of each look that was taken at a selection's drafts, by their ids."""
-    looks = _looks_of(output_dir, selection).get("looks", {})
-    return {draft: look["elapsed_s"] for draft, look in looks.items() if look["elapsed_s"]}
-
-
-def _looks_of(output_dir: Path, selection: Selection) -> dict[str, Any]:
-    """What is kept of a selection's looks; empty where there are none after as many steps."""
-    document = read_json(looks_path(output_dir, selection.drafts[0])) or {}
-    looks: Any = document.get("looks")
-    same = (document.get("v"), document.get("after_steps")) == (_VERSION, selection.reject_after)
-    if selection.reject_after is None or not same or not isinstance(looks, dict):
-        return {}
-    known = {
-        draft: look
-        for draft, look in looks.items()
-        if isinstance(look, dict)
-        and isinstance(look.get("score"), (float, type(None)))
-        and isinstance(look.get("elapsed_s"), float)
-    }
-    return {**document, "looks": known}
-
-
-def write_looks(
-    output_dir: Path,
-    selection: Selection,
-    asked: str,
-    keys: Mapping[str, str],
-    looks: Mapping[str, Look],
-) -> None:
-    """Keep what was seen of a selection's drafts; those that no look was taken at aren't told.
-
-    Raises:
-        OutputError: It can't be written.
-    """
-    told = {draft: looks[draft] for draft in keys if draft in looks}
-    write_json(
-        looks_path(output_dir, selection.drafts[0]),
-        {
-            "v": _VERSION,
-            "scene": selection.scene,
-            "asked": asked,
-            "after_steps": selection.reject_after,
-            "looks": {d: {"job_key": keys[d], **asdict(look)} for d, look in told.items()},
-        },
-    )

@@ -1,4 +1,4 @@
-"""``flowblend doctor``: what on this machine could break a render, or its bits."""
+"""``flowblend doctor``: tells what on this machine could break a render, or its bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``flowblend info``: read back how a finished file was rendered."""
+"""``flowblend info``: shows how a finished file was rendered."""
 
 from __future__ import annotations
 
@@ -94,11 +94,12 @@ def _stage_settings(stages: object) -> Iterator[tuple[str, str]]:
 def _caches(reports: object) -> Iterator[tuple[str, str]]:
     """What each stage's cache saved."""
     for report in reports if isinstance(reports, list) else []:
-        told = _mapping(report)
-        stage, computed = told.get("stage"), told.get("computed")
+        saved = _mapping(report)
+        stage, computed = saved.get("stage"), saved.get("computed")
         if isinstance(stage, int) and isinstance(computed, float):
-            shown = f"{told.get('kind')}: {told.get('skipped')} of {told.get('forwards')} forwards"
-            yield f"cache, stage {stage + 1}", f"{shown} cut short, {computed:.0%} computed"
+            forwards = f"{saved.get('skipped')} of {saved.get('forwards')} forwards cut short"
+            text = f"{saved.get('kind')}: {forwards}, {computed:.0%} computed"
+            yield f"cache, stage {stage + 1}", text
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

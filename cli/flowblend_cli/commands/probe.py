@@ -1,4 +1,4 @@
-"""``flowblend probe``: measure a recipe's pair of denoisers, to choose stage boundaries by."""
+"""``flowblend probe``: measures a recipe's pair of denoisers, for the choice of stages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowblend_cli.text import count, printable
 from flowblend_plugin.calibration.criteria import CRITERIA, choose
 
 if TYPE_CHECKING:
-    from flowblend_cli.diagnostics.probe.prepare import Probing
+    from flowblend_cli.diagnostics.probe.prepare import ProbePlan
     from flowblend_cli.jobs import Batch
     from flowblend_plugin.calibration.calibration import Calibration
     from flowblend_plugin.calibration.criteria import Choice
@@ -107,7 +107,7 @@ def probe(
 
 def _report(
     batch: Batch,
-    probing: Probing,
+    probing: ProbePlan,
     calibration: Calibration,
     choice: Choice,
     files: tuple[Path, ...],
@@ -122,7 +122,7 @@ def _report(
     folder = None if is_bundled(batch.source) else batch.source.parent
     lines = recipe_lines(files[0], folder, choice.evidence["budget"], criterion)
     if as_json:
-        told = {
+        document = {
             "v": 1,
             "recipe": batch.recipe_name,
             "elapsed_s": round(elapsed, 3),
@@ -130,7 +130,7 @@ def _report(
             "files": [str(path.absolute()) for path in files],
             "blend": lines,
         }
-        click.echo(json.dumps(told))
+        click.echo(json.dumps(document))
         return
     click.echo(
         f"{printable(batch.recipe_name)}: {count(len(probing.jobs), 'prompt')}, sensitivities of "

@@ -1,4 +1,4 @@
-"""``flowblend report``: what a folder of finished files says, as sentences, numbers and a page."""
+"""``flowblend report``: compares the finished files of a folder in sentences, JSON and a page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``flowblend review``: a page on which people score clips without knowing which is which."""
+"""``flowblend review``: writes a page on which people score clips that have no names."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ def review(
     )
     arrangement = written.arrangement
     if as_json:
-        told = {
+        document = {
             "v": 1,
             "review": arrangement.id,
             "page": str(written.page.absolute()),
             "key": str(written.key.absolute()),
-            "sets": len(arrangement.comparisons),
+            "sets": len(arrangement.sets),
             "clips": len(arrangement.items),
             "warnings": list(written.warnings),
         }
-        click.echo(json.dumps(told))
+        click.echo(json.dumps(document))
         return
     for warning in written.warnings:
         click.echo(f"warning: {printable(warning)}", err=True)
     click.echo(
         f"review {arrangement.id}: {count(len(arrangement.items), 'clip')} in "
-        f"{count(len(arrangement.comparisons), 'set')}: {printable(written.page)}"
+        f"{count(len(arrangement.sets), 'set')}: {printable(written.page)}"
     )
     click.echo(f"the key stays here: {printable(written.key)}")
     click.echo(

@@ -1,1 +1,1 @@
-"""What could go wrong on this machine, and how far a pair's denoisers are apart."""
+"""Diagnostics: the doctor of a machine, and the probe of a pair of denoisers."""

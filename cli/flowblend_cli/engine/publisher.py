@@ -188,15 +188,6 @@ class Publisher:
         }
 
 
-def publish_frames(frames: Frames, path: Path, job: Job, document: dict[str, Any]) -> None:
-    """Write a job's frames as what its recipe asks for: a picture, or a clip.
-
-    Raises:
-        OutputError: The file can't be written.
-    """
-    publish(path, *_encode(frames, path, job, document))
-
-
 def _encode(
     frames: Frames, path: Path, job: Job, document: dict[str, Any]
 ) -> tuple[bytes, Callable[[BinaryIO], None]]:

@@ -1,4 +1,4 @@
-"""Frames as numbers: what they must look like, their hash, and whole-number enlargement."""
+"""Frames as arrays: their shape and type, their hash, and whole-number enlargement."""
 
 from __future__ import annotations
 

@@ -126,6 +126,20 @@ def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
     assert first == second
 
 
+def test_the_same_small_frames_give_the_same_bytes_whatever_memory_held_before() -> None:
+    frames = np.full((5, 32, 16, 3), 60, np.uint8)
+    for index in range(5):
+        frames[index, 10:21, 2 * index : 2 * index + 5] = (200, 60, 60)
+    generator = np.random.default_rng(0)
+
+    def after_other_work() -> bytes:
+        for size in generator.integers(1_000, 400_000, 30):
+            generator.integers(0, 255, size, np.uint8)
+        return encode_mp4(frames, fps=8, crf=10, comment="")
+
+    assert len({after_other_work() for _ in range(30)}) == 1
+
+
 def test_an_odd_size_is_refused_with_a_way_out(tmp_path: Path) -> None:
     with pytest.raises(FramesError, match=r"33x17.*output\.scale to 2"):
         publish_video(clip(height=17, width=33), tmp_path / "a.mp4", fps=8, document=DOCUMENT)

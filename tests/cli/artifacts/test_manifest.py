@@ -1,4 +1,4 @@
-"""What is done already: told by the manifest where a file is what it was, else by the file."""
+"""Finder, manifest and records: finished jobs are found, and damaged ones are rendered again."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rendered import a_job, frames_of, write_clip
 
-from flowblend_cli.artifacts.existing import Finder, Found
+from flowblend_cli.artifacts.existing import Existing, Finder
+from flowblend_cli.artifacts.image import publish_image
 from flowblend_cli.artifacts.manifest import HASHED_BYTES, NAME, Entry, Manifest
 from flowblend_cli.artifacts.records import (
     FOLDER,
     JobRecord,
-    has_answered,
+    is_measured,
     record_path,
     write_record,
 )
-from flowblend_cli.engine.publisher import publish_frames
+from flowblend_cli.artifacts.video import publish_video
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.main import main
 from flowblend_cli.models.identity import job_key, model_identity
@@ -73,7 +74,7 @@ def finder(folder: Path, *, verify: bool = False) -> Finder:
     return Finder(Manifest(folder, pytest.fail), verify=verify)
 
 
-def find(folder: Path, job: Job, *, verify: bool = False, key: str = KEY) -> Found:
+def find(folder: Path, job: Job, *, verify: bool = False, key: str = KEY) -> Existing:
     looking = finder(folder, verify=verify)
     try:
         return looking.find(job, folder / job.filename, key)
@@ -146,7 +147,7 @@ def test_one_flipped_byte_of_a_small_file_is_noticed(tmp_path: Path, job: Job) -
     path = tmp_path / job.filename
     for place in (path.stat().st_size // 2, -20):
         flip(path, place)
-        assert find(tmp_path, job) == Found(is_damaged=True)
+        assert find(tmp_path, job) == Existing(is_damaged=True)
         flip(path, place)
     assert find(tmp_path, job).done is not None
 
@@ -160,10 +161,10 @@ def test_a_large_file_is_judged_by_its_size_unless_all_is_verified(tmp_path: Pat
     flip(path, path.stat().st_size // 2)
 
     assert find(tmp_path, job).done is not None
-    assert find(tmp_path, job, verify=True) == Found(is_damaged=True)
+    assert find(tmp_path, job, verify=True) == Existing(is_damaged=True)
 
     os.truncate(path, path.stat().st_size - 1)
-    assert find(tmp_path, job) == Found(is_damaged=True)
+    assert find(tmp_path, job) == Existing(is_damaged=True)
 
 
 def test_a_manifest_that_lies_is_found_out(tmp_path: Path) -> None:
@@ -195,9 +196,9 @@ def test_what_lies_there_now_counts_and_not_what_the_manifest_remembers(tmp_path
     (tmp_path / linked.filename).rename(tmp_path / "elsewhere.png")
     (tmp_path / linked.filename).symlink_to(tmp_path / "elsewhere.png")
 
-    assert find(tmp_path, one, key="edited") == Found()
-    assert find(tmp_path, other) == Found(is_damaged=True)
-    assert find(tmp_path, gone) == Found()
+    assert find(tmp_path, one, key="edited") == Existing()
+    assert find(tmp_path, other) == Existing(is_damaged=True)
+    assert find(tmp_path, gone) == Existing()
     assert "someone else" in find(tmp_path, foreign).obstacle
     assert "someone else" in find(tmp_path, linked).obstacle
     assert "recipe 'another'" in find(tmp_path, picture("f")).obstacle
@@ -301,21 +302,21 @@ def test_nothing_is_decided_by_dates(tmp_path: Path) -> None:
     assert find(tmp_path, job).is_damaged
 
 
-def test_a_record_answers_for_its_pixels_and_its_question_alone(tmp_path: Path) -> None:
+def test_a_record_counts_for_its_pixels_and_its_measurement_key_alone(tmp_path: Path) -> None:
     asked = json.dumps([1, ["flicker"], None])
-    record = JobRecord("a", "study", "pixels", asked=asked, tracks=(((0.1, 0.2),),))
-    assert not has_answered(tmp_path, "a", "pixels", asked)
+    record = JobRecord("a", "study", "pixels", measurement_key=asked, tracks=(((0.1, 0.2),),))
+    assert not is_measured(tmp_path, "a", "pixels", asked)
     write_record(tmp_path, record)
 
-    assert has_answered(tmp_path, "a", "pixels", asked)
-    assert not has_answered(tmp_path, "a", "pixel", asked)
-    assert not has_answered(tmp_path, "a", "pixels", "")
-    assert not has_answered(tmp_path, "a", "pixels", json.dumps([1, ["flicker"], "p"]))
+    assert is_measured(tmp_path, "a", "pixels", asked)
+    assert not is_measured(tmp_path, "a", "pixel", asked)
+    assert not is_measured(tmp_path, "a", "pixels", "")
+    assert not is_measured(tmp_path, "a", "pixels", json.dumps([1, ["flicker"], "p"]))
     path = record_path(tmp_path, "a")
     path.write_bytes(path.read_bytes()[:-3])
-    assert not has_answered(tmp_path, "a", "pixels", asked)
-    write_record(tmp_path, replace(record, job=f'"asked": {json.dumps(asked)}', asked=""))
-    assert not has_answered(tmp_path, f'"asked": {json.dumps(asked)}', "pixels", asked)
+    assert not is_measured(tmp_path, "a", "pixels", asked)
+    write_record(tmp_path, replace(record, job=f'"asked": {json.dumps(asked)}', measurement_key=""))
+    assert not is_measured(tmp_path, f'"asked": {json.dumps(asked)}', "pixels", asked)
 
 
 # The same through the command, on a batch that is finished without a render.
@@ -332,7 +333,10 @@ def finished(recipe: Path) -> Batch:
             "pixels_sha256": "0" * 64,
         }  # fmt: skip
         frames = frames_of(job.seed, int(job.argument("num_frames")))
-        publish_frames(frames, batch.path_of(job), job, document)
+        if job.extension == ".png":
+            publish_image(frames[0], batch.path_of(job), document=document)
+        else:
+            publish_video(frames, batch.path_of(job), fps=job.output.fps, document=document)
     return batch
 
 

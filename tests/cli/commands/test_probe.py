@@ -411,7 +411,7 @@ def test_a_home_that_can_not_be_written_is_no_hindrance(tmp_path: Path) -> None:
     blocked = tmp_path / "blocked"
     blocked.write_text("no folder", "utf-8")
     code = (
-        "from flowblend_cli.drawing import settings_folder\n"
+        "from flowblend_cli.utils.cache_dirs import settings_folder\n"
         "with settings_folder():\n"
         "    import os, pathlib, matplotlib.font_manager as f\n"
         "    folder = pathlib.Path(os.environ['MPLCONFIGDIR'])\n"

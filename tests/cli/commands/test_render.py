@@ -18,9 +18,9 @@ from click.testing import CliRunner, Result
 from diffusers import WanPipeline
 from filelock import FileLock
 
-from flowblend_cli.analysis.gallery.comparison import read_frames
 from flowblend_cli.artifacts.finished import FileState, inspect_final
 from flowblend_cli.artifacts.metadata import read_document
+from flowblend_cli.artifacts.reading import read_native_frames
 from flowblend_cli.engine.output_folder import LOCK_NAME
 from flowblend_cli.main import main
 from flowblend_cli.models.bundled import bundled_dir
@@ -233,7 +233,7 @@ def test_the_document_holds_the_whole_job(rendered: tuple[Path, Result]) -> None
 def test_clips_decode_to_every_frame_at_the_asked_scale(recipe: Any) -> None:
     path = recipe(RECIPE + "\n[output]\nscale = 4\n")
     (first, *_) = of_kind(invoke("render", path, "--json", *ONE), "job_done")
-    assert read_frames(Path(first["path"])).shape == (17, 256, 256, 3)
+    assert read_native_frames(Path(first["path"])).shape == (17, 256, 256, 3)
 
 
 def test_seed_zero_draws_a_seed_and_counts_as_done(recipe: Any) -> None:

@@ -1,1 +1,1 @@
-"""Finished clips and what was measured of them."""
+"""Finished clips, their records and their measurements."""

@@ -1,75 +1,37 @@
-"""What a report is made from: finished files, what was measured of them, the recipe they are of."""
+"""Clip, Section and Folder: finished files, records and recipes, for reports and reviews."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from flowblend_cli.artifacts.records import JobRecord
 from flowblend_cli.jobs import Job
 from flowblend_cli.study import Study
 
 
 @dataclass(frozen=True)
-class MetricInfo:
-    """What a metric means.
-
-    Args:
-        name: Its name.
-        unit: Unit; empty for a plain number.
-        better: ``"higher"``, ``"lower"`` or ``"neither"``.
-        definition: What it is, in words.
-        source: Where it comes from.
-        needs: What it is computed from, see ``flowblend_plugin.metrics``.
-    """
-
-    name: str
-    unit: str
-    better: str
-    definition: str
-    source: str
-    needs: str
-
-
-@dataclass(frozen=True)
 class Clip:
-    """One finished file of ours: its job, and what is known of how it was rendered.
+    """One finished file of ours, its job, and how it was rendered.
 
     Args:
         job: The job, as its file records it.
         name: Name of the file inside the folder.
         seed: The seed that was used, also where the recipe let one be drawn.
-        pixels_sha256: Hash of its pixels.
-        elapsed_s: Seconds of each render of the job; empty where nobody knows.
-        pixels: Hash of each render of the job, this file's own first.
-        step_s: Seconds of each step.
-        peak_rss_bytes: Most main memory.
-        peak_vram_bytes: Most accelerator memory.
-        metrics: What was measured, by name.
-        measured_on: ``"frames"`` as rendered, ``"file"`` as encoded; empty for nothing measured.
-        tracks: Paths of points, see ``records.JobRecord``.
-        accepted: Whether an adapted clip is the one to keep; None where nothing was adapted.
-        score: What the metrics add up to, 0 to 1; None where they don't tell.
+        record: The measurements of these very pixels; where the folder keeps none, what the file
+            itself says.
+        score: The score that the metrics give, 0 to 1; None where they give none.
         denoisers: One letter a step: who ran it.
         device: Kind of device, such as ``"cpu"``.
-        versions: Versions of what decides bits.
+        versions: Versions of the packages that decide bits.
         source: The recipe's folder.
     """
 
     job: Job
     name: str
     seed: int
-    pixels_sha256: str
-    elapsed_s: tuple[float, ...] = ()
-    pixels: tuple[str, ...] = ()
-    step_s: tuple[float, ...] = ()
-    peak_rss_bytes: int | None = None
-    peak_vram_bytes: int | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    measured_on: str = ""
-    tracks: tuple[Any, ...] = ()
-    accepted: bool | None = None
+    record: JobRecord
     score: float | None = None
     denoisers: str = ""
     device: str = ""
@@ -84,16 +46,22 @@ class Clip:
     @property
     def seconds(self) -> float | None:
         """Median seconds of the job's renders."""
-        return statistics.median(self.elapsed_s) if self.elapsed_s else None
+        elapsed_s = self.record.elapsed_s
+        return statistics.median(elapsed_s) if elapsed_s else None
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Median seconds of a step."""
+        return statistics.median(self.record.step_s) if self.record.step_s else None
 
     @property
     def costs(self) -> dict[str, float]:
-        """What the clock and the memory said, under the names that metrics have."""
+        """Time and memory that the renders took, under the names that metrics have."""
         found = {
             "elapsed_s": self.seconds,
-            "step_s": statistics.median(self.step_s) if self.step_s else None,
-            "peak_rss_bytes": self.peak_rss_bytes,
-            "peak_vram_bytes": self.peak_vram_bytes,
+            "step_s": self.seconds_per_step,
+            "peak_rss_bytes": self.record.peak_rss_bytes,
+            "peak_vram_bytes": self.record.peak_vram_bytes,
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -109,8 +77,14 @@ class Clip:
 
     @property
     def subject(self) -> tuple[str, str]:
-        """What clips must share to be compared: scene and prompt."""
+        """Scene and prompt, which clips must share to be compared."""
         return self.job.scene, self.job.prompt
+
+    @property
+    def seed_label(self) -> str:
+        """The seeds in words: ``"seed 1"``, or ``"seed 1, noise 2"`` where a recipe names both."""
+        noise = self.job.sampling.noise_seed
+        return f"seed {self.seed}" + ("" if noise is None else f", noise {noise}")
 
     @property
     def noise(self) -> tuple[int, int]:
@@ -121,7 +95,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Spread:
-    """How far renders of one variant are apart.
+    """Distances between the renders of one variant.
 
     Args:
         scene: Their scene.
@@ -152,8 +126,8 @@ class KeptRecipe:
         path: Its file.
         text: Its text.
         overrides: The ``--set`` options.
-        warnings: What ``check`` warned of.
-        study: What it asks to be measured and compared.
+        warnings: Warnings of ``check``.
+        study: Its measurements and comparisons.
         jobs: Ids of its jobs, in order.
     """
 
@@ -187,25 +161,23 @@ class Section:
 
     @property
     def study(self) -> Study:
-        """What the recipe asks for; nothing where it wasn't kept."""
+        """The recipe's study; an empty one where the recipe wasn't kept."""
         return self.recipe.study if self.recipe else Study()
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder holds.
+    """A folder's clips, by recipe.
 
     Args:
         name: Name of the folder.
         sections: One for each recipe.
-        warnings: What isn't ours, is damaged, missing, or can't be compared.
-        metrics: What the metrics mean, by name, in the order in which they are shown.
+        warnings: Files and jobs that are foreign, damaged, missing or can't be compared.
     """
 
     name: str
     sections: tuple[Section, ...]
     warnings: tuple[str, ...] = ()
-    metrics: Mapping[str, MetricInfo] = field(default_factory=dict)
 
 
 def own_job(job: str, clips: Iterable[Clip]) -> str:

@@ -1,4 +1,7 @@
-"""From a folder to plain data: finished files, their records, the recipes kept beside them."""
+"""A folder's clips, records and recipes as plain data, for reports and reviews.
+
+``gather`` reads all that a report needs, ``find_clips`` the clips alone.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,22 @@ from flowblend_cli.study import AdaptSpec, MeasureSpec, ReviewSpec, Selection, S
 from flowblend_cli.text import count
 
 _MEDIA = (".mp4", ".png")
-_LOOKED_AT = {*_MEDIA, ".mov", ".mkv", ".webm", ".gif", ".jpg", ".jpeg", ".avi"}
+_INSPECTED = {*_MEDIA, ".mov", ".mkv", ".webm", ".gif", ".jpg", ".jpeg", ".avi"}
 _AGAIN = ".again"
 _NAMED = 5
+
+
+@dataclass(frozen=True)
+class CollectedClips:
+    """The clips of a folder.
+
+    Args:
+        clips: The finished files, by name.
+        warnings: Files that aren't ours, are damaged, or are there twice.
+    """
+
+    clips: list[Clip]
+    warnings: list[str]
 
 
 def gather(folder: Path) -> Folder:
@@ -46,21 +62,21 @@ def gather(folder: Path) -> Folder:
     found = find_clips(folder)
     sections, warnings = [], list(found.warnings)
     for name, clips in sorted(group(found.clips, lambda clip: clip.job.recipe).items()):
-        section, told = _section(folder, name, clips)
+        section, further = _section(folder, name, clips)
         sections.append(section)
-        warnings += told
-    return Folder(folder.absolute().name, tuple(sections), tuple(warnings), measure.catalogue())
+        warnings += further
+    return Folder(folder.absolute().name, tuple(sections), tuple(warnings))
 
 
-def find_clips(folder: Path) -> Found:
-    """Read the finished files of a folder, and what was measured of them before.
+def find_clips(folder: Path) -> CollectedClips:
+    """Read the finished files of a folder, and their records.
 
     Raises:
         UsageError: It is no folder, or holds no finished file of ours.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: is no folder: give the one that clips were rendered into")
-    found = Found.of(folder)
+    found = _collect(folder)
     if not found.clips:
         why = f" ({'; '.join(found.warnings)})" if found.warnings else ""
         raise UsageError(
@@ -70,118 +86,83 @@ def find_clips(folder: Path) -> Found:
     return found
 
 
-@dataclass
-class Found:
-    """What lies in a folder.
+def _collect(folder: Path) -> CollectedClips:
+    warnings: list[str] = []
+    foreign: list[str] = []
+    clips: list[Clip] = []
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith(".") and path.suffix.lower() in _INSPECTED:
+            clip = _read_clip(path, warnings, foreign)
+            clips += [] if clip is None else [clip]
+    if foreign:
+        warnings.append(f"not flowblend's, left out: {_some(foreign)}")
+    kept: dict[tuple[str, str], Clip] = {}
+    for clip in clips:
+        if clip.id.endswith(_AGAIN):
+            continue
+        first = kept.setdefault((clip.job.recipe, clip.id), clip)
+        if first is not clip:
+            warnings.append(f"{clip.name} holds the same job as {first.name}, and is left out")
+    for again in clips:  # a file that was rendered again is no clip, but its job's next render
+        original = kept.get((again.job.recipe, again.id.removesuffix(_AGAIN)))
+        if original is not None and again.id.endswith(_AGAIN):
+            pixels = (*original.record.pixels, again.record.pixels_sha256)
+            record = replace(original.record, pixels=pixels)
+            kept[original.job.recipe, original.id] = replace(original, record=record)
+    return CollectedClips(list(kept.values()), warnings)
 
-    Args:
-        clips: The finished files, by name.
-        warnings: What isn't ours, is damaged, or is there twice.
-    """
 
-    clips: list[Clip]
-    warnings: list[str]
-
-    @classmethod
-    def of(cls, folder: Path) -> Found:
-        """Look at every file of a folder that could be a clip."""
-        found = cls([], [])
-        foreign: list[str] = []
-        agains: list[Clip] = []
-        for path in sorted(folder.iterdir()):
-            if path.name.startswith(".") or path.suffix.lower() not in _LOOKED_AT:
-                continue
-            found._look(path, foreign, agains)
-        if foreign:
-            found.warnings.append(f"not flowblend's, left out: {_some(foreign)}")
-        found._without_copies()
-        found._join(agains)
-        return found
-
-    def _look(self, path: Path, foreign: list[str], agains: list[Clip]) -> None:
-        try:
-            finished = inspect_final(path)
-        except OutputError as error:
-            self.warnings.append(str(error))
-            return
-        if finished.state is FileState.DAMAGED:
-            self.warnings.append(f"{path.name} is damaged, left out: render the recipe again")
-            return
+def _read_clip(path: Path, warnings: list[str], foreign: list[str]) -> Clip | None:
+    """The clip that a file is; None for any other file, which is added to one of the lists."""
+    try:
+        finished = inspect_final(path)
         document = finished.document or {}
-        if finished.state is FileState.FOREIGN or path.suffix not in _MEDIA:
+        if finished.state is FileState.DAMAGED:
+            warnings.append(f"{path.name} is damaged, left out: render the recipe again")
+        elif finished.state is FileState.FOREIGN or path.suffix not in _MEDIA:
             foreign.append(path.name)
-            return
-        if not isinstance(document.get("job"), dict):
-            return  # contact sheets and comparisons: ours, but nobody's job
-        try:
-            clip = _clip(path, document)
-        except DocumentError as error:
-            self.warnings.append(f"{path.name} is left out: {error}")
-            return
-        (agains if clip.id.endswith(_AGAIN) else self.clips).append(clip)
-
-    def _without_copies(self) -> None:
-        kept: dict[tuple[str, str], Clip] = {}
-        for clip in self.clips:
-            first = kept.setdefault((clip.job.recipe, clip.id), clip)
-            if first is not clip:
-                self.warnings.append(
-                    f"{clip.name} holds the same job as {first.name}, and is left out"
-                )
-        self.clips = list(kept.values())
-
-    def _join(self, agains: Iterable[Clip]) -> None:
-        """A file that was rendered again is no clip of its own: it is its job's next render."""
-        for again in agains:
-            name = again.id.removesuffix(_AGAIN)
-            for index, clip in enumerate(self.clips):
-                if (clip.job.recipe, clip.id) == (again.job.recipe, name):
-                    pixels = (*clip.pixels, again.pixels_sha256)
-                    self.clips[index] = replace(clip, pixels=pixels)
+        elif isinstance(document.get("job"), dict):  # a contact sheet is ours, but nobody's job
+            return _clip(path, document)
+    except DocumentError as error:
+        warnings.append(f"{path.name} is left out: {error}")
+    except OutputError as error:
+        warnings.append(str(error))
+    return None
 
 
 def _clip(path: Path, document: Mapping[str, Any]) -> Clip:
     job = Job.from_document(document["job"])
     resolved = _mapping(document.get("resolved"))
     seed = resolved.get("seed", job.seed)
-    sampling_s: Any = resolved.get("sampling_s")
-    digest = str(document.get("pixels_sha256", ""))
-    clip = Clip(
+    return Clip(
         job=job,
         name=path.name,
         seed=seed if isinstance(seed, int) else job.seed,
-        pixels_sha256=digest,
-        elapsed_s=(sampling_s,) if is_number(sampling_s) else (),
-        pixels=(digest,),
+        record=_record(path.parent, job, document),
         denoisers=_text(resolved.get("denoisers")),
         device=_text(resolved.get("device")),
         versions={str(k): str(v) for k, v in _mapping(document.get("versions")).items()},
         source=_text(resolved.get("source")),
     )
-    record = read_record(path.parent, job.id)
-    return clip if record is None else _with_record(clip, record)
 
 
-def _with_record(clip: Clip, record: JobRecord) -> Clip:
-    """Add what was measured, if it was measured of these very pixels."""
-    if record.pixels_sha256 != clip.pixels_sha256:
-        return clip
+def _record(folder: Path, job: Job, document: Mapping[str, Any]) -> JobRecord:
+    """The record of a file's very pixels; what it lacks is taken from the file's document."""
+    digest = str(document.get("pixels_sha256", ""))
+    record = read_record(folder, job.id)
+    if record is None or record.pixels_sha256 != digest:
+        record = JobRecord(job.id, job.recipe, digest)
+    sampling_s: Any = _mapping(document.get("resolved")).get("sampling_s")
     return replace(
-        clip,
-        elapsed_s=record.elapsed_s or clip.elapsed_s,
-        pixels=record.pixels or clip.pixels,
-        step_s=record.step_s,
-        peak_rss_bytes=record.peak_rss_bytes,
-        peak_vram_bytes=record.peak_vram_bytes,
-        metrics=dict(record.metrics),
+        record,
+        elapsed_s=record.elapsed_s or ((sampling_s,) if is_number(sampling_s) else ()),
+        pixels=record.pixels or (digest,),
         measured_on=record.measured_on if record.metrics else "",
-        tracks=record.tracks,
-        accepted=record.accepted,
     )
 
 
 def _section(folder: Path, name: str, clips: list[Clip]) -> tuple[Section, list[str]]:
-    recipe = _kept(folder, name)
+    recipe = kept_recipe(folder, name)
     warnings = [f"{name}: {warning}" for warning in recipe.warnings] if recipe else []
     if recipe:
         finals = (job for one in recipe.study.selections for job in one.finals)
@@ -194,13 +175,14 @@ def _section(folder: Path, name: str, clips: list[Clip]) -> tuple[Section, list[
             f"{name}: its clips were rendered under different versions or threads, so that their "
             "seconds, and bits, needn't be comparable"
         )
-    measured = measure.complete(folder, clips, recipe.study if recipe else Study())
-    spreads = measure.spreads(folder, measured.clips)
-    section = Section(name, measured.clips, recipe, spreads, *_looks_s(folder, recipe, clips))
-    return section, [*warnings, *(f"{name}: {warning}" for warning in measured.warnings)]
+    measured, lacking = measure.complete(folder, clips, recipe.study if recipe else Study())
+    spreads = measure.spreads(folder, measured)
+    section = Section(name, measured, recipe, spreads, *_looks_s(folder, recipe, clips))
+    return section, [*warnings, *(f"{name}: {warning}" for warning in lacking)]
 
 
 def _differences(name: str, recipe: KeptRecipe, clips: Iterable[Clip]) -> Iterator[str]:
+    """Warnings of jobs that the recipe lists and the folder lacks, and the other way round."""
     listed = [clip for clip in clips if not clip.kind]
     present = {clip.id for clip in clips}
     chosen = {job for one in recipe.study.selections for job in (*one.finals, *one.drafts)}
@@ -221,7 +203,7 @@ def _differences(name: str, recipe: KeptRecipe, clips: Iterable[Clip]) -> Iterat
 def _looks_s(
     folder: Path, recipe: KeptRecipe | None, clips: Iterable[Clip]
 ) -> tuple[dict[str, tuple[float, ...]], dict[str, float]]:
-    """Seconds of early looks, by scene: at each draft that left no file, and at all others."""
+    """Seconds of early looks, by scene: of each draft that left no file, and of the others."""
     abandoned: dict[str, tuple[float, ...]] = {}
     others: dict[str, float] = {}
     if recipe is None:
@@ -235,8 +217,13 @@ def _looks_s(
     return abandoned, others
 
 
-def _kept(folder: Path, name: str) -> KeptRecipe | None:
-    """The recipe as last rendered, or None where it wasn't kept, or can't be read."""
+def kept_recipe(folder: Path, name: str) -> KeptRecipe | None:
+    """A recipe as it was last rendered into a folder; None where none can be read.
+
+    Args:
+        folder: The output folder.
+        name: Name of the recipe.
+    """
     if "/" in name or name in ("", ".", ".."):
         return None
     document = read_json(recipe_path(folder, name))
@@ -260,7 +247,8 @@ def _study(document: Mapping[str, Any]) -> Study:
     """Read a study back from its JSON form; keys of another version are left out."""
     values = _known(Study, document)
     values["measure"] = MeasureSpec(**_known(MeasureSpec, document.get("measure") or {}))
-    values["review"] = ReviewSpec(**_known(ReviewSpec, document.get("review") or {}))
+    values["axes"] = _texts(document.get("axes"))
+    values["review"] = ReviewSpec(_texts((document.get("review") or {}).get("criteria")))
     if document.get("adapt") is not None:
         values["adapt"] = AdaptSpec(**_known(AdaptSpec, document["adapt"]))
     selections = document.get("selections") or ()

@@ -1,16 +1,15 @@
-"""What nobody measured at render time, measured of the files; scores; how far renders are apart."""
+"""Metrics of clips that no run measured, scores, and distances between renders, for reports."""
 
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.analysis.clips.clip import Clip, MetricInfo, Spread
+from flowblend_cli.analysis.clips.clip import Clip, Spread
 from flowblend_cli.analysis.clips.variants import MODE, find_axes, group, settings
 from flowblend_cli.artifacts.reading import read_native_frames
 from flowblend_cli.errors import OutputError
@@ -20,43 +19,26 @@ from flowblend_cli.study import Study
 from flowblend_cli.text import count
 from flowblend_plugin import metrics
 from flowblend_plugin.errors import FlowBlendError
+from flowblend_plugin.metrics.similarity import psnr
 
 _MOST_RENDERS = 10  # of one variant that are compared with each other: 45 pairs
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Clips with what could be measured of them.
-
-    Args:
-        clips: The clips.
-        warnings: What could not, and why.
-    """
-
-    clips: tuple[Clip, ...]
-    warnings: tuple[str, ...]
-
-
-def catalogue() -> dict[str, MetricInfo]:
-    """What every metric means, in the order in which reports list them."""
-    return {
-        name: MetricInfo(
-            name, one.unit, one.better, one.definition, one.source, one.needs
-        )
-        for name, one in metrics.METRICS.items()
-    }  # fmt: skip
-
-
-def complete(folder: Path, clips: Sequence[Clip], study: Study) -> Measured:
+def complete(
+    folder: Path, clips: Sequence[Clip], study: Study
+) -> tuple[tuple[Clip, ...], list[str]]:
     """Measure the clips that have no record of it, and give each its score.
 
     Args:
         folder: Where the files are.
         clips: The clips.
         study: What the recipe asks to be measured, and how the score weighs it.
+
+    Returns:
+        The clips with their metrics and scores, and warnings of what can't be measured.
     """
     warnings: list[str] = []
-    lacking = [clip for clip in clips if not clip.metrics]
+    lacking = [clip for clip in clips if not clip.record.metrics]
     found = {clip.id: clip for clip in clips}
     if lacking and study.measure.names != ():
         if metrics.is_available():
@@ -69,16 +51,18 @@ def complete(folder: Path, clips: Sequence[Clip], study: Study) -> Measured:
         else:
             warnings.append(f"{count(len(lacking), 'file')} not measured: {metrics.missing()}")
     weights = dict(study.measure.weights)
-    scored = [
-        replace(clip, score=score_of(clip.job.prompt, {**clip.metrics, **clip.costs}, weights))
-        for clip in found.values()
-    ]
-    if any(clip.measured_on == "file" for clip in scored):
+    scored = [_scored(clip, weights) for clip in found.values()]
+    if any(clip.record.measured_on == "file" for clip in scored):
         warnings.append(
             "measured on the encoded files where no record of the rendered frames was left: "
             "compression adds a little to flicker and takes a little sharpness"
         )
-    return Measured(tuple(scored), tuple(warnings))
+    return tuple(scored), warnings
+
+
+def _scored(clip: Clip, weights: dict[str, float]) -> Clip:
+    values = {**clip.record.metrics, **clip.costs}
+    return replace(clip, score=score_of(clip.job.prompt, values, weights))
 
 
 def _references(folder: Path, clips: Sequence[Clip], study: Study) -> dict[str, Clip]:
@@ -98,9 +82,8 @@ def _measured(folder: Path, clip: Clip, other: Clip | None, study: Study) -> Cli
     if names is not None:
         fitting = {"frames", "reference"} if reference is not None else {"frames"}
         names = tuple(n for n in names if n in metrics.METRICS and _needs(n) in fitting)
-    return replace(
-        clip, metrics=metrics.measure(frames, names, reference=reference), measured_on="file"
-    )
+    values = metrics.measure(frames, names, reference=reference)
+    return replace(clip, record=replace(clip.record, metrics=values, measured_on="file"))
 
 
 def _needs(name: str) -> str:
@@ -147,11 +130,12 @@ def _spread(folder: Path, clips: Sequence[Clip], across: str) -> Spread:
         return told
     if len({one.shape for one in frames}) > 1:
         return told
-    pairs = [
-        math.inf if a.pixels_sha256 == b.pixels_sha256 else _psnr(x, y)
-        for (a, x), (b, y) in itertools.combinations(zip(clips, frames, strict=True), 2)
+    pairs = list(itertools.combinations(zip(clips, frames, strict=True), 2))
+    apart = [
+        psnr(x, y)
+        for (a, x), (b, y) in pairs
+        if a.record.pixels_sha256 != b.record.pixels_sha256 and not metrics.bit_equal([x, y])
     ]
-    apart = [psnr for psnr in pairs if math.isfinite(psnr)]
     paths = _trajectory_spread(clips, frames)
     return replace(
         told,
@@ -163,14 +147,14 @@ def _spread(folder: Path, clips: Sequence[Clip], across: str) -> Spread:
 
 
 def _trajectory_spread(clips: Sequence[Clip], frames: Sequence[Any]) -> float | None:
-    """Of the recorded paths where every clip has them, else of the decoded ones."""
+    """The spread of the recorded paths where every clip has them, else of the decoded ones."""
     import numpy as np
 
     if frames[0].shape[0] < 2:
         return None
     try:
-        if all(clip.tracks for clip in clips):
-            paths = [np.asarray(clip.tracks, dtype=float) for clip in clips]
+        if all(clip.record.tracks for clip in clips):
+            paths = [np.asarray(clip.record.tracks, dtype=float) for clip in clips]
         elif metrics.is_available():
             paths = [metrics.tracks(one) for one in frames]
         else:
@@ -178,10 +162,3 @@ def _trajectory_spread(clips: Sequence[Clip], frames: Sequence[Any]) -> float | 
         return float(metrics.trajectory_spread(paths))
     except (FlowBlendError, ValueError, TypeError):
         return None
-
-
-def _psnr(a: Any, b: Any) -> float:
-    import numpy as np
-
-    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
-    return 10 * math.log10(255**2 / error) if error else math.inf

@@ -1,4 +1,4 @@
-"""Which settings differ between the clips of one scene and prompt: variants, and their repeats."""
+"""Axes and variants: the settings in which clips of one scene differ, for reports and reviews."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Variant:
+class VariantGroup:
     """Clips that differ in nothing but scene, prompt and seeds.
 
     Args:
@@ -49,7 +49,7 @@ class Variant:
 
 
 def settings(job: Job) -> dict[str, Hashable]:
-    """All that decides a clip, but scene, prompt and seeds, by its key in a recipe."""
+    """The settings of a job but scene, prompt and seeds, by their keys in a recipe."""
     found: dict[str, Any] = dict(job.arguments)
     found[STEPS] = job.num_inference_steps
     found["negative_prompt"] = job.negative_prompt
@@ -113,7 +113,7 @@ def find_axes(clips: Sequence[Clip], preferred: Sequence[str] = ()) -> tuple[str
     return tuple(kept)
 
 
-def find_variants(clips: Sequence[Clip], axes: Sequence[str]) -> tuple[Variant, ...]:
+def find_variants(clips: Sequence[Clip], axes: Sequence[str]) -> tuple[VariantGroup, ...]:
     """Sort clips into variants: numbers in ascending order, other values as they appear."""
     table = {clip.id: settings(clip.job) for clip in clips}
     found = group(clips, lambda clip: tuple(table[clip.id].get(axis) for axis in axes))
@@ -125,11 +125,13 @@ def find_variants(clips: Sequence[Clip], axes: Sequence[str]) -> tuple[Variant, 
             values.sort()
         ranks.append({value: rank for rank, value in enumerate(values)})
     order = sorted(seen, key=lambda key: [ranks[i][value] for i, value in enumerate(key)])
-    return tuple(Variant(tuple(zip(axes, key, strict=True)), tuple(found[key])) for key in order)
+    return tuple(
+        VariantGroup(tuple(zip(axes, key, strict=True)), tuple(found[key])) for key in order
+    )
 
 
 def fixed_settings(clips: Sequence[Clip], axes: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """What all clips share, as pairs of key and value; what nobody set is left out."""
+    """The settings that all clips share, as pairs of key and value; unset ones are left out."""
     tables = [settings(clip.job) for clip in clips]
     hidden = {*axes, "blend.stage", "model.adapters", "image"}
     return tuple(

@@ -1,8 +1,9 @@
-"""Which variant wins, where more steps stop paying, and how sure that is. Pure Python.
+"""Comparison: a recipe's variants side by side, the winner and how sure it is. Pure Python.
 
-The rule: the variant with the best mean score wins; where variants differ in the number of steps
-alone, the one with the fewest steps whose mean can't be told from the best, and isn't far below it
-however few repeats there are. The winning clip of each scene is the best repeat of that variant.
+``compare`` makes it, for reports. The rule: the variant with the best mean score wins. Among
+variants that differ from it in the number of steps alone, the one with the fewest steps wins whose
+mean can't be told from the best and isn't far below it, however few repeats there are. The winning
+clip of each scene is the best repeat of the winning variant.
 """
 
 from __future__ import annotations
@@ -11,17 +12,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flowblend_cli.analysis.clips.clip import Clip, MetricInfo, Section, own_job
+from flowblend_cli.analysis.clips.clip import Clip, Section, own_job
 from flowblend_cli.analysis.clips.variants import (
     MODE,
     STEPS,
-    Variant,
+    VariantGroup,
     find_axes,
     find_variants,
     fixed_settings,
     group,
 )
-from flowblend_cli.analysis.compare.statistics import Difference, Summary, difference, summarise
+from flowblend_cli.analysis.compare.statistics import (
+    Difference,
+    SampleSummary,
+    difference,
+    summarise,
+)
+from flowblend_plugin.metrics.catalogue import METRICS
 
 TOLERANCE = 0.01
 """Difference of mean scores, from 0 to 1, that is too small to pay for."""
@@ -31,11 +38,11 @@ MOST_LOST = 0.05
 
 STANDARD_STEPS = 50
 USES = {20: "explore", 40: "produce", 60: "final"}
-"""What single pictures of so many steps are for."""
+"""Use of single pictures, by their number of steps."""
 
 
 @dataclass(frozen=True)
-class Row:
+class VariantSummary:
     """One variant in numbers.
 
     Args:
@@ -51,22 +58,32 @@ class Row:
         is_best: Whether its mean score is the highest.
         is_winner: Whether it is the one to use.
         is_as_good: Whether its mean can't be told from the best one's.
-        use: What pictures of so many steps are for; else empty.
+        use: The use of pictures of so many steps; empty for clips.
     """
 
     label: str
     values: tuple[tuple[str, Any], ...]
     jobs: tuple[str, ...]
     steps: int | None
-    score: Summary | None
-    metrics: Mapping[str, Summary]
-    seconds: Summary | None
+    score: SampleSummary | None
+    metrics: Mapping[str, SampleSummary]
+    seconds: SampleSummary | None
     share: float | None = None
     to_best: Difference | None = None
     is_best: bool = False
     is_winner: bool = False
     is_as_good: bool = False
     use: str = ""
+
+    @property
+    def others(self) -> tuple[tuple[str, Any], ...]:
+        """The values of all axes but the number of steps."""
+        return tuple(pair for pair in self.values if pair[0] != STEPS)
+
+    @property
+    def labels_without_steps(self) -> list[str]:
+        """The parts of the label that aren't about the number of steps."""
+        return [part for part in self.label.split(", ") if not part.endswith(" steps")]
 
 
 @dataclass(frozen=True)
@@ -79,7 +96,7 @@ class Winner:
         label: Its variant in words; empty where there is one variant only.
         seed: Its seed.
         score: Its score.
-        of: Out of how many repeats it was chosen.
+        of: The number of repeats that it was chosen from.
         ties: Ids of other clips with the very same score.
         noise_seed: Seed of the noise that was added at each step, where the recipe names one.
     """
@@ -96,13 +113,13 @@ class Winner:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the clips of one recipe say when they are put side by side.
+    """The variants of one recipe side by side.
 
     Args:
         axes: The settings that vary.
         rows: One for each variant.
         winners: One for each scene and prompt.
-        fixed: What all clips share.
+        fixed: The settings that all clips share.
         standard: Label of the variant that seconds are shares of; empty without one.
         is_pictures: Whether these are single pictures.
         is_balanced: Whether every variant has the same scenes, prompts and seeds.
@@ -110,7 +127,7 @@ class Comparison:
     """
 
     axes: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[VariantSummary, ...]
     winners: tuple[Winner, ...]
     fixed: tuple[tuple[str, str], ...]
     standard: str = ""
@@ -119,31 +136,30 @@ class Comparison:
     is_by_sharpness: bool = False
 
     @property
-    def best(self) -> Row | None:
+    def best(self) -> VariantSummary | None:
         """The variant with the highest mean score."""
         return next((row for row in self.rows if row.is_best), None)
 
     @property
-    def winner(self) -> Row | None:
+    def winner(self) -> VariantSummary | None:
         """The variant to use."""
         return next((row for row in self.rows if row.is_winner), None)
 
-    def curve(self) -> tuple[Row, ...]:
+    def curve(self) -> tuple[VariantSummary, ...]:
         """The rows that differ from the best in nothing but steps, by steps; empty without any."""
         best = self.best
         if STEPS not in self.axes or best is None:
             return ()
-        rows = [row for row in self.rows if _others(row) == _others(best)]
+        rows = [row for row in self.rows if row.others == best.others]
         rows.sort(key=lambda row: row.steps or 0)
         return tuple(rows) if len(rows) > 1 else ()
 
 
-def compare(section: Section, infos: Mapping[str, MetricInfo]) -> Comparison:
-    """Put the clips that a recipe lists side by side: adapted ones aside, and drafts of others.
+def compare(section: Section) -> Comparison:
+    """Compare the clips of a recipe: its own and finals, or drafts where there is nothing else.
 
     Args:
         section: The clips of one recipe.
-        infos: The metrics that there are, in the order in which they are shown.
     """
     clips = [clip for clip in section.clips if clip.kind in ("", "final")] or [
         clip for clip in section.clips if clip.kind == "draft"
@@ -153,7 +169,7 @@ def compare(section: Section, infos: Mapping[str, MetricInfo]) -> Comparison:
     axes = find_axes(clips, section.study.axes)
     variants = find_variants(clips, axes)
     standard = _standard(variants)
-    rows = _judged([_row(variant, infos) for variant in variants], variants)
+    rows = _judged([_row(variant) for variant in variants], variants)
     rows = [
         replace(row, share=_share(variant, variants, standard), use=_use(row, rows, clips))
         for row, variant in zip(rows, variants, strict=True)
@@ -172,23 +188,25 @@ def compare(section: Section, infos: Mapping[str, MetricInfo]) -> Comparison:
 
 
 def pair_of(clip: Clip) -> tuple[Any, ...]:
-    """What clips of two variants share where they are compared as a pair."""
+    """Scene, prompt and seeds, which clips of two variants share where they make a pair."""
     return (*clip.subject, *clip.noise)
 
 
 def _distinct(clips: Sequence[Clip]) -> list[Clip]:
     """Clips without those that repeat another's pixels: equal renders are no further evidence."""
-    return list({(*c.subject, c.seed, c.pixels_sha256): c for c in reversed(clips)}.values())[::-1]
+    groups = group(clips, lambda clip: (*clip.subject, clip.seed, clip.record.pixels_sha256))
+    return [alike[0] for alike in groups.values()]
 
 
-def _row(variant: Variant, infos: Mapping[str, MetricInfo]) -> Row:
+def _row(variant: VariantGroup) -> VariantSummary:
     metrics = {}
     clips = _distinct(variant.clips)
-    for name in infos:
-        told = summarise([clip.metrics[name] for clip in clips if name in clip.metrics])
-        if told is not None:
-            metrics[name] = told
-    return Row(
+    measured = [clip.record.metrics for clip in clips]
+    for name in METRICS:
+        summary = summarise([values[name] for values in measured if name in values])
+        if summary is not None:
+            metrics[name] = summary
+    return VariantSummary(
         variant.label,
         variant.values,
         tuple(clip.id for clip in variant.clips),
@@ -199,7 +217,7 @@ def _row(variant: Variant, infos: Mapping[str, MetricInfo]) -> Row:
     )
 
 
-def _judged(rows: list[Row], variants: Sequence[Variant]) -> list[Row]:
+def _judged(rows: list[VariantSummary], variants: Sequence[VariantGroup]) -> list[VariantSummary]:
     """Mark the best variant, those as good, and the winner; nothing where nothing has a score."""
     scored = [row for row in rows if row.score is not None]
     if len(rows) < 2 or not scored:
@@ -216,28 +234,26 @@ def _judged(rows: list[Row], variants: Sequence[Variant]) -> list[Row]:
             apart is not None and apart.is_within(TOLERANCE) and apart.mean >= -MOST_LOST
         )
         judged.append(replace(row, to_best=apart, is_best=row is best, is_as_good=as_good))
-    rivals = [row for row in judged if row.is_as_good and _others(row) == _others(best)]
+    rivals = [row for row in judged if row.is_as_good and row.others == best.others]
     winner = min(rivals, key=lambda row: row.steps or 0)
     return [replace(row, is_winner=row is winner) for row in judged]
 
 
-def _others(row: Row) -> tuple[tuple[str, Any], ...]:
-    return tuple(pair for pair in row.values if pair[0] != STEPS)
-
-
-def _standard(variants: Sequence[Variant]) -> Variant | None:
+def _standard(variants: Sequence[VariantGroup]) -> VariantGroup | None:
     """The variant that seconds are shares of: the one of 50 steps, else the longest."""
     timed = [v for v in variants if any(clip.seconds is not None for clip in v.clips)]
     standard = [v for v in timed if v.steps == STANDARD_STEPS]
     return standard[0] if standard else max(timed, key=_median_s, default=None)
 
 
-def _median_s(variant: Variant) -> float:
-    told = summarise([clip.seconds for clip in variant.clips if clip.seconds is not None])
-    return told.median if told else 0.0
+def _median_s(variant: VariantGroup) -> float:
+    summary = summarise([clip.seconds for clip in variant.clips if clip.seconds is not None])
+    return summary.median if summary else 0.0
 
 
-def _share(variant: Variant, variants: Sequence[Variant], standard: Variant | None) -> float | None:
+def _share(
+    variant: VariantGroup, variants: Sequence[VariantGroup], standard: VariantGroup | None
+) -> float | None:
     """Seconds relative to the standard with the same other settings, where there is one."""
     if standard is None or len(variants) < 2:
         return None
@@ -247,8 +263,8 @@ def _share(variant: Variant, variants: Sequence[Variant], standard: Variant | No
     return own / base if base and own else None
 
 
-def _use(row: Row, rows: Sequence[Row], clips: Sequence[Clip]) -> str:
-    """What a number of steps is for, of single pictures."""
+def _use(row: VariantSummary, rows: Sequence[VariantSummary], clips: Sequence[Clip]) -> str:
+    """The use of single pictures of a variant's number of steps; empty for clips."""
     if row.steps is None or not all(clip.is_picture for clip in clips):
         return ""
     steps = sorted({one.steps for one in rows if one.steps is not None})
@@ -263,7 +279,7 @@ def _use(row: Row, rows: Sequence[Row], clips: Sequence[Clip]) -> str:
 
 
 def _winners(
-    rows: Sequence[Row], variants: Sequence[Variant], section: Section
+    rows: Sequence[VariantSummary], variants: Sequence[VariantGroup], section: Section
 ) -> tuple[Winner, ...]:
     """The best repeat of the winning variant, of every scene and prompt with a choice."""
     single = len(variants) == 1
@@ -301,13 +317,15 @@ def _accepted_instead(clip: Clip, clips: Sequence[Clip]) -> Clip:
     taken = [
         one
         for one in clips
-        if one.kind == "adapted" and one.accepted and one.score is not None
+        if one.kind == "adapted" and one.record.accepted and one.score is not None
         and own_job(one.id, clips) == clip.id
     ]  # fmt: skip
     return taken[-1] if taken else clip
 
 
-def peak_and_fall(comparison: Comparison) -> tuple[Row, Row, Difference | None] | None:
+def peak_and_fall(
+    comparison: Comparison,
+) -> tuple[VariantSummary, VariantSummary, Difference | None] | None:
     """The best number of steps, the most that were tried, and what was lost on the way.
 
     Returns:

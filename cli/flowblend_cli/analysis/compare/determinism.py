@@ -1,4 +1,4 @@
-"""Which renders must be equal, and whether they are. Pure Python."""
+"""Determinism: renders that must be equal in every bit, compared for reports. Pure Python."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class EqualGroup:
 
 @dataclass(frozen=True)
 class Determinism:
-    """What one sampling mode promises, and keeps.
+    """Renders of one sampling mode that must be equal.
 
     Args:
         mode: ``"ode"`` or ``"sde"``.
@@ -52,7 +52,7 @@ class Determinism:
 
     @property
     def equal(self) -> int:
-        """Those that are as they must be."""
+        """Renders that are equal, in all groups."""
         return sum(one.equal for one in self.groups)
 
     @property
@@ -70,7 +70,7 @@ def determinism_by_mode(clips: Sequence[Clip]) -> tuple[Determinism, ...]:
     Args:
         clips: The clips of one recipe.
     """
-    told = []
+    modes = []
     for mode, some in group(clips, lambda clip: clip.job.sampling.mode).items():
         groups = tuple(_equal_groups(some, is_deterministic=mode == "ode"))
         noises = different = 0
@@ -78,16 +78,16 @@ def determinism_by_mode(clips: Sequence[Clip]) -> tuple[Determinism, ...]:
             tried = group(some, lambda clip: _identity(clip, with_noise=False)).values()
             most = max(tried, key=lambda alike: len({clip.noise for clip in alike}))
             noises = len({clip.noise for clip in most})
-            different = len({clip.pixels_sha256 for clip in most})
+            different = len({clip.record.pixels_sha256 for clip in most})
         if groups or noises > 1:
-            told.append(Determinism(mode, groups, noises if noises > 1 else 0, different))
-    return tuple(told)
+            modes.append(Determinism(mode, groups, noises if noises > 1 else 0, different))
+    return tuple(modes)
 
 
 def _equal_groups(clips: Iterable[Clip], *, is_deterministic: bool) -> Iterable[EqualGroup]:
     alike = group(clips, lambda clip: _identity(clip, with_noise=not is_deterministic))
     for some in alike.values():
-        renders = [digest for clip in some for digest in (clip.pixels or (clip.pixels_sha256,))]
+        renders = [digest for clip in some for digest in clip.record.pixels]
         if len(renders) > 1:
             (pixels, equal), *_ = Counter(renders).most_common(1)
             jobs = tuple(clip.id for clip in some)

@@ -1,4 +1,4 @@
-"""Drafts and their finals, and clips that were rendered once more: what they cost. Pure Python."""
+"""Costs of drafts and finals, and renders of adapted jobs, for reports. Pure Python."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from flowblend_cli.analysis.clips.variants import group
 
 
 @dataclass(frozen=True)
-class Drafts:
-    """Drafts of one scene, and what became of them.
+class DraftCosts:
+    """Costs of the drafts and finals of one scene.
 
     Args:
         scene: The scene.
@@ -44,7 +44,7 @@ class Drafts:
 
 
 @dataclass(frozen=True)
-class Adapted:
+class AdaptedRender:
     """One render of a job that was rendered once more with other settings.
 
     Args:
@@ -72,9 +72,9 @@ class Adapted:
     accepted: bool
 
 
-def draft_costs(section: Section) -> tuple[Drafts, ...]:
-    """What each scene's drafts saved; empty where there are none, or none was finished."""
-    told = []
+def draft_costs(section: Section) -> tuple[DraftCosts, ...]:
+    """Costs of each scene's drafts; empty where there are none, or none was finished."""
+    rows = []
     for scene, clips in group(section.clips, lambda clip: clip.job.scene).items():
         looked_at = [clip for clip in clips if clip.kind == "draft"]
         finals = [clip for clip in clips if clip.kind == "final"]
@@ -84,8 +84,8 @@ def draft_costs(section: Section) -> tuple[Drafts, ...]:
             continue
         number = len(looked_at) + len(abandoned)
         looks_s = sum(abandoned) + section.looks_s.get(scene, 0.0)
-        told.append(
-            Drafts(
+        rows.append(
+            DraftCosts(
                 scene,
                 number,
                 len(abandoned),
@@ -97,7 +97,7 @@ def draft_costs(section: Section) -> tuple[Drafts, ...]:
                 _best(finals),
             )
         )
-    return tuple(told)
+    return tuple(rows)
 
 
 def _best(clips: Sequence[Clip]) -> str:
@@ -112,26 +112,26 @@ def _is_best_kept(looked_at: Sequence[Clip], finals: Sequence[Clip]) -> bool | N
     return best.job.origin is not None and best.job.origin.of == _best(looked_at)
 
 
-def adapted(section: Section) -> tuple[Adapted, ...]:
-    """Every job that was rendered once more, with its further renders after it."""
+def adapted(section: Section) -> tuple[AdaptedRender, ...]:
+    """Renders of every job that was rendered once more, in order."""
     clips = {clip.id: clip for clip in section.clips}
     further = [clip.id for clip in section.clips if clip.kind == "adapted"]
     families = group(further, lambda job: own_job(job, section.clips))
-    told = []
+    rows = []
     for of, jobs in families.items():
         members = [clips[job] for job in [of, *jobs] if job in clips]
         members.sort(key=_round)
-        told += [_adapted(clip, of) for clip in members]
-    return tuple(told)
+        rows += [_adapted(clip, of) for clip in members]
+    return tuple(rows)
 
 
 def _round(clip: Clip) -> int:
     return clip.job.origin.round if clip.job.origin else 0
 
 
-def _adapted(clip: Clip, of: str) -> Adapted:
+def _adapted(clip: Clip, of: str) -> AdaptedRender:
     guidance = clip.job.argument("guidance_scale")
-    return Adapted(
+    return AdaptedRender(
         clip.id,
         of,
         _round(clip),
@@ -139,7 +139,7 @@ def _adapted(clip: Clip, of: str) -> Adapted:
         clip.job.num_inference_steps,
         float(guidance) if isinstance(guidance, (int, float)) else None,
         clip.score,
-        clip.metrics.get("flow_mean"),
-        clip.metrics.get("unsteadiness"),
-        clip.accepted is True,
+        clip.record.metrics.get("flow_mean"),
+        clip.record.metrics.get("unsteadiness"),
+        clip.record.accepted is True,
     )

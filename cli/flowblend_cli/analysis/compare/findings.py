@@ -1,4 +1,4 @@
-"""A report before it is written: each recipe's clips with all that they say."""
+"""Report: every recipe of a folder with all conclusions from its clips; ``conclude`` draws them."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from flowblend_cli.analysis.clips.clip import Folder, Section
 from flowblend_cli.analysis.compare import conclusions, determinism, drafts, sentences
 from flowblend_cli.analysis.compare.conclusions import Comparison
 from flowblend_cli.analysis.compare.determinism import Determinism
-from flowblend_cli.analysis.compare.drafts import Adapted, Drafts
-from flowblend_cli.analysis.compare.sentences import Verdict
+from flowblend_cli.analysis.compare.drafts import AdaptedRender, DraftCosts
+from flowblend_cli.analysis.compare.sentences import Sentence
 
 
 @dataclass(frozen=True)
-class Part:
-    """One recipe's clips, and what they say.
+class RecipeReport:
+    """One recipe's clips and the conclusions from them.
 
     Args:
         section: The clips.
         comparison: Their variants side by side.
-        determinism: What must be equal, by mode.
-        drafts: What drafts saved, by scene.
+        determinism: Renders that must be equal, by mode.
+        drafts: Savings by drafts, by scene.
         adapted: Jobs that were rendered once more.
-        verdicts: All of it in sentences, the most important first.
+        sentences: All of it in words, the most important first.
     """
 
     section: Section
     comparison: Comparison
     determinism: tuple[Determinism, ...]
-    drafts: tuple[Drafts, ...]
-    adapted: tuple[Adapted, ...]
-    verdicts: tuple[Verdict, ...]
+    drafts: tuple[DraftCosts, ...]
+    adapted: tuple[AdaptedRender, ...]
+    sentences: tuple[Sentence, ...]
 
     @property
     def winners(self) -> frozenset[str]:
@@ -40,38 +40,38 @@ class Part:
 
 @dataclass(frozen=True)
 class Report:
-    """What a folder says.
+    """The conclusions from all clips of a folder.
 
     Args:
-        folder: What it holds.
+        folder: Its clips.
         parts: One for each recipe.
     """
 
     folder: Folder
-    parts: tuple[Part, ...]
+    parts: tuple[RecipeReport, ...]
 
 
 def conclude(folder: Folder) -> Report:
     """Draw every conclusion that a folder's numbers allow."""
-    return Report(folder, tuple(_part(section, folder) for section in folder.sections))
+    return Report(folder, tuple(_part(section) for section in folder.sections))
 
 
-def _part(section: Section, folder: Folder) -> Part:
-    comparison = conclusions.compare(section, folder.metrics)
+def _part(section: Section) -> RecipeReport:
+    comparison = conclusions.compare(section)
     by_mode = determinism.determinism_by_mode(section.clips)
     costs, adapted = drafts.draft_costs(section), drafts.adapted(section)
     about_modes = [
         *sentences.same(by_mode),
-        *sentences.spread(section.spreads, dict(folder.metrics)),
+        *sentences.spread(section.spreads),
     ]
     compared = list(sentences.compared(comparison))
     modes_first = len(conclusions.modes(comparison)) > 1
-    verdicts = [
+    found = [
         *(about_modes if modes_first else ()),
         *sentences.drafted(costs),
         *compared,
         *(() if modes_first else about_modes),
         *sentences.adapted(adapted),
     ] or [sentences.nothing_compared(section)]
-    verdicts += sentences.slow_steps(section.clips)
-    return Part(section, comparison, by_mode, costs, adapted, tuple(verdicts))
+    found += sentences.slow_steps(section.clips)
+    return RecipeReport(section, comparison, by_mode, costs, adapted, tuple(found))

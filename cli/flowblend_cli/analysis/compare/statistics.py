@@ -1,4 +1,4 @@
-"""Means, their 95 % intervals, and whether two of them can be told apart. Pure Python."""
+"""Means, 95 % intervals and differences of scores, for reports and reviews. Pure Python."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def t95(freedom: float) -> float:
 
 
 @dataclass(frozen=True)
-class Summary:
+class SampleSummary:
     """Some values in short.
 
     Args:
@@ -69,17 +69,17 @@ class Summary:
         return None if self.low is None else self.mean - self.low
 
 
-def summarise(values: Sequence[float]) -> Summary | None:
+def summarise(values: Sequence[float]) -> SampleSummary | None:
     """Summarise values; None for none. The interval takes them for independent draws."""
     if not values:
         return None
     mean = statistics.fmean(values)
     ends = (statistics.median(values), min(values), max(values))
     if len(values) == 1:
-        return Summary(1, mean, *ends)
+        return SampleSummary(1, mean, *ends)
     sd = statistics.stdev(values)
     half = t95(len(values) - 1) * sd / math.sqrt(len(values))
-    return Summary(len(values), mean, *ends, sd, mean - half, mean + half)
+    return SampleSummary(len(values), mean, *ends, sd, mean - half, mean + half)
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,9 @@ def difference(a: Mapping[_K, float], b: Mapping[_K, float]) -> Difference | Non
         return None
     pairs = [a[key] - b[key] for key in a if key in b]
     if len(pairs) >= 2 or (pairs and len(a) == len(b) == 1):
-        told = summarise(pairs)
-        assert told is not None
-        return Difference(told.mean, told.n, True, told.low, told.high)
+        summary = summarise(pairs)
+        assert summary is not None
+        return Difference(summary.mean, summary.n, True, summary.low, summary.high)
     left, right = summarise(list(a.values())), summarise(list(b.values()))
     assert left is not None
     assert right is not None

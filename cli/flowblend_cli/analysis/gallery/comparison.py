@@ -1,12 +1,10 @@
-"""What ``render --gallery`` adds: a contact sheet, and one prompt under LLL, LSL and SSS."""
+"""The gallery of ``render --gallery``: a contact sheet, and one prompt under LLL, LSL and SSS."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from flowblend_cli.analysis.gallery.contact_sheet import (
     animated_webp,
@@ -16,13 +14,14 @@ from flowblend_cli.analysis.gallery.contact_sheet import (
 )
 from flowblend_cli.artifacts.existing import recorded
 from flowblend_cli.artifacts.metadata import read_document
+from flowblend_cli.artifacts.reading import read_native_frames
 from flowblend_cli.engine.batch_run import BatchRun
 from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.errors import OutputError
 from flowblend_cli.events import Reporter
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.planning.run_progress import RunProgress
-from flowblend_cli.utils.frames import Frames
+from flowblend_plugin.metrics.similarity import psnr
 from flowblend_plugin.stages import Stage
 
 WARM_UP_STEPS = 2
@@ -50,7 +49,9 @@ def gallery(
     if not clips:
         return 0, ["no clips: nothing to put on a contact sheet"]
     sheet = ours(batch.output_dir / SHEET)
-    contact_sheet([(caption(job, clips), read_frames(batch.path_of(job))) for job in clips], sheet)
+    contact_sheet(
+        [(caption(job, clips), read_native_frames(batch.path_of(job))) for job in clips], sheet
+    )
     lines = [f"contact sheet: {sheet}"]
     blended = next((job for job in clips if {"large", "small"} <= set(job.schedule.roles)), None)
     if blended is None:
@@ -102,7 +103,7 @@ def warm_up(job: Job) -> Job:
 def _compare(batch: Batch, comparison: Batch) -> list[str]:
     names = [job.stage_string for job in comparison.jobs]
     paths = [comparison.path_of(job) for job in comparison.jobs]
-    clips = [read_frames(path) for path in paths]
+    clips = [read_native_frames(path) for path in paths]
     documents = [read_document(path) or {} for path in paths]
     seconds = [recorded(document, "sampling_s", 0.0) for document in documents]
     captioned = [
@@ -116,7 +117,7 @@ def _compare(batch: Batch, comparison: Batch) -> list[str]:
     lines = [f"comparison:    {path}", f"  prompt: {comparison.jobs[0].prompt}"]
     for name, second, frames, document in zip(names, seconds, clips, documents, strict=True):
         ran = recorded(document, "denoisers", "")
-        close = "" if frames is clips[0] else f"  {_psnr(frames, clips[0]):.1f} dB PSNR to LLL"
+        close = "" if frames is clips[0] else f"  {psnr(frames, clips[0]):.1f} dB PSNR to LLL"
         lines.append(
             f"  {name}  {count_steps(ran)}"
             f"  {second:6.2f} s  {second / max(seconds[0], 1e-9):4.0%} of LLL's time{close}"
@@ -125,24 +126,10 @@ def _compare(batch: Batch, comparison: Batch) -> list[str]:
 
 
 def count_steps(ran: str) -> str:
-    """Say how many steps ran on each denoiser: `` 20 large,  30 small steps``.
+    """Write how many steps ran on each denoiser: `` 20 large,  30 small steps``.
 
     Args:
         ran: One letter a step.
     """
     none = f", {ran.count('E'):3d} extrapolated" if "E" in ran else ""
     return f"{ran.count('L'):3d} large, {ran.count('S'):3d} small{none} steps"
-
-
-def read_frames(path: Path) -> Frames:
-    """Decode a finished clip: (T, H, W, 3), uint8, at the size it was written in."""
-    import av
-
-    with av.open(str(path), format="mp4") as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    return np.stack(frames)
-
-
-def _psnr(frames: Frames, reference: Frames) -> float:
-    error = np.mean((frames.astype(np.float64) - reference.astype(np.float64)) ** 2)
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")

@@ -1,4 +1,4 @@
-"""Clips put together for people: a contact sheet, a comparison side by side, an animated WebP.
+"""Contact sheet, clips side by side and animated WebP, drawn for the gallery.
 
 Everything here is a function of frames; files are published like any other.
 """
@@ -18,7 +18,7 @@ from flowblend_cli.text import printable
 from flowblend_cli.utils.files import publish
 from flowblend_cli.utils.frames import Frames, FramesError, require_frames
 
-Clip = tuple[str, Frames]
+CaptionedClip = tuple[str, Frames]
 
 _PAPER = (250, 250, 248)
 _INK = (24, 24, 28)
@@ -29,7 +29,7 @@ _COMPARE_SIDE = 256
 _DOCUMENT = {"flowblend": __version__, "v": 1, "gallery": True}
 
 
-def contact_sheet(clips: Sequence[Clip], path: Path, *, columns: int = 6) -> None:
+def contact_sheet(clips: Sequence[CaptionedClip], path: Path, *, columns: int = 6) -> None:
     """Publish one PNG that shows each clip as a captioned row of frames over time.
 
     Args:
@@ -64,7 +64,7 @@ def _sheet_row(caption: str, frames: Frames, columns: int, width: int) -> Frames
     return np.asarray(row)
 
 
-def side_by_side(clips: Sequence[Clip]) -> Frames:
+def side_by_side(clips: Sequence[CaptionedClip]) -> Frames:
     """Show clips beside each other, in step, each with its caption under it.
 
     Args:
@@ -83,7 +83,7 @@ def side_by_side(clips: Sequence[Clip]) -> Frames:
     return np.stack([_moment(clips, captions, index) for index in range(length)])
 
 
-def _moment(clips: Sequence[Clip], captions: Sequence[Image.Image], index: int) -> Frames:
+def _moment(clips: Sequence[CaptionedClip], captions: Sequence[Image.Image], index: int) -> Frames:
     """Draw all clips at one moment."""
     cells = [_fit(frames[min(index, len(frames) - 1)], _COMPARE_SIDE) for _, frames in clips]
     top = _GAP + max(cell.height for cell in cells)
@@ -114,7 +114,7 @@ def _caption_strip(caption: str) -> Image.Image:
     return strip
 
 
-def comparison_video(clips: Sequence[Clip], path: Path, *, fps: int) -> None:
+def comparison_video(clips: Sequence[CaptionedClip], path: Path, *, fps: int) -> None:
     """Publish the clips side by side as one mp4.
 
     Args:
@@ -159,7 +159,7 @@ def animated_webp(frames: Frames, path: Path, *, fps: int, quality: int = 80) ->
     publish(path, bytes(data))
 
 
-def _require_clips(clips: Sequence[Clip]) -> None:
+def _require_clips(clips: Sequence[CaptionedClip]) -> None:
     if not clips:
         raise FramesError("there is no clip to show: give at least one")
     for _, frames in clips:

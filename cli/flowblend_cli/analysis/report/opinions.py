@@ -1,4 +1,4 @@
-"""What raters said of a folder's clips, as tables and sentences. Pure Python."""
+"""Raters' scores as tables and sentences, for a report's page and the terminal. Pure Python."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from flowblend_cli.analysis.clips.variants import group
-from flowblend_cli.analysis.compare.sentences import Verdict
-from flowblend_cli.text import count, printable
+from flowblend_cli.analysis.compare.sentences import Sentence, answer, note
+from flowblend_cli.text import count
 
 if TYPE_CHECKING:
-    from flowblend_cli.analysis.review.unblinding import Agreement, Reviews, Row
+    from flowblend_cli.analysis.review.unblinding import Agreement, RatingRow, Reviews
 
 _GOOD, _FAIR = 0.8, 0.667
 
 
-def verdicts(reviews: Reviews) -> Iterator[Verdict]:
-    """What people preferred, and how far they agree."""
+def sentences(reviews: Reviews) -> Iterator[Sentence]:
+    """Sentences about the variants that people preferred, and about their agreement."""
     for recipe, rows in group(reviews.by_variant, lambda row: row.recipe).items():
         means = _means(rows)
         if len(means) < 2:
@@ -25,68 +25,52 @@ def verdicts(reviews: Reviews) -> Iterator[Verdict]:
         best = max(means, key=lambda name: means[name])
         others = [name for name in means if name != best and means[name] == means[best]]
         tie = f", as {', '.join(others)}" if others else ""
-        yield Verdict(
-            "answer",
+        yield answer(
             f"{count(len(reviews.raters), 'rater')} of {recipe} gave the most to {best}{tie}: "
-            f"{means[best]:.1f} of 10 over all criteria.",
+            f"{means[best]:.1f} of 10 over all criteria."
         )
     for one in reviews.agreement:
         yield _agreement(one)
 
 
-def _agreement(one: Agreement) -> Verdict:
+def _agreement(one: Agreement) -> Sentence:
     if one.alpha is None:
-        return Verdict("note", f"Agreement on {one.criterion} can't be told: {one.reason}.")
+        return note(f"Agreement on {one.criterion} can't be told: {one.reason}.")
     word = (
         "good" if one.alpha >= _GOOD else "fair" if one.alpha >= _FAIR else "too little to rest on"
     )
-    return Verdict(
-        "note",
+    return note(
         f"Agreement on {one.criterion}: Krippendorff's alpha {one.alpha:.2f}, {word} "
-        f"({count(one.raters, 'rater')}, {count(one.items, 'clip')}).",
+        f"({count(one.raters, 'rater')}, {count(one.items, 'clip')})."
     )
 
 
-def _means(rows: list[Row]) -> dict[str, float]:
+def _means(rows: list[RatingRow]) -> dict[str, float]:
     """Mean over criteria of each variant."""
     named = group(rows, lambda row: row.name)
     return {name: statistics.fmean(row.mean for row in some) for name, some in named.items()}
 
 
 def table(reviews: Reviews) -> dict[str, Any]:
-    """What a page shows of the reviews."""
+    """The values of the reviews that a page shows."""
     blocks = []
     for recipe, rows in group(reviews.by_variant, lambda row: row.recipe).items():
         means = _means(rows)
         best = max(means.values())
         lines = [
             {
-                "name": printable(name),
+                "name": name,
                 "is_best": len(means) > 1 and means[name] == best,
-                "mean": f"{means[name]:.1f}",
-                "cells": [_cell(some, criterion) for criterion in reviews.criteria],
+                "mean": means[name],
+                "cells": [{row.criterion: row for row in some}.get(c) for c in reviews.criteria],
             }
             for name, some in group(rows, lambda row: row.name).items()
         ]
-        blocks.append({"recipe": printable(recipe), "rows": lines})
+        blocks.append({"recipe": recipe, "rows": lines})
     return {
-        "raters": [printable(rater) for rater in reviews.raters],
-        "criteria": [printable(criterion) for criterion in reviews.criteria],
+        "raters": reviews.raters,
+        "criteria": reviews.criteria,
         "blocks": blocks,
-        "verdicts": [(one.tone, printable(one.text)) for one in verdicts(reviews)],
-        "remarks": [
-            (printable(r.rater), printable(r.job), printable(r.text)) for r in reviews.remarks
-        ],
+        "sentences": list(sentences(reviews)),
+        "remarks": reviews.remarks,
     }
-
-
-def _cell(rows: list[Row], criterion: str) -> dict[str, str]:
-    for row in rows:
-        if row.criterion == criterion:
-            known = row.low is not None and row.high is not None
-            return {
-                "mean": f"{row.mean:.1f}",
-                "interval": f"{row.low:.1f} to {row.high:.1f}" if known else "",
-                "n": f"n {row.n}",
-            }
-    return {"mean": "", "interval": "", "n": ""}

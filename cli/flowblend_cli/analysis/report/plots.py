@@ -1,4 +1,4 @@
-"""A comparison as small SVG drawings for a page: its colours and letters are the page's own."""
+"""Plots of a comparison as small SVG drawings, in the colours and letters of a report's page."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowblend_cli.analysis.clips.clip import Clip, MetricInfo
+from flowblend_cli.analysis.clips.clip import Clip
 from flowblend_cli.analysis.clips.variants import STEPS
-from flowblend_cli.analysis.compare.conclusions import Comparison, Row, pair_of
-from flowblend_cli.analysis.compare.findings import Part
+from flowblend_cli.analysis.compare.conclusions import Comparison, VariantSummary, pair_of
+from flowblend_cli.analysis.compare.findings import RecipeReport
+from flowblend_cli.analysis.compare.statistics import summarise
 from flowblend_cli.analysis.report.tables import shown_metrics
 from flowblend_cli.errors import UsageError
 from flowblend_cli.text import shorten
 from flowblend_cli.utils.cache_dirs import settings_folder
+from flowblend_plugin.metrics.catalogue import METRICS
 
 HUMAN_SCORES = {30: 5.8, 50: 8.4, 70: 8.2, 80: 7.87, 100: 7.2}
-"""What five people thought of one clip at so many steps, 0 to 10: mean of naturalness, sharpness
-and temporal consistency."""
+"""Scores of five people, 0 to 10, of one clip by its number of steps: the mean of naturalness,
+sharpness and temporal consistency."""
 HUMAN_SOURCE = "I2VGen-XL step study: 1 picture, 1 prompt, best of 3 renders, 5 raters"
 
 _SIZE = (4.4, 3.0)  # inches of 72 units: small, so that letters stay readable on a phone
@@ -65,7 +67,7 @@ class Plot:
         title: Its title.
         unit: Unit of what is drawn; empty for a plain number.
         caption: What is drawn, in words.
-        note: What has to be said of it beside that; empty for nothing.
+        note: A remark below it; empty for none.
         svg: The drawing, to be put into a page as it is.
     """
 
@@ -76,12 +78,11 @@ class Plot:
     svg: str
 
 
-def draw(part: Part, infos: Mapping[str, MetricInfo], prefix: str) -> tuple[Plot, ...]:
+def draw(part: RecipeReport, prefix: str) -> tuple[Plot, ...]:
     """Draw a recipe's comparison: score, seconds, and each metric of the score by variant.
 
     Args:
         part: The clips, and what they say.
-        infos: What the metrics mean.
         prefix: Start of every id in the drawings: unique in the page.
 
     Returns:
@@ -104,10 +105,10 @@ def draw(part: Part, infos: Mapping[str, MetricInfo], prefix: str) -> tuple[Plot
         warnings.simplefilter("ignore")  # such as of letters that the font lacks
         mpl.rcdefaults()  # whatever matplotlibrc is about
         mpl.rcParams.update(_STYLE)
-        return tuple(_drawings(part, infos, prefix))
+        return tuple(_drawings(part, prefix))
 
 
-def _drawings(part: Part, infos: Mapping[str, MetricInfo], prefix: str) -> Iterator[Plot]:
+def _drawings(part: RecipeReport, prefix: str) -> Iterator[Plot]:
     comparison = part.comparison
     clips = {clip.id: clip for clip in part.section.clips}
     number = 0
@@ -131,24 +132,22 @@ def _drawings(part: Part, infos: Mapping[str, MetricInfo], prefix: str) -> Itera
         plot("Score ↑", "0 to 1", lambda clip: clip.score),
         plot("Seconds ↓", "median of a clip's renders", lambda clip: clip.seconds),
     ]
-    for name in shown_metrics(comparison, infos)[:_MOST_METRICS]:
-        info = infos.get(name)
-        better = {"higher": " ↑", "lower": " ↓"}.get(info.better if info else "", "")
+    for name in shown_metrics(comparison)[:_MOST_METRICS]:
+        metric = METRICS[name]
+        better = {"higher": " ↑", "lower": " ↓"}.get(metric.better, "")
         title = name.replace("_", " ").capitalize() + better
-        wanted.append(plot(title, info.unit if info else "", _metric_of(name)))
+        wanted.append(plot(title, metric.unit, _metric_of(name)))
     yield from (one for one in wanted if one is not None)
 
 
 def _metric_of(name: str) -> Callable[[Clip], float | None]:
-    return lambda clip: clip.metrics.get(name)
+    return lambda clip: clip.record.metrics.get(name)
 
 
 def _draw(
     comparison: Comparison, points: list[Points], prefix: str, human: bool
 ) -> tuple[str, bool]:
     from matplotlib.figure import Figure
-
-    from flowblend_cli.analysis.compare.statistics import summarise
 
     over_steps = STEPS in comparison.axes
     figure = Figure(figsize=_SIZE, layout=None if over_steps else "constrained")
@@ -171,13 +170,13 @@ def _draw(
         shown = range(min(len(points), _MOST_ROWS))
         for place in shown:
             values = list(points[place].values())
-            told = summarise(values)
-            if told is None:
+            summary = summarise(values)
+            if summary is None:
                 continue
             row = comparison.rows[place]
-            axes.plot(values, [place] * told.n, "o", color=_SERIES[0], ms=4, alpha=0.45)
-            ends = [[told.half or 0.0]] * 2
-            axes.errorbar([told.mean], [place], xerr=ends, fmt="D" if row.is_winner else "s",
+            axes.plot(values, [place] * summary.n, "o", color=_SERIES[0], ms=4, alpha=0.45)
+            ends = [[summary.half or 0.0]] * 2
+            axes.errorbar([summary.mean], [place], xerr=ends, fmt="D" if row.is_winner else "s",
                           color=_SERIES[0], ms=6, capsize=4, lw=1.6)  # fmt: skip
         labels = [shorten(comparison.rows[place].label, 24) for place in shown]
         axes.set_yticks(list(shown), labels=labels)
@@ -186,22 +185,21 @@ def _draw(
     return _svg(figure, prefix), drawn
 
 
-def _lines_over_steps(rows: Sequence[Row]) -> dict[str, list[int]]:
+def _lines_over_steps(rows: Sequence[VariantSummary]) -> dict[str, list[int]]:
     """Rows that differ in steps alone are one line; places of rows by the line's name."""
     lines: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
-        others = [part for part in row.label.split(", ") if not part.endswith(" steps")]
-        lines.setdefault(shorten(", ".join(others) or "mean", 30), []).append(place)
+        lines.setdefault(shorten(", ".join(row.labels_without_steps) or "mean", 30), []).append(
+            place
+        )
     return dict(list(lines.items())[: len(_SERIES)])
 
 
 def _line(axes: Any, steps: list[int], points: list[Points], colour: str, name: str) -> None:
-    from flowblend_cli.analysis.compare.statistics import summarise
-
-    told = [
+    summary = [
         (step, summarise(list(some.values()))) for step, some in zip(steps, points, strict=True)
     ]
-    known = [(step, one) for step, one in told if one is not None]
+    known = [(step, one) for step, one in summary if one is not None]
     for pair in {pair: None for some in points for pair in some}:
         own = [(x, some[pair]) for x, some in zip(steps, points, strict=True) if pair in some]
         axes.plot(*zip(*own, strict=True), "-o", color=colour, ms=3.2, lw=0.7, alpha=0.35, mew=0)

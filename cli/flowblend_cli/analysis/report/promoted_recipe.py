@@ -1,4 +1,4 @@
-"""A recipe with what won fixed in it: for further prompts under the same seed and steps."""
+"""The recipe that ``report --promote`` writes: the winners' settings and seeds, fixed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from flowblend_cli.analysis.clips.clip import Clip
 from flowblend_cli.analysis.clips.variants import group
-from flowblend_cli.analysis.compare.findings import Part, Report
+from flowblend_cli.analysis.compare.findings import RecipeReport, Report
 from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import Job
 from flowblend_cli.text import printable
@@ -22,7 +22,7 @@ _DECIDES_NO_FILE = ("scene", "prompt", "negative_prompt", "image")
 
 
 def promoted(report: Report, out: Path) -> str:
-    """Write a recipe that renders a report's winners, and what differs from them.
+    """Write a recipe that renders a report's winners.
 
     Args:
         report: The report.
@@ -55,7 +55,7 @@ def promoted(report: Report, out: Path) -> str:
 
 
 def _once(clip: Clip) -> list[str]:
-    """What a recipe can say only once, for all of its scenes."""
+    """The tables that a recipe has once, for all of its scenes."""
     job = clip.job
     return [
         *_model(job, Path(clip.source)),
@@ -65,7 +65,9 @@ def _once(clip: Clip) -> list[str]:
     ]
 
 
-def _head(part: Part, report: Report, winners: list[Clip], rest: list[Clip]) -> Iterator[str]:
+def _head(
+    part: RecipeReport, report: Report, winners: list[Clip], rest: list[Clip]
+) -> Iterator[str]:
     first = part.comparison.winners[0]
     chosen = first.label or "its seed"
     files = ", ".join(clip.name for clip in winners)
@@ -81,7 +83,7 @@ def _head(part: Part, report: Report, winners: list[Clip], rest: list[Clip]) -> 
     yield ""
 
 
-def _body(winners: list[Clip], part: Part, out: Path) -> Iterator[str]:
+def _body(winners: list[Clip], part: RecipeReport, out: Path) -> Iterator[str]:
     jobs = [clip.job for clip in winners]
     first = winners[0]
     name = f"{part.section.name}-promoted"

@@ -1,4 +1,4 @@
-"""A folder's report as two files: the page to look at, and its numbers."""
+"""``draw_up`` and ``write``: a folder's report as a page and a JSON file, for two commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from flowblend_cli.analysis.clips.collect import gather
 from flowblend_cli.analysis.compare.findings import Report, conclude
-from flowblend_cli.analysis.compare.sentences import Verdict
+from flowblend_cli.analysis.compare.sentences import Sentence
 from flowblend_cli.analysis.report import opinions, tables
 from flowblend_cli.analysis.report.json_report import to_document, to_text
 from flowblend_cli.analysis.report.page import to_html
@@ -24,13 +24,13 @@ _LOOKED_AT = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A report before it is written.
+class ReportContents:
+    """A report and its two files, before they are written.
 
     Args:
-        found: What the folder says.
-        said: What raters said, if they were asked.
-        document: Its numbers.
+        found: The report.
+        said: The reviews; None without any.
+        document: The JSON document.
         page: The page, as HTML.
     """
 
@@ -41,7 +41,7 @@ class Drawn:
 
 
 def require_extra() -> None:
-    """Raise unless a page can be made here: before a render, rather than after it.
+    """Check, before a render rather than after it, that a page can be made here.
 
     Raises:
         UsageError: The extra ``report`` isn't installed.
@@ -53,8 +53,8 @@ def require_extra() -> None:
         )
 
 
-def draw_up(folder: Path, reviews: Sequence[Path] = ()) -> Drawn:
-    """Look at the finished files in a folder, and conclude.
+def draw_up(folder: Path, reviews: Sequence[Path] = ()) -> ReportContents:
+    """Collect a folder's clips, compare them, and make the report's page and document.
 
     Args:
         folder: The folder.
@@ -66,10 +66,10 @@ def draw_up(folder: Path, reviews: Sequence[Path] = ()) -> Drawn:
     """
     found = conclude(gather(folder))
     said = read_reviews(folder, reviews) if reviews else None
-    return Drawn(found, said, to_document(found, said), to_html(found, folder, said))
+    return ReportContents(found, said, to_document(found, said), to_html(found, folder, said))
 
 
-def write(drawn: Drawn, folder: Path) -> None:
+def write(drawn: ReportContents, folder: Path) -> None:
     """Publish ``report.html`` and ``report.json``.
 
     Raises:
@@ -83,19 +83,19 @@ def write(drawn: Drawn, folder: Path) -> None:
         publish(folder / name, content.encode())
 
 
-def sentences(drawn: Drawn, folder: Path) -> Iterator[str]:
-    """The verdict, and where the page is, as lines for a terminal."""
+def sentences(drawn: ReportContents, folder: Path) -> Iterator[str]:
+    """The report's sentences and the page's path, as lines for a terminal."""
     for part in drawn.found.parts:
         if len(drawn.found.parts) > 1:
             yield f"{printable(part.section.name)}:"
-        yield from map(_sentence, part.verdicts)
+        yield from map(_sentence, part.sentences)
         yield from tables.printed(part.comparison)
     if drawn.said is not None:
-        yield from map(_sentence, opinions.verdicts(drawn.said))
+        yield from map(_sentence, opinions.sentences(drawn.said))
     yield f"wrote {printable(folder / PAGE)} and {NUMBERS}"
 
 
-def _sentence(verdict: Verdict) -> str:
+def _sentence(verdict: Sentence) -> str:
     mark = {"note": "note: ", "warning": "warning: "}.get(verdict.tone, "")
     return mark + printable(verdict.text)
 

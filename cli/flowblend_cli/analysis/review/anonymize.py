@@ -1,4 +1,4 @@
-"""Anonymous copies: the same pictures, and nothing that says where they come from."""
+"""Anonymous copies of clips for reviews: the same pictures without record, tags and settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is compared with whom, under which letter: drawn by a seed, told to nobody but the key."""
+"""Arrangement: the sets of clips of a review, their letters and ids, drawn by a seed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Item:
     """One anonymous clip or picture.
 
     Args:
-        id: What the page and the ratings call it.
-        letter: What the reader sees: its place in its set.
+        id: Its id in the page and in ratings.
+        letter: Its name for the rater, by its place in its set.
         clips: The files that it stands for: one, or several that agree in every pixel.
     """
 
@@ -40,12 +40,12 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What is judged side by side: the variants of one scene, prompt and seed.
+class ReviewSet:
+    """Clips that are judged side by side: the variants of one scene, prompt and seed.
 
     Args:
         prompt: The prompt.
-        criteria: What is asked of each item.
+        criteria: The criteria that each item is scored by.
         items: The items, in the order of their letters.
     """
 
@@ -61,27 +61,27 @@ class Arrangement:
     Args:
         id: The review's id: the same clips, criteria and seed give the same.
         seed: Seed of the shuffle.
-        comparisons: What is judged, in the order of the page.
+        sets: What is judged side by side, in the order of the page.
         labels: Of each job of each recipe, its variant in words.
     """
 
     id: str
     seed: int
-    comparisons: tuple[Comparison, ...]
+    sets: tuple[ReviewSet, ...]
     labels: Mapping[tuple[str, str], str]
 
     @property
     def items(self) -> tuple[Item, ...]:
         """Every item, in the order of the page."""
-        return tuple(item for comparison in self.comparisons for item in comparison.items)
+        return tuple(item for one in self.sets for item in one.items)
 
     def key(self) -> dict[str, Any]:
-        """What un-blinds the ratings, as JSON values."""
+        """The document that un-blinds the ratings, as JSON values."""
         items = {}
-        for comparison in self.comparisons:
-            for item in comparison.items:
+        for one in self.sets:
+            for item in one.items:
                 items[item.id] = {
-                    "criteria": list(comparison.criteria),
+                    "criteria": list(one.criteria),
                     "clips": [self._told(clip) for clip in item.clips],
                 }
         return {"v": KEY_VERSION, "review": self.id, "seed": self.seed, "items": items}
@@ -104,13 +104,13 @@ def arrange(
     criteria: Mapping[str, tuple[str, ...]] | None = None,
     axes: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Arrangement:
-    """Sort clips into comparisons, and shuffle these and what is in them.
+    """Sort clips into sets, and shuffle the sets and the items of each.
 
     Args:
         clips: The clips, in any order.
         seed: Seed of the shuffle; it moves nothing but order, letters and ids.
-        criteria: Of a recipe, what is asked of its clips; the default ones where it says nothing.
-        axes: Of a recipe, the axes of its sweep, which its variants are named by first.
+        criteria: The criteria of each recipe's clips, by its name; default ones without any.
+        axes: The axes of each recipe's sweep, by its name, by which variants are named first.
 
     Returns:
         The review.
@@ -119,11 +119,11 @@ def arrange(
     ordered = sorted(clips, key=lambda clip: (clip.job.recipe, clip.id))
     review = _review_id(ordered, seed, asked)
     shuffler = random.Random(f"flowblend review {review}")  # noqa: S311  # order, not secrecy
-    sets = list(_comparable(ordered).values())
-    shuffler.shuffle(sets)
+    comparable = list(_comparable(ordered).values())
+    shuffler.shuffle(comparable)
     ids: set[str] = set()
-    comparisons = []
-    for members in sets:
+    sets = []
+    for members in comparable:
         same = list(group(members, _looks).values())
         shuffler.shuffle(same)
         items = []
@@ -131,8 +131,8 @@ def arrange(
             items.append(Item(_draw_id(shuffler, ids), _letter(place), tuple(some)))
         first = members[0]
         chosen = asked.get(first.job.recipe) or _default_criteria(first)
-        comparisons.append(Comparison(first.job.prompt, chosen, tuple(items)))
-    return Arrangement(review, seed, tuple(comparisons), _labels(ordered, preferred))
+        sets.append(ReviewSet(first.job.prompt, chosen, tuple(items)))
+    return Arrangement(review, seed, tuple(sets), _labels(ordered, preferred))
 
 
 def _default_criteria(clip: Clip) -> tuple[str, ...]:
@@ -140,12 +140,12 @@ def _default_criteria(clip: Clip) -> tuple[str, ...]:
 
 
 def _review_id(clips: Sequence[Clip], seed: int, criteria: Mapping[str, tuple[str, ...]]) -> str:
-    told = [
+    parts = [
         seed,
         sorted((recipe, *names) for recipe, names in criteria.items()),
-        [(clip.job.recipe, clip.id, clip.pixels_sha256, *_looks(clip)) for clip in clips],
+        [(clip.job.recipe, clip.id, clip.record.pixels_sha256, *_looks(clip)) for clip in clips],
     ]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:_ID_LENGTH]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_ID_LENGTH]
 
 
 def _comparable(clips: Sequence[Clip]) -> dict[tuple[Any, ...], list[Clip]]:
@@ -166,10 +166,10 @@ def _comparable(clips: Sequence[Clip]) -> dict[tuple[Any, ...], list[Clip]]:
 
 
 def _looks(clip: Clip) -> tuple[Any, ...]:
-    """Equal for two clips that look the same: their pixels, and how these are shown."""
+    """The pixels of a clip and how they are shown: equal for two clips that look the same."""
     output = clip.job.output
     shown = (output.container, output.fps, output.scale, output.crf)
-    return (clip.pixels_sha256 or clip.id, *shown)
+    return (clip.record.pixels_sha256 or clip.id, *shown)
 
 
 def _labels(

@@ -1,4 +1,4 @@
-"""From a folder of finished files to a folder that raters are given, and the key beside it."""
+"""The folder that raters are given: the page, the anonymous clips, and the key kept beside it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.analysis.clips.clip import Clip
-from flowblend_cli.analysis.clips.collect import find_clips
+from flowblend_cli.analysis.clips.collect import find_clips, kept_recipe
 from flowblend_cli.analysis.review.anonymize import AnonymousCopy, copy_anonymously
 from flowblend_cli.analysis.review.arrangement import Arrangement, arrange
 from flowblend_cli.analysis.web import render_page
-from flowblend_cli.artifacts.records import FOLDER, read_json, recipe_path, write_json
+from flowblend_cli.artifacts.records import FOLDER, read_json, review_path, write_json
 from flowblend_cli.errors import OutputError, UsageError
+from flowblend_cli.study import Study
 from flowblend_cli.utils.files import publish
 
 PAGE = "review/index.html"
@@ -28,14 +29,14 @@ _NO_TIME = 946_684_800
 
 
 @dataclass(frozen=True)
-class Written:
-    """What was written.
+class ReviewFiles:
+    """The files of a review.
 
     Args:
         page: The page.
-        key: The key that un-blinds.
-        arrangement: Who is compared with whom.
-        warnings: What in the folder wasn't used, and why.
+        key: The key that un-blinds the ratings.
+        arrangement: The sets of clips that are compared.
+        warnings: Files of the folder that weren't used, and why.
     """
 
     page: Path
@@ -44,14 +45,9 @@ class Written:
     warnings: tuple[str, ...]
 
 
-def key_path(output_dir: Path, review: str) -> Path:
-    """Where the key of a review lies."""
-    return output_dir / FOLDER / "reviews" / f"{review}.json"
-
-
 def write_review(
     output_dir: Path, *, seed: int = 0, criteria: Sequence[str] = (), scenes: Sequence[str] = ()
-) -> Written:
+) -> ReviewFiles:
     """Write the page of a blind review, its anonymous clips, and the key.
 
     Args:
@@ -67,28 +63,29 @@ def write_review(
     found = find_clips(output_dir)
     clips = _of_scenes(output_dir, found.clips, scenes)
     recipes = {clip.job.recipe for clip in clips}
-    studies = {name: _study(output_dir, name) for name in sorted(recipes)}
-    asked = {name: tuple(criteria) or _words(study, "review") for name, study in studies.items()}
-    axes = {name: _words(study, "axes") for name, study in studies.items()}
+    kept = {name: kept_recipe(output_dir, name) for name in sorted(recipes)}
+    studies = {name: recipe.study if recipe else Study() for name, recipe in kept.items()}
+    asked = {name: tuple(criteria) or study.review.criteria for name, study in studies.items()}
+    axes = {name: study.axes for name, study in studies.items()}
     arrangement = arrange(clips, seed=seed, criteria=asked, axes=axes)
     page = output_dir / PAGE
     _require_ours(page)
-    copies = {}
-    for item in arrangement.items:
-        copies[item.id] = copy_anonymously(output_dir / item.clips[0].name)
+    copies = {
+        item.id: copy_anonymously(output_dir / item.clips[0].name) for item in arrangement.items
+    }
     html = render_page(
         "review.html.j2",
         scripts=("player.js", "review.js"),
         styles=("player.css", "review.css"),
         mark=_MARK,
-        review=_told(arrangement, copies),
+        review=_page_values(arrangement, copies),
     )
-    key = key_path(output_dir, arrangement.id)
+    key = review_path(output_dir, arrangement.id)
     write_json(key, arrangement.key())
     _write_copies(output_dir, arrangement, copies)
     publish(page, html.encode())
     _remove_former(output_dir, {item.filename for item in arrangement.items})
-    return Written(page, key, arrangement, tuple(found.warnings))
+    return ReviewFiles(page, key, arrangement, tuple(found.warnings))
 
 
 def _of_scenes(output_dir: Path, clips: Sequence[Clip], scenes: Sequence[str]) -> list[Clip]:
@@ -102,47 +99,28 @@ def _of_scenes(output_dir: Path, clips: Sequence[Clip], scenes: Sequence[str]) -
     return [clip for clip in clips if not scenes or clip.job.scene in scenes]
 
 
-def _study(output_dir: Path, recipe: str) -> Mapping[str, Any]:
-    """The study of a recipe as it was kept; nothing where it wasn't, or can't be read."""
-    if "/" in recipe or recipe in ("", ".", ".."):
-        return {}
-    document = read_json(recipe_path(output_dir, recipe)) or {}
-    study = document.get("study")
-    return study if isinstance(study, dict) else {}
-
-
-def _words(study: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    found = study.get(name)
-    if name == "review":
-        found = found.get("criteria") if isinstance(found, dict) else None
-    return tuple(word for word in found if isinstance(word, str)) if isinstance(found, list) else ()
-
-
-def _told(arrangement: Arrangement, copies: Mapping[str, AnonymousCopy]) -> dict[str, Any]:
-    """All that the page is told."""
+def _page_values(arrangement: Arrangement, copies: Mapping[str, AnonymousCopy]) -> dict[str, Any]:
+    """Everything that the page knows of the clips."""
     sets = []
-    for comparison in arrangement.comparisons:
-        clips = []
-        for item in comparison.items:
-            copy = copies[item.id]
-            is_picture = item.filename.endswith(".png")
-            clips.append(
-                {
-                    "id": item.id,
-                    "label": item.letter,
-                    "url": f"clips/{item.filename}",
-                    "poster": None,
-                    "fps": copy.fps or None,
-                    "frames": copy.frames,
-                    "kind": "image" if is_picture else "video",
-                }
-            )
-        sets.append({"prompt": comparison.prompt, "criteria": comparison.criteria, "clips": clips})
+    for one in arrangement.sets:
+        clips = [
+            {
+                "id": item.id,
+                "label": item.letter,
+                "url": f"clips/{item.filename}",
+                "poster": None,
+                "fps": copies[item.id].fps or None,
+                "frames": copies[item.id].frames,
+                "kind": "image" if item.clips[0].is_picture else "video",
+            }
+            for item in one.items
+        ]
+        sets.append({"prompt": one.prompt, "criteria": one.criteria, "clips": clips})
     return {"review": arrangement.id, "sets": sets}
 
 
 def _require_ours(page: Path) -> None:
-    """Raise if the page's name holds something that no review of ours is."""
+    """Raise if a file of the page's name is no review of ours."""
     try:
         text = page.read_text("utf-8", errors="replace")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What raters sent back, and the keys that say what they scored: read from files, checked whole."""
+"""Ratings that raters saved, and the keys of reviews: read from files and checked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.analysis.review.arrangement import KEY_VERSION
-from flowblend_cli.artifacts.records import FOLDER, read_json
+from flowblend_cli.artifacts.records import read_json, review_path
 from flowblend_cli.errors import UsageError
 from flowblend_cli.text import printable, shorten
 
@@ -30,10 +30,10 @@ class Rating:
         path: The file.
         review: Id of the review.
         rater: The rater's name.
-        session: What tells two raters of one name apart; empty where the file doesn't say.
-        saved: When it was saved, as ISO text; empty likewise.
+        session: A text that tells two raters of one name apart; empty where the file has none.
+        saved: Time when it was saved, as ISO text; empty likewise.
         scores: Score of each item and criterion, 0 to 10.
-        notes: What the rater wrote about an item.
+        notes: The rater's note about each item, where there is one.
     """
 
     path: str
@@ -46,7 +46,7 @@ class Rating:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ReviewedClip:
     """A clip that an item stood for.
 
     Args:
@@ -54,7 +54,7 @@ class Shown:
         job: Id of its job.
         scene: Name of its scene.
         seed: Its seed.
-        variant: What sets it apart from the others of its scene, in words.
+        variant: Its variant in words.
     """
 
     recipe: str
@@ -65,18 +65,18 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Key:
-    """What un-blinds a review.
+class ReviewKey:
+    """The key that un-blinds a review.
 
     Args:
         review: The review's id.
-        criteria: What was asked of each item, by the item's id.
-        clips: What each item stood for: several clips where these agree in every pixel.
+        criteria: The criteria of each item, by the item's id.
+        clips: The clips of each item: several where these agree in every pixel.
     """
 
     review: str
     criteria: Mapping[str, tuple[str, ...]]
-    clips: Mapping[str, tuple[Shown, ...]]
+    clips: Mapping[str, tuple[ReviewedClip, ...]]
 
 
 def read(paths: Sequence[Path]) -> tuple[Rating, ...]:
@@ -106,7 +106,7 @@ def read(paths: Sequence[Path]) -> tuple[Rating, ...]:
     return tuple(kept.values())
 
 
-def read_keys(output_dir: Path, ratings: Iterable[Rating]) -> dict[str, Key]:
+def read_keys(output_dir: Path, ratings: Iterable[Rating]) -> dict[str, ReviewKey]:
     """Read the keys of the reviews that ratings are of, and check one against the other.
 
     Args:
@@ -117,7 +117,7 @@ def read_keys(output_dir: Path, ratings: Iterable[Rating]) -> dict[str, Key]:
         RatingsError: There is no such review in this folder, its key is damaged, or a rating
             scores what the review doesn't ask.
     """
-    keys: dict[str, Key] = {}
+    keys: dict[str, ReviewKey] = {}
     for rating in ratings:
         key = keys.get(rating.review) or _read_key(output_dir, rating)
         keys[rating.review] = key
@@ -211,8 +211,8 @@ def _wrong(path: Path, what: str) -> RatingsError:
     return RatingsError(f"{path}: {what}: give the file that a review page saved, as it was saved")
 
 
-def _read_key(output_dir: Path, rating: Rating) -> Key:
-    path = output_dir / FOLDER / "reviews" / f"{rating.review}.json"
+def _read_key(output_dir: Path, rating: Rating) -> ReviewKey:
+    path = review_path(output_dir, rating.review)
     if not path.exists():
         raise RatingsError(
             f"{rating.path}: is of review {rating.review}, whose key isn't in {output_dir}: give "
@@ -223,10 +223,13 @@ def _read_key(output_dir: Path, rating: Rating) -> Key:
         if document is None or document["v"] != KEY_VERSION or document["review"] != rating.review:
             raise ValueError
         items = document["items"]
-        return Key(
+        return ReviewKey(
             rating.review,
             {item: tuple(told["criteria"]) for item, told in items.items()},
-            {item: tuple(Shown(**clip) for clip in told["clips"]) for item, told in items.items()},
+            {
+                item: tuple(ReviewedClip(**clip) for clip in told["clips"])
+                for item, told in items.items()
+            },
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RatingsError(

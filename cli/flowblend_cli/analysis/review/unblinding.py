@@ -1,4 +1,4 @@
-"""Un-blinded: what raters said of each clip and each variant, and how far they agree."""
+"""Reviews un-blinded: scores of each clip and variant, and the raters' agreement, for reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowblend_cli.analysis.compare.statistics import summarise
-from flowblend_cli.analysis.review.ratings import LEAST, MOST, Key, Rating, Shown, read, read_keys
+from flowblend_cli.analysis.review.ratings import (
+    LEAST,
+    MOST,
+    Rating,
+    ReviewedClip,
+    ReviewKey,
+    read,
+    read_keys,
+)
 from flowblend_cli.errors import UsageError
 
 # (rater, unit, score): a unit is what several raters scored, such as an item of a review.
@@ -17,13 +25,13 @@ Judgement = tuple[Hashable, Hashable, float]
 
 
 @dataclass(frozen=True)
-class Row:
-    """What was said of one clip, or of one variant, by one criterion.
+class RatingRow:
+    """Scores of one clip, or of one variant, by one criterion.
 
     Args:
         recipe: Name of the recipe.
         name: Id of the job, or the variant in words.
-        criterion: What was asked.
+        criterion: The criterion.
         n: Number of scores.
         raters: Number of raters who gave them.
         mean: Their mean, 0 to 10: each rater counts the same.
@@ -45,10 +53,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far raters agree on one criterion.
+    """Agreement of the raters on one criterion.
 
     Args:
-        criterion: What was asked.
+        criterion: The criterion.
         alpha: Krippendorff's alpha for interval data: 1 they agree, 0 no better than chance; None
             where it can't be told.
         reason: Why it can't be told; empty otherwise.
@@ -65,7 +73,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Remark:
-    """What a rater wrote about a clip.
+    """A rater's note about a clip.
 
     Args:
         rater: The rater's name.
@@ -82,21 +90,21 @@ class Remark:
 
 @dataclass(frozen=True)
 class Reviews:
-    """Everything that raters said of one folder.
+    """All scores and notes of one folder.
 
     Args:
         raters: Their names.
-        criteria: What was asked, in the order of the pages.
-        by_variant: What was said of each variant, by criterion.
-        by_job: What was said of each job, by criterion.
-        agreement: How far they agree, by criterion.
-        remarks: What they wrote.
+        criteria: The criteria, in the order of the pages.
+        by_variant: Scores of each variant, by criterion.
+        by_job: Scores of each job, by criterion.
+        agreement: The raters' agreement, by criterion.
+        remarks: The raters' notes.
     """
 
     raters: tuple[str, ...]
     criteria: tuple[str, ...]
-    by_variant: tuple[Row, ...]
-    by_job: tuple[Row, ...]
+    by_variant: tuple[RatingRow, ...]
+    by_job: tuple[RatingRow, ...]
     agreement: tuple[Agreement, ...]
     remarks: tuple[Remark, ...]
 
@@ -107,7 +115,7 @@ class _Score:
     item: tuple[str, str]
     criterion: str
     value: float
-    clips: tuple[Shown, ...]
+    clips: tuple[ReviewedClip, ...]
 
 
 def read_reviews(output_dir: Path, paths: Sequence[Path]) -> Reviews:
@@ -125,8 +133,8 @@ def read_reviews(output_dir: Path, paths: Sequence[Path]) -> Reviews:
     return unblind(ratings, read_keys(output_dir, ratings))
 
 
-def unblind(ratings: Sequence[Rating], keys: Mapping[str, Key]) -> Reviews:
-    """Join ratings with what was behind the letters.
+def unblind(ratings: Sequence[Rating], keys: Mapping[str, ReviewKey]) -> Reviews:
+    """Join ratings with the clips behind the letters.
 
     A job's interval is over its raters. A variant's is over raters too, each by the mean of what
     they gave it, since scores of one rater aren't independent; of a single rater, it is over clips.
@@ -205,7 +213,7 @@ def alpha(judgements: Sequence[Judgement]) -> tuple[float | None, str]:
 
 
 def _shared(judgements: Sequence[Judgement]) -> list[Judgement]:
-    """Those of units that several raters scored."""
+    """Judgements of the units that several raters scored."""
     raters: dict[Hashable, set[Hashable]] = defaultdict(set)
     for rater, unit, _ in judgements:
         raters[unit].add(rater)
@@ -222,8 +230,8 @@ def _agree(criterion: str, scores: Sequence[_Score]) -> Agreement:
 
 
 def _rows(
-    scores: Sequence[_Score], criteria: Sequence[str], name: Callable[[Shown], str]
-) -> tuple[Row, ...]:
+    scores: Sequence[_Score], criteria: Sequence[str], name: Callable[[ReviewedClip], str]
+) -> tuple[RatingRow, ...]:
     groups: dict[tuple[str, str], list[tuple[_Score, str]]] = defaultdict(list)
     for score in scores:
         for clip in score.clips:
@@ -239,19 +247,21 @@ def _rows(
 
 def _row(
     recipe: str, name: str, criterion: str, scores: Sequence[tuple[_Score, str]]
-) -> Row:  # fmt: skip
+) -> RatingRow:  # fmt: skip
     # Of clips that one item stood for, each variant has the item's score once.
     distinct = {(score.rater, score.item): score for score, _ in scores}.values()
     by_rater: dict[str, list[float]] = defaultdict(list)
     for score in distinct:
         by_rater[score.rater].append(score.value)
     means = [sum(values) / len(values) for values in by_rater.values()]
-    told = summarise(means if len(means) > 1 else [score.value for score in distinct])
-    assert told is not None
-    low = None if told.low is None else max(told.low, LEAST)
-    high = None if told.high is None else min(told.high, MOST)
+    summary = summarise(means if len(means) > 1 else [score.value for score in distinct])
+    assert summary is not None
+    low = None if summary.low is None else max(summary.low, LEAST)
+    high = None if summary.high is None else min(summary.high, MOST)
     jobs = tuple(sorted({job for _, job in scores}))
-    return Row(recipe, name, criterion, len(distinct), len(by_rater), told.mean, low, high, jobs)
+    return RatingRow(
+        recipe, name, criterion, len(distinct), len(by_rater), summary.mean, low, high, jobs
+    )
 
 
 def _reading_order(entry: tuple[tuple[str, str], object]) -> tuple[str, list[tuple[int, str]]]:

@@ -1,36 +1,44 @@
-"""Pages that a browser opens: one file each, nothing loaded from elsewhere, scripts by their hash.
+"""HTML pages for reports and reviews: one file each, which loads nothing but clips beside it.
 
-Templates, scripts and styles lie in this folder. ``player.html.j2``, ``player.css`` and
-``player.js`` are the clips that play in step, for every page that shows some.
+Start with ``render_page``. Templates, scripts and styles lie in this folder. ``player.html.j2``,
+``player.css`` and ``player.js`` are the clips that play in step, for every page that shows some.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from flowblend_cli.errors import UsageError
+from flowblend_cli.text import printable
 
 if TYPE_CHECKING:
     import jinja2
 
 
 def render_page(
-    template: str, *, scripts: Sequence[str] = (), styles: Sequence[str] = (), **values: Any
+    template: str,
+    *,
+    scripts: Sequence[str] = (),
+    styles: Sequence[str] = (),
+    filters: Mapping[str, Callable[..., Any]] | None = None,
+    **values: Any,
 ) -> str:
     """Fill in one page that holds its scripts and styles, and may load nothing but clips.
 
     The template gets, beside ``values``, ``policy`` (for a meta tag ``Content-Security-Policy``),
-    ``scripts`` and ``styles`` (texts, to be put between tags with nothing around them).
+    ``scripts`` and ``styles`` (texts, to be put between tags with nothing around them). Text that a
+    template shows is made printable and escaped, and None shows as nothing.
 
     Args:
         template: Name of a template of this folder.
         scripts: Names of this folder's scripts, in their order.
         styles: Names of its styles.
-        values: What the template shows; escaped, as HTML or by ``tojson``.
+        filters: Functions that the template may call as filters, by name.
+        values: What the template shows; what it puts into scripts goes through ``tojson``.
 
     Returns:
         The page.
@@ -38,12 +46,10 @@ def render_page(
     Raises:
         UsageError: The extra ``report`` isn't installed.
     """
-    shown_scripts, shown_styles = (
-        [_read(name) for name in scripts],
-        [_read(name) for name in styles],
-    )
-    page = _environment().get_template(template)
-    return page.render(
+    shown_scripts, shown_styles = list(map(_read, scripts)), list(map(_read, styles))
+    environment = _environment()
+    environment.filters.update(filters or {})
+    return environment.get_template(template).render(
         values,
         scripts=shown_scripts,
         styles=shown_styles,
@@ -52,7 +58,7 @@ def render_page(
 
 
 def content_policy(scripts: Sequence[str], styles: Sequence[str]) -> str:
-    """Say what a page may do: run and look as written, show files beside it, and nothing else.
+    """The content security policy of a page: its own scripts and styles, and files beside it.
 
     Args:
         scripts: Text of every inline script, exactly as between its tags.
@@ -81,6 +87,14 @@ def _read(name: str) -> str:
     return (files(__name__) / name).read_text("utf-8")
 
 
+def _shown(value: Any) -> Any:
+    """A value as a template shows it: None as nothing, plain text without control characters."""
+    if value is None:
+        return ""
+    is_text = isinstance(value, str) and not hasattr(value, "__html__")
+    return printable(value) if is_text else value
+
+
 def _environment() -> jinja2.Environment:
     try:
         import jinja2
@@ -92,6 +106,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.PackageLoader("flowblend_cli.analysis", "web"),
         undefined=jinja2.StrictUndefined,
         autoescape=True,
+        finalize=_shown,
         trim_blocks=True,
         keep_trailing_newline=True,
     )

@@ -1,4 +1,4 @@
-"""What a doctor makes of what was looked up: one finding a topic, from plain values."""
+"""Checks of ``flowblend doctor``: plain values in, one finding for each topic out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OTHER_VERSIONS = "other versions than the tested ones may give other pixels"
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found on one topic.
+    """The result of the checks of one topic.
 
     Args:
         name: The topic, one word.
@@ -64,14 +64,14 @@ def about_versions(
     ]
     wrong = [one for one in others if one.state == "problem"]
     if wrong:
-        told = ", ".join(f"{one.name} {one.found}" for one in wrong)
+        text = ", ".join(f"{one.name} {one.found}" for one in wrong)
         pins = " ".join(one.advice.removeprefix(_INSTALL) for one in wrong)
-        yield Finding("packages", "problem", told, _INSTALL + pins)
+        yield Finding("packages", "problem", text, _INSTALL + pins)
         return
     other = [f"{one.name} {one.found}" for one in others if one.state == "note"]
     if other:
-        told = f"other than tested: {', '.join(other)}"
-        yield Finding("packages", "note", told, _OTHER_VERSIONS)
+        text = f"other than tested: {', '.join(other)}"
+        yield Finding("packages", "note", text, _OTHER_VERSIONS)
         return
     yield Finding("packages", "ok", f"all {len(others)} others are there, as tested")
 
@@ -88,8 +88,8 @@ def _about_version(
     if found is None:
         return Finding(name, "problem", "isn't installed", install)
     if _numbers(found) < _numbers(wanted["at_least"]):
-        told = f"{found}, and {wanted['at_least']} or newer is needed"
-        return Finding(name, "problem", told, install)
+        text = f"{found}, and {wanted['at_least']} or newer is needed"
+        return Finding(name, "problem", text, install)
     releases = ", ".join(wanted["tested"])
     if any(fits(found, release) for release in wanted["tested"]):
         return Finding(name, "ok", found)
@@ -116,10 +116,10 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def about_settings(settings: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Judge what torch and diffusers are set to.
+    """Judge the settings of torch and diffusers.
 
     Args:
-        settings: What ``flowblend_plugin.numerics.numeric_settings`` told.
+        settings: What ``flowblend_plugin.numerics.numeric_settings`` text.
         environ: The environment's variables.
     """
     on_cuda = settings["device"] == "cuda"
@@ -143,8 +143,8 @@ def about_settings(settings: Mapping[str, Any], environ: Mapping[str, str]) -> I
 
 def _about_device(settings: Mapping[str, Any]) -> Finding:
     name = f" ({settings['device_name']})" if settings["device_name"] else ""
-    told = f'"auto" takes {settings["device"]}{name}, in {settings["dtype"]}'
-    return Finding("device", "ok", told)
+    text = f'"auto" takes {settings["device"]}{name}, in {settings["dtype"]}'
+    return Finding("device", "ok", text)
 
 
 def _about_threads(threads: int, environ: Mapping[str, str]) -> Finding:
@@ -154,8 +154,8 @@ def _about_threads(threads: int, environ: Mapping[str, str]) -> Finding:
         advice = f"{follows}: set OMP_NUM_THREADS={threads} wherever the same pixels are wanted"
         return Finding("threads", "note", f"{threads}, as torch chose for this machine", advice)
     if set_to.split(",")[0].strip() != str(threads):
-        told = f"torch uses {threads}, although OMP_NUM_THREADS is {set_to!r}"
-        return Finding("threads", "note", told, f"{follows}: set it to one whole number")
+        text = f"torch uses {threads}, although OMP_NUM_THREADS is {set_to!r}"
+        return Finding("threads", "note", text, f"{follows}: set it to one whole number")
     return Finding("threads", "ok", f"{threads}, set by OMP_NUM_THREADS", follows)
 
 
@@ -182,7 +182,7 @@ def _about_onednn(settings: Mapping[str, Any], environ: Mapping[str, str]) -> Fi
 
 
 def _about_cpu(settings: Mapping[str, Any], environ: Mapping[str, str]) -> Finding:
-    told = f"torch's kernels for {settings['cpu_capability']}"
+    text = f"torch's kernels for {settings['cpu_capability']}"
     forced = [
         f"{name}={value}"
         for name in _CPU_VARIABLES
@@ -190,18 +190,18 @@ def _about_cpu(settings: Mapping[str, Any], environ: Mapping[str, str]) -> Findi
     ]
     if forced:
         advice = "files rendered without it may have other pixels: set it everywhere, or nowhere"
-        return Finding("cpu", "note", f"{told}; {', '.join(forced)}", advice)
-    return Finding("cpu", "ok", told, "a CPU of another kind may give other pixels")
+        return Finding("cpu", "note", f"{text}; {', '.join(forced)}", advice)
+    return Finding("cpu", "ok", text, "a CPU of another kind may give other pixels")
 
 
 def _about_attention(settings: Mapping[str, Any], environ: Mapping[str, str]) -> Finding:
     backend, kernel = settings["attention_backend"], settings["attention_kernel"]
-    told = f"{backend}, kernel {kernel}" if kernel and backend == "native" else str(backend)
+    text = f"{backend}, kernel {kernel}" if kernel and backend == "native" else str(backend)
     if backend != "native":
         source = "DIFFUSERS_ATTN_BACKEND" if "DIFFUSERS_ATTN_BACKEND" in environ else "diffusers"
         advice = "other pixels than with the default; a file doesn't record it: set it everywhere"
-        return Finding("attention", "note", f"{told}, set by {source}", advice)
-    return Finding("attention", "ok", told)
+        return Finding("attention", "note", f"{text}, set by {source}", advice)
+    return Finding("attention", "ok", text)
 
 
 def _about_cudnn(settings: Mapping[str, Any], *, on_cuda: bool) -> Finding:
@@ -210,27 +210,27 @@ def _about_cudnn(settings: Mapping[str, Any], *, on_cuda: bool) -> Finding:
         "deterministic": settings["cudnn_deterministic"],
         "deterministic algorithms": settings["deterministic_algorithms"],
     }
-    told = ", ".join(f"{name} {'on' if is_on else 'off'}" for name, is_on in flags.items())
+    text = ", ".join(f"{name} {'on' if is_on else 'off'}" for name, is_on in flags.items())
     if not on_cuda:
-        return Finding("cudnn", "ok", f"{told}; not used without CUDA")
+        return Finding("cudnn", "ok", f"{text}; not used without CUDA")
     if flags["benchmark"]:
         advice = "it picks algorithms by their speed, so runs may differ: switch it off"
-        return Finding("cudnn", "problem", told, advice)
+        return Finding("cudnn", "problem", text, advice)
     if not (flags["deterministic"] or flags["deterministic algorithms"]):
         advice = "it may pick an algorithm whose sums come in any order; the self-test tries that"
-        return Finding("cudnn", "note", told, advice)
-    return Finding("cudnn", "ok", told)
+        return Finding("cudnn", "note", text, advice)
+    return Finding("cudnn", "ok", text)
 
 
 def _about_cublas(environ: Mapping[str, str], *, on_cuda: bool) -> Finding:
     workspace = environ.get("CUBLAS_WORKSPACE_CONFIG")
-    told = "CUBLAS_WORKSPACE_CONFIG is " + (workspace or "not set")
+    text = "CUBLAS_WORKSPACE_CONFIG is " + (workspace or "not set")
     if not on_cuda:
-        return Finding("cublas", "ok", f"{told}; not used without CUDA")
+        return Finding("cublas", "ok", f"{text}; not used without CUDA")
     if workspace not in _WORKSPACES:
         advice = "cuBLAS promises equal runs with CUBLAS_WORKSPACE_CONFIG=:4096:8"
-        return Finding("cublas", "note", told, advice)
-    return Finding("cublas", "ok", told)
+        return Finding("cublas", "note", text, advice)
+    return Finding("cublas", "ok", text)
 
 
 def about_disk(folder: str, free_bytes: int, reason: str | None) -> Finding:
@@ -242,14 +242,14 @@ def about_disk(folder: str, free_bytes: int, reason: str | None) -> Finding:
         reason: Why nothing can be written there; None if something can.
     """
     if reason is not None:
-        told = f"{folder}: nothing can be written ({reason})"
-        return Finding("disk", "problem", told, "choose another folder with render --out DIR")
-    told = f"{free_bytes / 1e9:.1f} GB free in {folder}"
+        text = f"{folder}: nothing can be written ({reason})"
+        return Finding("disk", "problem", text, "choose another folder with render --out DIR")
+    text = f"{free_bytes / 1e9:.1f} GB free in {folder}"
     if free_bytes < _TOO_LITTLE_DISK:
-        return Finding("disk", "problem", told, "free some, or choose another with --out DIR")
+        return Finding("disk", "problem", text, "free some, or choose another with --out DIR")
     if free_bytes < _LITTLE_DISK:
-        return Finding("disk", "note", told, "a long batch may fill it; render stops with 4 then")
-    return Finding("disk", "ok", told)
+        return Finding("disk", "note", text, "a long batch may fill it; render stops with 4 then")
+    return Finding("disk", "ok", text)
 
 
 def about_encoder(problem: str | None) -> Finding:
@@ -266,21 +266,21 @@ def about_hub(folder: str | None, *, is_there: bool, is_writable: bool) -> Findi
     if folder is None:
         return Finding("hub", "note", "the Hub's cache folder can't be told", offline)
     if not is_there:
-        told = f"no cache yet at {folder}"
-        return Finding("hub", "note", told, f"{offline}; the bundled pair needs none")
+        text = f"no cache yet at {folder}"
+        return Finding("hub", "note", text, f"{offline}; the bundled pair needs none")
     if not is_writable:
-        told = f"{folder} can't be written"
+        text = f"{folder} can't be written"
         advice = "what is in it can be used, nothing can be fetched: mend its rights, or HF_HOME"
-        return Finding("hub", "note", told, advice)
+        return Finding("hub", "note", text, advice)
     return Finding("hub", "ok", f"{folder} can be written", offline)
 
 
 def about_offline(environ: Mapping[str, str]) -> Finding:
-    """Say which variables keep the network out; flowblend sets HF_HUB_OFFLINE for itself."""
+    """Report the variables that keep the network out; flowblend sets HF_HUB_OFFLINE itself."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-    told = ", ".join(f"{name}={environ[name]}" for name in names if environ.get(name))
+    text = ", ".join(f"{name}={environ[name]}" for name in names if environ.get(name))
     advice = "flowblend sets HF_HUB_OFFLINE=1 for itself; unset them where you fetch models"
-    return Finding("offline", "ok", told or "none is set", advice)
+    return Finding("offline", "ok", text or "none is set", advice)
 
 
 def about_self_test(

@@ -1,4 +1,4 @@
-"""A whole examination: what the machine has, what torch is set to, and renders that must agree."""
+"""The examination of ``flowblend doctor``: machine, torch's settings, renders that must agree."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ADVICE = "nothing can be rendered here: mend what it says, then run flowblend d
 
 
 def examine(folder: Path, *, quick: bool, on_render: Callable[[], None]) -> Iterator[Finding]:
-    """Look at everything that could break a render, or change its bits.
+    """Check everything that could break a render, or change its bits.
 
     Args:
         folder: Where files would go.
@@ -48,7 +48,7 @@ def examine(folder: Path, *, quick: bool, on_render: Callable[[], None]) -> Iter
 
 
 def _torch(renders: int) -> Iterator[Finding]:
-    """What torch is set to, and the renders of two processes."""
+    """Findings about torch's settings, and about the renders of two processes."""
     here = _ask(renders, other_threads=True)
     if "settings" in here:
         yield from checks.about_settings(here["settings"], os.environ)

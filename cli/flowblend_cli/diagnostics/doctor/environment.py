@@ -1,4 +1,4 @@
-"""What this machine has, looked up without a model library."""
+"""Versions, disk, encoder and Hub cache of this machine, looked up without a model library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure a pair of denoisers, stoppable between two steps, and write what was found."""
+"""``flowblend probe`` at work: measures a pair of denoisers and writes the calibration."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from flowblend_cli.diagnostics.probe.prepare import Probing
-from flowblend_cli.diagnostics.probe.progress_bar import Progress, runs_of
+from flowblend_cli.diagnostics.probe.prepare import ProbePlan
+from flowblend_cli.diagnostics.probe.progress_bar import ProbeBar, runs_of
 from flowblend_cli.engine.signals import StopSignals
 from flowblend_cli.errors import OutputError, StopRequested, UsageError
 from flowblend_cli.jobs import ModelSpec
@@ -19,7 +19,7 @@ from flowblend_plugin.calibration.calibration import Calibration
 from flowblend_plugin.errors import CalibrationError
 
 _PICTURES = (".svg", ".png")
-# What our pictures say of themselves near their beginning, before they are drawn over.
+# Our plots hold this mark near their beginning; only such files are replaced.
 _MARK = b"flowblend probe"
 _HEAD = 4096
 
@@ -37,7 +37,7 @@ class Stopped(Exception):  # noqa: N818 - a signal is no error
 
 
 def measure(
-    probing: Probing,
+    probing: ProbePlan,
     recipe_dir: Path,
     *,
     sensitivity_prompts: int,
@@ -47,7 +47,7 @@ def measure(
     """Load the models and measure the pair.
 
     Args:
-        probing: What to probe with.
+        probing: The plan of the probe.
         recipe_dir: Folder that the models' folders are relative to.
         sensitivity_prompts: How many of the prompts are asked for sensitivities, too.
         positions: Steps at which sensitivities are measured.
@@ -67,7 +67,7 @@ def measure(
     job = probing.jobs[0]
     _refuse_offloading(job.model)
     asked = default_positions(job.num_inference_steps, positions)
-    progress = Progress(list(runs_of(probing.jobs, sensitivity_prompts, asked)), quiet=quiet)
+    progress = ProbeBar(list(runs_of(probing.jobs, sensitivity_prompts, asked)), quiet=quiet)
     with progress, StopSignals(progress.message) as stop:
 
         def on_step(index: int) -> None:

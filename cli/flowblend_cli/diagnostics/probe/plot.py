@@ -1,4 +1,4 @@
-"""A calibration as a picture: divergence, sensitivity, and what each criterion makes of them."""
+"""The plot of a calibration: divergence, sensitivity, and the stages that criteria choose."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _draw_sensitivity(axes: Any, calibration: Calibration) -> None:
 
 
 def _choices(calibration: Calibration, choice: Choice) -> list[Choice | str]:
-    """What each criterion chooses for the budget; its name where the budget can't be kept."""
+    """The choice of each criterion for the budget; its name where it can't keep the budget."""
     model = calibration.at(calibration.levels)
     budget = float(choice.evidence["budget"])
     names = dict.fromkeys((*_SHOWN, choice.criterion))

@@ -1,4 +1,4 @@
-"""What a recipe is probed with, told before a model is loaded."""
+"""ProbePlan: the prompts, seeds and settings that a recipe is probed with; loads no model."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _SIZES = ("height", "width", "num_frames", "guidance_scale")
 
 
 @dataclass(frozen=True)
-class Probing:
-    """What a recipe is probed with.
+class ProbePlan:
+    """The jobs and conditions of a probe.
 
     Args:
         jobs: One for each prompt and seed, alike in everything else, with their seeds drawn.
         cost_ratio: Full FLOPs of a small forward relative to a large one.
-        conditions: What the calibration will hold for.
-        notes: What somebody may not expect.
+        conditions: The conditions that the calibration will hold for.
+        notes: Notes for the user, such as of settings that are left out.
     """
 
     jobs: tuple[Job, ...]
@@ -43,15 +43,15 @@ def prepare(
     prompts: int,
     cost_ratio: float | None = None,
     on_counting: Callable[[int], None] | None = None,
-) -> Probing:
-    """Choose what to probe a recipe with.
+) -> ProbePlan:
+    """Choose the jobs and conditions to probe a recipe with.
 
     Args:
         batch: The recipe's jobs.
         prompts: How many pairs of prompt and seed: the first distinct ones, and where there are
             fewer, further seeds of the same prompts.
         cost_ratio: Cost of a small forward relative to a large one; None counts its FLOPs.
-        on_counting: See ``flops.cost_plan``.
+        on_counting: See ``planning.flops.cost_plan``.
 
     Raises:
         UsageError: The recipe can't be probed; says why, and what to do.
@@ -64,7 +64,7 @@ def prepare(
             f"a forward of the small denoiser costs {ratio:.3g} times as much as one of the large "
             "one, so that it saves nothing: name the cheaper one in model.small"
         )
-    return Probing(jobs, ratio, _conditions(jobs), tuple(_notes(first, batch.jobs)))
+    return ProbePlan(jobs, ratio, _conditions(jobs), tuple(_notes(first, batch.jobs)))
 
 
 def check_budget(cost_ratio: float, steps: int, budget: float, criterion: str) -> None:
@@ -146,7 +146,7 @@ def _count_ratio(first: Job, batch: Batch, on_counting: Callable[[int], None] | 
 
 
 def _conditions(jobs: Sequence[Job]) -> dict[str, Any]:
-    """What the calibration holds for, as the recipe has it: None where it leaves a choice."""
+    """Conditions of the calibration, as the recipe has them: None where it leaves a choice."""
     first = jobs[0]
     return {
         "pipeline": first.model.pipeline,

@@ -1,4 +1,4 @@
-"""How far a probe is: a bar on a terminal, a line for each prompt elsewhere, both on stderr."""
+"""ProbeBar: progress of a probe on stderr, a bar on a terminal and a line a prompt elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 from flowblend_cli.console.factory import is_terminal
@@ -18,7 +17,7 @@ from flowblend_cli.text import shorten
 
 
 @dataclass(frozen=True)
-class Run:
+class ProbeRun:
     """One run of the pipeline.
 
     Args:
@@ -40,27 +39,27 @@ class Run:
 
 def runs_of(
     jobs: Sequence[Job], sensitivity_prompts: int, positions: Sequence[int]
-) -> Iterator[Run]:
+) -> Iterator[ProbeRun]:
     """Every run of a probe, in order."""
     for number, job in enumerate(jobs, 1):
-        yield Run(number, len(jobs), "velocities", job)
+        yield ProbeRun(number, len(jobs), "velocities", job)
     asked = jobs[:sensitivity_prompts]
     for number, job in enumerate(asked, 1):
-        yield Run(number, len(asked), "sensitivities", job, 0, False)
+        yield ProbeRun(number, len(asked), "sensitivities", job, 0, False)
         for position in positions:
             is_last = position == positions[-1]
-            yield Run(number, len(asked), "sensitivities", job, position, is_last)
+            yield ProbeRun(number, len(asked), "sensitivities", job, position, is_last)
 
 
-class Progress:
-    """Shows how far a probe is; a context manager.
+class ProbeBar:
+    """The progress of a probe, as a context manager.
 
     Args:
         runs: Its runs, in order.
         quiet: Show nothing but messages.
     """
 
-    def __init__(self, runs: Sequence[Run], *, quiet: bool) -> None:
+    def __init__(self, runs: Sequence[ProbeRun], *, quiet: bool) -> None:
         self._runs = runs
         self._quiet = quiet
         self._errors = Lines(sys.stderr, "standard error")
@@ -80,18 +79,13 @@ class Progress:
         self._show()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()
 
     def message(self, text: str) -> None:
-        """Say something else."""
+        """Show a message."""
         if self._bar is not None:
             self._bar.console.print(safe_lines(text), markup=False, highlight=False)
         else:
@@ -119,24 +113,30 @@ class Progress:
     def _show(self, part: float = 0.0) -> None:
         if self._bar is not None and self._done < len(self._runs):
             run = self._runs[self._done]
-            told = f"{run.what} {run.prompt}/{run.of}"
-            self._bar.update(0, completed=self._work + part, description=told)
+            label = f"{run.what} {run.prompt}/{run.of}"
+            self._bar.update(0, completed=self._work + part, description=label)
 
 
-def _work(run: Run) -> float:
+def _work(run: ProbeRun) -> float:
     return float(run.job.num_inference_steps - run.start)
 
 
 def _bar(total: float) -> Any:
     """A bar of rich, which is imported only where there is a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"),
     )  # fmt: skip
-    bars = Bars(*columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=False)
-    bars.add_task("loading", total=total)
-    return bars
+    console = Console(file=sys.stderr)
+    bar = Progress(*columns, console=console, transient=True, redirect_stdout=False)
+    bar.add_task("loading", total=total)
+    return bar

@@ -1,4 +1,4 @@
-"""What a calibration says, in words and as plain values."""
+"""A calibration in words and as plain values, for ``flowblend probe``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CLEARLY = 1.1  # times: smaller differences aren't called a shape
 
 
 def facts(calibration: Calibration, choice: Choice) -> dict[str, Any]:
-    """What a calibration says, as plain values."""
+    """The main values of a calibration, for JSON."""
     apart = [step.mean["guided_relative_l2"] for step in calibration.steps]
     largest, smallest = (apart.index(f(apart)) for f in (max, min))
     return {
@@ -41,10 +41,10 @@ def facts(calibration: Calibration, choice: Choice) -> dict[str, Any]:
 
 
 def summary(calibration: Calibration, choice: Choice) -> list[str]:
-    """What a calibration says, in lines."""
-    told = facts(calibration, choice)
-    apart = told["divergence"]
-    ratio = told["first_to_last_third"]
+    """The main values of a calibration, as lines for a terminal."""
+    main = facts(calibration, choice)
+    apart = main["divergence"]
+    ratio = main["first_to_last_third"]
     most, least = (_at(calibration, apart[which]) for which in ("largest", "smallest"))
     end = f"{apart['last']['relative_l2']:.3g}"
     lines = [f"divergence is {apart['shape']}: at most {most}, at least {least}, at the end {end}"]
@@ -54,9 +54,9 @@ def summary(calibration: Calibration, choice: Choice) -> list[str]:
             f"{calibration.positions[0]} as in the last third"
         )
     lines.append(f"a small forward costs {calibration.cost_ratio:.3g} of a large one")
-    budget = told["choice"]["budget"]
+    budget = main["choice"]["budget"]
     lines.append(
-        f"budget {budget:g}, {choice.criterion}: {told['choice']['denoisers']}, share "
+        f"budget {budget:g}, {choice.criterion}: {main['choice']['denoisers']}, share "
         f"{choice.share:.3f}, predicted error {error_in_words(choice.predicted_error)}"
     )
     return lines
@@ -109,7 +109,7 @@ def _shape(values: Sequence[float]) -> str:
 
 
 def _first_to_last_third(calibration: Calibration) -> float | None:
-    """How much more the first tried step changes the result than those of the last third."""
+    """Effect of the first tried step on the result, relative to those of the last third."""
     effects = [math.sqrt(max(0.0, row[k])) for k, row in enumerate(calibration.interactions)]
     start = len(calibration.steps) * 2 / 3
     tried = list(zip(calibration.positions, effects, strict=True))

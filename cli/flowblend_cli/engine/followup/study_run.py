@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from flowblend_cli.artifacts.records import (
     JobRecord,
     Look,
-    has_answered,
+    is_measured,
     read_looks,
     read_record,
     recipe_path,
@@ -227,7 +227,7 @@ class StudyRun(NullStudy):
         if self._has_followups or self.time_repeats > 1 or job.id in self._compared:
             return False
         key = self._measurement_key(self._reference_of(job))
-        return not self._names or has_answered(self._batch.output_dir, job.id, pixels, key)
+        return not self._names or is_measured(self._batch.output_dir, job.id, pixels, key)
 
     def record_of(self, job: Job, pixels: str) -> JobRecord:
         """See ``NullStudy``."""
@@ -249,7 +249,7 @@ class StudyRun(NullStudy):
         self._jobs[job.id], self._records[job.id] = job, record
         reference = self._reference_of(job)
         key = self._measurement_key(reference)
-        if not self._names or record.asked == key:
+        if not self._names or record.measurement_key == key:
             self._on_scored(job, record)
             return
         self._keys[job.id] = key
@@ -358,7 +358,7 @@ class StudyRun(NullStudy):
                 metrics=found.metrics,
                 tracks=found.tracks,
                 measured_on="file" if found.on_file else "frames",
-                asked="" if found.error else self._keys[job.id],
+                measurement_key="" if found.error else self._keys[job.id],
             )
             self.keep(record)
             self._tell(JobMeasured(job.id, job.scene, dict(found.metrics), score))

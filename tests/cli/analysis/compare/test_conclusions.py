@@ -1,8 +1,7 @@
-"""What numbers lead to: the winner, where steps stop paying, what is equal, what was saved."""
+"""Conclusions of a report: the winner, paying steps, equal renders, savings by drafts."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,22 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rendered import a_job
 
-from flowblend_cli.analysis.clips.clip import Clip, MetricInfo, Section, Spread
+from flowblend_cli.analysis.clips.clip import Clip, Section, Spread
 from flowblend_cli.analysis.clips.variants import find_axes, find_variants
 from flowblend_cli.analysis.compare import determinism, drafts, sentences
 from flowblend_cli.analysis.compare.conclusions import MOST_LOST, TOLERANCE, Comparison, compare
 from flowblend_cli.analysis.compare.findings import conclude
 from flowblend_cli.analysis.report.tables import printed
+from flowblend_cli.artifacts.records import JobRecord
 from flowblend_cli.jobs import Job, Origin
 from flowblend_cli.study import Study
 
-INFOS = {"psnr": MetricInfo("psnr", "dB", "higher", "", "", "reference")}
 SCORES = st.floats(0, 1).map(lambda value: round(value, 4))
 
 
 def a_clip(job: Job, score: float | None = None, **values: Any) -> Clip:
     told = {"elapsed_s": (job.num_inference_steps / 10,), "pixels": (f"p-{job.id}",), **values}
-    return Clip(job, job.filename, job.seed, told["pixels"][0], score=score, **told)
+    record = JobRecord(job.id, job.recipe, told["pixels"][0], **told)
+    return Clip(job, job.filename, job.seed, record, score)
 
 
 def section_of(clips: list[Clip], **values: Any) -> Section:
@@ -38,7 +38,7 @@ def steps_study(scores: dict[int, list[float]]) -> Comparison:
         for steps, some in scores.items()
         for seed, score in enumerate(some, 1)
     ]
-    return compare(section_of(clips), INFOS)
+    return compare(section_of(clips))
 
 
 def told(comparison: Comparison) -> str:
@@ -107,7 +107,7 @@ def test_a_winner_is_named_with_its_noise() -> None:
         for noise in (1, 2, 3)
     ]
 
-    said = told(compare(section_of(noises), INFOS))
+    said = told(compare(section_of(noises)))
 
     assert "Winner of square: seed 42, noise 3, the best of 3 repeats" in said
 
@@ -131,7 +131,7 @@ def test_ties_are_said() -> None:
 def test_without_scores_nobody_wins_and_the_report_says_what_to_install() -> None:
     clips = [a_clip(a_job(steps=steps)) for steps in (30, 50)]
 
-    found = compare(section_of(clips), INFOS)
+    found = compare(section_of(clips))
 
     assert found.winners == ()
     assert found.winner is None
@@ -170,9 +170,9 @@ def test_the_order_of_clips_changes_no_conclusion(
         for place, steps in enumerate((30, 50))
     ]
 
-    found = compare(section_of([clip for place in order for clip in clips[place]]), INFOS)
+    found = compare(section_of([clip for place in order for clip in clips[place]]))
 
-    assert found.rows == compare(section_of([*clips[0], *clips[1]]), INFOS).rows
+    assert found.rows == compare(section_of([*clips[0], *clips[1]])).rows
 
 
 def test_each_scene_has_a_winner_of_its_own() -> None:
@@ -183,7 +183,7 @@ def test_each_scene_has_a_winner_of_its_own() -> None:
         for seed in (1, 2)
     ]
 
-    found = compare(section_of(clips), INFOS)
+    found = compare(section_of(clips))
 
     assert [winner.scene for winner in found.winners] == ["square", "star"]
 
@@ -200,7 +200,7 @@ def test_pictures_get_a_decision_table_with_measured_seconds() -> None:
         for seed in (1, 2, 3)
     ]
 
-    found = compare(section_of(clips), INFOS)
+    found = compare(section_of(clips))
 
     assert [row.use for row in found.rows] == ["explore", "produce", "final"]
     assert "Explore at 20 steps (2.0 s); produce at 40 steps (4.0 s); final" in told(found)
@@ -219,9 +219,7 @@ def test_closeness_to_a_reference_is_told_where_it_was_measured() -> None:
         for steps, psnr in ((30, 24.0), (50, 31.0), (80, 100.0))
     ]
 
-    assert "from 24.0 dB PSNR at 30 steps to 31.0 dB at 50" in told(
-        compare(section_of(clips), INFOS)
-    )
+    assert "from 24.0 dB PSNR at 30 steps to 31.0 dB at 50" in told(compare(section_of(clips)))
 
 
 def test_what_follows_from_another_axis_is_no_axis() -> None:
@@ -277,7 +275,7 @@ def test_ten_renders_of_ode_under_ten_noises_must_be_equal_and_those_of_sde_not(
 
 
 def test_equal_renders_count_once_wherever_a_spread_is_told() -> None:
-    found = compare(section_of(ode_and_sde()), INFOS)
+    found = compare(section_of(ode_and_sde()))
 
     assert [(r.label, len(r.jobs), r.score.n) for r in found.rows if r.score] == [
         ("ODE", 10, 1),
@@ -301,7 +299,7 @@ def test_every_timing_of_one_job_must_be_equal_in_both_modes(mode: str) -> None:
     clip = a_clip(a_job(sampling={"mode": mode}), pixels=("a", "a", "a"))
 
     assert determinism.determinism_by_mode([clip])[0].equal == 3
-    assert not determinism.determinism_by_mode([replace(clip, pixels=("a", "b", "a"))])[0].holds
+    assert not determinism.determinism_by_mode([a_clip(clip.job, pixels=("a", "b", "a"))])[0].holds
 
 
 def test_other_settings_needn_be_equal() -> None:
@@ -314,7 +312,7 @@ def test_the_spread_of_sde_is_compared_with_that_of_ode() -> None:
         Spread("square", "sde", "seeds", ("c", "d"), 0.6, 24.0, 1, 0),
     )
 
-    said = " ".join(verdict.text for verdict in sentences.spread(spreads, {}))
+    said = " ".join(verdict.text for verdict in sentences.spread(spreads))
 
     assert "Motion under ODE spreads 50 % less than under SDE" in said
     assert "24.0 dB PSNR between any two" in said
@@ -323,7 +321,7 @@ def test_the_spread_of_sde_is_compared_with_that_of_ode() -> None:
 def test_equal_renders_have_no_spread_in_words_either() -> None:
     spreads = (Spread("square", "ode", "noise", ("a", "b"), 0.0, None, 1, 1),)
 
-    assert "no pixel differs" in next(iter(sentences.spread(spreads, {}))).text
+    assert "no pixel differs" in next(iter(sentences.spread(spreads))).text
 
 
 def drafts_and_finals() -> list[Clip]:
@@ -368,7 +366,7 @@ def test_drafts_that_saved_nothing_are_said_to_cost_more() -> None:
 
 
 def test_the_best_final_wins() -> None:
-    found = compare(section_of(drafts_and_finals()), INFOS)
+    found = compare(section_of(drafts_and_finals()))
 
     assert [winner.job for winner in found.winners] == ["final-2"]
 
@@ -380,7 +378,7 @@ def test_an_accepted_adapted_clip_takes_the_place_of_the_winner_it_came_from() -
     second = a_job("again-2", steps=70, origin=Origin("adapted", first.id, "weak motion", 2))
     clips = [own, worse, a_clip(first, 0.5, accepted=False), a_clip(second, 0.7, accepted=True)]
 
-    found = compare(section_of(clips), INFOS)
+    found = compare(section_of(clips))
     rows = drafts.adapted(section_of(clips))
 
     assert [winner.job for winner in found.winners] == ["again-2"]
@@ -406,16 +404,16 @@ def test_a_step_that_took_far_longer_is_a_warning() -> None:
 
     assert verdict.tone == "warning"
     assert clip.id in verdict.text
-    assert not list(sentences.slow_steps([replace(clip, step_s=(9.0, 1.0, 1.0, 1.0))]))
+    assert not list(sentences.slow_steps([a_clip(a_job(), step_s=(9.0, 1.0, 1.0, 1.0))]))
 
 
 def test_clips_with_nothing_to_compare_are_said_to_be_that() -> None:
     from flowblend_cli.analysis.clips.clip import Folder
 
     clips = [a_clip(a_job(scene=scene), 0.5) for scene in ("a", "b")]
-    (part,) = conclude(Folder("out", (section_of(clips),), (), INFOS)).parts
+    (part,) = conclude(Folder("out", (section_of(clips),), ())).parts
 
-    assert "2 clips of 2 scenes, one of each: nothing to compare yet" in part.verdicts[0].text
+    assert "2 clips of 2 scenes, one of each: nothing to compare yet" in part.sentences[0].text
     assert part.winners == frozenset()
 
 
@@ -430,7 +428,7 @@ def test_the_sweeps_own_order_of_axes_is_kept() -> None:
     study = Study(axes=("sampling.mode", "num_inference_steps"))
     recipe = KeptRecipe("", "", (), (), study, ())
 
-    found = compare(section_of(clips, recipe=recipe), INFOS)
+    found = compare(section_of(clips, recipe=recipe))
 
     assert [row.label for row in found.rows] == [
         "SDE, 30 steps", "SDE, 50 steps", "ODE, 30 steps", "ODE, 50 steps",

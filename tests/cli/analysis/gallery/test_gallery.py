@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from diffusers import WanTransformer3DModel
 from PIL import Image
 
-from flowblend_cli.analysis.gallery.comparison import caption, compared, read_frames
+from flowblend_cli.analysis.gallery.comparison import caption, compared
 from flowblend_cli.analysis.gallery.contact_sheet import (
     animated_webp,
     comparison_video,
@@ -24,6 +24,7 @@ from flowblend_cli.analysis.gallery.contact_sheet import (
     side_by_side,
 )
 from flowblend_cli.artifacts.metadata import read_document
+from flowblend_cli.artifacts.reading import read_native_frames
 from flowblend_cli.artifacts.video import count_frames
 from flowblend_cli.jobs import AdapterSpec, Batch
 from flowblend_cli.main import main
@@ -163,7 +164,7 @@ def test_the_gallery_shows_every_clip_and_compares_the_stages(
     for name in ("LLL", "LSL", "SSS"):
         assert f"\n  {name}  " in result.stdout
     assert "next: " in result.stdout
-    assert read_frames(out / "compare.mp4").shape[0] == 17
+    assert read_native_frames(out / "compare.mp4").shape[0] == 17
     # Two forwards a step: the clip; two steps that warm both denoisers up; then what is timed.
     assert "".join(ran) == "LLSSLL" + "LLSS" + "LLLLLL" + "LLSSLL" + "SSSSSS"
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
 import shutil
-import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import open_browser, serve, wait_for
 from click.testing import CliRunner
 from rendered import a_job, frames_of, keep_recipe, values_for, write_clip
 
@@ -91,38 +88,16 @@ def test_an_option_without_a_file_is_refused(folder: Path) -> None:
     assert "--reviews" in result.output
 
 
-def missing(what: str) -> None:
-    reason = f"the report isn't tested in a browser: {what}"
-    warnings.warn(reason, stacklevel=2)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-    if program is None:
-        missing("install chromium, on Debian: apt-get install chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("pip install playwright")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+    with open_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
 def served(folder: Path) -> Iterator[str]:
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serve(folder) as address:
+        yield address
 
 
 @pytest.mark.parametrize("width", [1280, 320])
@@ -141,8 +116,8 @@ def test_the_page_works_from_disk_and_server_wide_and_narrow(
 
     page.goto(f"{start}/report.html")
     page.focus(".winners .thumb")
-    page.wait_for_function(f"{VIDEOS} == 1")
-    page.wait_for_function("document.querySelector('.thumb video').readyState >= 2")
+    wait_for(page, f"{VIDEOS} == 1")
+    wait_for(page, "document.querySelector('.thumb video').readyState >= 2")
     plays = page.evaluate("document.querySelector('.thumb video').error") is None
     page.evaluate("document.activeElement.blur()")
 

@@ -287,9 +287,9 @@ def test_a_record_of_other_pixels_is_not_believed(tmp_path: Path) -> None:
 
     (clip,) = gather(tmp_path).sections[0].clips
 
-    assert clip.elapsed_s == (1.0,)
-    assert clip.metrics.get("flicker") != 99.0
-    assert clip.measured_on == "file"
+    assert clip.record.elapsed_s == (1.0,)
+    assert clip.record.metrics.get("flicker") != 99.0
+    assert clip.record.measured_on == "file"
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_a_damaged_record_is_as_none(tmp_path: Path, damage: dict[str, Any]) -> 
 
     (clip,) = gather(tmp_path).sections[0].clips
 
-    assert clip.measured_on == "file"
+    assert clip.record.measured_on == "file"
 
 
 def test_without_records_the_files_are_measured_at_their_native_size(tmp_path: Path) -> None:
@@ -318,11 +318,12 @@ def test_without_records_the_files_are_measured_at_their_native_size(tmp_path: P
     (section,) = gather(tmp_path).sections
     clip = section.clips[0]
 
-    assert clip.elapsed_s == (1.0,)
+    assert clip.record.elapsed_s == (1.0,)
     assert clip.score is not None
     expected = metrics.measure(frames_of(30))
-    assert clip.metrics["inter_frame_ssim"] == pytest.approx(expected["inter_frame_ssim"], abs=0.03)
-    assert clip.metrics["flow_mean"] == pytest.approx(expected["flow_mean"], rel=0.2)
+    found = clip.record.metrics
+    assert found["inter_frame_ssim"] == pytest.approx(expected["inter_frame_ssim"], abs=0.03)
+    assert found["flow_mean"] == pytest.approx(expected["flow_mean"], rel=0.2)
     warnings = " ".join(gather(tmp_path).warnings)
     assert "measured on the encoded files" in warnings
 
@@ -345,8 +346,8 @@ def test_a_reference_is_found_and_measured_against(tmp_path: Path) -> None:
 
     clips = {clip.id: clip for clip in gather(tmp_path).sections[0].clips}
 
-    assert 5 < clips["square-s1-n30-ode"].metrics["psnr"] < 50
-    assert "psnr" not in clips["square-s1-n100-ode"].metrics
+    assert 5 < clips["square-s1-n30-ode"].record.metrics["psnr"] < 50
+    assert "psnr" not in clips["square-s1-n100-ode"].record.metrics
 
 
 def test_without_the_metrics_extra_the_report_says_so(
@@ -385,7 +386,7 @@ def test_a_file_rendered_again_is_one_more_render_of_its_job(tmp_path: Path) -> 
 
     (section,) = gather(tmp_path).sections
 
-    assert [clip.pixels for clip in section.clips] == [(digest, digest)]
+    assert [clip.record.pixels for clip in section.clips] == [(digest, digest)]
 
 
 def test_ode_and_sde_are_judged_by_their_bits_and_their_spread(tmp_path: Path) -> None:
@@ -473,7 +474,6 @@ def test_a_page_of_many_jobs_stays_small(tmp_path: Path) -> None:
     write_clip(source, a_job("one"))
     data = (source / "one.mp4").read_bytes()
     from flowblend_cli.analysis.clips.clip import Clip, Folder, Section
-    from flowblend_cli.analysis.clips.measure import catalogue
     from flowblend_cli.analysis.report.page import to_html
     from flowblend_cli.artifacts.metadata import read_document
 
@@ -482,11 +482,11 @@ def test_a_page_of_many_jobs_stays_small(tmp_path: Path) -> None:
     for seed in range(1, 301):
         job = a_job(f"clip{seed}", seed=seed, steps=30 + 10 * (seed % 3))
         (source / job.filename).write_bytes(data)
-        clips.append(
-            Clip(job, job.filename, seed, f"p{seed}", elapsed_s=(1.0,), score=seed % 7 / 10,
-                 metrics=values_for(0.5))
-        )  # fmt: skip
-    found = Folder("many", (Section("study", tuple(clips)),), (), catalogue())
+        record = JobRecord(
+            job.id, job.recipe, f"p{seed}", elapsed_s=(1.0,), metrics=values_for(0.5)
+        )
+        clips.append(Clip(job, job.filename, seed, record, score=seed % 7 / 10))
+    found = Folder("many", (Section("study", tuple(clips)),))
 
     text = to_html(conclude(found), source)
 

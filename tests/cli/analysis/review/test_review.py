@@ -26,7 +26,7 @@ from flowblend_cli.analysis.review.folder import write_review
 from flowblend_cli.analysis.review.ratings import Rating, RatingsError, read, read_keys
 from flowblend_cli.analysis.review.unblinding import alpha, flagged, read_reviews, unblind
 from flowblend_cli.artifacts.image import publish_image
-from flowblend_cli.artifacts.records import recipe_path, write_json
+from flowblend_cli.artifacts.records import JobRecord, recipe_path, write_json
 from flowblend_cli.artifacts.video import publish_video
 from flowblend_cli.jobs import Batch, Job, SamplingSpec
 from flowblend_cli.main import main
@@ -37,7 +37,8 @@ LoadText = Callable[..., Batch]
 
 
 def clip_of(job: Job, *, pixels: str = "") -> Clip:
-    return Clip(job, job.filename, job.seed, pixels or job.id)
+    record = JobRecord(job.id, job.recipe, pixels or job.id)
+    return Clip(job, job.filename, job.seed, record)
 
 
 def finish(folder: Path, batch: Batch) -> list[Clip]:
@@ -58,7 +59,7 @@ def finish(folder: Path, batch: Batch) -> list[Clip]:
             publish_image(frames[0], path, document=document)
         else:
             publish_video(frames, path, fps=8, document=document)
-        clips.append(replace(clip_of(job), pixels_sha256=digest))
+        clips.append(clip_of(job, pixels=digest))
     return clips
 
 
@@ -69,14 +70,14 @@ def batch(batch_of: LoadText, minimal: str) -> Batch:
 
 
 def letters(clips: list[Clip], seed: int) -> list[list[str]]:
-    return [[i.clips[0].id for i in c.items] for c in arrange(clips, seed=seed).comparisons]
+    return [[i.clips[0].id for i in c.items] for c in arrange(clips, seed=seed).sets]
 
 
 def test_variants_of_one_scene_and_seed_are_compared_with_each_other(batch: Batch) -> None:
     arrangement = arrange([clip_of(job) for job in batch.jobs])
 
-    assert len(arrangement.comparisons) == 3
-    for comparison in arrangement.comparisons:
+    assert len(arrangement.sets) == 3
+    for comparison in arrangement.sets:
         jobs = [clip.job for item in comparison.items for clip in item.clips]
         assert [item.letter for item in comparison.items] == ["A", "B", "C"]
         assert {job.stage_string for job in jobs} == {"LLL", "LSL", "SSS"}
@@ -102,7 +103,7 @@ def test_letters_say_nothing_about_variants(batch: Batch) -> None:
 def test_clips_with_the_same_pixels_are_judged_once_for_all_their_jobs(batch: Batch) -> None:
     clips = [clip_of(job, pixels="same") for job in batch.jobs if job.scene == "square"]
 
-    (comparison,) = arrange(clips).comparisons
+    (comparison,) = arrange(clips).sets
 
     (item,) = comparison.items
     assert {clip.id for clip in item.clips} == {clip.id for clip in clips}
@@ -116,7 +117,7 @@ def test_noises_of_one_seed_are_compared_first_with_first(batch: Batch) -> None:
         for n in range(3)
     ]
 
-    comparisons = arrange([ode, *noisy]).comparisons
+    comparisons = arrange([ode, *noisy]).sets
 
     sets = [{clip.id for item in c.items for clip in item.clips} for c in comparisons]
     assert sorted(map(sorted, sets)) == sorted([sorted({ode.id, "sde-0"}), ["sde-1"], ["sde-2"]])
@@ -125,9 +126,9 @@ def test_noises_of_one_seed_are_compared_first_with_first(batch: Batch) -> None:
 def test_pictures_are_asked_other_questions_and_a_recipe_may_ask_its_own(batch: Batch) -> None:
     job = replace(batch.jobs[0], arguments=(("num_frames", 1), ("num_inference_steps", 2)))
 
-    assert arrange([clip_of(job)]).comparisons[0].criteria == PICTURE_CRITERIA
+    assert arrange([clip_of(job)]).sets[0].criteria == PICTURE_CRITERIA
     own = arrange([clip_of(job)], criteria={"harbour": ("charm",)})
-    assert own.comparisons[0].criteria == ("charm",)
+    assert own.sets[0].criteria == ("charm",)
 
 
 def frames_of(source: Any) -> list[bytes]:
@@ -175,7 +176,13 @@ def test_the_reviewed_folder_holds_no_trace_of_what_is_what(tmp_path: Path, batc
     data = page.partition('id="review">')[2].partition("</script>")[0]
     assert "a ring \\u0026 a \\u003cb\\u003estar\\u003c/b\\u003e" in data
     for clip in clips:
-        told = (clip.id, clip.pixels_sha256, clip.job.stage_string, clip.job.scene + '"', "seed")
+        told = (
+            clip.id,
+            clip.record.pixels_sha256,
+            clip.job.stage_string,
+            clip.job.scene + '"',
+            "seed",
+        )
         assert not [word for word in told if word in data]
 
 
@@ -211,16 +218,16 @@ def test_the_same_review_again_keeps_its_ids_and_another_one_replaces_its_clips(
     assert not names() & before
 
 
-def test_what_a_recipe_asks_is_asked_and_an_option_overrides_it(
+def test_what_a_recipe_asks_is_asked_as_far_as_it_is_sound_and_an_option_overrides_it(
     tmp_path: Path, batch: Batch
 ) -> None:
     finish(tmp_path, batch)
-    kept = {"v": 1, "study": {"review": {"criteria": ["charm", "wit"]}}}
+    kept = {"v": 1, "study": {"axes": 5, "review": {"criteria": ["charm", 7, "wit"]}}}
     write_json(recipe_path(tmp_path, "harbour"), kept)
 
-    assert write_review(tmp_path).arrangement.comparisons[0].criteria == ("charm", "wit")
+    assert write_review(tmp_path).arrangement.sets[0].criteria == ("charm", "wit")
     own = write_review(tmp_path, criteria=["grace"], scenes=["ring"]).arrangement
-    assert {comparison.criteria for comparison in own.comparisons} == {("grace",)}
+    assert {comparison.criteria for comparison in own.sets} == {("grace",)}
     assert len(own.items) == 6
 
 

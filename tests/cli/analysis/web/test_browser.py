@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import base64
-import functools
-import http.server
 import json
 import shutil
-import threading
-import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +13,12 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from browser import open_browser, serve, wait_for
 from click.testing import CliRunner
 
 from flowblend_cli.analysis.review.unblinding import flagged, read_reviews
 from flowblend_cli.main import main
 
-ARGUMENTS = [
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--no-first-run",
-]  # fmt: skip
 RECIPE = """\
 [recipe]
 name = "seen"
@@ -60,26 +52,10 @@ TIMES = "[...document.querySelectorAll('video')].map(video => video.currentTime)
 PLAYER = "document.querySelector('[data-player]').player"
 
 
-def missing(what: str) -> None:
-    reason = f"the pages aren't tested in a browser: {what}"
-    warnings.warn(reason, stacklevel=2)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        missing("install chromium, on Debian: apt-get install chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("pip install playwright")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+    with open_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -95,17 +71,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(rendered: Path) -> Iterator[str]:
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    handler = functools.partial(Quiet, directory=str(rendered))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serve(rendered) as address:
+        yield address
 
 
 @dataclass
@@ -132,11 +99,8 @@ class Opened:
         return opened
 
     def wait_for(self, condition: str) -> None:
-        """Wait for a condition; the page's policy forbids the evaluation that playwright offers."""
-        give_up = time.monotonic() + 20
-        while not self.page.evaluate(f"Boolean({condition})"):
-            assert time.monotonic() < give_up, condition
-            self.page.wait_for_timeout(20)
+        """Wait for a condition of the page."""
+        wait_for(self.page, condition)
 
     def settle(self) -> None:
         """Wait until every clip shows the frame that it was asked for."""

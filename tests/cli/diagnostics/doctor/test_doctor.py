@@ -1,4 +1,4 @@
-"""``flowblend doctor``: what it judges, what it tries, and how it ends."""
+"""``flowblend doctor``: its checks, its self-test and its exit codes."""
 
 from __future__ import annotations
 
