@@ -25,7 +25,6 @@ from flowblend_cli.events import (
 )
 from flowblend_cli.planning.run_progress import JobProgress, RunProgress
 from flowblend_cli.text import clock, count, printable
-from flowblend_plugin.stages import LETTERS
 
 # Jobs under way that have lines of their own.
 MOST_SHOWN = 8
@@ -114,8 +113,7 @@ class LiveReporter:
         planned = started.denoisers or "?" * total
         width = max(10, self._console.width - 30)
         line = step_bar(job.ran, planned, width)
-        role = LETTERS.get(job.ran[-1:], job.ran[-1:] or "waiting")
-        line.append(f"  step {len(job.ran)}/{total} {role}")
+        line.append(f"  step {len(job.ran)}/{total} {job.role or 'waiting'}")
         line.no_wrap, line.overflow = True, "crop"
         return line
 

@@ -17,6 +17,7 @@ from flowblend_cli.artifacts.records import is_number, read_json, run_path, writ
 from flowblend_cli.errors import OutputError
 from flowblend_cli.events import (
     Event,
+    JobAssigned,
     JobDone,
     JobFailed,
     JobSkipped,
@@ -99,7 +100,7 @@ class RunState:
                 self._ended = utc_now()
             case RunEnded():
                 self._waiting = ""
-        is_minor = isinstance(event, JobSkipped | StepStarted)
+        is_minor = isinstance(event, JobSkipped | JobAssigned | StepStarted)
         if not is_minor or self._progress.now() - self._written >= _SECONDS_BETWEEN:
             self._write()
 

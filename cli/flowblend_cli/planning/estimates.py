@@ -169,6 +169,7 @@ class Estimates:
         self._slots = slots
         self._works = works
         self._left: dict[str, int] = {}
+        self._named: set[str] = set()
         self._queue: Counter[Task] = Counter()
         self._unnamed = 0
         self._timed: set[Task] = set()
@@ -176,16 +177,23 @@ class Estimates:
         self._under_way: dict[str, _Present] = {}
         self._is_cold = True
 
-    def expect(self, jobs: Iterable[str]) -> None:
-        """Count on these jobs being rendered."""
+    def expect(self, jobs: Iterable[str], finished: Iterable[str] = ()) -> None:
+        """Count on some jobs being rendered, and on others, which are finished, not being so.
+
+        Args:
+            jobs: Ids of those to be rendered.
+            finished: Ids of the others; those of the former may be among them.
+        """
+        self._named.update(finished)
         for job in jobs:
+            self._named.add(job)
             work = self._works.get(job)
             if work is not None and job not in self._left:
                 self._left[job] = work.repeats
                 self._count(work, work.repeats)
 
     def grow(self, jobs: int) -> None:
-        """Count on so many further jobs of which nothing is known yet."""
+        """Count on so many further jobs, whose names aren't known before they start or end."""
         self._unnamed += jobs
 
     def loaded(self) -> None:
@@ -193,12 +201,10 @@ class Estimates:
         self._is_cold = True
 
     def started(self, job: str, now: float) -> None:
-        """Note that a job starts."""
+        """Note that a job starts; again where its process died."""
         work = self._works.get(job)
-        if job in self._left:
-            self._take(job, 1)
-        elif self._unnamed:
-            self._unnamed -= 1
+        self._name(job)
+        self._take(job, 1)
         if work is not None:
             self._under_way[job] = _Present(work, now, self._is_cold, now)
             self._is_cold = False
@@ -223,11 +229,12 @@ class Estimates:
         self._close(job, now)
 
     def returned(self, job: str) -> None:
-        """Note that a job came back unfinished."""
+        """Note that a job came back unfinished, because the run stops."""
         self._under_way.pop(job, None)
 
     def ended(self, job: str, now: float, *, rendered: bool) -> None:
         """Note that a job is over, with its file or without."""
+        self._name(job)
         self._take(job, self._left.get(job, 0))
         if rendered:
             self._close(job, now)
@@ -244,7 +251,8 @@ class Estimates:
             return None
         jobs = sum(self._left.values())
         usual = queued / jobs if jobs else self._usual_s()
-        return (queued + sum(known) + self._unnamed * usual) / self._slots
+        total = queued + sum(known) + self._unnamed * usual
+        return max([total / self._slots, *known])  # a job can't be split among slots
 
     def seconds_of(self, job: str) -> float | None:
         """Seconds that a job will take; None before anything is known."""
@@ -262,6 +270,12 @@ class Estimates:
         to_come = Counter((*present.work.steps[max(0, present.step) :], present.work.rest))
         seconds = self.speeds.total(to_come)
         return None if seconds is None else max(0.0, seconds - (now - present.step_began))
+
+    def _name(self, job: str) -> None:
+        """Note that a job is heard of: one that nobody named before is one of the further ones."""
+        if job not in self._named:
+            self._named.add(job)
+            self._unnamed = max(0, self._unnamed - 1)
 
     def _count(self, work: Work, repeats: int) -> None:
         for task, number in work.tasks.items():
