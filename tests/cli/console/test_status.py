@@ -20,7 +20,6 @@ from flowblend_cli.artifacts.records import run_path
 from flowblend_cli.console import run_state
 from flowblend_cli.console.run_state import RunState
 from flowblend_cli.events import (
-    Event,
     JobAssigned,
     JobDone,
     JobDropped,
