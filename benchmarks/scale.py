@@ -24,9 +24,9 @@ from flowblend_cli import __version__
 from flowblend_cli.artifacts.existing import Finder
 from flowblend_cli.artifacts.manifest import Manifest
 from flowblend_cli.artifacts.records import read_record, write_record
-from flowblend_cli.engine import batch_run
+from flowblend_cli.engine.batch_run import BatchRun
 from flowblend_cli.engine.publisher import publish_frames
-from flowblend_cli.events import Silent
+from flowblend_cli.events import captured_events
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.models.identity import job_key, model_identity
 from flowblend_cli.recipe.loader import load_batch
@@ -55,7 +55,7 @@ seeds = {seeds}
 # The process tells its own peak: what the system says of a child begins with its parent's.
 MEASURED = """\
 import atexit, os, sys
-from flowblend_cli.peaks import peak_rss_bytes
+from flowblend_cli.utils.process import peak_rss_bytes
 def tell():
     print(sum(os.times()[:4]), peak_rss_bytes(), file=sys.stderr)
 atexit.register(tell)
@@ -105,7 +105,7 @@ def finish(batch: Batch, tell: Callable[[int], None]) -> None:
         tell(number + 1)
     finder.close()
     first = batch.jobs[0]
-    batch_run.run(replace(batch, jobs=(first,)), Silent(), overrides=())  # measures it
+    BatchRun(replace(batch, jobs=(first,)), captured_events(), overrides=()).run()  # measures it
     record = read_record(batch.output_dir, first.id)
     assert record is not None
     for job in batch.jobs[1:]:

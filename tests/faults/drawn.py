@@ -1,4 +1,4 @@
-"""A batch whose frames are drawn, not sampled: all of a run but the models, without torch."""
+"""Batches whose frames are drawn instead of sampled: a whole run but for models and torch."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ seeds = {seeds}
 
 
 def write_recipe(folder: Path, jobs: int) -> Path:
-    """A recipe of so many jobs."""
+    """Write a recipe of so many jobs."""
     path = folder / "drawn.toml"
     path.write_text(RECIPE.format(steps=STEPS, seeds=list(range(1, jobs + 1))))
     return path
 
 
-class DrawingExecutor:
+class DrawnFramesExecutor:
     """An ``Executor`` that draws every job's frames from its seed, one step a poll.
 
     Args:
@@ -141,19 +141,19 @@ def draw(seed: int) -> Frames:
 
 
 def load(recipe: Path) -> Batch:
-    """Its jobs."""
+    """Load the recipe's jobs."""
     return load_batch(str(recipe))
 
 
 def run(batch: Batch, step_s: float = 0.0) -> tuple[int, list[str]]:
     """Carry the batch out as the command does; its exit code, and the jobs that were rendered."""
-    executor, progress = DrawingExecutor(step_s), RunProgress(batch)
+    executor, progress = DrawnFramesExecutor(step_s), RunProgress(batch)
     reporter = make_reporter(progress, json=False, verbosity=-1)
     batch_run = BatchRun(batch, reporter, overrides=(), progress=progress, executor=executor)
     return batch_run.run(), executor.rendered
 
 
 def carry_out(recipe: Path, step_s: float) -> None:
-    """A process that does nothing else, and leaves with the batch's exit code."""
+    """Carry a recipe out, and end the process with the batch's exit code."""
     code, _ = run(load(recipe), step_s)
     os._exit(code)

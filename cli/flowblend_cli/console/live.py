@@ -26,7 +26,7 @@ from flowblend_cli.events import (
 from flowblend_cli.planning.run_progress import JobProgress, RunProgress
 from flowblend_cli.text import clock, count, printable
 
-# Jobs under way that have lines of their own.
+# So many jobs under way have lines of their own; the others are a number.
 MOST_SHOWN = 8
 REFRESHES_PER_SECOND = 8
 _STYLES = {"L": "bold cyan", "S": "bold magenta", "E": "green"}

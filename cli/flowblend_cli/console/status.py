@@ -1,4 +1,7 @@
-"""What runs into a folder have done and do now, read without a lock and without writing."""
+"""RecipeStatus: how far each recipe of an output folder is, for ``flowblend status``.
+
+It is read from the files that runs leave, without a lock and without writing.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +88,13 @@ class RecipeStatus:
 
 
 def read_statuses(folder: Path) -> list[RecipeStatus]:
-    """Tell how far each recipe of an output folder is.
+    """Read how far each recipe of an output folder is.
+
+    Args:
+        folder: The output folder.
+
+    Returns:
+        One status a recipe, in the order of their names.
 
     Raises:
         UsageError: There is no such folder, or nothing was rendered into it.

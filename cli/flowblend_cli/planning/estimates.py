@@ -1,9 +1,9 @@
-"""Estimates: how long jobs will take, learned from the steps and jobs that are over. Pure Python.
+"""Estimates: how long jobs will take, learned from the steps and jobs that are over.
 
-A step's amount is its FLOPs, and the rest of a job (its prompt, decoding, publishing) is told by
-its pixels. Amounts that were seen before take the median of their seconds; others lie on the line
-between those that were. So a first step that warms the device up, or one disturbed by something
-else, doesn't count.
+The amount of a step is its FLOPs; that of the rest of a job (its prompt, decoding, publishing) is
+its pixels. An amount that was seen before takes the median of its seconds; any other one lies on
+the line between its neighbours. So a first step that warms the device up, or one disturbed by
+something else, doesn't count.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Speeds:
         return [[*task, round(seconds, 6)] for task, seconds in learned]
 
     def recall(self, document: Any) -> None:
-        """Begin with what an earlier run learned; whatever isn't from ``to_document`` is left."""
+        """Begin with what an earlier run learned; entries that make no sense are ignored."""
         for entry in document if isinstance(document, list) else ():
             if not isinstance(entry, list) or len(entry) != len(Task._fields) + 1:
                 continue
@@ -128,7 +128,7 @@ class Speeds:
 
 
 def _on_the_line(points: Mapping[float, float], amount: float) -> float:
-    """Seconds of an amount that nobody measured: between its neighbours, else in proportion."""
+    """Seconds of an amount that wasn't measured: between its neighbours, else in proportion."""
     amounts = sorted(points)
     for low, high in pairwise(amounts):
         if low <= amount <= high:
@@ -154,7 +154,7 @@ class _Present:
 
 
 class Estimates:
-    """How long the jobs of a batch will still take; told what happens, and when.
+    """Estimates how long the jobs of a batch will still take, from what happens and when.
 
     Every ``now`` is in seconds of a clock that never jumps. Any number of jobs may be under way.
 

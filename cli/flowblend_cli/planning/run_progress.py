@@ -38,7 +38,7 @@ _SECONDS_BETWEEN = 1.0
 
 @dataclass
 class JobProgress:
-    """How far one job is that is under way.
+    """How far a job is that is under way.
 
     Args:
         started: Its event; None before its first step.
@@ -219,13 +219,22 @@ class RunProgress:
         if isinstance(event, ModelLoaded | JobStarted):
             self._begun()
         is_due = not isinstance(event, StepStarted) or now - self._told >= _SECONDS_BETWEEN
-        if self._estimates is not None and _note(self._estimates, event, now) and is_due:
+        if self._estimates is not None and tell_estimates(self._estimates, event, now) and is_due:
             self._told = now
             self._left = self._estimates.remaining_s(now), now
 
 
-def _note(estimates: Estimates, event: Event, now: float) -> bool:
-    """Tell the estimates of an event; False where it changes none of them."""
+def tell_estimates(estimates: Estimates, event: Event, now: float) -> bool:
+    """Tell estimates of an event.
+
+    Args:
+        estimates: The estimates.
+        event: What happened.
+        now: When, in seconds of the estimates' clock.
+
+    Returns:
+        Whether the event means anything to them.
+    """
     match event:
         case ModelLoaded():
             estimates.loaded()

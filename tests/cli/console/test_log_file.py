@@ -1,4 +1,4 @@
-"""The log of a render: followed where it is moved, said once where it can't be written, clean."""
+"""LogFile: a log that is moved, can't be written, or is told of hostile texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people and programs see of a batch: on terminals, in pipes, and when a stream breaks."""
+"""Reporters: what people and programs see of a run, on terminals, in pipes, on broken streams."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ def test_streams_that_were_closed_before_the_start_are_survived() -> None:
     assert done.returncode == 7
 
 
-class BrokenExecutor(drawn.DrawingExecutor):
+class BrokenExecutor(drawn.DrawnFramesExecutor):
     def poll(self, timeout_s: float) -> NoReturn:
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""``flowblend status``: what runs of all fates left behind, read while and after they work."""
+"""``flowblend status``, of runs that work, have ended, were killed, or left something damaged."""
 
 from __future__ import annotations
 
