@@ -22,6 +22,7 @@ from flowblend_cli.events import (
     JsonEvent,
     Message,
     ModelLoaded,
+    Reporter,
     RunEnded,
     RunStarted,
     StepStarted,
@@ -122,7 +123,8 @@ def test_a_chain_tells_its_reporters_in_their_order() -> None:
     told: list[tuple[str, Event]] = []
     first = chain([lambda event: told.append(("first", event)), captured_events()])
     second = captured_events()
-    tell = chain(iter([first, lambda event: told.append(("second", event)), second]))
+    reporters: list[Reporter] = [first, lambda event: told.append(("second", event)), second]
+    tell = chain(iter(reporters))
     tell(DONE)
     tell(RunEnded())
 

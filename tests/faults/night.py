@@ -165,7 +165,8 @@ def main() -> int:
     parser.add_argument("--command", help="the installed command; else this checkout's module")
     options = parser.parse_args()
     command = [options.command] if options.command else [sys.executable, "-m", "flowblend_cli"]
-    moment, wrong = random.Random(options.seed), []
+    moment = random.Random(options.seed)
+    wrong: list[str] = []
     scratch = Path(tempfile.mkdtemp(prefix="night-"))
     began = time.monotonic()
     try:

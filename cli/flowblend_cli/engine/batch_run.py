@@ -210,6 +210,7 @@ class BatchRun:
             self._fill_slots()
             if self._under_way:
                 self._poll()
+                self._take_published()
             elif self._publisher.outstanding:
                 self._take_published(POLL_S)
             elif self._study.is_waiting:

@@ -39,6 +39,7 @@ from flowblend_cli.events import (
     RunStarted,
     StepStarted,
     Summary,
+    captured_events,
     chain,
 )
 from flowblend_cli.jobs import Batch
@@ -465,6 +466,18 @@ def test_every_line_of_a_run_has_the_time_left_but_the_last(tmp_path: Path) -> N
 
     lines = run.plain_lines
     assert [line.split(" done ")[0] for line in lines] == ["[1/2, 0:08 left]", "[2/2]"]
+
+
+def test_a_finished_job_is_told_while_the_next_one_renders(tmp_path: Path) -> None:
+    batch = drawn.load(drawn.write_recipe(tmp_path, 2))
+    told = captured_events()
+    BatchRun(batch, told, executor=drawn.DrawnFramesExecutor(step_s=0.3)).run()
+
+    first, second = (job.id for job in batch.jobs)
+    steps = [at for at, event in enumerate(told) if isinstance(event, StepStarted)]
+    done = next(at for at, event in enumerate(told) if isinstance(event, JobDone))
+    assert (told[done].job, told[steps[-1]].job) == (first, second)
+    assert done < steps[-1]
 
 
 def test_durations_and_runs_are_short() -> None:
