@@ -24,11 +24,12 @@ from pathlib import Path
 from shared import machine, parse, table
 
 from flowblend_cli.engine.batch_run import BatchRun
-from flowblend_cli.events import Event, JobDone, JobFailed, JobStarted, ModelLoaded, Silent
+from flowblend_cli.events import Event, JobDone, JobFailed, JobStarted
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.planning.estimates import Estimates, Speeds, Work
 from flowblend_cli.planning.flops import cost_plan
 from flowblend_cli.planning.plan import plan_batch
+from flowblend_cli.planning.run_progress import tell_estimates
 from flowblend_cli.planning.workloads import works_of
 from flowblend_cli.recipe.loader import load_batch
 
@@ -78,8 +79,8 @@ class Mark:
     of_each: dict[str, float | None]
 
 
-class Watch(Silent):
-    """Tells several estimates what happens, and notes what they say.
+class Watch:
+    """A reporter that tells several estimates what happens, and notes what they say.
 
     Args:
         ways: The work of each job, told in several ways.
@@ -98,27 +99,17 @@ class Watch(Silent):
         for estimates in self._ways.values():
             estimates.expect(jobs)
 
-    def event(self, event: Event) -> None:
-        """Pass it on to the estimates."""
+    def __call__(self, event: Event) -> None:
+        """Pass an event on to the estimates."""
         now = self._clock()
         for estimates in self._ways.values():
-            if isinstance(event, ModelLoaded):
-                estimates.loaded()
-            elif isinstance(event, JobStarted):
-                estimates.started(event.job, now)
-            elif isinstance(event, JobDone | JobFailed):
-                estimates.ended(event.job, now, rendered=isinstance(event, JobDone))
+            tell_estimates(estimates, event, now)
         if isinstance(event, JobFailed):
             sys.exit(event.error)
         if isinstance(event, JobStarted):
             self.began = self.began or now
         if isinstance(event, JobDone):
             self._mark(event.job, now)
-
-    def step(self, step: int, total: int, role: str) -> None:
-        """Pass it on likewise."""
-        for estimates in self._ways.values():
-            estimates.step(step, self._clock())
 
     def _mark(self, job: str, now: float) -> None:
         said = {name: estimates.remaining_s(now) for name, estimates in self._ways.items()}

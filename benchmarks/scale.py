@@ -25,9 +25,8 @@ from flowblend_cli.artifacts.existing import Finder
 from flowblend_cli.artifacts.image import publish_image
 from flowblend_cli.artifacts.manifest import Manifest
 from flowblend_cli.artifacts.records import read_record, write_record
-from flowblend_cli.artifacts.video import publish_video
-from flowblend_cli.engine import batch_run
-from flowblend_cli.events import Silent
+from flowblend_cli.engine.batch_run import BatchRun
+from flowblend_cli.events import captured_events
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.models.identity import job_key, model_identity
 from flowblend_cli.recipe.loader import load_batch
@@ -109,7 +108,7 @@ def finish(batch: Batch, tell: Callable[[int], None]) -> None:
         tell(number + 1)
     finder.close()
     first = batch.jobs[0]
-    batch_run.run(replace(batch, jobs=(first,)), Silent(), overrides=())  # measures it
+    BatchRun(replace(batch, jobs=(first,)), captured_events(), overrides=()).run()  # measures it
     record = read_record(batch.output_dir, first.id)
     assert record is not None
     for job in batch.jobs[1:]:

@@ -1,23 +1,34 @@
-"""The event stream: one line each, versioned, with the documented keys."""
+"""Events: the lines of the JSON stream with their documented keys, and reporters of all events."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import typing
 
 import pytest
 
+from flowblend_cli.console.plain import JsonReporter, Lines
 from flowblend_cli.events import (
     Event,
+    JobAssigned,
     JobDone,
     JobDropped,
     JobFailed,
     JobMeasured,
     JobSkipped,
     JobStarted,
+    JsonEvent,
+    Message,
     ModelLoaded,
+    Reporter,
+    RunEnded,
+    RunStarted,
+    StepStarted,
     Summary,
+    captured_events,
+    chain,
 )
 
 DONE = JobDone(
@@ -81,8 +92,59 @@ def test_an_event_is_one_line_with_its_documented_keys_in_order(name: str) -> No
     assert json.loads(line)["event"] == name
 
 
-def test_every_event_is_listed_here() -> None:
-    assert {type(event) for event, _ in EVENTS.values()} == set(typing.get_args(Event))
+def test_every_event_of_the_stream_is_listed_here() -> None:
+    assert {type(event) for event, _ in EVENTS.values()} == set(typing.get_args(JsonEvent))
+
+
+def test_every_event_has_a_name_of_its_own() -> None:
+    kinds = typing.get_args(Event)
+
+    assert len({kind.name for kind in kinds}) == len(kinds)
+    assert set(typing.get_args(JsonEvent)) < set(kinds)
+
+
+def test_the_stream_has_no_events_that_are_for_displays_and_counts() -> None:
+    out = io.StringIO()
+    tell = JsonReporter(Lines(out, "out"))
+    for event in (
+        RunStarted(1, ("a",)),
+        JobAssigned("a"),
+        StepStarted("a", 0, 2, "large"),
+        Message("said to people", is_error=True),
+        DONE,
+        RunEnded(),
+    ):
+        tell(event)
+
+    assert out.getvalue() == DONE.to_json() + "\n"
+
+
+def test_a_chain_tells_its_reporters_in_their_order() -> None:
+    told: list[tuple[str, Event]] = []
+    first = chain([lambda event: told.append(("first", event)), captured_events()])
+    second = captured_events()
+    reporters: list[Reporter] = [first, lambda event: told.append(("second", event)), second]
+    tell = chain(iter(reporters))
+    tell(DONE)
+    tell(RunEnded())
+
+    assert told == [
+        ("first", DONE),
+        ("second", DONE),
+        ("first", RunEnded()),
+        ("second", RunEnded()),
+    ]
+    assert second == [DONE, RunEnded()]
+
+
+def test_captured_events_are_found_by_their_kind() -> None:
+    told = captured_events()
+    for event in (RunStarted(1), Message("one"), DONE, Message("two")):
+        told(event)
+
+    assert told.of(JobDone) == [DONE]
+    assert told.of(JobFailed) == []
+    assert told.messages == ["one", "two"]
 
 
 def test_memory_of_no_accelerator_is_null() -> None:

@@ -143,8 +143,8 @@ def two_at_once(cron: Cron, night: Night, wrong: list[str]) -> float:
     return took
 
 
-def workers_of(command: str) -> list[int]:
-    """Processes of ours that still run."""
+def workers() -> list[int]:
+    """Worker processes of flowblend that run now."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -152,7 +152,7 @@ def workers_of(command: str) -> list[int]:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if any(word.startswith(b"flowblend_cli.") for word in words) and command:
+            if any(word.startswith(b"flowblend_cli.") for word in words):
                 found.append(int(entry.name))
     return found
 
@@ -165,12 +165,13 @@ def main() -> int:
     parser.add_argument("--command", help="the installed command; else this checkout's module")
     options = parser.parse_args()
     command = [options.command] if options.command else [sys.executable, "-m", "flowblend_cli"]
-    moment, wrong = random.Random(options.seed), []
+    moment = random.Random(options.seed)
+    wrong: list[str] = []
     scratch = Path(tempfile.mkdtemp(prefix="night-"))
     began = time.monotonic()
     try:
         quiet, cron = Cron(_made(scratch / "quiet"), command), Cron(_made(scratch / "bad"), command)
-        before = set(workers_of("any"))
+        before = set(workers())
         night = Night(cron.folder / "clips", FRAMES)
         for number in range(options.kills):
             if number == options.kills // 3:
@@ -197,7 +198,7 @@ def main() -> int:
         if pixels(quiet.folder / "clips") != pixels(cron.folder / "clips"):
             wrong.append("the pixels differ from those of a quiet night")
         time.sleep(1)
-        orphans = set(workers_of("any")) - before
+        orphans = set(workers()) - before
         wrong += [f"{kind}: {names}" for kind, names in night.faults().items() if names]
         wrong += [f"processes that outlived their command: {sorted(orphans)}"] if orphans else []
         told = {

@@ -1,7 +1,7 @@
 """What a folder of finished files looks like after a fault.
 
-Every visible final must decode to its last frame and hold its own checksum, whatever happened; what
-was published once must never be written again, which its inode shows.
+Whatever happened, every visible final must decode to its last frame and hold its own checksum. A
+final that was published must never be written again; its inode would show that.
 """
 
 from __future__ import annotations

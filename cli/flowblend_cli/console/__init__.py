@@ -1,1 +1,1 @@
-"""What people and logs see of a run."""
+"""Reporters that show a run to people, logs and programs; and what ``flowblend status`` reads."""

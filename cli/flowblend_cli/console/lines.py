@@ -1,4 +1,4 @@
-"""Lines: what people read of an event, and one line for many jobs that were there already."""
+"""one_line: an event as a line for people; SkippedJobs: one line for many jobs that are there."""
 
 from __future__ import annotations
 

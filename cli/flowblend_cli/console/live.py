@@ -25,9 +25,8 @@ from flowblend_cli.events import (
 )
 from flowblend_cli.planning.run_progress import JobProgress, RunProgress
 from flowblend_cli.text import clock, count, printable
-from flowblend_plugin.stages import LETTERS
 
-# Jobs under way that have lines of their own.
+# So many jobs under way have lines of their own; the others are a number.
 MOST_SHOWN = 8
 REFRESHES_PER_SECOND = 8
 _STYLES = {"L": "bold cyan", "S": "bold magenta", "E": "green"}
@@ -114,8 +113,7 @@ class LiveReporter:
         planned = started.denoisers or "?" * total
         width = max(10, self._console.width - 30)
         line = step_bar(job.ran, planned, width)
-        role = LETTERS.get(job.ran[-1:], job.ran[-1:] or "waiting")
-        line.append(f"  step {len(job.ran)}/{total} {role}")
+        line.append(f"  step {len(job.ran)}/{total} {job.role or 'waiting'}")
         line.no_wrap, line.overflow = True, "crop"
         return line
 

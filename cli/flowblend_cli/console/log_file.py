@@ -1,4 +1,4 @@
-"""The log of a render: everything it says, with times in UTC, followed where logrotate moves it."""
+"""LogFile: the log of a render, for ``--log-file``: all detail, each line with its time in UTC."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from flowblend_cli.utils.streams import without_waiting
 
 
 class LogFile(Lines):
-    """Lines of a log file, each with its time; one that can't be written is said once.
+    """Lines of a log file, each with its time in UTC.
 
-    A line that is refused is lost, and the next one is tried again: disks get free.
+    The run says once that a line can't be written. That line is lost, and the next one is tried
+    again: a full disk may have space by then. Where logrotate moves the file, a new one is begun.
 
     Args:
         path: The file; it is added to, and made anew where it was moved or deleted.
@@ -57,7 +58,7 @@ class LogFile(Lines):
 
 
 class _Handler(WatchedFileHandler):
-    """The standard library's handler, which lets us hear of what fails."""
+    """The standard library's handler, with errors that are raised instead of printed."""
 
     def _open(self) -> TextIOWrapper:
         file = open(self.baseFilename, "ab", opener=without_waiting)  # noqa: SIM115 - the handler's

@@ -1,7 +1,8 @@
 """RunState: what a run is doing, kept in ``DIR/.flowblend/runs`` for ``flowblend status`` to read.
 
-It is written at most once a second and where a job begins or ends, whole or not at all, without
-waiting for the disk; a file that can't be written is said once and costs nothing else.
+The file is written where a job begins or ends, and at most once a second beside that; whole or not
+at all, and without waiting for the disk. Where it can't be written, the run says so once and goes
+on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from flowblend_cli.artifacts.records import is_number, read_json, run_path, writ
 from flowblend_cli.errors import OutputError
 from flowblend_cli.events import (
     Event,
+    JobAssigned,
     JobDone,
     JobFailed,
     JobSkipped,
@@ -99,12 +101,12 @@ class RunState:
                 self._ended = utc_now()
             case RunEnded():
                 self._waiting = ""
-        is_minor = isinstance(event, JobSkipped | StepStarted)
+        is_minor = isinstance(event, JobSkipped | JobAssigned | StepStarted)
         if not is_minor or self._progress.now() - self._written >= _SECONDS_BETWEEN:
             self._write()
 
     def _begin(self) -> None:
-        """Begin where earlier runs ended: with the jobs that failed then, and what was learned."""
+        """Begin where the last run ended: with the jobs that failed, and the speeds it learned."""
         former = read_state(self._path)
         failures = former.get("failed", {})
         self._failed = {job: told for job, told in failures.items() if job in self._known}
@@ -155,7 +157,7 @@ def _present(job: JobProgress) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A run's state with what it should hold, or nothing where the file isn't sound."""
+    """Read a run's state; empty where the file isn't there or doesn't hold what it should."""
     state = read_json(path)
     if state is None or state.get("v") != STATE_VERSION:
         return {}

@@ -1,4 +1,7 @@
-"""What runs into a folder have done and do now, read without a lock and without writing."""
+"""RecipeStatus: how far each recipe of an output folder is, for ``flowblend status``.
+
+It is read from the files that runs leave, without a lock and without writing.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,8 @@ class RecipeStatus:
         done: Those with a file.
         dropped: Drafts that aren't rendered.
         failures: Those that failed and have not succeeded since: scene, seed, error, by job.
-        present: The job that renders, and its step; None where none does.
-        under_way: All jobs that render, likewise.
+        present: The first job that renders, and its step; None where none does.
+        under_way: All jobs that render, each with its step.
         waiting: What the run waits for; may be empty.
         error: The last error that wasn't one job's; may be empty.
         elapsed_s: Seconds of the run so far, or until it was last heard of; None if unknown.
@@ -85,7 +88,13 @@ class RecipeStatus:
 
 
 def read_statuses(folder: Path) -> list[RecipeStatus]:
-    """Tell how far each recipe of an output folder is.
+    """Read how far each recipe of an output folder is.
+
+    Args:
+        folder: The output folder.
+
+    Returns:
+        One status a recipe, in the order of their names.
 
     Raises:
         UsageError: There is no such folder, or nothing was rendered into it.
@@ -117,7 +126,7 @@ def _status(folder: Path, recipe: str) -> RecipeStatus | None:
     failures = run.get("failed", {})
     done = [job for job in ids if any(job + suffix in there for suffix in _SUFFIXES)]
     missed = {*failures, *_strings(run.get("dropped"))}
-    present = {one.get("job") for one in _under_way(run)}
+    present = [one.get("job") for one in _under_way(run)]
     ready = sum(job not in missed and job not in present for job in done)
     jobs = (len(ids) or run["jobs"]) + run.get("added", 0)
     if not run:

@@ -1,9 +1,9 @@
-"""Estimates: how long jobs will take, learned from the steps and jobs that are over. Pure Python.
+"""Estimates: how long jobs will take, learned from the steps and jobs that are over.
 
-A step's amount is its FLOPs, and the rest of a job (its prompt, decoding, publishing) is told by
-its pixels. Amounts that were seen before take the median of their seconds; others lie on the line
-between those that were. So a first step that warms the device up, or one disturbed by something
-else, doesn't count.
+The amount of a step is its FLOPs; that of the rest of a job (its prompt, decoding, publishing) is
+its pixels. An amount that was seen before takes the median of its seconds; any other one lies on
+the line between its neighbours. So a first step that warms the device up, or one disturbed by
+something else, doesn't count.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Speeds:
         return [[*task, round(seconds, 6)] for task, seconds in learned]
 
     def recall(self, document: Any) -> None:
-        """Begin with what an earlier run learned; whatever isn't from ``to_document`` is left."""
+        """Begin with what an earlier run learned; entries that make no sense are ignored."""
         for entry in document if isinstance(document, list) else ():
             if not isinstance(entry, list) or len(entry) != len(Task._fields) + 1:
                 continue
@@ -128,7 +128,7 @@ class Speeds:
 
 
 def _on_the_line(points: Mapping[float, float], amount: float) -> float:
-    """Seconds of an amount that nobody measured: between its neighbours, else in proportion."""
+    """Seconds of an amount that wasn't measured: between its neighbours, else in proportion."""
     amounts = sorted(points)
     for low, high in pairwise(amounts):
         if low <= amount <= high:
@@ -154,7 +154,7 @@ class _Present:
 
 
 class Estimates:
-    """How long the jobs of a batch will still take; told what happens, and when.
+    """Estimates how long the jobs of a batch will still take, from what happens and when.
 
     Every ``now`` is in seconds of a clock that never jumps. Any number of jobs may be under way.
 
@@ -169,6 +169,7 @@ class Estimates:
         self._slots = slots
         self._works = works
         self._left: dict[str, int] = {}
+        self._named: set[str] = set()
         self._queue: Counter[Task] = Counter()
         self._unnamed = 0
         self._timed: set[Task] = set()
@@ -176,16 +177,23 @@ class Estimates:
         self._under_way: dict[str, _Present] = {}
         self._is_cold = True
 
-    def expect(self, jobs: Iterable[str]) -> None:
-        """Count on these jobs being rendered."""
+    def expect(self, jobs: Iterable[str], finished: Iterable[str] = ()) -> None:
+        """Count on some jobs being rendered, and on others, which are finished, not being so.
+
+        Args:
+            jobs: Ids of those to be rendered.
+            finished: Ids of the others; those of the former may be among them.
+        """
+        self._named.update(finished)
         for job in jobs:
+            self._named.add(job)
             work = self._works.get(job)
             if work is not None and job not in self._left:
                 self._left[job] = work.repeats
                 self._count(work, work.repeats)
 
     def grow(self, jobs: int) -> None:
-        """Count on so many further jobs of which nothing is known yet."""
+        """Count on so many further jobs, whose names aren't known before they start or end."""
         self._unnamed += jobs
 
     def loaded(self) -> None:
@@ -193,12 +201,10 @@ class Estimates:
         self._is_cold = True
 
     def started(self, job: str, now: float) -> None:
-        """Note that a job starts."""
+        """Note that a job starts; again where its process died."""
         work = self._works.get(job)
-        if job in self._left:
-            self._take(job, 1)
-        elif self._unnamed:
-            self._unnamed -= 1
+        self._name(job)
+        self._take(job, 1)
         if work is not None:
             self._under_way[job] = _Present(work, now, self._is_cold, now)
             self._is_cold = False
@@ -223,11 +229,12 @@ class Estimates:
         self._close(job, now)
 
     def returned(self, job: str) -> None:
-        """Note that a job came back unfinished."""
+        """Note that a job came back unfinished, because the run stops."""
         self._under_way.pop(job, None)
 
     def ended(self, job: str, now: float, *, rendered: bool) -> None:
         """Note that a job is over, with its file or without."""
+        self._name(job)
         self._take(job, self._left.get(job, 0))
         if rendered:
             self._close(job, now)
@@ -244,7 +251,8 @@ class Estimates:
             return None
         jobs = sum(self._left.values())
         usual = queued / jobs if jobs else self._usual_s()
-        return (queued + sum(known) + self._unnamed * usual) / self._slots
+        total = queued + sum(known) + self._unnamed * usual
+        return max([total / self._slots, *known])  # a job can't be split among slots
 
     def seconds_of(self, job: str) -> float | None:
         """Seconds that a job will take; None before anything is known."""
@@ -262,6 +270,12 @@ class Estimates:
         to_come = Counter((*present.work.steps[max(0, present.step) :], present.work.rest))
         seconds = self.speeds.total(to_come)
         return None if seconds is None else max(0.0, seconds - (now - present.step_began))
+
+    def _name(self, job: str) -> None:
+        """Note that a job is heard of: one that nobody named before is one of the further ones."""
+        if job not in self._named:
+            self._named.add(job)
+            self._unnamed = max(0, self._unnamed - 1)
 
     def _count(self, work: Work, repeats: int) -> None:
         for task, number in work.tasks.items():

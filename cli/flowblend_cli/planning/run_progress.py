@@ -38,14 +38,14 @@ _SECONDS_BETWEEN = 1.0
 
 @dataclass
 class JobProgress:
-    """How far one job is that is under way.
+    """How far a job is that is under way.
 
     Args:
         started: Its event; None before its first step.
         step: Index of the present step.
         total: Number of its steps.
         role: The denoiser that runs the present step.
-        ran: One letter for each step that has begun.
+        ran: One letter for each step that has begun, in an earlier run too.
         step_began: When the present step began.
         longest_step_s: Seconds of its longest step so far.
         is_rendered: Whether its frames are here, and only its file is to come.
@@ -67,8 +67,9 @@ class JobProgress:
 
     def start(self, event: JobStarted, now: float) -> None:
         """Note that its first step comes next."""
-        self.started, self.step, self.total = event, 0, event.num_inference_steps
-        self.role = self.ran = ""
+        self.started, self.total = event, event.num_inference_steps
+        self.step, self.role = event.resumed_at, ""
+        self.ran = event.denoisers[: event.resumed_at]
         self.step_began, self.longest_step_s, self.is_rendered = now, 0.0, False
 
     def begin_step(self, event: StepStarted, now: float) -> None:
@@ -85,7 +86,7 @@ class JobProgress:
 
 
 class RunProgress:
-    """A reporter that counts, and estimates the time left; give it to a run before any other.
+    """A reporter that counts and estimates the time left; it is told each event before any other.
 
     Args:
         batch: The jobs.
@@ -126,8 +127,9 @@ class RunProgress:
 
     @property
     def sampling(self) -> dict[str, JobProgress]:
-        """The jobs whose steps run now, by id, in the order in which they began."""
-        return {job: one for job, one in self.under_way.items() if one.is_sampling}
+        """The jobs whose steps run now, by id, in the order of their start; for any thread."""
+        under_way = self.under_way.copy()  # at once: another thread may add to it meanwhile
+        return {job: one for job, one in under_way.items() if one.is_sampling}
 
     def __call__(self, event: Event) -> None:
         """Count an event."""
@@ -203,10 +205,13 @@ class RunProgress:
     def _begun(self) -> Estimates:
         """The estimates, begun where they are first asked for: a finished batch needs none."""
         if self._estimates is None:
-            self._estimates = Estimates(works_of(self._batch), Speeds(), self._slots)
-            self._estimates.speeds.recall(self._learned)
-            self._estimates.expect(self._expected)
-            self._estimates.grow(self.added)
+            estimates = Estimates(works_of(self._batch), Speeds(), self._slots)
+            estimates.speeds.recall(self._learned)
+            estimates.expect(self._expected, finished=(job.id for job in self._batch.jobs))
+            estimates.grow(self.added)
+            for job in self._ended:
+                estimates.ended(job, self.now(), rendered=False)
+            self._estimates = estimates
         return self._estimates
 
     def _learn(self, event: Event, now: float) -> None:
@@ -214,13 +219,22 @@ class RunProgress:
         if isinstance(event, ModelLoaded | JobStarted):
             self._begun()
         is_due = not isinstance(event, StepStarted) or now - self._told >= _SECONDS_BETWEEN
-        if self._estimates is not None and _note(self._estimates, event, now) and is_due:
+        if self._estimates is not None and tell_estimates(self._estimates, event, now) and is_due:
             self._told = now
             self._left = self._estimates.remaining_s(now), now
 
 
-def _note(estimates: Estimates, event: Event, now: float) -> bool:
-    """Tell the estimates of an event; False where it is no matter to them."""
+def tell_estimates(estimates: Estimates, event: Event, now: float) -> bool:
+    """Tell estimates of an event.
+
+    Args:
+        estimates: The estimates.
+        event: What happened.
+        now: When, in seconds of the estimates' clock.
+
+    Returns:
+        Whether the event means anything to them.
+    """
     match event:
         case ModelLoaded():
             estimates.loaded()

@@ -1,4 +1,4 @@
-"""The log of a render: followed where it is moved, said once where it can't be written, clean."""
+"""LogFile: a log that is moved, can't be written, or is told of hostile texts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,20 @@ from click.testing import CliRunner
 from flowblend_cli.console.factory import make_reporter
 from flowblend_cli.console.log_file import LogFile
 from flowblend_cli.console.plain import Lines
-from flowblend_cli.events import JobDone, JobFailed, Reporter, Summary
+from flowblend_cli.events import (
+    JobDone,
+    JobFailed,
+    Message,
+    RunEnded,
+    RunStarted,
+    Summary,
+    chain,
+)
+from flowblend_cli.jobs import Batch
 from flowblend_cli.main import main
+from flowblend_cli.planning.run_progress import RunProgress
 from tests.naughty import NAUGHTY, SURROGATES
+from tests.rendered import a_job
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ")
 DONE = JobDone("clip", "s", 1, 4, "/p", 1.0, "LLSL", 2**30, None, "ab" * 32)
@@ -46,14 +57,16 @@ def test_a_log_has_all_detail_under_quiet_and_a_line_for_each_line(
     tmp_path: Path, said: Spoken, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "night.log"
-    reporter: Reporter = make_reporter(
-        json=True, verbosity=-1, total_jobs=2, log=opened(path, said)
-    )
-    with reporter:
-        reporter.message("a hint\nof two lines")
-        reporter.event(DONE)
-        reporter.event(JobFailed("other", "s", 1, "no paint\nbuy some"))
-        reporter.event(Summary(1, 0, 1, 3.0))
+    jobs = (a_job("clip"), a_job("other"))
+    progress = RunProgress(Batch("study", tmp_path, jobs, (), tmp_path / "study.toml"))
+    shown = make_reporter(progress, json=True, verbosity=-1, log=opened(path, said))
+    tell = chain([progress, shown])
+    tell(RunStarted(2, ("clip", "other")))
+    tell(Message("a hint\nof two lines"))
+    tell(DONE)
+    tell(JobFailed("other", "s", 1, "no paint\nbuy some"))
+    tell(Summary(1, 0, 1, 3.0))
+    tell(RunEnded())
 
     assert logged(path) == [
         "a hint",

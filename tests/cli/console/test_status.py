@@ -1,4 +1,4 @@
-"""``flowblend status``: what runs of all fates left behind, read while and after they work."""
+"""``flowblend status``, of runs that work, have ended, were killed, or left something damaged."""
 
 from __future__ import annotations
 
@@ -20,36 +20,33 @@ from flowblend_cli.artifacts.records import run_path
 from flowblend_cli.console import run_state
 from flowblend_cli.console.run_state import RunState
 from flowblend_cli.events import (
+    JobAssigned,
     JobDone,
     JobDropped,
     JobFailed,
+    JobRendered,
+    JobReturned,
+    JobsAdded,
     JobSkipped,
     JobStarted,
+    Message,
     ModelLoaded,
-    Silent,
+    RunEnded,
+    RunStarted,
+    StepStarted,
     Summary,
+    Waiting,
+    captured_events,
+    chain,
 )
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.main import main
+from flowblend_cli.planning.run_progress import RunProgress
 from flowblend_cli.utils.process import is_running, process_mark
 from tests.naughty import NAUGHTY
 from tests.rendered import a_job, keep_recipe
 
 COMMAND = ["flowblend", "render", "study of mine.toml", "--set", "defaults.num_frames=9"]
-
-
-class Heard(Silent):
-    """What came out behind the state: messages and estimates."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-        self.estimates: list[float | None] = []
-
-    def message(self, text: str, *, error: bool = False) -> None:
-        self.messages.append(text)
-
-    def estimate(self, seconds: float | None) -> None:
-        self.estimates.append(seconds)
 
 
 class Clock:
@@ -61,31 +58,44 @@ class Clock:
 
 
 class Night:
-    """A batch of four jobs that is told what happens, as an engine tells it."""
+    """A batch of four jobs that is told what happens, as an engine tells it; a context manager."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, slots: int = 1) -> None:
         self.folder = folder
         self.jobs = [a_job(f"clip-{n}", steps=4, seed=n) for n in range(1, 5)]
         self.batch = Batch("study", folder, tuple(self.jobs), (), folder / "study.toml")
-        self.clock, self.heard = Clock(), Heard()
+        self.clock, self.heard = Clock(), captured_events()
         folder.mkdir(exist_ok=True)
         keep_recipe(folder, self.jobs)
-        self.state = RunState(self.heard, self.batch, COMMAND, self.clock)
+        self.progress = RunProgress(self.batch, self.clock)
+        state = RunState(self.progress, self.batch, COMMAND, self.heard)
+        self.tell = chain([self.progress, state, self.heard])
+        self._slots = slots
+
+    def __enter__(self) -> Night:
+        expected = [job.id for job in self.jobs if not (self.folder / job.filename).exists()]
+        self.tell(RunStarted(len(self.jobs), tuple(expected), self._slots))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tell(RunEnded())
 
     def start(self, job: Job, steps: int = 4, step_s: float = 2.0) -> None:
-        self.state.event(JobStarted(job.id, job.scene, job.seed, 4, "LLSL", job.prompt))
+        self.tell(JobAssigned(job.id))
+        self.tell(JobStarted(job.id, job.scene, job.seed, 4, "LLSL", job.prompt))
         for index in range(steps):
-            self.state.step(index, 4, "large")
+            self.tell(StepStarted(job.id, index, 4, "large"))
             self.clock.now += step_s
 
     def finish(self, job: Job, **how: Any) -> None:
         self.start(job, **how)
+        self.tell(JobRendered(job.id))
         (self.folder / job.filename).write_bytes(b"a clip")
         path = str(self.folder / job.filename)
-        self.state.event(JobDone(job.id, job.scene, job.seed, 4, path, 8.0, "LLSL", 1, None, "ab"))
+        self.tell(JobDone(job.id, job.scene, job.seed, 4, path, 8.0, "LLSL", 1, None, "ab"))
 
     def fail(self, job: Job, error: str) -> None:
-        self.state.event(JobFailed(job.id, job.scene, job.seed, error))
+        self.tell(JobFailed(job.id, job.scene, job.seed, error))
 
     def kept(self) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(run_path(self.folder, "study").read_text("utf-8"))
@@ -120,33 +130,33 @@ def only(folder: Path) -> dict[str, Any]:
 
 
 def test_an_answer_to_a_signal_is_no_error_that_the_status_keeps(night: Night) -> None:
-    with night.state:
-        night.state.message("a problem", error=True)
-        night.state.answer("status: 1 done")
+    with night:
+        night.tell(Message("a problem", is_error=True))
+        night.tell(Message("status: 1 done", is_answer=True))
     assert only(night.folder)["error"] == "a problem"
 
 
 def test_a_job_is_estimated_before_the_run_loads_anything_and_a_further_one_too(
     night: Night,
 ) -> None:
-    with night.state:
-        assert night.state.seconds_of("clip-1") is None
+    with night:
+        assert night.progress.seconds_of("clip-1") is None
         night.finish(night.jobs[0])
     second = Night(night.folder)
-    with second.state:
-        known = second.state.seconds_of("clip-2")
+    with second:
+        known = second.progress.seconds_of("clip-2")
         assert known == pytest.approx(8, abs=1)
-        assert second.state.seconds_of("clip-1-adapt1") == pytest.approx(known)
+        assert second.progress.seconds_of("clip-1-adapt1") == pytest.approx(known)
         second.finish(second.jobs[1])
-        told = second.state.left_s()
+        told = second.progress.left_s()
         second.clock.now += 5
         assert told is not None
-        assert second.state.left_s() == told - 5
+        assert second.progress.left_s() == told - 5
 
 
 def test_a_run_at_work_shows_its_job_its_step_and_how_long_it_will_take(night: Night) -> None:
-    with night.state:
-        night.state.event(ModelLoaded("sprites", 2.0))
+    with night:
+        night.tell(ModelLoaded("sprites", 2.0))
         night.finish(night.jobs[0])
         night.fail(night.jobs[1], "NumericsError: inf in stage 2")
         night.start(night.jobs[2], steps=2)
@@ -160,11 +170,78 @@ def test_a_run_at_work_shows_its_job_its_step_and_how_long_it_will_take(night: N
     assert "study: running for 0:1" in shown.stdout
     assert "  now: clip-3, step 2 of 4 large" in shown.stdout
     assert "  failed: clip-2: NumericsError: inf in stage 2" in shown.stdout
-    assert night.heard.estimates[-1] is not None
+    # Of the second step nothing was written since it began, 2 s ago.
+    assert night.progress.left_s() == pytest.approx(found["remaining_s"] - 2, abs=0.1)
+
+
+def test_all_jobs_under_way_are_kept_and_shown_and_the_first_one_is_the_present_one(
+    night: Night,
+) -> None:
+    with night:
+        for number, job in enumerate(night.jobs[:3], 1):
+            night.start(job, steps=number)
+        night.tell(JobAssigned(night.jobs[3].id))  # its process loads models
+        kept, found, shown = night.kept(), only(night.folder), status(night.folder)
+
+    assert [(one["job"], one["step"]) for one in kept["under_way"]] == [
+        ("clip-1", 1), ("clip-2", 2), ("clip-3", 3),
+    ]  # fmt: skip
+    assert kept["present"] == kept["under_way"][0]
+    assert (found["present"], found["under_way"]) == (kept["present"], kept["under_way"])
+    assert found["remaining"] == 4
+    for number in (1, 2, 3):
+        assert f"  now: clip-{number}, step {number} of 4 large" in shown.stdout
+    assert night.kept()["under_way"] == []
+
+
+def test_a_job_that_is_rendered_or_came_back_is_no_longer_under_way(night: Night) -> None:
+    with night:
+        for job in night.jobs[:3]:
+            night.start(job)
+        night.tell(JobRendered(night.jobs[0].id))
+        night.tell(JobReturned(night.jobs[1].id))
+        found = only(night.folder)
+
+    assert [one["job"] for one in found["under_way"]] == ["clip-3"]
+    assert (found["done"], found["remaining"]) == (0, 4)
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_the_state_of_a_former_version_which_knew_one_job_is_still_read(
+    night: Night, present: bool
+) -> None:
+    with night:
+        night.finish(night.jobs[0])
+        if present:
+            night.start(night.jobs[1], steps=3)
+        former = night.kept()
+        del former["under_way"]
+        run_path(night.folder, "study").write_text(json.dumps(former), "utf-8")
+        found, shown = only(night.folder), status(night.folder)
+
+    assert found["present"] == former["present"]
+    assert found["under_way"] == ([former["present"]] if present else [])
+    assert found["done"] == 1
+    assert ("  now: clip-2, step 3 of 4 large" in shown.stdout) is present
+
+
+@pytest.mark.parametrize(
+    "under_way", [None, 7, "clip-1", {"job": "clip-1"}, [None, 7, ["clip-1"]], [{"job": ["a"]}]]
+)
+def test_jobs_under_way_that_make_no_sense_cost_nothing_else(
+    night: Night, under_way: object
+) -> None:
+    with night:
+        night.finish(night.jobs[0])
+        path = run_path(night.folder, "study")
+        path.write_text(json.dumps({**night.kept(), "under_way": under_way}), "utf-8")
+        found = only(night.folder)
+
+    assert (found["state"], found["done"]) == ("running", 1)
 
 
 def test_a_killed_run_says_so_and_how_to_go_on(night: Night) -> None:
-    with night.state:
+    with night:
         night.finish(night.jobs[0])
         night.start(night.jobs[1], steps=2)
         night.seem_killed()
@@ -178,10 +255,10 @@ def test_a_killed_run_says_so_and_how_to_go_on(night: Night) -> None:
 
 
 def test_a_finished_run_is_well_and_asks_for_nothing(night: Night) -> None:
-    with night.state:
+    with night:
         for job in night.jobs:
             night.finish(job)
-        night.state.event(Summary(4, 0, 0, 1.0))
+        night.tell(Summary(4, 0, 0, 1.0))
     shown = status(night.folder)
 
     assert shown.exit_code == 0
@@ -193,26 +270,26 @@ def test_a_finished_run_is_well_and_asks_for_nothing(night: Night) -> None:
 
 
 def test_a_failure_is_kept_over_runs_until_the_job_succeeds(night: Night, tmp_path: Path) -> None:
-    with night.state:
+    with night:
         night.fail(night.jobs[0], "out of paint")
         night.fail(night.jobs[1], "out of canvas")
-        night.state.event(Summary(0, 0, 2, 1.0))
+        night.tell(Summary(0, 0, 2, 1.0))
     second = Night(tmp_path / "out")
-    with second.state:
+    with second:
         assert [told["job"] for told in only(night.folder)["failures"]] == ["clip-1", "clip-2"]
         second.finish(second.jobs[0])
-        second.state.event(Summary(1, 0, 0, 1.0))
+        second.tell(Summary(1, 0, 0, 1.0))
 
     assert [told["error"] for told in only(night.folder)["failures"]] == ["out of canvas"]
 
 
 def test_skipped_dropped_and_added_jobs_are_counted(night: Night) -> None:
     skipped, dropped = night.jobs[:2]
-    with night.state:
+    with night:
         (night.folder / skipped.filename).touch()
-        night.state.event(JobSkipped(skipped.id, "s", 1, "/p"))
-        night.state.event(JobDropped(dropped.id, "s", 2, "no promise", 0.1))
-        night.state.grow(1)
+        night.tell(JobSkipped(skipped.id, "s", 1, "/p"))
+        night.tell(JobDropped(dropped.id, "s", 2, "no promise", 0.1))
+        night.tell(JobsAdded(1))
         night.finish(replace(skipped, id="clip-1-adapt1"))
     found = only(night.folder)
 
@@ -220,16 +297,16 @@ def test_skipped_dropped_and_added_jobs_are_counted(night: Night) -> None:
 
 
 def test_an_earlier_run_lets_the_next_one_estimate_from_its_start(night: Night) -> None:
-    with night.state:
-        night.state.event(ModelLoaded("sprites", 2.0))
+    with night:
+        night.tell(ModelLoaded("sprites", 2.0))
         night.finish(night.jobs[0])
         night.finish(night.jobs[1])
     second = Night(night.folder)
-    with second.state:
-        second.state.event(ModelLoaded("sprites", 2.0))
+    with second:
+        second.tell(ModelLoaded("sprites", 2.0))
 
-        assert second.state.remaining_s() == pytest.approx(2 * 8, abs=1)
-        assert second.state.seconds_of("clip-3") == pytest.approx(8, abs=1)
+        assert second.progress.remaining_s() == pytest.approx(2 * 8, abs=1)
+        assert second.progress.seconds_of("clip-3") == pytest.approx(8, abs=1)
 
 
 def test_steps_are_written_at_most_once_a_second_and_nothing_is_flushed(
@@ -244,7 +321,7 @@ def test_steps_are_written_at_most_once_a_second_and_nothing_is_flushed(
 
     monkeypatch.setattr(run_state, "write_json", write)
     monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("the state is flushed to the disk"))
-    with night.state:
+    with night:
         night.start(night.jobs[0], steps=100, step_s=0.05)
 
     assert 5 <= len(written) <= 9
@@ -252,16 +329,17 @@ def test_steps_are_written_at_most_once_a_second_and_nothing_is_flushed(
 
 def test_a_state_that_cannot_be_written_costs_one_message(night: Night) -> None:
     run_path(night.folder, "study").parent.write_text("no folder", "utf-8")
-    with night.state:
+    with night:
         night.finish(night.jobs[0])
         night.finish(night.jobs[1])
 
     (message,) = night.heard.messages
     assert "status" in message
+    assert len(night.heard.of(JobDone)) == 2
 
 
 def test_status_takes_no_lock_and_writes_nothing(night: Night) -> None:
-    with night.state:
+    with night:
         night.finish(night.jobs[0])
 
     def contents() -> dict[str, bytes]:
@@ -294,13 +372,13 @@ def test_a_damaged_state_counts_as_none(night: Night, text: str) -> None:
     path.write_text(text, "utf-8")
 
     assert only(night.folder)["state"] == "unknown"
-    with night.state:
+    with night:
         night.finish(night.jobs[0])
     assert only(night.folder)["done"] == 1
 
 
 def test_files_that_are_none_of_ours_count_as_none(night: Night) -> None:
-    with night.state:
+    with night:
         night.finish(night.jobs[0])
     kept = night.folder / ".flowblend"
     for document in ({"jobs": 5}, {"jobs": {"a": 1}}, {"jobs": "abc"}, {"jobs": [1, None]}):
@@ -315,7 +393,7 @@ def test_files_that_are_none_of_ours_count_as_none(night: Night) -> None:
 def test_clocks_that_jump_and_times_of_files_decide_nothing(
     night: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with night.state:
+    with night:
         night.finish(night.jobs[0])
         night.start(night.jobs[1], steps=1)
         before = only(night.folder)
@@ -340,10 +418,10 @@ def test_a_process_is_known_by_more_than_its_number() -> None:
 
 @pytest.mark.parametrize("text", NAUGHTY.values(), ids=NAUGHTY)
 def test_nothing_in_a_state_reaches_the_terminal_as_a_command(night: Night, text: str) -> None:
-    with night.state:
+    with night:
         night.fail(night.jobs[0], text)
-        night.state.message(text, error=True)
-        night.state.waiting(text)
+        night.tell(Message(text, is_error=True))
+        night.tell(Waiting(text))
         shown = status(night.folder)
         assert only(night.folder)["failures"][0]["error"] == text
 

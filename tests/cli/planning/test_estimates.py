@@ -1,4 +1,4 @@
-"""How long jobs will take: learned from steps of a pretended batch, on a clock of its own."""
+"""Estimates: how long jobs will take, learned from a pretended batch on a clock of its own."""
 
 from __future__ import annotations
 
@@ -102,6 +102,24 @@ def test_the_present_job_counts_with_what_it_has_still_to_do() -> None:
     batch.render("1", steps=6)
 
     assert batch.left() == pytest.approx(3 + 1 + 1, abs=1.01)
+
+
+def test_jobs_under_way_at_once_are_learned_from_by_their_own_steps() -> None:
+    batch = Batchlet(jobs("LLLL", "SSSS", "LLSS"))
+    estimates, now = batch.estimates, batch.now
+    began = {"0": LARGE, "1": SMALL}
+    moments = sorted(
+        (now + n * SECONDS[task], job, n) for job, task in began.items() for n in range(5)
+    )
+    for job in began:
+        estimates.started(job, now)
+    for moment, job, index in moments:
+        if index < 4:
+            estimates.step(job, index, moment)
+    for job, task in began.items():
+        estimates.rendered(job, now + 4 * SECONDS[task] + SECONDS[REST])
+
+    assert estimates.seconds_of("2") == pytest.approx(2 * 4 + 2 * 1 + SECONDS[REST])
 
 
 def test_finished_and_failed_jobs_are_no_longer_waited_for() -> None:
