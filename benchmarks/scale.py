@@ -25,6 +25,7 @@ from flowblend_cli.artifacts.existing import Finder
 from flowblend_cli.artifacts.image import publish_image
 from flowblend_cli.artifacts.manifest import Manifest
 from flowblend_cli.artifacts.records import read_record, write_record
+from flowblend_cli.artifacts.video import publish_video
 from flowblend_cli.engine.batch_run import BatchRun
 from flowblend_cli.events import captured_events
 from flowblend_cli.jobs import Batch, Job

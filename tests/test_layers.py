@@ -99,7 +99,7 @@ TABLE: dict[str, set[str]] = {
         *ROOT_NOUNS, f"{CLI}.models", f"{CLI}.utils", f"{LIB}.errors", f"{LIB}.stages",
         f"{LIB}.schedulers.sigmas", f"{LIB}.metrics",
     },
-    f"{CLI}.planning.flops_worker": {f"{LIB}.flops"},
+    f"{CLI}.planning.flops_worker": {f"{CLI}.utils.worker_process", f"{LIB}.flops"},
     f"{CLI}.engine": {
         *ROOT_NOUNS, f"{CLI}.planning", f"{CLI}.models", f"{CLI}.artifacts", f"{CLI}.utils",
         f"{LIB}.errors", f"{LIB}.stages", f"{LIB}.metrics", "filelock",
@@ -124,8 +124,8 @@ TABLE: dict[str, set[str]] = {
         "numpy",
     },
     f"{CLI}.analysis.gallery": {
-        *ROOT_NOUNS, f"{CLI}.engine", f"{CLI}.artifacts", f"{CLI}.utils", f"{LIB}.stages",
-        f"{LIB}.metrics", *PIXELS,
+        *ROOT_NOUNS, f"{CLI}.engine", f"{CLI}.planning.run_progress", f"{CLI}.artifacts",
+        f"{CLI}.utils", f"{LIB}.stages", f"{LIB}.metrics", *PIXELS,
     },
     f"{CLI}.diagnostics": {
         *ROOT_NOUNS, f"{CLI}.engine", f"{CLI}.console", f"{CLI}.planning", f"{CLI}.models",

@@ -211,7 +211,6 @@ class BatchRun:
             self._queue += self._study.new_jobs()
             if self._under_way:
                 self._poll()
-                self._take_published()
             elif self._publisher.outstanding:
                 self._take_published(POLL_S)
             elif self._study.is_waiting:
