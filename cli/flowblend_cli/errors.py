@@ -1,4 +1,4 @@
-"""Every error that ends a ``flowblend`` command on purpose, each with its exit code.
+"""Errors that end a ``flowblend`` command on purpose, each with its exit code.
 
 ::
 

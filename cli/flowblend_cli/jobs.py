@@ -1,4 +1,4 @@
-"""What a recipe becomes: frozen jobs, each one final file, independent of recipes and models.
+"""Job and Batch: what a recipe becomes, one frozen job for each final file, free of torch.
 
 Jobs are plain data, serialisable and free of torch, so that any engine, here or on another
 machine, can be handed one.

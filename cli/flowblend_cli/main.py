@@ -1,4 +1,4 @@
-"""The ``flowblend`` command group: every command's module is imported when it is used."""
+"""main: the ``flowblend`` command group, which imports a command's module when it is used."""
 
 from __future__ import annotations
 

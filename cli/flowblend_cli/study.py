@@ -1,4 +1,4 @@
-"""What a recipe asks to be measured, compared and chosen: plain data beside the jobs."""
+"""Study: what a recipe asks to be measured, compared and chosen, as plain data beside the jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text that comes from recipes or files, made safe to show in a terminal or a log."""
+"""Text made safe to show in a terminal or a log; durations, counts and times in words."""
 
 from __future__ import annotations
 

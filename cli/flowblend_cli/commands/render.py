@@ -1,4 +1,4 @@
-"""``flowblend render``: render every job of a recipe that isn't finished yet."""
+"""``flowblend render``: renders every job of a recipe that isn't finished yet."""
 
 from __future__ import annotations
 

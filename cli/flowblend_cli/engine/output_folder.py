@@ -1,4 +1,4 @@
-"""One run per output folder: a lock that the kernel frees however the run ends."""
+"""Output folder: a lock that lets one run at a time write, and the sweep of former leftovers."""
 
 from __future__ import annotations
 

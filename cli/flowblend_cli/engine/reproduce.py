@@ -1,4 +1,4 @@
-"""render_again: renders a finished file's own job once more, beside it, and compares the pixels."""
+"""render_again: renders a finished file's own job once more beside it, and compares the pixels."""
 
 from __future__ import annotations
 

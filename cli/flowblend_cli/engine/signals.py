@@ -1,4 +1,4 @@
-"""Stop politely: the first signal ends the batch after the present step, the second at once."""
+"""StopSignals and StatusSignal: what SIGINT, SIGTERM and SIGUSR1 do to a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FLOPs of forwards, from the disk where they were counted before, else from a worker process."""
+"""FLOPs cache: counts of forwards from the disk, or from a worker process the first time."""
 
 from __future__ import annotations
 

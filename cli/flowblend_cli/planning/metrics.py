@@ -1,4 +1,4 @@
-"""What is measured of a job, and the one score out of it."""
+"""Metrics of a study: which ones its clips need, and the one score out of them."""
 
 from __future__ import annotations
 

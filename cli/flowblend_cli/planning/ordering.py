@@ -1,4 +1,4 @@
-"""In which order the jobs of a batch are rendered, so that little is loaded and moved. Pure Python.
+"""Order of a batch's jobs, in which little is loaded and moved. Pure Python.
 
 No pixel depends on it. Jobs of one model stand together, and in them what others are compared with
 comes first. Beyond that the recipe's order stays, unless something in memory changes with a job:

@@ -1,4 +1,4 @@
-"""What a batch will do, told before anything is loaded: who runs which step of which job."""
+"""Plan: who will run which step of which job, told before anything is loaded."""
 
 from __future__ import annotations
 

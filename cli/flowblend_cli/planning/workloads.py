@@ -1,4 +1,4 @@
-"""What each job of a batch asks for, as amounts that its time can be estimated by."""
+"""Works: what each job of a batch asks for, as amounts that its time is estimated by."""
 
 from __future__ import annotations
 

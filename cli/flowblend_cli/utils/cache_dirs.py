@@ -1,4 +1,4 @@
-"""Where what can be worked out again is kept between runs."""
+"""Cache folders of the user: the command's own, and matplotlib's."""
 
 from __future__ import annotations
 

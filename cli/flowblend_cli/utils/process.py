@@ -1,4 +1,4 @@
-"""Whether a process that left its mark still lives, told by the kernel and by no file's time."""
+"""Processes: whether one that left its mark still lives, and the most memory that this one held."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Standard streams that are there, even where the caller closed them."""
+"""Standard streams: opened where the caller closed them, and pipes that are never waited for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether what a trajectory computes are numbers still; where not, its job fails and says where."""
+"""Finite checks: fail a job whose latents or pixels hold NaN or infinity, naming step and stage."""
 
 from __future__ import annotations
 

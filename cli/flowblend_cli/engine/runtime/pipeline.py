@@ -1,4 +1,4 @@
-"""Models in memory, and one job at a time through them."""
+"""PipelineRuntime: a pipeline and its denoisers in memory, through which jobs go one at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the models of a batch live: device, data type, offloading, and memory that runs out."""
+"""Placement: the device, data type and offloading of models, and errors about their memory."""
 
 from __future__ import annotations
 

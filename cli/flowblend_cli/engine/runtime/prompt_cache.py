@@ -1,4 +1,4 @@
-"""Prompts that were encoded in an earlier run: ``DIR/.flowblend/embeddings/KEY.safetensors``.
+"""EmbeddingFiles: prompts that earlier runs encoded, kept in ``DIR/.flowblend/embeddings``.
 
 The key covers the text encoder's and tokenizer's files, versions, device, number format, the prompt
 and every argument that it is encoded with. Everything here can be deleted.
