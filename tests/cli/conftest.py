@@ -78,7 +78,7 @@ def problems_of(batch_of: LoadText) -> Callable[..., list[str]]:
     return load
 
 
-@pytest.fixture(params=["one slot", "three slots"])
+@pytest.fixture(params=["one slot", pytest.param("three slots", marks=pytest.mark.night)])
 def any_executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Render as usual, and by an executor that answers out of order, late, and twice."""
     if request.param == "three slots":

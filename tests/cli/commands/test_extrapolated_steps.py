@@ -20,6 +20,8 @@ from flowblend_cli.planning.flops import cost_plan, sum_up
 from flowblend_cli.planning.plan import plan_batch, plan_job, summarize
 from flowblend_plugin.stages import Stage
 
+pytestmark = pytest.mark.usefixtures("any_executor")
+
 LoadText = Callable[..., Batch]
 Problems = Callable[..., list[str]]
 

@@ -26,6 +26,8 @@ from flowblend_cli.main import main
 from flowblend_cli.models.bundled import bundled_dir
 from flowblend_cli.utils.frames import pixels_sha256
 
+pytestmark = pytest.mark.usefixtures("any_executor")
+
 SPRITES = bundled_dir() / "models" / "sprites"
 RECIPE = """\
 [recipe]
@@ -132,7 +134,8 @@ def test_the_pixels_are_those_of_the_plain_pipeline(tmp_path: Path, recipe: Any)
         generator=torch.Generator().manual_seed(1),
     ).frames[0]
     expected = pixels_sha256((frames * 255).round().astype("uint8"))
-    assert of_kind(result, "job_done")[0]["pixels_sha256"] == expected
+    done = {event["job"]: event["pixels_sha256"] for event in of_kind(result, "job_done")}
+    assert done["circle-s1-n3"] == expected
 
 
 def test_a_second_run_renders_nothing_and_loads_nothing(rendered: tuple[Path, Result]) -> None:
@@ -155,11 +158,11 @@ def test_a_finished_batch_is_skipped_without_importing_torch(rendered: tuple[Pat
 
 def test_deleting_one_file_renders_that_one_again_with_the_same_pixels(recipe: Any) -> None:
     path = recipe()
-    first = of_kind(invoke("render", path, "--json"), "job_done")
-    Path(first[1]["path"]).unlink()
-    again = of_kind(invoke("render", path, "--json"), "job_done")
-    assert [event["job"] for event in again] == ["circle-s2-n3"]
-    assert again[0]["pixels_sha256"] == first[1]["pixels_sha256"]
+    first = {e["job"]: e for e in of_kind(invoke("render", path, "--json"), "job_done")}
+    Path(first["circle-s2-n3"]["path"]).unlink()
+    (again,) = of_kind(invoke("render", path, "--json"), "job_done")
+    assert again["job"] == "circle-s2-n3"
+    assert again["pixels_sha256"] == first["circle-s2-n3"]["pixels_sha256"]
 
 
 def test_editing_one_prompt_renders_one_job_again(recipe: Any) -> None:
@@ -171,8 +174,8 @@ def test_editing_one_prompt_renders_one_job_again(recipe: Any) -> None:
 
 def test_a_damaged_file_is_rendered_again_and_a_foreign_one_left_alone(recipe: Any) -> None:
     path = recipe()
-    first = of_kind(invoke("render", path, "--json"), "job_done")
-    damaged, foreign = Path(first[0]["path"]), Path(first[1]["path"])
+    first = {e["job"]: e for e in of_kind(invoke("render", path, "--json"), "job_done")}
+    damaged, foreign = (Path(first[f"circle-s{seed}-n3"]["path"]) for seed in (1, 2))
     data = damaged.read_bytes()
     damaged.write_bytes(data[:-200] + b"\0" * 200)
     foreign.write_bytes(b"somebody's holiday")
@@ -180,7 +183,7 @@ def test_a_damaged_file_is_rendered_again_and_a_foreign_one_left_alone(recipe: A
     assert result.exit_code == 1
     (done,) = of_kind(result, "job_done")
     assert done["job"] == "circle-s1-n3"
-    assert done["pixels_sha256"] == first[0]["pixels_sha256"]
+    assert done["pixels_sha256"] == first["circle-s1-n3"]["pixels_sha256"]
     assert inspect_final(damaged).state is FileState.INTACT
     (failed,) = of_kind(result, "job_failed")
     assert "left alone" in failed["error"]

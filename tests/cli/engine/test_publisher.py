@@ -9,37 +9,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
+from noise_executor import NoiseExecutor, render_of
 
 from flowblend_cli.artifacts.finished import FileState, inspect_final
 from flowblend_cli.engine import publisher as publisher_module
 from flowblend_cli.engine.batch_run import BatchRun
-from flowblend_cli.engine.executors.base import (
-    Answer,
-    RenderFailure,
-    RenderRequest,
-    RenderResult,
-)
 from flowblend_cli.engine.publisher import Pending, Publication, Publisher
-from flowblend_cli.errors import OutputError, StopRequested
+from flowblend_cli.errors import OutputError
 from flowblend_cli.events import CapturedEvents, Event, JobDone, JobFailed, RunEnded, Summary
-from flowblend_cli.jobs import Batch, Job, ModelSpec
+from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.utils.files import temporary_path
-from flowblend_cli.utils.frames import pixels_sha256
 
 LoadText = Callable[..., Batch]
 SEEDS = ["scene.square.seeds=[1,2,3,4,5,6]", "metrics.names=[]"]
 PLENTY_S = 60.0
-
-
-def render_of(seed: int, shape: tuple[int, ...] = (3, 64, 64, 3), number: int = 1) -> RenderResult:
-    frames = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-    return RenderResult(
-        number=number, frames=frames, seed=seed, elapsed_s=2.0, step_s=(1.0, 1.0), denoisers="LS",
-        device="cpu", caches=(), versions={}, pixels_sha256=pixels_sha256(frames),
-        peak_rss_bytes=1, peak_vram_bytes=None,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -132,41 +116,6 @@ def test_what_is_half_written_when_the_run_is_ended_is_removed(
     assert not list(batch.output_dir.iterdir())
 
 
-class Frames:
-    """An executor that makes noise of a job's seed; what a seed does besides is told."""
-
-    slots = 1
-
-    def __init__(
-        self, does: dict[int, Callable[[], None]], shapes: dict[int, tuple[int, ...]]
-    ) -> None:
-        self.does, self.shapes = does, shapes
-        self.requests: list[RenderRequest] = []
-        self.is_stopped = False
-
-    def submit(self, request: RenderRequest) -> None:
-        self.requests.append(request)
-
-    def poll(self, timeout_s: float) -> Answer | None:
-        (request,), self.requests = self.requests, []
-        self.does.get(request.seed, lambda: None)()
-        time.sleep(0.2)
-        if self.is_stopped or request.seed in self.does:
-            return RenderFailure(request.number, StopRequested(), "stopped")
-        return render_of(
-            request.seed, self.shapes.get(request.seed, (3, 64, 64, 3)), request.number
-        )
-
-    def models_in_memory(self) -> tuple[ModelSpec, ...]:
-        return ()
-
-    def stop(self) -> None:
-        self.is_stopped = True
-
-    def close(self) -> None:
-        self.requests = []
-
-
 class Seen(CapturedEvents):
     """Keeps events, and finds at each ``job_done`` what lies under its final name."""
 
@@ -189,7 +138,7 @@ def run(batch: Batch) -> Callable[..., tuple[int, Seen]]:
         shapes: dict[int, tuple[int, ...]] | None = None,
     ) -> tuple[int, Seen]:
         seen = Seen()
-        executor = Frames(does or {}, shapes or {})
+        executor = NoiseExecutor(does or {}, shapes or {})
         return BatchRun(batch, seen, executor=executor).run(), seen
 
     return carry_out

@@ -187,10 +187,12 @@ class StudyRun(NullStudy):
         self._names: tuple[str, ...] = ()
         self._measurer = Measurer()
         self._jobs: dict[str, Job] = {}
+        self._failed: set[str] = set()
         self._records: dict[str, JobRecord] = {}
         self._keys: dict[str, str] = {}
         self._looks: dict[str, Look] = {}
         self._looking: tuple[Selection, Mapping[str, str]] | None = None
+        self._unreferenced: dict[str, list[tuple[Job, JobRecord, Frames | None]]] = {}
         self._ids = {job.id for job in (*batch.jobs, *batch.reserve)}
         self._new: list[Job] = []
         self._is_over = False
@@ -247,6 +249,20 @@ class StudyRun(NullStudy):
     ) -> None:
         """See ``NullStudy``."""
         self._jobs[job.id], self._records[job.id] = job, record
+        expected = self._references.get(job.id)
+        if expected is not None and not {expected.id} & {*self._records, *self._failed}:
+            # Another slot has its reference still; what is compared with it waits.
+            self._unreferenced.setdefault(expected.id, []).append((job, record, frames))
+            return
+        self._measure(job, record, frames, check)
+        self._measure_referring(job, check)
+
+    def _measure_referring(self, reference: Job, check: Check) -> None:
+        """Measure the clips that waited for a reference, with it or, where it failed, without."""
+        for job, record, frames in self._unreferenced.pop(reference.id, ()):
+            self._measure(job, record, frames, check)
+
+    def _measure(self, job: Job, record: JobRecord, frames: Frames | None, check: Check) -> None:
         reference = self._reference_of(job)
         key = self._measurement_key(reference)
         if not self._names or record.measurement_key == key:
@@ -265,6 +281,8 @@ class StudyRun(NullStudy):
 
     def on_failed(self, job: Job) -> None:
         """See ``NullStudy``."""
+        self._failed.add(job.id)
+        self._measure_referring(job, lambda: None)
         self._on_draft_scored(job, None)
         self._mark_accepted(job)
 

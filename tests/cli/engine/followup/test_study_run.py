@@ -31,6 +31,8 @@ from flowblend_cli.artifacts.records import (
 from flowblend_cli.main import main
 from flowblend_plugin import metrics as library
 
+pytestmark = pytest.mark.usefixtures("any_executor")
+
 pytest.importorskip("cv2")
 pytest.importorskip("skimage")
 
@@ -156,7 +158,9 @@ def test_asking_for_something_else_measures_anew_and_renders_nothing(recipe: Wri
     assert "job_measured" not in str(events(render(recipe("\n[metrics]\nnames = []\n"))))
 
 
-def test_the_reference_is_rendered_first_and_compared_with(recipe: WriteRecipe) -> None:
+def test_the_reference_is_rendered_first_and_compared_with(
+    recipe: WriteRecipe, any_executor: str
+) -> None:
     more = (
         "\n[sweep]\nnum_inference_steps = [1, 2]\n"
         "[metrics]\nreference = {num_inference_steps = 2}\n"
@@ -165,7 +169,9 @@ def test_the_reference_is_rendered_first_and_compared_with(recipe: WriteRecipe) 
     out = path.parent / "out"
     first = render(path)
     names = [f"circle-s{seed}-n{steps}" for steps in (2, 1) for seed in (1, 2)]
-    assert jobs(first, "job_done") == names
+    assert sorted(jobs(first, "job_done")) == sorted(names)
+    if any_executor == "one slot":
+        assert jobs(first, "job_done") == names
     metrics = {event["job"]: event["metrics"] for event in events(first, "job_measured")}
     for seed in (1, 2):
         assert "psnr" not in metrics[f"circle-s{seed}-n2"]
@@ -228,10 +234,10 @@ def test_the_best_drafts_are_finished_and_the_same_again_on_a_second_run(
     scores = {event["job"]: event["score"] for event in events(first, "job_measured")}
     drafts = sorted(done[:4], key=lambda event: -scores[event["job"]])
     best = sorted(event["seed"] for event in drafts[:2])
-    assert [event["seed"] for event in done[4:]] == best
+    assert sorted(event["seed"] for event in done[4:]) == best
     assert f"finishing seeds {best[0]} and {best[1]} of 4 by score" in first.stderr
     second = render(path)
-    assert jobs(second, "job_skipped") == jobs(first, "job_done")
+    assert sorted(jobs(second, "job_skipped")) == sorted(jobs(first, "job_done"))
     assert jobs(second, "job_started") == []
 
 
@@ -317,9 +323,10 @@ def test_a_record_that_cant_be_written_ends_the_batch_and_keeps_the_clip(
     blocked.with_name(blocked.name + ".tmp").mkdir(parents=True)
     result = render(path)
     assert result.exit_code == 4
-    assert jobs(result, "job_done") == ["circle-s1-n2"]
+    done = jobs(result, "job_done")
+    assert "circle-s1-n2" in done
     assert events(result)[-1] == events(result, "summary")[0]
-    assert events(result)[-1]["rendered"] == 1
+    assert events(result)[-1]["rendered"] == len(done)
     blocked.with_name(blocked.name + ".tmp").rmdir()
     healed = render(path)
     assert healed.exit_code == 0

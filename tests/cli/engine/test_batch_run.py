@@ -1,0 +1,236 @@
+"""BatchRun's loop with an executor that answers out of order, late, twice, or never."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from noise_executor import NoiseExecutor, render_of
+from three_slots import ThreeSlots
+
+from flowblend_cli.artifacts.finished import FileState, inspect_final
+from flowblend_cli.engine.batch_run import BatchRun
+from flowblend_cli.engine.executors.base import Answer, RenderFailure, RenderRequest
+from flowblend_cli.engine.run_options import RunOptions
+from flowblend_cli.errors import DeviceLostError, StopRequested
+from flowblend_cli.events import (
+    CapturedEvents,
+    Event,
+    JobAssigned,
+    JobDone,
+    JobFailed,
+    JobReturned,
+    JobSkipped,
+    RunEnded,
+    StepStarted,
+    Summary,
+    captured_events,
+)
+from flowblend_cli.jobs import Batch, ModelSpec
+
+LoadText = Callable[..., Batch]
+SEEDS = ["scene.square.seeds=[1,2,3,4,5,6]", "metrics.names=[]"]
+FAST = 0.01
+
+
+@pytest.fixture
+def batch(batch_of: LoadText, minimal: str) -> Batch:
+    return batch_of(minimal, *SEEDS)
+
+
+def run(batch: Batch, executor: Any, **options: Any) -> tuple[int, CapturedEvents]:
+    told = captured_events()
+    code = BatchRun(batch, told, executor=executor, options=RunOptions(**options)).run()
+    assert isinstance(told[-1], RunEnded)
+    assert isinstance(told[-2], Summary)
+    return code, told
+
+
+def counted(told: CapturedEvents) -> tuple[int, int, int, int]:
+    (summary,) = told.of(Summary)
+    return summary.rendered, summary.skipped, summary.failed, summary.remaining
+
+
+def test_each_job_is_published_once_whatever_the_order_of_the_answers(batch: Batch) -> None:
+    executor = ThreeSlots(NoiseExecutor(seconds=FAST))
+    code, told = run(batch, executor)
+
+    assert code == 0
+    assert executor.most == 3
+    assert Counter(done.job for done in told.of(JobDone)) == Counter(job.id for job in batch.jobs)
+    assert [done.job for done in told.of(JobDone)] != [job.id for job in batch.jobs]
+    assert counted(told) == (6, 0, 0, 0)
+    for job in batch.jobs:
+        found = inspect_final(batch.path_of(job))
+        assert found.state is FileState.INTACT
+        assert found.document is not None
+        assert found.document["pixels_sha256"] == render_of(job.seed).pixels_sha256
+    assert counted(run(batch, ThreeSlots(NoiseExecutor()))[1]) == (0, 6, 0, 0)
+
+
+class Drawn:
+    """Answers in a drawn order, each as often as is drawn; tells steps of jobs that are over, too.
+
+    Args:
+        order: Which of the requests under way is answered next.
+        times: How often.
+    """
+
+    slots = 3
+
+    def __init__(self, order: list[int], times: list[int]) -> None:
+        self.order, self.times = order, times
+        self.requests: list[RenderRequest] = []
+        self.told: list[Answer | Event] = []
+
+    def submit(self, request: RenderRequest) -> None:
+        self.requests.append(request)
+        assert len(self.requests) <= self.slots
+
+    def poll(self, timeout_s: float) -> Answer | Event | None:
+        if not self.told and self.requests:
+            place = self.order.pop() if self.order else 0
+            request = self.requests.pop(place % len(self.requests))
+            answer = render_of(request.seed, (1, 16, 16, 3), request.number)
+            times = self.times.pop() if self.times else 1
+            self.told = [answer] * times + [StepStarted(request.job.id, 0, 2, "large")]
+        return self.told.pop() if self.told else None
+
+    def models_in_memory(self) -> tuple[ModelSpec, ...]:
+        return ()
+
+    def stop(self) -> None:
+        raise AssertionError("nobody asked for it")
+
+    def close(self) -> None:
+        self.requests = []
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(0, 2), max_size=6), st.lists(st.integers(1, 3), max_size=6))
+def test_no_order_and_no_repetition_of_answers_loses_or_doubles_a_job(
+    batch: Batch, order: list[int], times: list[int]
+) -> None:
+    for path in batch.output_dir.glob("*.mp4"):
+        path.unlink()
+    code, told = run(batch, Drawn(order, times))
+
+    assert code == 0
+    assert sorted(done.job for done in told.of(JobDone)) == sorted(job.id for job in batch.jobs)
+    assert counted(told) == (6, 0, 0, 0)
+
+
+def test_a_request_that_is_never_answered_remains_once_the_run_stops(batch: Batch) -> None:
+    executor = ThreeSlots(NoiseExecutor(seconds=FAST), lost=[2])
+    code, told = run(batch, executor, max_time_s=3.0, stop_patience_s=0.3)
+
+    assert code == 0
+    assert counted(told) == (5, 0, 0, 1)
+    assert [one.job for one in told.of(JobReturned)] == [batch.jobs[1].id]
+    assert any("didn't stop in time" in text for text in told.messages)
+    assert counted(run(batch, ThreeSlots(NoiseExecutor(seconds=FAST)))[1]) == (1, 5, 0, 0)
+
+
+def test_a_signal_stops_every_slot_and_keeps_what_is_rendered(batch: Batch) -> None:
+    does = {2: lambda: os.kill(os.getpid(), signal.SIGINT)}
+    code, told = run(batch, ThreeSlots(NoiseExecutor(does, seconds=FAST)))
+
+    assert code == 128 + signal.SIGINT
+    rendered, skipped, failed, remaining = counted(told)
+    assert (skipped, failed) == (0, 0)
+    assert rendered == len(told.of(JobDone))
+    assert remaining == 6 - rendered >= 1
+    assert {one.job for one in told.of(JobAssigned)} == {
+        one.job for one in (*told.of(JobDone), *told.of(JobReturned))
+    }
+
+
+def test_no_more_jobs_are_handed_out_than_may_be_rendered(batch: Batch) -> None:
+    _, told = run(batch, ThreeSlots(NoiseExecutor(seconds=FAST)), max_jobs=2)
+
+    assert len(told.of(JobAssigned)) == 2
+    assert counted(told) == (2, 0, 0, 4)
+    assert any("stopped after 2 rendered jobs (--max-jobs)" in text for text in told.messages)
+
+
+class Failing(NoiseExecutor):
+    """Fails the jobs of some seeds, in the way that is told."""
+
+    def __init__(self, failures: dict[int, RenderFailure]) -> None:
+        super().__init__(seconds=FAST)
+        self.failures = failures
+
+    def poll(self, timeout_s: float) -> Answer | None:
+        failure = self.failures.get(self.requests[0].seed)
+        if failure is not None and not self.is_stopped:
+            (request,), self.requests = self.requests, []
+            return replace(failure, number=request.number)
+        return super().poll(timeout_s)
+
+
+def test_what_fails_fails_alone_and_fail_fast_lets_the_other_slots_end(batch: Batch) -> None:
+    executor = ThreeSlots(Failing({1: RenderFailure(0, ValueError("no paint"))}))
+    code, told = run(batch, executor)
+    assert code == 1
+    assert [one.error for one in told.of(JobFailed)] == ["ValueError: no paint"]
+    assert counted(told) == (5, 0, 1, 0)
+
+    for job in batch.jobs:
+        batch.path_of(job).unlink(missing_ok=True)
+    no_paint = RenderFailure(0, ValueError("no paint"))
+    executor = ThreeSlots(Failing(dict.fromkeys(range(1, 7), no_paint)))
+    code, told = run(batch, executor, fail_fast=True)
+    _, _, failed, remaining = counted(told)
+    assert code == 1
+    assert 1 <= failed == len(told.of(JobAssigned)) <= 3
+    assert remaining == 6 - failed
+
+
+def test_models_that_cant_be_loaded_end_the_batch_and_no_job_fails_of_it(batch: Batch) -> None:
+    failure = RenderFailure(0, DeviceLostError("no memory for it"), "models")
+    code, told = run(batch, ThreeSlots(Failing({3: failure})))
+
+    assert code == DeviceLostError.exit_code
+    assert not told.of(JobFailed)
+    assert "no memory for it" in told.messages
+    rendered, _, _, remaining = counted(told)
+    assert rendered + remaining == 6
+
+
+def test_a_job_of_models_in_memory_goes_first(batch: Batch) -> None:
+    other = replace(batch.jobs[0].model, dtype="float32")
+    jobs = tuple(replace(job, model=other) if job.seed % 2 else job for job in batch.jobs)
+
+    class Loaded(NoiseExecutor):
+        def models_in_memory(self) -> tuple[ModelSpec, ...]:
+            return (other,)
+
+    _, told = run(replace(batch, jobs=jobs), Loaded(seconds=FAST))
+
+    seeds = [done.seed for done in told.of(JobDone)]
+    assert seeds == [1, 3, 5, 2, 4, 6]
+
+
+def test_an_answer_that_comes_after_the_run_was_stopped_is_published_still(batch: Batch) -> None:
+    class Slow(NoiseExecutor):
+        """Ends its present job although it was told to stop: it was at its last step."""
+
+        def poll(self, timeout_s: float) -> Answer | None:
+            (request,), self.requests = self.requests, []
+            if request.seed == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return render_of(request.seed, number=request.number)
+
+    code, told = run(batch, Slow())
+
+    assert code == 128 + signal.SIGTERM
+    assert [done.seed for done in told.of(JobDone)] == [1, 2]
+    assert not told.of(JobSkipped)
+    assert StopRequested not in [type(one) for one in told]
