@@ -1,4 +1,4 @@
-"""Numeric settings of torch and diffusers, which ``flowblend doctor`` tells: they decide bits."""
+"""Numeric settings of torch and diffusers that decide bits, for ``flowblend doctor``."""
 
 from __future__ import annotations
 

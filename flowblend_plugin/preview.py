@@ -1,4 +1,4 @@
-"""EarlyLook, LatentProjection: show a clip before it is finished, by its clean latents so far."""
+"""EarlyLook and LatentProjection: show the predicted clip after some of its steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Offloading: keeps a denoiser's weights as another denoiser's are kept, for ``Residency``.
+"""Offloading: stores a denoiser's weights in the same way as another denoiser's, for ``Residency``.
 
 Three ways to place weights (group offloading, a device map, sequential offloading) exclude each
 other; layerwise casting goes with any of them. Model offloading belongs to a whole pipeline: see

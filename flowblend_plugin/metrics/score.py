@@ -1,4 +1,4 @@
-"""score: combines many metrics into one number from 0 to 1; and thresholds of too little motion."""
+"""score: combines metrics into one number from 0 to 1; motion_floor: motion that a prompt needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""StageSolvers: steps stages that have steps and solvers of their own, for ``StageMixin``.
+"""StageSolvers: runs stages that have their own number of steps and solver, for ``StageMixin``.
 
 The pipeline's scheduler keeps its class and config, and gets the joined grid; a stage that names
 another solver is stepped by one of that name, on the same grid.

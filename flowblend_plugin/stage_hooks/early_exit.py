@@ -1,4 +1,4 @@
-"""EarlyExit: ends the first stage when the trajectory itself says so, for ``DenoiserSwitch``."""
+"""EarlyExit: ends the first stage early, when the velocity changes little from step to step."""
 
 from __future__ import annotations
 

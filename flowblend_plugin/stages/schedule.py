@@ -1,4 +1,4 @@
-"""StageSchedule: the stages of a trajectory, their boundaries, and the one map to step indices.
+"""StageSchedule: the stages of a trajectory, their boundaries, and their map to step indices.
 
 Pure Python: nothing here imports torch.
 """

@@ -1,4 +1,4 @@
-"""New files that commands write for people, never over another one, and names in recipes."""
+"""New files that commands write for people; an existing file is never overwritten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""one_line: an event as a line for people; SkippedJobs: one line for many jobs that are there."""
+"""one_line: an event as a line for people; SkippedJobs: one line for many skipped jobs."""
 
 from __future__ import annotations
 

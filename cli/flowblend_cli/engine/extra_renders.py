@@ -1,4 +1,4 @@
-"""TimedRepeats and DraftPreviews: renders that make no file, which the batch loop asks for."""
+"""TimedRepeats and DraftPreviews: renders without a file, for the batch loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Output folder: a lock that lets one run at a time write, and the sweep of former leftovers."""
+"""Output folder: its lock, which lets one run at a time write; removal of old temporary files."""
 
 from __future__ import annotations
 

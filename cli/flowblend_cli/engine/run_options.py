@@ -1,4 +1,4 @@
-"""RunOptions: how a batch is carried out, as far as it decides no pixel."""
+"""RunOptions: what a run may do and when it stops; no option changes a pixel."""
 
 from __future__ import annotations
 

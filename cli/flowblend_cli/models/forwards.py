@@ -1,4 +1,4 @@
-"""Forwards: how many a job runs of each denoiser, by guidance, stages and solver, without torch.
+"""Forwards: how many forwards of each denoiser a job runs, by guidance, stages and solver.
 
 A batch of two counts as two forwards. What a pipeline does by itself (its guidance, its defaults)
 is in a table here; a test compares it with diffusers.

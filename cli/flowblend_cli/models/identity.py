@@ -1,4 +1,4 @@
-"""Identity of jobs and models: hashes that a finished file must match to count as a job's.
+"""job_key and resolve_models: hashes that a finished file must match to count as a job's.
 
 A job's key covers the job as written, the bytes of its models and flowblend's numerics, and
 nothing that only names things.

@@ -1,4 +1,4 @@
-"""Solvers: the solver and shift of a pipeline, read from its configs without torch.
+"""Solvers: reads a pipeline's solver and shift from its configs, without torch.
 
 The sigmas (noise levels) of a job's steps follow from them, so an answer is exact or is refused:
 each key of a scheduler's config changes no sigma, has a checked value, or is a reason to refuse.

@@ -1,4 +1,4 @@
-"""Cost: what jobs cost in FLOPs beside the same jobs all large, from configs alone.
+"""Cost: the FLOPs of jobs, and of the same jobs all large, from configs alone.
 
 Two conventions, always named: ``linear_only`` leaves the products of attention out, as papers
 usually do; ``full`` has them. Both count 2 per multiply-add, and every forward that runs.

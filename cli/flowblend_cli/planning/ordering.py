@@ -1,4 +1,4 @@
-"""Order of a batch's jobs, in which little is loaded and moved. Pure Python.
+"""Order: sorts the jobs of a batch so that models are loaded and moved rarely. Pure Python.
 
 No pixel depends on it. Jobs of one model stand together, and in them what others are compared with
 comes first. Beyond that the recipe's order stays, unless something in memory changes with a job:

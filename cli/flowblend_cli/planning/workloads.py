@@ -1,4 +1,4 @@
-"""Works: what each job of a batch asks for, as amounts that its time is estimated by."""
+"""Works: the FLOPs or pixels of each job's steps, by which its seconds are estimated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files: names that stay inside a folder, files written whole, and checksums inside of them.
+"""Files: checks that names stay inside a folder, publishes files atomically, seals their contents.
 
 ``resolve_inside`` is the one check of a name that a recipe gives, ``publish`` the one way in which
 a file gets its final name, and ``seal`` puts a file's checksum into its own document.

@@ -1,4 +1,4 @@
-"""Processes: whether one that left its mark still lives, and the most memory that this one held."""
+"""Processes: tells whether a process still lives, and how much memory this one has used at most."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Standard streams: opened where the caller closed them, and pipes that are never waited for."""
+"""Standard streams: opens those that the caller closed; opens pipes without waiting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TOML that nobody vouches for: parsed with limits, and the line and column of every key and value.
+"""TOML positions: parses untrusted TOML with limits; gives line and column of keys and values.
 
 ``parse_toml`` reads what recipes and locks hold. ``scan`` finds positions, which the parser doesn't
 keep, for messages: it runs on text that the parser has accepted.

@@ -1,4 +1,4 @@
-"""``report.html``: one page that holds all but the clips beside it; ``to_html`` makes it."""
+"""``report.html``: one page with everything but the clips, which lie beside it."""
 
 from __future__ import annotations
 

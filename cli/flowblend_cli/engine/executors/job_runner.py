@@ -1,4 +1,4 @@
-"""JobRunner: one request after the other through the models in memory, for every executor.
+"""JobRunner: loads models and renders one request after the other, at the far end of an executor.
 
 It is what happens at the far end of an executor: in this process's thread, or in a worker process.
 """

@@ -1,4 +1,4 @@
-"""OomRetry: tries a job that ran out of memory again with less of it, level by level.
+"""OomRetry: renders a job again, with less memory each time, after memory ran out.
 
 First what the last try left behind is let go; then the VAE works tile by tile, where it was the VAE
 that ran out; then models wait in main memory, in ever smaller parts. The seed stays, and so do the

@@ -1,4 +1,4 @@
-"""Fetch: downloads models for `models fetch` and `render`, by a process that alone is online.
+"""Fetch: downloads models, for `models fetch` and `render`, through a worker process.
 
 The process says the sizes first, and downloads nothing where anything is refused.
 """

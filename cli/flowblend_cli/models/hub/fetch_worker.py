@@ -1,4 +1,4 @@
-"""Download process of `models.hub.fetch`: the only module of flowblend that meets the network.
+"""Worker process of `fetch`: downloads models; no other process of flowblend uses the network.
 
 It is handed one request, and sends a document for each thing that happens. A server's words are
 never passed on, since they could repeat the token that it was sent.

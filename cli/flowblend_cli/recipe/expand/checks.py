@@ -1,4 +1,4 @@
-"""Checks between the tables of a recipe, for the loader: presets, counts, arguments, options.
+"""Checks of a recipe's tables against each other, for the loader: presets, counts, arguments.
 
 Each adds what it finds to a ``Problems``. What one table must be by itself is checked in
 ``recipe.schema.validation``.

@@ -1,4 +1,4 @@
-"""Drafts: cheap renders before the real ones, their finals, and the seeds that are explored."""
+"""Drafts: cheap renders before the real ones, and the seeds of ``seeds = "explore 8"``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keywords in a prompt, for presets and hints: English words with their endings, and Chinese."""
+"""Keywords: finds words in a prompt, in English and Chinese; ``presets`` decides by them."""
 
 from __future__ import annotations
 

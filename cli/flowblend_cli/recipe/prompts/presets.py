@@ -1,4 +1,4 @@
-"""Presets by kind of scene: shipped ones, a recipe's own, and ``preset = "auto"``."""
+"""Presets: settings by kind of scene; ``choose_preset`` decides ``preset = "auto"``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of a recipe that decide no pixel: [metrics], [score], [adapt], [draft] and [review]."""
+"""Tables about measuring and choosing: [metrics], [score], [adapt], [draft] and [review]."""
 
 from __future__ import annotations
 

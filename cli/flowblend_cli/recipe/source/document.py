@@ -1,4 +1,4 @@
-"""RecipeSource: a recipe as the loader reads it, one document that knows each value's place."""
+"""RecipeSource: a recipe as one document, with the file and line of every value."""
 
 from __future__ import annotations
 
