@@ -330,7 +330,7 @@ def test_a_record_that_cant_be_written_ends_the_batch_and_keeps_the_clip(
     blocked.with_name(blocked.name + ".tmp").rmdir()
     healed = render(path)
     assert healed.exit_code == 0
-    assert jobs(healed, "job_skipped") == ["circle-s1-n2"]
+    assert sorted(jobs(healed, "job_skipped")) == sorted(done)
     assert sorted(jobs(healed, "job_measured")) == ["circle-s1-n2", "circle-s2-n2"]
 
 

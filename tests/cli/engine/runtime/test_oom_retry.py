@@ -34,8 +34,6 @@ from flowblend_cli.events import CapturedEvents, JobDone, JobFailed, captured_ev
 from flowblend_cli.jobs import Batch, Job, ModelSpec
 from flowblend_cli.models.identity import ResolvedModels, resolve_models
 
-pytestmark = pytest.mark.usefixtures("any_executor")
-
 WAYS = ("none", "model", "group", "sequential")
 
 
