@@ -158,7 +158,7 @@ class BatchRun:
         return self._exit_code or (SOME_FAILED if is_short else 0)
 
     def _begin(self) -> None:
-        """See that every model is there, before any of them works, and what is done already."""
+        """See that every model is there before any of them works, and order the jobs."""
         may_fetch = self._options.allow_download
         prepare_models(
             self._batch, may_fetch, lambda text: self._tell(Message(text)), self._stop.check
@@ -249,6 +249,8 @@ class BatchRun:
     def _next_job(self) -> Job:
         """Take the next job out of the queue: one of models in memory, where there is one."""
         loaded = self._executor.models_in_memory()
+        if not loaded:
+            return self._queue.pop(0)
         place = next((n for n, job in enumerate(self._queue) if job.model in loaded), 0)
         return self._queue.pop(place)
 
@@ -318,6 +320,8 @@ class BatchRun:
 
     def _repeat(self, repeats: TimedRepeats) -> None:
         """Have a finished job rendered once more, or go on with what is known of it now."""
+        if not self._limits.has_time():
+            repeats.give_up()
         if not repeats.is_over:
             job = repeats.job
             on_answer = partial(self._on_repeated, repeats)
@@ -331,6 +335,9 @@ class BatchRun:
 
     def _preview(self, previews: DraftPreviews) -> bool:
         """Have a draft previewed, or drop drafts once all are; False where that has to wait."""
+        if self._limits.reached:
+            self._previews = None
+            return True
         if previews.waiting:
             draft = previews.waiting.pop(0)
             previews.under_way += 1
