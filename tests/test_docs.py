@@ -197,6 +197,19 @@ def test_every_fault_names_tests_that_exist() -> None:
             assert f"def {name}(" in (ROOT / "tests" / file).read_text("utf-8"), name
 
 
+def test_every_import_in_the_docs_works() -> None:
+    pages = [README, *DOCS.values()]
+    lines = {
+        line.strip()
+        for page in pages
+        for line in page.splitlines()
+        if re.match(r"\s*from flowblend_\w+(\.\w+)* import [\w, ]+$", line)
+    }
+
+    assert len(lines) > 5
+    exec("\n".join(sorted(lines)), {})
+
+
 def test_the_changelog_has_a_section_for_what_comes() -> None:
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
 
