@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import re
 import typing
 from collections.abc import Iterator
@@ -142,14 +143,10 @@ def test_every_error_is_documented() -> None:
 
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_examples_are_python_and_import_what_exists(code: str) -> None:
-    tree = ast.parse(code)
-
-    import flowblend_plugin
-
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "flowblend_plugin":
-            offered = {*flowblend_plugin.__all__, "quality"}
-            assert {alias.name for alias in node.names} <= offered
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flowblend_"):
+            module = importlib.import_module(str(node.module))
+            assert all(hasattr(module, alias.name) for alias in node.names)
 
 
 @pytest.mark.parametrize("code", blocks("toml"))
@@ -195,19 +192,6 @@ def test_every_fault_names_tests_that_exist() -> None:
         assert named, f"fault {number} names no test"
         for file, name in named:
             assert f"def {name}(" in (ROOT / "tests" / file).read_text("utf-8"), name
-
-
-def test_every_import_in_the_docs_works() -> None:
-    pages = [README, *DOCS.values()]
-    lines = {
-        line.strip()
-        for page in pages
-        for line in page.splitlines()
-        if re.match(r"\s*from flowblend_\w+(\.\w+)* import [\w, ]+$", line)
-    }
-
-    assert len(lines) > 5
-    exec("\n".join(sorted(lines)), {})
 
 
 def test_the_changelog_has_a_section_for_what_comes() -> None:
