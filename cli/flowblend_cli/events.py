@@ -350,6 +350,6 @@ def captured_events() -> CapturedEvents:
     """Make a reporter that keeps every event.
 
     Example:
-        ``told = captured_events(); BatchRun(batch, [told]).run(); told.of(JobDone)``
+        ``told = captured_events(); BatchRun(batch, told).run(); told.of(JobDone)``
     """
     return CapturedEvents()

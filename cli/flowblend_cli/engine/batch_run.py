@@ -29,7 +29,7 @@ from flowblend_cli.engine.executors.base import (
 from flowblend_cli.engine.executors.factory import make_executor
 from flowblend_cli.engine.extra_renders import DraftPreviews, TimedRepeats
 from flowblend_cli.engine.followup.study_run import NullStudy, StudyRun
-from flowblend_cli.engine.limits import Limits
+from flowblend_cli.engine.limits import LimitReached, Limits
 from flowblend_cli.engine.output_folder import output_lock, sweep
 from flowblend_cli.engine.publisher import Pending, Publication, Publisher
 from flowblend_cli.engine.run_options import RunOptions
@@ -43,10 +43,12 @@ from flowblend_cli.events import (
     JobRendered,
     JobReturned,
     JobSkipped,
+    JobStarted,
     Message,
     Reporter,
     RunEnded,
     RunStarted,
+    StepStarted,
     Summary,
     chain,
 )
@@ -112,7 +114,8 @@ class BatchRun:
         self._resolved: dict[tuple[ModelSpec, tuple[AdapterSpec, ...]], ResolvedModels] = {}
         self._planned: dict[tuple[Any, ...], str] = {}
         self._queue: list[Job] = []
-        self._under_way: dict[int, OnAnswer] = {}
+        # By the request's number: its job, and what goes on with its answer.
+        self._under_way: dict[int, tuple[str, OnAnswer]] = {}
         self._requests = 0
         self._repeats: TimedRepeats | None = None
         self._previews: DraftPreviews | None = None
@@ -146,25 +149,24 @@ class BatchRun:
                     self._begin()
                     self._work()
                     self._stop.check()
-                with self._errors_told():
-                    self._return_jobs()
-                while self._publisher.outstanding:  # what is rendered is kept, whatever happened
-                    with self._errors_told():
-                        self._take_published(POLL_S)
+                self._stop_renders()
+                while self._under_way or self._publisher.outstanding:
+                    with self._errors_told():  # what is rendered is kept, whatever happened
+                        self._drain()
             finally:
-                self._close()
-                self._end()
+                try:
+                    self._close()
+                finally:
+                    self._end()
         is_short = progress.failed or self._study.has_gaps
         return self._exit_code or (SOME_FAILED if is_short else 0)
 
     def _begin(self) -> None:
         """See that every model is there before any of them works, and order the jobs."""
         may_fetch = self._options.allow_download
-        prepare_models(
-            self._batch, may_fetch, lambda text: self._tell(Message(text)), self._stop.check
-        )
+        prepare_models(self._batch, may_fetch, lambda text: self._tell(Message(text)), self._check)
         for job in (*self._batch.jobs, *self._batch.reserve):
-            self._stop.check()  # hashing large models takes a while
+            self._check()  # hashing large models takes a while
             self._models(job)
         self._queue = self._study.begin()
         if self._is_kept:
@@ -183,19 +185,33 @@ class BatchRun:
             self._study.close()
 
     def _end(self) -> None:
-        self._finder.close()
         progress = self._progress
-        if reason := self._limits.stop_reason():
-            self._tell(Message(reason))
-        counts = (progress.rendered, progress.skipped, progress.failed)
-        self._tell(Summary(*counts, round(progress.elapsed_s, 3), progress.remaining))
-        self._tell(RunEnded())
+        try:
+            self._finder.close()
+            if reason := self._limits.stop_reason():
+                self._tell(Message(reason))
+            counts = (progress.rendered, progress.skipped, progress.failed)
+            self._tell(Summary(*counts, round(progress.elapsed_s, 3), progress.remaining))
+        finally:
+            self._tell(RunEnded())
+
+    def _check(self) -> None:
+        """Raise if a signal or a limit ends what the run waits for.
+
+        Raises:
+            StopRequested: A signal has arrived.
+            LimitReached: The time is up.
+        """
+        self._stop.check()
+        self._limits.check_time()
 
     @contextmanager
     def _errors_told(self) -> Iterator[None]:
         """Turn what ends the batch into its exit code; the first one counts."""
         try:
             yield
+        except LimitReached:
+            return
         except StopRequested:
             self._exit_code = self._exit_code or self._stop.exit_code or SOME_FAILED
         except (*ENDS_THE_BATCH, FlowBlendError) as error:
@@ -214,8 +230,8 @@ class BatchRun:
             elif self._publisher.outstanding:
                 self._take_published(POLL_S)
             elif self._study.is_waiting:
-                self._queue += self._study.wait(self._stop.check)
-            elif not self._has_more:
+                self._queue += self._study.wait(self._check)
+            elif not self._has_more and not self._study.measure_unreferenced(self._check):
                 return
             self._stop.check()
             if not self._limits.has_time():
@@ -235,9 +251,7 @@ class BatchRun:
             elif self._previews is not None:
                 if not self._preview(self._previews):
                     return
-            elif self._queue:
-                self._start(self._next_job())
-            else:
+            elif not self._queue or not self._start(self._next_job()):
                 return
 
     @property
@@ -254,8 +268,8 @@ class BatchRun:
         place = next((n for n, job in enumerate(self._queue) if job.model in loaded), 0)
         return self._queue.pop(place)
 
-    def _start(self, job: Job) -> None:
-        """Have a job rendered, or find that it needs no render."""
+    def _start(self, job: Job) -> bool:
+        """Have a job rendered, or find that it needs no render; False where it has to wait."""
         selected = None if self._limits.reached else self._study.selection_of(job)
         if selected is not None:
             self._queue.insert(0, job)
@@ -264,22 +278,25 @@ class BatchRun:
             known = self._study.known_looks(selection, keys)
             unknown = [draft for draft in drafts if draft.id not in known]
             self._previews = DraftPreviews(selection, unknown, keys)
-            return
+            return True
         path, identity = self._batch.path_of(job), self._models(job).identity
         pending = Pending(job, path, job_key(job, identity), identity)
         found = self._finder.find(job, path, pending.key)
         is_done = found.done is not None and not self._anew
         if not is_done and not self._limits.may_start(job):
-            return  # it remains
+            if self._limits.may_free:
+                self._queue.insert(0, job)
+                return False
+            return True  # it remains
         if found.obstacle:
             self._fail(job, found.obstacle)
-            return
-        if found.is_damaged:
-            self._complain(f"{path.name} is damaged and is rendered again")
-        if found.done is not None and is_done:
+        elif found.done is not None and is_done:
             self._skip(pending, found.done)
         else:
+            if found.is_damaged:
+                self._complain(f"{path.name} is damaged and is rendered again")
             self._render(pending)
+        return True
 
     def _skip(self, pending: Pending, done: Entry) -> None:
         """Leave a finished file as it is; what isn't known of it yet is timed and measured."""
@@ -289,15 +306,20 @@ class BatchRun:
         if study.is_up_to_date(job, done.pixels_sha256):
             self._tell(skipped)
             return
+        same = replace(job, seed=done.seed)
         record = study.record_of(job, done.pixels_sha256)
+        if study.time_repeats == 1:
+            self._tell(skipped)
+            self._follow_up(same, None, record)
+            return
         publishing_s = record.elapsed_s[0] - done.sampling_s if record.elapsed_s else 0.0
         self._repeats = TimedRepeats(
-            replace(job, seed=done.seed),
+            same,
             record,
             max(0.0, publishing_s),
-            study.time_repeats if study.time_repeats > 1 and not self._limits.reached else 0,
+            0 if self._limits.reached else study.time_repeats,
             lambda record: skipped,
-            partial(self._follow_up, replace(job, seed=done.seed), None),
+            partial(self._follow_up, same, None),
         )
 
     def _render(self, pending: Pending) -> None:
@@ -306,7 +328,7 @@ class BatchRun:
         seed = job.seed or (kept.seed() if kept else None) or draw_seed()
         try:
             planned = self._plan(job)
-        except FlowBlendError as error:
+        except Exception as error:  # noqa: BLE001 - one job's failure must not end the night
             self._fail(job, reason_of(error), seed)
             return
         self._tell(JobAssigned(job.id))
@@ -324,8 +346,14 @@ class BatchRun:
             repeats.give_up()
         if not repeats.is_over:
             job = repeats.job
+            try:
+                planned = self._plan(job)
+            except Exception as error:  # noqa: BLE001 - its file is there, only times are missing
+                repeats.give_up()
+                self._tell(repeats.failure(error))
+                return
             on_answer = partial(self._on_repeated, repeats)
-            self._submit(on_answer, job=job, seed=job.seed, planned=self._plan(job))
+            self._submit(on_answer, job=job, seed=job.seed, planned=planned)
             return
         self._repeats = None
         if verdict := repeats.verdict():
@@ -359,16 +387,22 @@ class BatchRun:
     def _submit(self, on_answer: OnAnswer, *, job: Job, **what: Any) -> None:
         self._requests += 1
         request = RenderRequest(self._requests, job, models=self._models(job), **what)
-        self._under_way[request.number] = on_answer
+        self._under_way[request.number] = job.id, on_answer
         self._executor.submit(request)
 
     def _poll(self) -> None:
-        """Take the next answer, or tell the next event, of the executor."""
+        """Take the next answer, or tell the next event, of the executor.
+
+        What comes twice, or after its job came back, is dropped.
+        """
         found = self._executor.poll(POLL_S)
         if isinstance(found, RenderResult | PreviewResult | RenderFailure):
-            on_answer = self._under_way.pop(found.number, None)
-            if on_answer is not None:  # one that comes twice, or late, is dropped
+            _, on_answer = self._under_way.pop(found.number, ("", None))
+            if on_answer is not None:
                 on_answer(found)
+        elif isinstance(found, JobStarted | StepStarted):
+            if any(job == found.job for job, _ in self._under_way.values()):
+                self._tell(found)
         elif found is not None:
             self._tell(found)
         if self._stops_at is not None and time.monotonic() > self._stops_at:
@@ -380,19 +414,19 @@ class BatchRun:
             self._stops_at = time.monotonic() + self._options.stop_patience_s
             self._executor.stop()
 
-    def _return_jobs(self) -> None:
-        """Wait until nothing is under way any more; what is rendered meanwhile is published."""
-        self._stop_renders()
+    def _drain(self) -> None:
+        """Take answers until nothing is under way any more, and see that they are published."""
         while self._under_way:
             self._poll()
             self._take_published()
+        self._take_published(POLL_S)
 
     def _give_up_executor(self) -> None:
         """End an executor that doesn't stop; the jobs that it has remain."""
         self._executor.close()
         self._complain("what renders didn't stop in time and was ended; its jobs remain")
         under_way, self._under_way = self._under_way, {}
-        for number, on_answer in under_way.items():
+        for number, (_, on_answer) in under_way.items():
             on_answer(RenderFailure(number, StopRequested(), "stopped"))
 
     def _on_rendered(self, pending: Pending, seed: int, answer: Answer) -> None:

@@ -39,6 +39,7 @@ class TimedRepeats:
         self._repeats = repeats
         self._told = told
         self.on_end = on_end
+        self._added = 0
         self._is_given_up = False
 
     @property
@@ -53,6 +54,7 @@ class TimedRepeats:
 
     def add(self, result: RenderResult) -> JobRecord:
         """Note one more render; the record with it."""
+        self._added += 1
         elapsed_s = round(result.elapsed_s + self._publishing_s, 3)
         self.record = replace(
             self.record,
@@ -72,8 +74,8 @@ class TimedRepeats:
         return Message(told, is_error=True, job=self.job.id)
 
     def verdict(self) -> Message | None:
-        """Say whether all renders have the same pixels; None where not all of them are there."""
-        if self._repeats < 2 or self._is_given_up:
+        """Say whether all renders have the same pixels; None where no new one came, or not all."""
+        if not self._added or self._is_given_up:
             return None
         same, renders = self.record.pixels.count(self.record.pixels_sha256), len(self.record.pixels)
         told = f"{self.job.id}: {same} of {renders} renders have the same pixels"

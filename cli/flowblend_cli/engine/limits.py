@@ -7,12 +7,17 @@ the time is nearly up (``--max-time``).
 from __future__ import annotations
 
 from flowblend_cli.engine.run_options import RunOptions
+from flowblend_cli.errors import StopRequested
 from flowblend_cli.jobs import Job
 from flowblend_cli.planning.run_progress import RunProgress
 from flowblend_cli.text import count
 
 # By which an estimate may be wrong.
 MARGIN = 1.1
+
+
+class LimitReached(StopRequested):
+    """The time is up while the run waits for something else than a step."""
 
 
 class Limits:
@@ -53,6 +58,23 @@ class Limits:
             needs = (self._progress.seconds_of(job.id) or 0.0) * MARGIN
             self._is_late = self._progress.now() + needs >= self._deadline
         return not self._is_late
+
+    @property
+    def may_free(self) -> bool:
+        """Whether a job that may not start now may start later, since one under way may fail."""
+        most, progress = self._options.max_jobs, self._progress
+        if self._is_late or (self._options.fail_fast and progress.failed) or most is None:
+            return False
+        return progress.rendered < most and bool(progress.under_way)
+
+    def check_time(self) -> None:
+        """See whether the time is up.
+
+        Raises:
+            LimitReached: It is.
+        """
+        if not self.has_time():
+            raise LimitReached
 
     def has_time(self) -> bool:
         """Whether every job under way has time for another step; once not, no job starts."""

@@ -185,15 +185,11 @@ class Channel:
     """A worker process's end: the documents that it is handed, and those that it sends.
 
     It takes standard input and output for itself: what libraries print goes to standard error, and
-    they read nothing.
-
-    Args:
-        ends_with_parent: Whether the kernel is to kill this process with the thread that started
-            it, where it can.
+    they read nothing. Where the kernel can, it kills this process with the thread that started it.
     """
 
-    def __init__(self, *, ends_with_parent: bool = False) -> None:
-        if ends_with_parent and sys.platform == "linux":
+    def __init__(self) -> None:
+        if sys.platform == "linux":
             with contextlib.suppress(OSError, AttributeError):
                 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         self._source, self._out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")

@@ -34,6 +34,7 @@ from flowblend_cli.events import (
     captured_events,
 )
 from flowblend_cli.jobs import Batch, ModelSpec
+from flowblend_cli.utils.files import temporary_path
 
 LoadText = Callable[..., Batch]
 SEEDS = ["scene.square.seeds=[1,2,3,4,5,6]", "metrics.names=[]"]
@@ -125,6 +126,11 @@ def test_no_order_and_no_repetition_of_answers_loses_or_doubles_a_job(
     assert code == 0
     assert sorted(done.job for done in told.of(JobDone)) == sorted(job.id for job in batch.jobs)
     assert counted(told) == (6, 0, 0, 0)
+    over: set[str] = set()
+    for event in told:
+        if isinstance(event, JobDone):
+            over.add(event.job)
+        assert not (isinstance(event, StepStarted) and event.job in over)
 
 
 def test_a_request_that_is_never_answered_remains_once_the_run_stops(batch: Batch) -> None:
@@ -191,6 +197,56 @@ def test_what_fails_fails_alone_and_fail_fast_lets_the_other_slots_end(batch: Ba
     assert code == 1
     assert 1 <= failed == len(told.of(JobAssigned)) <= 3
     assert remaining == 6 - failed
+
+
+def test_a_job_that_fails_leaves_its_place_among_those_that_may_be_rendered(batch: Batch) -> None:
+    failures = {1: RenderFailure(0, ValueError("no paint"))}
+    for executor in (Failing(failures), ThreeSlots(Failing(failures))):
+        for job in batch.jobs:
+            batch.path_of(job).unlink(missing_ok=True)
+        _, told = run(batch, executor, max_jobs=5)
+        assert counted(told) == (5, 0, 1, 0)
+
+
+def test_a_failing_disk_lets_every_slot_end_and_give_its_job_back(batch: Batch) -> None:
+    batch.output_dir.mkdir(parents=True)
+    for job in batch.jobs[:2]:
+        temporary_path(batch.path_of(job)).mkdir()
+    code, told = run(batch, ThreeSlots(NoiseExecutor(seconds=FAST)))
+
+    assert code == 4
+    assert {one.job for one in told.of(JobAssigned)} == {
+        one.job for one in (*told.of(JobDone), *told.of(JobReturned), *told.of(JobFailed))
+    }
+
+
+def test_a_download_that_takes_longer_than_the_time_ends_with_it(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(batch: Batch, may: bool, tell: Any, check: Callable[[], None]) -> None:
+        while True:
+            check()
+
+    monkeypatch.setattr("flowblend_cli.engine.batch_run.prepare_models", download)
+    code, told = run(batch, NoiseExecutor(), max_time_s=0.2)
+
+    assert code == 0
+    assert counted(told) == (0, 0, 0, 6)
+    assert any("--max-time" in text for text in told.messages)
+
+
+def test_the_last_event_comes_whatever_happens_at_the_end(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Impatient(NoiseExecutor):
+        def close(self) -> None:
+            raise KeyboardInterrupt
+
+    told = captured_events()
+    with pytest.raises(KeyboardInterrupt):
+        BatchRun(batch, told, executor=Impatient(seconds=FAST)).run()
+    assert isinstance(told[-2], Summary)
+    assert isinstance(told[-1], RunEnded)
 
 
 def test_models_that_cant_be_loaded_end_the_batch_and_no_job_fails_of_it(batch: Batch) -> None:

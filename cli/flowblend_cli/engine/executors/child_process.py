@@ -34,6 +34,7 @@ from flowblend_cli.utils.worker_process import Document, WorkerProcess
 from flowblend_plugin.errors import FlowBlendError
 
 MODULE = "flowblend_cli.engine.executors.worker"
+_TRIES = 2  # of loading, and of the job once its models are loaded
 _EVENTS = {event.name: event for event in get_args(Event)}
 
 
@@ -59,12 +60,14 @@ class ChildProcessExecutor:
         self._model: ModelSpec | None = None
         self._request: RenderRequest | None = None
         self._died: FlowBlendError | None = None  # of what, where the request isn't begun again yet
-        self._is_second_try = self._is_stopping = self._was_loading = False
+        self._deaths = {"loading": 0, "job": 0}
+        self._phase = "loading"  # in which the last one died
+        self._is_stopping = False
 
     def submit(self, request: RenderRequest) -> None:
         """See ``Executor``."""
         self._request = request
-        self._is_second_try = self._is_stopping = False
+        self._is_stopping, self._deaths = False, {"loading": 0, "job": 0}
         self._start(request)
 
     def poll(self, timeout_s: float) -> Answer | Event | None:
@@ -72,18 +75,20 @@ class ChildProcessExecutor:
         request = self._request
         if request is None:
             return None
-        if self._is_stopping and (self._died is not None or not self._is_loaded):
+        is_unused = self._is_stopping and not self._is_loaded
+        document = None
+        if self._died is None and self._worker is not None:
+            try:
+                document = self._worker.receive(0.0 if is_unused else timeout_s)
+            except WorkerDiedError as error:
+                self._lose_process(error)
+                return None  # a signal to all of a service's processes may have ended this one
+        if document is not None:
+            return self._heard(request, document)
+        if is_unused or (self._is_stopping and self._died is not None):
             self._end_process()  # nothing of the job is lost
             return self._answer(RenderFailure(request.number, StopRequested(), "stopped"))
-        if self._died is not None:
-            return self._try_again(request, self._died)
-        assert self._worker is not None
-        try:
-            document = self._worker.receive(timeout_s)
-        except WorkerDiedError as error:
-            self._lose_process(error)
-            return None  # a signal to all of a service's processes may have ended this one first
-        return None if document is None else self._heard(request, document)
+        return None if self._died is None else self._try_again(request, self._died)
 
     def models_in_memory(self) -> Collection[ModelSpec]:
         """See ``Executor``."""
@@ -124,15 +129,16 @@ class ChildProcessExecutor:
             worker.end()
 
     def _lose_process(self, error: FlowBlendError) -> None:
-        self._died, self._was_loading = error, not self._is_loaded
+        self._died = error
+        self._phase = "job" if self._is_loaded else "loading"
+        self._deaths[self._phase] += 1
         self._end_process()
 
     def _try_again(self, request: RenderRequest, error: FlowBlendError) -> Answer | Event:
         """Begin a request once more in a new process, or give it up."""
         self._died = None
-        was_loading = self._was_loading
-        if not self._is_second_try:
-            self._is_second_try = True
+        was_loading = self._phase == "loading"
+        if self._deaths[self._phase] < _TRIES:
             what = "loading" if was_loading else request.job.id
             self._start(request)
             return Message(f"{error}: {what} begins again in a new process", is_error=True)

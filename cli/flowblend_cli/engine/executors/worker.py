@@ -75,7 +75,7 @@ def main() -> None:
     asks = getattr(signal, "SIGUSR1", signal.SIGTERM)
     for number in (signal.SIGINT, signal.SIGTERM, asks):
         signal.signal(number, signal.SIG_IGN)
-    channel = Channel(ends_with_parent=True)
+    channel = Channel()
     reader = RequestReader(channel)
     given = reader.next_document()
     warm_up = None if given["warm_up"] is None else Job.from_document(given["warm_up"])

@@ -122,6 +122,8 @@ class Measurer:
         while self._waiting_bytes and self._waiting_bytes + size > WAITING_BYTES:
             check()
             self._receive(POLL_S)
+        if not self._unanswered:
+            self._heard = time.monotonic()
         self._unanswered.append((request, frames))
         if self._worker is not None:
             self._worker.send(asdict(request), frames)

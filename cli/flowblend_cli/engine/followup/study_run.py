@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 RECIPE_VERSION = 1
 _LONG_WAIT_S = 1.0
+_FRAMES_KEPT = 4  # of clips that wait for one reference; the others are read from their files
 Check = Callable[[], None]
 
 
@@ -98,6 +99,14 @@ class NullStudy:
 
     def on_failed(self, job: Job) -> None:
         """Note that a job has no file, and nobody need wait for its measurement."""
+
+    def measure_unreferenced(self, check: Check) -> bool:
+        """Have clips measured whose reference doesn't come any more; whether there are any.
+
+        Args:
+            check: See ``Measurer.submit``.
+        """
+        return False
 
     def new_jobs(self, wait_s: float = 0.0) -> list[Job]:
         """Take in the measurements that are done, and hand out the jobs that they lead to.
@@ -187,7 +196,7 @@ class StudyRun(NullStudy):
         self._names: tuple[str, ...] = ()
         self._measurer = Measurer()
         self._jobs: dict[str, Job] = {}
-        self._failed: set[str] = set()
+        self._coming = {job.id for job in batch.jobs}  # neither published, failed nor dropped yet
         self._records: dict[str, JobRecord] = {}
         self._keys: dict[str, str] = {}
         self._looks: dict[str, Look] = {}
@@ -249,17 +258,26 @@ class StudyRun(NullStudy):
     ) -> None:
         """See ``NullStudy``."""
         self._jobs[job.id], self._records[job.id] = job, record
+        self._coming.discard(job.id)
         expected = self._references.get(job.id)
-        if expected is not None and not {expected.id} & {*self._records, *self._failed}:
-            # Another slot has its reference still; what is compared with it waits.
-            self._unreferenced.setdefault(expected.id, []).append((job, record, frames))
+        if expected is not None and expected.id in self._coming:
+            # Another slot may have its reference; what is compared with it waits.
+            waiting = self._unreferenced.setdefault(expected.id, [])
+            waiting.append((job, record, frames if len(waiting) < _FRAMES_KEPT else None))
             return
         self._measure(job, record, frames, check)
-        self._measure_referring(job, check)
+        self._measure_waiting(job.id, check)
 
-    def _measure_referring(self, reference: Job, check: Check) -> None:
-        """Measure the clips that waited for a reference, with it or, where it failed, without."""
-        for job, record, frames in self._unreferenced.pop(reference.id, ()):
+    def measure_unreferenced(self, check: Check) -> bool:
+        """See ``NullStudy``."""
+        waiting = list(self._unreferenced)
+        for reference in waiting:
+            self._measure_waiting(reference, check)
+        return bool(waiting)
+
+    def _measure_waiting(self, reference: str, check: Check) -> None:
+        """Measure the clips that waited for a reference, with it or, where it has none, without."""
+        for job, record, frames in self._unreferenced.pop(reference, ()):
             self._measure(job, record, frames, check)
 
     def _measure(self, job: Job, record: JobRecord, frames: Frames | None, check: Check) -> None:
@@ -281,8 +299,8 @@ class StudyRun(NullStudy):
 
     def on_failed(self, job: Job) -> None:
         """See ``NullStudy``."""
-        self._failed.add(job.id)
-        self._measure_referring(job, lambda: None)
+        self._coming.discard(job.id)
+        self._measure_waiting(job.id, lambda: None)
         self._on_draft_scored(job, None)
         self._mark_accepted(job)
 
@@ -348,7 +366,7 @@ class StudyRun(NullStudy):
                 score = scores[draft.id] or 0.0
                 reason = reasons[draft.id]
                 self._tell(JobDropped(draft.id, draft.scene, draft.seed, reason, score))
-                self._on_draft_scored(draft, None)
+                self.on_failed(draft)
         return set(reasons)
 
     def _keep_looks(
@@ -420,7 +438,9 @@ class StudyRun(NullStudy):
     def _queue(self, jobs: Sequence[Job], told: str) -> None:
         if self._is_over or not jobs:
             return
-        self._ids |= {job.id for job in jobs}
+        added = {job.id for job in jobs}
+        self._ids |= added
+        self._coming |= added
         self._tell(Message(told))
         self._tell(JobsAdded(len(jobs)))
         self._new += jobs

@@ -170,6 +170,18 @@ def test_a_process_that_never_gets_its_models_loaded_ends_the_batch(render: Rend
     assert "model 'sprites' can't be loaded: the render process died of SIGKILL" in result.stderr
 
 
+def test_a_death_at_the_job_and_one_while_loading_again_cost_no_job(render: Render) -> None:
+    result = render(
+        {"first": 1, "second": 1},
+        {"first": ["SIGKILL", ""], "load": ["", "SIGKILL", ""]},
+    )
+
+    assert result.exit_code == 0
+    assert jobs(result, "job_done") == ["first", "second"]
+    assert "first begins again in a new process" in result.stderr
+    assert "loading begins again in a new process" in result.stderr
+
+
 def wait_for(path: Path) -> int:
     """The process that a job's try ran in, once it has begun."""
     for _ in range(1200):

@@ -154,6 +154,21 @@ def test_a_process_that_dies_is_started_once_more_for_its_clip(measurer: Measure
     assert pid_of(measurer) != first
 
 
+def test_a_process_that_had_nothing_to_do_for_long_is_kept(
+    measurer: Measurer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(measurer, Request("a", ("sharpness",)), clip())
+    first = pid_of(measurer)
+    monkeypatch.setattr(measurer_module, "PATIENCE_S", 0.2)
+    time.sleep(0.3)
+    measurer.submit(Request("b", ("sharpness",)), clip(), lambda: None)
+    assert measurer.answer(0.0) is None or measurer.outstanding == 0
+    monkeypatch.undo()
+    while measurer.outstanding:
+        measurer.answer(60)
+    assert pid_of(measurer) == first
+
+
 def test_a_process_that_always_dies_costs_the_metrics_only(
     measurer: Measurer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,12 +22,17 @@ from flowblend_cli.analysis.report.json_report import to_document
 from flowblend_cli.analysis.review.folder import write_review
 from flowblend_cli.artifacts.reading import read_native_frames
 from flowblend_cli.artifacts.records import (
+    JobRecord,
     looks_path,
     read_json,
     read_record,
     recipe_path,
     record_path,
 )
+from flowblend_cli.engine.followup.measurer import Request
+from flowblend_cli.engine.followup.study_run import StudyRun
+from flowblend_cli.events import captured_events
+from flowblend_cli.jobs import Job
 from flowblend_cli.main import main
 from flowblend_plugin import metrics as library
 
@@ -459,3 +464,59 @@ def test_what_raters_disliked_is_rendered_again_and_the_original_isnt_kept(
     accepted = {name: read_record(out, name) for name in ("circle-s1-n1", "circle-s1-n1-adapt1")}
     assert [one.accepted for one in accepted.values() if one is not None] == [False, True]
     assert render(path, "--reviews", str(tmp_path / "nobody.json")).exit_code == 2
+
+
+class Requested:
+    """Takes requests to measure, and answers none."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.outstanding = 0
+
+    def submit(self, request: Request, frames: Any, check: Any) -> None:
+        self.requests.append(request)
+
+    def answer(self, timeout_s: float = 0.0) -> None:
+        return None
+
+
+@pytest.fixture
+def compared(batch_of: Any, minimal: str) -> tuple[StudyRun, Requested, Job, Job]:
+    """A study before its first clip, a job that is compared, and its reference."""
+    more = "\n[sweep]\nnum_inference_steps = [1, 2]\n[metrics]\nnames = ['psnr']\n"
+    batch = batch_of(minimal + more + "reference = {num_inference_steps = 2}\n")
+    batch.output_dir.mkdir(parents=True)
+    study = StudyRun(batch, captured_events(), (), {})
+    study._measurer = requested = Requested()  # type: ignore[assignment]
+    reference, job = study.begin()
+    assert reference.num_inference_steps == 2
+    return study, requested, job, reference
+
+
+def publish(study: StudyRun, job: Job) -> None:
+    record = JobRecord(job.id, job.recipe, f"pixels of {job.id}")
+    study.on_published(job, record, np.zeros((3, 8, 8, 3), np.uint8), lambda: None)
+
+
+def test_a_clip_waits_for_a_reference_that_another_slot_has(compared: Any) -> None:
+    study, requested, job, reference = compared
+    publish(study, job)
+    assert not requested.requests
+    publish(study, reference)
+    first, second = requested.requests
+    assert (first.job, first.reference) == (reference.id, None)
+    assert second.job == job.id
+    assert second.reference.job == reference.id
+
+
+@pytest.mark.parametrize("why", ["it failed", "it never came"])
+def test_a_clip_whose_reference_has_no_file_is_measured_without(compared: Any, why: str) -> None:
+    study, requested, job, reference = compared
+    publish(study, job)
+    if why == "it failed":
+        study.on_failed(reference)
+    else:
+        assert study.measure_unreferenced(lambda: None)
+        assert not study.measure_unreferenced(lambda: None)
+    (request,) = requested.requests
+    assert (request.job, request.reference) == (job.id, None)
