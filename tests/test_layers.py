@@ -159,6 +159,7 @@ PURE = {
     f"{LIB}.calibration.calibration",
     f"{LIB}.calibration.criteria",
     f"{LIB}.checkpoints.safetensors_header",
+    f"{LIB}.denoisers.compatibility",
     f"{CLI}.text",
     f"{CLI}.errors",
     f"{CLI}.study",
@@ -166,6 +167,7 @@ PURE = {
     f"{CLI}.events",
     f"{CLI}.recipe",
     f"{CLI}.console",
+    f"{CLI}.analysis.compare",
 }
 
 
