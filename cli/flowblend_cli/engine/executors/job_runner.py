@@ -53,7 +53,7 @@ class JobRunner:
         self._embeddings_dir = embeddings_dir
         self._runtime: PipelineRuntime | None = None
         self._models: ResolvedModels | None = None
-        self._retry = OomRetry(self._place, lambda text: tell(Message(text)))
+        self._retry = OomRetry(self._place, tell)
 
     @property
     def model(self) -> ModelSpec | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flowblend_cli.errors import DeviceLostError, UsageError
+from flowblend_cli.events import Message, Reporter
 from flowblend_cli.jobs import Job, ModelSpec
 
 if TYPE_CHECKING:
@@ -60,9 +61,7 @@ class OomRetry:
         tell: Told what is tried next.
     """
 
-    def __init__(
-        self, place: Callable[[ModelSpec], PipelineRuntime], tell: Callable[[str], None]
-    ) -> None:
+    def __init__(self, place: Callable[[ModelSpec], PipelineRuntime], tell: Reporter) -> None:
         self._place = place
         self._tell = tell
         self._needed: dict[ModelSpec, list[tuple[int | None, MemoryLevel]]] = {}
@@ -108,7 +107,8 @@ class OomRetry:
             # Only here are the error, and all that the failed attempt held, let go.
             del runtime
             level = further
-            self._tell(f"{job.id}: out of memory, tried again with the same seed: {level}")
+            told = f"{job.id}: out of memory, tried again with the same seed: {level}"
+            self._tell(Message(told, job=job.id))
             free_memory()
 
     def _placed(self, model: ModelSpec, level: MemoryLevel) -> tuple[PipelineRuntime, MemoryLevel]:
