@@ -82,12 +82,11 @@ class RecipeSource:
     def _shown(self, entry: Entry) -> Problem:
         """A problem as people read it: file, line, column, key, message."""
         file, path = self.origin(entry.path)
-        position = file.position(path, entry.at)
         location = format_path(entry.path)
         options = self._options_of(entry)
         if options:
             location = f"{' '.join(f'--set {option}' for option in options)}: {location}"
-        return Problem(str(file.path), position.line, position.column, location, entry.message)
+        return Problem(str(file.path), *file.position(path, entry.at), location, entry.message)
 
     def _options_of(self, entry: Entry) -> list[str]:
         """The ``--set`` options that a problem comes from."""
@@ -123,7 +122,7 @@ def read_source(path: Path) -> RecipeSource:
     file = read_file(path, path)
     if not file.text.strip():
         message = "the recipe is empty: start one with flowblend init"
-        raise RecipeError([Problem(str(path), START.line, START.column, "", message)])
+        raise RecipeError([Problem(str(path), *START, "", message)])
     if "include" not in file.document:
         return RecipeSource(file, (), file.document, {})
     files = read_included(file, path.absolute().parent)
