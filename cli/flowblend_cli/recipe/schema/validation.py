@@ -14,25 +14,19 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from flowblend_cli.recipe.schema.json_schema import RecipeDocument
 from flowblend_cli.recipe.schema.study_tables import (
     AdaptTable,
     DraftTable,
     MetricsTable,
     ReviewTable,
     ScoreFields,
-    ScoreTable,
 )
-from flowblend_cli.recipe.schema.sweep_tables import (
-    MatrixFields,
-    MatrixTable,
-    SweepFields,
-    SweepTable,
-)
+from flowblend_cli.recipe.schema.sweep_tables import MatrixFields, SweepFields
 from flowblend_cli.recipe.schema.tables import (
     SETTINGS,
     AdapterTable,
     BlendTable,
-    DefaultsTable,
     ModelTable,
     OutputTable,
     PresetFields,
@@ -71,21 +65,13 @@ class Tables:
     scenes: list[SceneFields | None] = field(default_factory=list)
 
 
-_SINGLE: dict[str, type[BaseModel]] = {
-    "recipe": RecipeTable,
-    "model": ModelTable,
-    "blend": BlendTable,
-    "sampling": SamplingTable,
-    "defaults": DefaultsTable,
-    "sweep": SweepTable,
-    "matrix": MatrixTable,
-    "output": OutputTable,
-    "metrics": MetricsTable,
-    "score": ScoreTable,
-    "adapt": AdaptTable,
-    "draft": DraftTable,
-    "review": ReviewTable,
+# Tables that a recipe has once, apart from [adapt], which it may lack.
+_ALWAYS_THERE = {
+    name: info.annotation
+    for name, info in RecipeDocument.model_fields.items()
+    if isinstance(info.annotation, type)
 }
+_SINGLE: dict[str, type[BaseModel]] = {**_ALWAYS_THERE, "adapt": AdaptTable}
 _TOP = (*_SINGLE, "presets", "scene", "include")
 # A table that isn't checked further once a key of it is broken, and such keys of any table.
 _READ_AS_A_WHOLE = ("blend", "sampling", "sweep", "matrix")
