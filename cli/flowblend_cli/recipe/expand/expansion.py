@@ -43,7 +43,6 @@ from flowblend_plugin.schedulers.sigmas import noise_levels
 from flowblend_plugin.stages import EXTRAPOLATED
 
 DEFAULT_FPS = 16
-_NO: tuple[Binding, ...] = ({},)
 _LAYERS = ("output", "defaults", "presets", "scene", "sweep", "matrix")
 
 
@@ -148,12 +147,8 @@ def _expand_scene(scene: _Scene, problems: Problems) -> Iterator[Candidate]:
             is_sure = part is not None and not prompts.negative_variables
             if is_sure and part != bool(prompt.variables):
                 continue
-            variables = prompt.variables | prompts.negative_variables
-            bindings = (
-                scene.fields.binder.bind(unshifted.combination, variables)
-                if part is not False
-                else _NO
-            )
+            variables = prompt.variables | prompts.negative_variables if part is not False else ()
+            bindings = scene.fields.binder.bind(unshifted.combination, frozenset(variables))
             variant = with_shift(recipe, unshifted, scene.index, written.line, maker.problems)
             seeds = scene.seeds(number, written.line, variant.combination, maker.problems)
             for values in bindings:

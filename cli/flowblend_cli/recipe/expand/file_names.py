@@ -144,11 +144,6 @@ class Candidate:
     suits: StepRange | None = None
     steps: StepChoice | None = None
 
-    @property
-    def content(self) -> Job:
-        """What decides the pixels: two templates that lead to one prompt are one job."""
-        return replace(self.job, prompt_template="")
-
 
 def name_jobs(recipe: Recipe, candidates: Iterable[Candidate]) -> list[Job]:
     """Give every job its name.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from flowblend_cli.recipe.source.problems import Entry, Problems
 from flowblend_cli.utils.toml_positions import START, KeyPath, format_path
 
 
+@dataclass(eq=False)
 class RecipeSource:
     """One recipe as read: its document, and the positions that messages about it name.
 
@@ -23,22 +25,19 @@ class RecipeSource:
         document: The parsed document, merged of all files; ``--set`` edits it.
         origins: The file that a path of the document comes from, and its path there. Paths
             below are the same; what isn't listed comes from the recipe itself.
+        options: Paths that ``--set`` gave a value, with the option as it was typed.
     """
 
-    def __init__(
-        self,
-        file: RecipeFile,
-        included: tuple[RecipeFile, ...],
-        document: dict[str, Any],
-        origins: dict[KeyPath, Origin],
-    ) -> None:
-        self.file = file
-        self.path = file.path
-        self.included = included
-        self.document = document
-        self.origins = origins
-        # Paths that --set gave a value, with the option as it was typed.
-        self.options: dict[KeyPath, str] = {}
+    file: RecipeFile
+    included: tuple[RecipeFile, ...]
+    document: dict[str, Any]
+    origins: dict[KeyPath, Origin]
+    options: dict[KeyPath, str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """The recipe's own file."""
+        return self.file.path
 
     @property
     def text(self) -> str:
