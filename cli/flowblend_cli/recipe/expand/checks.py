@@ -272,13 +272,12 @@ def check_overrides(
 ) -> None:
     """Check that every ``--set`` reaches a job, unless it sets what is there already."""
     axes = common_axes(tables)
-    for override in overrides:
-        for path, value, former in override.leaves():
-            if value == former and type(value) is type(former):
-                continue
-            reason = _why_unread(path, value, tables, presets, axes)
-            if reason:
-                problems.add(path, f"no job reads it: {reason}")
+    for path, value, former in overrides:
+        if value == former and type(value) is type(former):
+            continue
+        reason = _why_unread(path, value, tables, presets, axes)
+        if reason:
+            problems.add(path, f"no job reads it: {reason}")
 
 
 def _why_unread(

@@ -147,8 +147,10 @@ def _expand_scene(scene: _Scene, problems: Problems) -> Iterator[Candidate]:
             is_sure = part is not None and not prompts.negative_variables
             if is_sure and part != bool(prompt.variables):
                 continue
-            variables = prompt.variables | prompts.negative_variables if part is not False else ()
-            bindings = scene.fields.binder.bind(unshifted.combination, frozenset(variables))
+            variables = prompt.variables | prompts.negative_variables
+            if part is False:  # a combination for prompts without variables
+                variables = frozenset()
+            bindings = scene.fields.binder.bind(unshifted.combination, variables)
             variant = with_shift(recipe, unshifted, scene.index, written.line, maker.problems)
             seeds = scene.seeds(number, written.line, variant.combination, maker.problems)
             for values in bindings:
