@@ -65,13 +65,12 @@ class Tables:
     scenes: list[SceneFields | None] = field(default_factory=list)
 
 
-# Tables that a recipe has once, apart from [adapt], which it may lack.
-_ALWAYS_THERE = {
+# The tables that a recipe has once; of these, only [adapt] has no default.
+_SINGLE: dict[str, type[BaseModel]] = {
     name: info.annotation
     for name, info in RecipeDocument.model_fields.items()
     if isinstance(info.annotation, type)
-}
-_SINGLE: dict[str, type[BaseModel]] = {**_ALWAYS_THERE, "adapt": AdaptTable}
+} | {"adapt": AdaptTable}
 _TOP = (*_SINGLE, "presets", "scene", "include")
 # A table that isn't checked further once a key of it is broken, and such keys of any table.
 _READ_AS_A_WHOLE = ("blend", "sampling", "sweep", "matrix")
@@ -118,7 +117,9 @@ def validate(document: dict[str, Any], problems: Problems) -> Tables:
         The tables that are sound.
     """
     tables = Tables()
-    _check_names_of_tables(document, problems)
+    unknown = (key for key in document if key not in _TOP)
+    for key in itertools.islice(unknown, MAX_PROBLEMS + 1):
+        problems.add((key,), _unknown(key, "", list(_TOP)), at="key")
     for name, model in _SINGLE.items():
         if name == "model" and name not in document:
             if written_as(name, document) == name:
@@ -146,12 +147,6 @@ def written_as(name: str, document: Mapping[str, Any]) -> str:
     keys = itertools.islice(document, MAX_PROBLEMS)
     known = () if name in document else keys
     return next((key for key in known if _meant(key, _TOP) == name), name)
-
-
-def _check_names_of_tables(document: dict[str, Any], problems: Problems) -> None:
-    unknown = (key for key in document if key not in _TOP)
-    for key in itertools.islice(unknown, MAX_PROBLEMS + 1):
-        problems.add((key,), _unknown(key, "", list(_TOP)), at="key")
 
 
 def _scenes(value: Any, problems: Problems) -> list[SceneFields | None]:

@@ -90,19 +90,16 @@ class RecipeSource:
     def _options_of(self, entry: Entry) -> list[str]:
         """The ``--set`` options that a problem comes from."""
         path = entry.path
+        file, inner = self.origin(path)
+        is_missing_table = len(path) == 1 and inner not in file.positions.values
         for end in range(len(path), 0, -1):
             if path[:end] in self.options:
                 return [self.options[path[:end]]]
         return [
             option
             for written, option in self.options.items()
-            if written[0] in entry.related
-            or (len(path) == 1 and written[0] == path[0] and not self._is_written(path))
+            if written[0] in entry.related or (is_missing_table and written[0] == path[0])
         ]
-
-    def _is_written(self, path: KeyPath) -> bool:
-        file, inner = self.origin(path)
-        return inner in file.positions.values
 
 
 def read_source(path: Path) -> RecipeSource:
