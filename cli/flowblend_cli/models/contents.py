@@ -88,9 +88,7 @@ def _is_wanted(name: str, folders: Collection[str]) -> bool:
     folder, _, file = name.partition("/")
     if folder not in folders or not file or "/" in file or not file.endswith(SUFFIXES):
         return False
-    if ".safetensors" in file:
-        return _PLAIN.fullmatch(file) is not None
-    return True
+    return ".safetensors" not in file or _PLAIN.fullmatch(file) is not None
 
 
 def missing_of_pipeline(names: Collection[str], read: Read) -> list[str]:

@@ -158,11 +158,10 @@ def _expand_scene(scene: _Scene, problems: Problems) -> Iterator[Candidate]:
                 if part is not None and part != bool(names):
                     continue
                 used = {name: value for name, value in values.items() if name in names}
-                fields = scene.fields.of(
+                template, fields = scene.fields.of(
                     job, written, variant, prompt.choices, used, has_several=prompts.has_several
                 )
                 fields["prompt_index"] = prompt_index
-                template = scene.fields.template(variant, used, has_several=prompts.has_several)
                 # The template decides no pixel: two that lead to one prompt are one job.
                 seeds_of_job = seen.setdefault(job, set())
                 for seed in seeds:

@@ -65,7 +65,7 @@ class Tables:
     scenes: list[SceneFields | None] = field(default_factory=list)
 
 
-# The tables that a recipe has once; of these, only [adapt] has no default.
+# The tables that a recipe has once. That [adapt] may be missing makes its type a union.
 _SINGLE: dict[str, type[BaseModel]] = {
     name: info.annotation
     for name, info in RecipeDocument.model_fields.items()
