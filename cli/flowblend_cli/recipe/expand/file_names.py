@@ -65,9 +65,10 @@ class Fields:
         *,
         has_several: bool,
     ) -> tuple[str, dict[str, Any]]:
-        """The name template of a job, the recipe's own or the default with what varies; its fields.
+        """The name template of a job, and the fields that it may use.
 
-        The caller adds seed and prompt_index.
+        The template is the recipe's own, or the default with what varies. The caller adds seed and
+        prompt_index to the fields.
 
         Args:
             job: The job.
