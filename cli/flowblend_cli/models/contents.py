@@ -134,9 +134,9 @@ def _missing_of_component(
 def _missing_of_tokenizer(inside: set[str], kind: str) -> list[str]:
     lacking = [] if "tokenizer_config.json" in inside else ["tokenizer_config.json"]
     has_words = any(name in _VOCABULARIES or name.endswith(".model") for name in inside)
-    return (
-        lacking if has_words or "Byte" in kind or "ByT5" in kind else [*lacking, "tokenizer.json"]
-    )
+    if not has_words and "Byte" not in kind and "ByT5" not in kind:
+        lacking.append("tokenizer.json")
+    return lacking
 
 
 def _missing_weights(inside: set[str], read: Read, prefix: str, whole: str) -> list[str]:

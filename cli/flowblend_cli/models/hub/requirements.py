@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flowblend_cli.errors import ModelNameError
 from flowblend_cli.jobs import Batch, ModelSpec
 from flowblend_cli.models.adapters import locate_adapter
 from flowblend_cli.models.contents import (
@@ -154,11 +153,3 @@ def pins_of(entries: Iterable[CacheEntry]) -> list[Pin]:
             pin = Pin(requirement.repo, entry.commit, requirement.asked)
             found.setdefault(requirement.repo, pin)
     return list(found.values())
-
-
-def unknown_model_error(name: str) -> ModelNameError:
-    """The error for an argument that is neither a model nor a recipe."""
-    return ModelNameError(
-        f"{name!r} is neither a model nor a recipe: expected a known pair (`flowblend models ls` "
-        "lists them), owner/name on the Hub, a .toml file or a bundled recipe"
-    )
