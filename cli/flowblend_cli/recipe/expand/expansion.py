@@ -198,8 +198,7 @@ class _JobMaker:
         self._folder = scene.recipe.path.absolute().parent
         self._written = written
         self._prompt = prompt
-        line = written.line
-        self._base = {**scene.base, **line_settings(scene.index, line)} if line else scene.base
+        self._base = {**scene.base, **line_settings(scene.index, written.line)}
 
     def make(self, variant: Variant, values: Binding) -> tuple[Job, PromptSettings, frozenset[str]]:
         """Make the job of one combination without its seed and its name.
