@@ -7,16 +7,12 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from flowblend_cli.engine.run_options import RunOptions, isolates
 from flowblend_plugin.errors import FlowBlendError
-
-if TYPE_CHECKING:
-    pass
-
 
 _PART = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -183,9 +183,5 @@ def _scene(line: PromptLine, name: str, comments: dict[int, list[str]]) -> str:
         values["image"] = line.image
     if line.seed is not None:
         values["seeds"] = [line.seed]
-    written = [f"{key} = {_toml(value)}" for key, value in values.items()]
+    written = [f"{k} = {quote(v) if isinstance(v, str) else v}" for k, v in values.items()]
     return "\n".join([*comments.get(line.line, ()), "[[scene]]", *written, ""])
-
-
-def _toml(value: Any) -> str:
-    return quote(value) if isinstance(value, str) else str(value)

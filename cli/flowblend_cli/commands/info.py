@@ -73,8 +73,8 @@ def describe(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "memory ran out", ", ".join(map(str, resolved["memory"]))
     yield from _stage_settings(job.get("stages"))
     yield from _caches(resolved.get("caches"))
-    for label, key in (("arguments", "arguments"), ("sampling", "sampling"), ("model", "model")):
-        yield from _present(label, _flat(job.get(key)))
+    for key in ("arguments", "sampling", "model"):
+        yield from _present(key, _flat(job.get(key)))
     yield from _present("model hashes", _flat(document.get("models")))
     versions = {"flowblend": document.get("flowblend"), **_mapping(document.get("versions"))}
     yield from _present("versions", _flat(versions))

@@ -116,11 +116,7 @@ def _look_up(name: str) -> list[CacheEntry] | Batch:
     """A model's parts and how much of them is here, or a recipe's jobs."""
     from flowblend_cli.errors import ModelNameError
     from flowblend_cli.models.bundled import bundled_recipes
-    from flowblend_cli.models.hub.requirements import (
-        find_in_cache,
-        name_requirements,
-        unknown_model_error,
-    )
+    from flowblend_cli.models.hub.requirements import find_in_cache, name_requirements
 
     is_file = name.endswith(".toml") or Path(name).is_file()
     if name not in known_pairs() and (name in bundled_recipes() or is_file):
@@ -130,7 +126,10 @@ def _look_up(name: str) -> list[CacheEntry] | Batch:
     try:
         return [find_in_cache(one) for one in name_requirements(name, Path.cwd())]
     except ModelNameError as error:
-        raise unknown_model_error(name) from error
+        raise ModelNameError(
+            f"{name!r} is neither a model nor a recipe: expected a known pair (`flowblend models "
+            "ls` lists them), owner/name on the Hub, a .toml file or a bundled recipe"
+        ) from error
 
 
 def _results(name: str) -> Iterator[VerifyResult]:

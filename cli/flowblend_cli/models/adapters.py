@@ -21,30 +21,14 @@ def is_source(name: str) -> bool:
     return "/" in name or name.endswith(_SUFFIX)
 
 
-def check_source(source: str, name: str, role: str, recipe_dir: Path) -> None:
-    """Check an adapter's source as far as that is possible without the Hub's cache.
-
-    Raises:
-        ModelNameError: The source is none, or its file isn't there or no safetensors.
-    """
-    _locate(source, name, role, recipe_dir)
-
-
 def adapter_file(source: str, name: str, role: str, recipe_dir: Path) -> Path:
-    """Find an adapter's file on this machine.
-
-    Args:
-        source: ``./file.safetensors`` or an absolute one, a bundled pair's name, or
-            ``owner/name``, optionally with the file's name after it.
-        name: The adapter's name; a bundled pair's files are named by it.
-        role: The denoiser that is to have it; they are named by it, too.
-        recipe_dir: Folder that relative paths start from.
+    """Find an adapter's file on this machine; see ``locate_adapter``.
 
     Raises:
-        ModelNameError: See ``check_source``.
+        ModelNameError: See ``locate_adapter``.
         ModelMissingError: It isn't in the Hub's local cache.
     """
-    found = _locate(source, name, role, recipe_dir)
+    found = locate_adapter(source, name, role, recipe_dir)
     if isinstance(found, Path):
         return found
     repo, file = found
@@ -58,18 +42,22 @@ def adapter_file(source: str, name: str, role: str, recipe_dir: Path) -> Path:
     return folder / file
 
 
-def hub_file(source: str, name: str, role: str, recipe_dir: Path) -> tuple[str, str] | None:
-    """The repository of an adapter, and the file in it; None for a file on this machine.
+def locate_adapter(source: str, name: str, role: str, recipe_dir: Path) -> Path | tuple[str, str]:
+    """Tell where an adapter comes from, as far as that is possible without the Hub's cache.
+
+    Args:
+        source: ``./file.safetensors`` or an absolute one, a bundled pair's name, or
+            ``owner/name``, optionally with the file's name after it.
+        name: The adapter's name; a bundled pair's files are named by it.
+        role: The denoiser that is to have it; they are named by it, too.
+        recipe_dir: Folder that relative paths start from.
+
+    Returns:
+        The file on this machine, or the repository and the file's name in it.
 
     Raises:
-        ModelNameError: See ``check_source``.
+        ModelNameError: The source is none, or its file isn't there or no safetensors.
     """
-    found = _locate(source, name, role, recipe_dir)
-    return None if isinstance(found, Path) else found
-
-
-def _locate(source: str, name: str, role: str, recipe_dir: Path) -> Path | tuple[str, str]:
-    """The file, or the repository and the file's name in it."""
     pair = find_pair(source)
     if pair is not None and pair.name == source:
         return _bundled(source, name, role)

@@ -88,9 +88,7 @@ def _is_wanted(name: str, folders: Collection[str]) -> bool:
     folder, _, file = name.partition("/")
     if folder not in folders or not file or "/" in file or not file.endswith(SUFFIXES):
         return False
-    if ".safetensors" in file:
-        return _PLAIN.fullmatch(file) is not None
-    return True
+    return ".safetensors" not in file or _PLAIN.fullmatch(file) is not None
 
 
 def missing_of_pipeline(names: Collection[str], read: Read) -> list[str]:
@@ -136,9 +134,9 @@ def _missing_of_component(
 def _missing_of_tokenizer(inside: set[str], kind: str) -> list[str]:
     lacking = [] if "tokenizer_config.json" in inside else ["tokenizer_config.json"]
     has_words = any(name in _VOCABULARIES or name.endswith(".model") for name in inside)
-    return (
-        lacking if has_words or "Byte" in kind or "ByT5" in kind else [*lacking, "tokenizer.json"]
-    )
+    if not has_words and "Byte" not in kind and "ByT5" not in kind:
+        lacking.append("tokenizer.json")
+    return lacking
 
 
 def _missing_weights(inside: set[str], read: Read, prefix: str, whole: str) -> list[str]:

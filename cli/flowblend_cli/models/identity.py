@@ -17,7 +17,7 @@ from flowblend_cli.errors import ModelMissingError
 from flowblend_cli.jobs import AdapterSpec, Job, ModelSpec
 from flowblend_cli.models.adapters import adapter_file
 from flowblend_cli.models.calibrations import BUNDLED_NAME
-from flowblend_cli.models.contents import check_contents
+from flowblend_cli.models.contents import check_contents, read_json
 from flowblend_cli.models.hub_cache import snapshot
 from flowblend_cli.models.registry import ModelSource, resolve_model, resolve_small
 from flowblend_cli.utils.cache_dirs import cache_path
@@ -28,6 +28,8 @@ _MODEL_SUFFIXES = {".json", ".safetensors", ".model", ".txt"}
 _NO_MODEL = (BUNDLED_NAME, "preview.safetensors")
 # Components that no prompt goes through.
 _NO_TEXT = ("transformer", "unet", "vae", "scheduler")
+# Files so large have their hashes kept.
+_KEPT_FROM_BYTES = 64 * 1024 * 1024
 _NAMES_ONLY = ("id", "recipe", "scene", "prompt_template", "origin")
 
 Identity = dict[str, Any]
@@ -228,49 +230,35 @@ def hash_folder(folder: Path) -> str:
     ]
     if not paths:
         raise ModelMissingError(f"{folder}: no model is there (no .json or .safetensors file)")
-    cache = _HashCache()
-    lines = [f"{path.relative_to(folder).as_posix()} {cache.sha256(path)}" for path in paths]
-    cache.save()
+    cache = cache_path("hashes.json")
+    known = read_json(cache)
+    before = len(known)
+    lines = [f"{path.relative_to(folder).as_posix()} {_kept_sha256(path, known)}" for path in paths]
+    if len(known) > before:
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            temporary = cache.with_suffix(".tmp")
+            temporary.write_text(json.dumps(known), "utf-8")
+            temporary.replace(cache)
+        except OSError:
+            pass  # the next run only takes longer
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-class _HashCache:
-    """Hashes of large files by path, size and times, so that a 28 GB model is read once."""
+def _kept_sha256(path: Path, known: dict[str, str]) -> str:
+    """Hash of a file; that of a large one is kept, so that a 28 GB model is read once.
 
-    worth_caching_bytes = 64 * 1024 * 1024
-
-    def __init__(self) -> None:
-        self._path = cache_path("hashes.json")
-        self._changed = False
-        try:
-            self._known: dict[str, str] = json.loads(self._path.read_text("utf-8"))
-        except (OSError, ValueError):
-            self._known = {}
-
-    def sha256(self, path: Path) -> str:
-        """Hash of a file, from the cache where nothing about the file has changed."""
-        stat = path.stat()
-        if stat.st_size < self.worth_caching_bytes:
-            return _sha256(path)
-        mark = (
-            f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
-        )
-        if mark not in self._known:
-            self._known[mark] = _sha256(path)
-            self._changed = True
-        return self._known[mark]
-
-    def save(self) -> None:
-        """Write the cache if it grew; if that fails, the next run only takes longer."""
-        if not self._changed:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(self._known), "utf-8")
-            temporary.replace(self._path)
-        except OSError:
-            return
+    Args:
+        path: The file.
+        known: Hashes of large files by path, size and times, which a new one is added to.
+    """
+    stat = path.stat()
+    if stat.st_size < _KEPT_FROM_BYTES:
+        return _sha256(path)
+    mark = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
+    if mark not in known:
+        known[mark] = _sha256(path)
+    return known[mark]
 
 
 def _sha256(path: Path) -> str:

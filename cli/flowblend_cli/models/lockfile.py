@@ -105,7 +105,7 @@ def _parse(path: Path, data: bytes, aliases: Aliases) -> Mapping[str, Pin]:
     if problems:
         positions = scan(text)
         raise RecipeError(
-            _problem(path, positions.key(where), format_path(where), message)
+            Problem(str(path), *positions.key(where), format_path(where), message)
             for where, message in problems
         )
     return {entry["repo"]: Pin(**entry) for entry in document.get("model", [])}
@@ -148,10 +148,6 @@ def _problems_of_entry(entry: dict[str, Any], aliases: Aliases) -> Iterator[tupl
         yield "asked", f"{asked!r} doesn't stand for {repo!r}: delete the entry and fetch again"
 
 
-def _problem(path: Path, position: Position | None, location: str, message: str) -> Problem:
-    line, column = (position.line, position.column) if position else (None, None)
-    return Problem(str(path), line, column, location, message)
-
-
 def _error(path: Path, position: Position | None, message: str) -> RecipeError:
-    return RecipeError([_problem(path, position, "", message)])
+    place: tuple[int | None, int | None] = position or (None, None)
+    return RecipeError([Problem(str(path), *place, "", message)])

@@ -17,14 +17,12 @@ import tomli
 
 from flowblend_cli.errors import ModelNameError
 from flowblend_cli.models.bundled import bundled_dir
-from flowblend_cli.models.contents import read_json
+from flowblend_cli.models.contents import DENOISER_FOLDERS, read_json
 from flowblend_cli.models.lockfile import Aliases, Pin, read_lock
 from flowblend_cli.utils.suggestions import did_you_mean
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[0-9a-f]{40})?", re.ASCII)
 _UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_DENOISER_SUBFOLDERS = ("transformer", "unet")
-_SMALL_SUBFOLDERS = ("transformer_small", *_DENOISER_SUBFOLDERS)
 
 
 @dataclass(frozen=True)
@@ -205,12 +203,12 @@ def resolve_small(name: str, recipe_dir: Path) -> ModelSource:
         return replace(source, subfolder=known.get(source.repo))
     if (source.path / "config.json").is_file():
         return source
-    for subfolder in _SMALL_SUBFOLDERS:
+    for subfolder in DENOISER_FOLDERS:
         if (source.path / subfolder / "config.json").is_file():
             return ModelSource(name, path=source.path, subfolder=subfolder)
     raise ModelNameError(
         f"{name!r} holds no denoiser: expected config.json in it, or in one of "
-        f"{', '.join(_SMALL_SUBFOLDERS)}"
+        f"{', '.join(DENOISER_FOLDERS)}"
     )
 
 

@@ -7,7 +7,7 @@ each key of a scheduler's config changes no sigma, has a checked value, or is a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -156,13 +156,7 @@ def find_solver(pipeline: str, sampling: SamplingSpec, recipe_dir: Path) -> Solv
         UsageError: It isn't known exactly unless the pipeline is loaded; the message has the reason
             and what to do instead.
     """
-    solver = _find_solver(pipeline, sampling, recipe_dir)
-    if sampling.sigma_max is None:
-        return solver
-    return replace(solver, start=start_level(sampling.sigma_max))
-
-
-def _find_solver(pipeline: str, sampling: SamplingSpec, recipe_dir: Path) -> Solver:
+    start = start_level(sampling.sigma_max) if sampling.sigma_max is not None else None
     if sampling.scheduler in CLASSIC_SOLVERS:
         reason = f"{sampling.scheduler} isn't a solver of flow matching"
         raise _unknown(pipeline, reason, _FRACTIONS)
@@ -170,15 +164,16 @@ def _find_solver(pipeline: str, sampling: SamplingSpec, recipe_dir: Path) -> Sol
     if pair is not None:
         if pair.flow_shift is None or pair.pipeline_class not in PLAIN_PIPELINES:
             raise _unknown(pipeline, f"{pair.pipeline_class} sets them by itself", _FRACTIONS)
-        return Solver(sampling.scheduler or pair.scheduler, sampling.flow_shift or pair.flow_shift)
+        shift = sampling.flow_shift or pair.flow_shift
+        return Solver(sampling.scheduler or pair.scheduler, shift, start)
     source = resolve_model(pipeline, recipe_dir)
     if source.path is not None:
-        return _solver_of_folder(pipeline, source.path, sampling)
+        return _solver_of_folder(pipeline, source.path, sampling, start)
     if sampling.scheduler is None or sampling.flow_shift is None:
         left_out = [key for key in ("scheduler", "flow_shift") if getattr(sampling, key) is None]
         instead = f"set {' and '.join(left_out)} in [sampling], or {_FRACTIONS}"
         raise _unknown(pipeline, "it is no known pair and no folder", instead)
-    return Solver(sampling.scheduler, sampling.flow_shift)
+    return Solver(sampling.scheduler, sampling.flow_shift, start)
 
 
 def own_solver(pipeline: str, recipe_dir: Path) -> tuple[str | None, NoiseKind | None]:
@@ -220,7 +215,9 @@ def _scheduler_class(index: Mapping[str, Any]) -> str | None:
     return name if library == "diffusers" and isinstance(name, str) else None
 
 
-def _solver_of_folder(pipeline: str, folder: Path, sampling: SamplingSpec) -> Solver:
+def _solver_of_folder(
+    pipeline: str, folder: Path, sampling: SamplingSpec, start: float | None
+) -> Solver:
     """What the folder's own scheduler, or the one made from it, works with."""
     index = read_json(folder / "model_index.json")
     config = read_json(folder / "scheduler" / "scheduler_config.json")
@@ -230,7 +227,7 @@ def _solver_of_folder(pipeline: str, folder: Path, sampling: SamplingSpec) -> So
     if rule is None or problem is not None:
         raise _unknown(pipeline, problem, _FRACTIONS)
     shift = sampling.flow_shift or config.get(rule.shift, 1.0)
-    return Solver(sampling.scheduler or rule.name, float(shift))
+    return Solver(sampling.scheduler or rule.name, float(shift), start)
 
 
 def _rule_of(index: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Rule | None, str | None]:

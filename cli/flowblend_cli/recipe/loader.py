@@ -77,7 +77,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 class _Checker:
     """The checks of a recipe, pass by pass; each pass keeps what it found for those after it."""
 
-    def __init__(self, source: RecipeSource, options: tuple[Override, ...]) -> None:
+    def __init__(self, source: RecipeSource, options: list[Override]) -> None:
         self.source = source
         self.options = options
         self.folder = source.path.absolute().parent

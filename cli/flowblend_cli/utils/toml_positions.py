@@ -6,11 +6,10 @@ keep, for messages: it runs on text that the parser has accepted.
 
 from __future__ import annotations
 
-import bisect
+import itertools
 import json
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import tomli
 
@@ -39,8 +38,7 @@ _SCALAR = re.compile(r"\d{4}-\d\d-\d\d \d\d:[^,\]}\s#]*|[^,\]}\s#]+")
 _NESTING = re.compile(f"{_STRING.pattern}|#[^\n]*|[\\[\\]{{}}.=,\n]", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """A place in a text: 1-based line, and 1-based column in characters."""
 
     line: int
@@ -56,17 +54,17 @@ class Positions:
     def __init__(self, text: str) -> None:
         self.keys: dict[KeyPath, int] = {}
         self.values: dict[KeyPath, int] = {}
-        self._lines = _Lines(text)
+        self._text = text
 
     def key(self, path: KeyPath) -> Position:
         """Where a key stands; of the nearest table around it if it isn't in the text."""
-        return self._lines.position(self.keys[path]) if path in self.keys else self.value(path)
+        return _position(self._text, self.keys[path]) if path in self.keys else self.value(path)
 
     def value(self, path: KeyPath) -> Position:
         """Where a value stands; of the nearest table around it if it isn't in the text."""
         for end in range(len(path), 0, -1):
             if path[:end] in self.values:
-                return self._lines.position(self.values[path[:end]])
+                return _position(self._text, self.values[path[:end]])
         return START
 
     def note(self, path: KeyPath, key: int, value: int) -> None:
@@ -105,7 +103,7 @@ def parse_toml(data: bytes) -> tuple[str, dict[str, Any]]:
         text = data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8", "replace")
-        position = _Lines(before).position(len(before))
+        position = _position(before, len(before))
         raise InvalidToml("not UTF-8 text: save the file as UTF-8", position) from error
     deep = check_nesting(text)
     if deep is not None:
@@ -133,7 +131,7 @@ def check_nesting(text: str) -> Position | None:
             depth = max(0, depth - 1)
         dots = dots + 1 if mark == "." else dots if mark[0] in "\"'" else 0
         if depth > MAX_DEPTH or dots > MAX_DEPTH:
-            return _Lines(text).position(match.start())
+            return _position(text, match.start())
     return None
 
 
@@ -160,15 +158,9 @@ def scan(text: str) -> Positions:
     return _Scanner(text).scan()
 
 
-class _Lines:
-    """From offsets to lines and columns."""
-
-    def __init__(self, text: str) -> None:
-        self.starts = [0, *(match.end() for match in re.finditer("\n", text))]
-
-    def position(self, offset: int) -> Position:
-        line = bisect.bisect_right(self.starts, offset)
-        return Position(line, offset - self.starts[line - 1] + 1)
+def _position(text: str, offset: int) -> Position:
+    """Line and column of an offset."""
+    return Position(text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset))
 
 
 class _Scanner:
@@ -254,39 +246,27 @@ class _Scanner:
 
     def _value(self, path: KeyPath) -> None:
         opening = self.text[self.at]
-        if opening == "[":
-            self._array(path)
-        elif opening == "{":
-            self._inline_table(path)
+        if opening in "[{":
+            self._entries(path, is_array=opening == "[")
         elif opening in "\"'":
             self._skip(_STRING)
         else:
             self._skip(_SCALAR)
 
-    def _array(self, path: KeyPath) -> None:
+    def _entries(self, path: KeyPath, *, is_array: bool) -> None:
+        """Read the values of an array, or the pairs of an inline table."""
         self.at += 1
-        index = 0
-        while True:
+        for index in itertools.count():
             self._skip(_BLANK)
-            if self.text[self.at] == "]":
+            if self.text[self.at] in "]}":
                 self.at += 1
                 return
-            item = (*path, index)
-            self.found.note(item, key=self.at, value=self.at)
-            self._value(item)
-            index += 1
-            self._skip(_BLANK)
-            if self.text[self.at] == ",":
-                self.at += 1
-
-    def _inline_table(self, path: KeyPath) -> None:
-        self.at += 1
-        while True:
-            self._skip(_BLANK)
-            if self.text[self.at] == "}":
-                self.at += 1
-                return
-            self._pair(path)
+            if is_array:
+                item = (*path, index)
+                self.found.note(item, key=self.at, value=self.at)
+                self._value(item)
+            else:
+                self._pair(path)
             self._skip(_BLANK)
             if self.text[self.at] == ",":
                 self.at += 1

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flowblend_cli.errors import ModelNameError
 from flowblend_cli.jobs import Batch, ModelSpec
-from flowblend_cli.models.adapters import hub_file
+from flowblend_cli.models.adapters import locate_adapter
 from flowblend_cli.models.contents import (
     components,
     denoiser_folder,
@@ -93,8 +92,8 @@ def batch_requirements(batch: Batch) -> list[Requirement]:
     for job in {(job.model, job.adapters): job for job in (*batch.jobs, *batch.reserve)}.values():
         found |= dict.fromkeys(model_requirements(job.model, folder))
         for adapter in job.adapters:
-            file = hub_file(adapter.source, adapter.name, adapter.role, folder)
-            if file is not None:
+            file = locate_adapter(adapter.source, adapter.name, adapter.role, folder)
+            if not isinstance(file, Path):
                 repo, name = file
                 revision = pinned_revision(repo, folder)
                 found[Requirement(adapter.source, repo, revision, "file", name)] = None
@@ -154,11 +153,3 @@ def pins_of(entries: Iterable[CacheEntry]) -> list[Pin]:
             pin = Pin(requirement.repo, entry.commit, requirement.asked)
             found.setdefault(requirement.repo, pin)
     return list(found.values())
-
-
-def unknown_model_error(name: str) -> ModelNameError:
-    """The error for an argument that is neither a model nor a recipe."""
-    return ModelNameError(
-        f"{name!r} is neither a model nor a recipe: expected a known pair (`flowblend models ls` "
-        "lists them), owner/name on the Hub, a .toml file or a bundled recipe"
-    )

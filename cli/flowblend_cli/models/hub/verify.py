@@ -21,7 +21,6 @@ from flowblend_cli.models.contents import (
 )
 from flowblend_cli.models.hub.requirements import CacheEntry
 
-_CHUNK = 1024 * 1024
 _MAX_HEADER = 100_000_000  # safetensors' own limit
 _FETCH = "fetch it with `flowblend models fetch`"
 
@@ -132,14 +131,12 @@ def _recorded(path: Path) -> str | None:
 
 
 def _hash(path: Path, like: str) -> str:
-    if len(like) == 64:
-        digest = hashlib.sha256()
-    else:
+    """The hash of a file, of the kind that its recorded one is."""
+    digest = hashlib.sha256()
+    if len(like) != 64:
         digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: digest).hexdigest()
 
 
 def _header_problems(path: Path) -> Iterator[str]:

@@ -33,7 +33,6 @@ from flowblend_cli.recipe.sweep.combinations import (
     all_axes,
     common_axes,
     count_axes,
-    count_combinations,
     count_matrix,
     sweep_axes,
     table_of,
@@ -126,7 +125,7 @@ def check_count(tables: Tables, prompts: Prompts, problems: Problems) -> None:
         prompts: Its prompts.
         problems: Where problems go.
     """
-    combinations, binder = count_combinations(tables), Binder(tables.matrix)
+    binder = Binder(tables.matrix)
     total, largest = 0, 0
     blamed: KeyPath = ("scene",)
     for index, found in prompts.scenes.items():
@@ -140,7 +139,7 @@ def check_count(tables: Tables, prompts: Prompts, problems: Problems) -> None:
         total += count
         if count > largest:
             largest, blamed = count, ("scene", index)
-    total = max(total, combinations)
+    total = max(total, count_axes(tables.matrix) * count_axes(tables.sweep))
     if total > MAX_JOBS:
         if tables.matrix is not None and tables.matrix.model_fields_set:
             blamed = ("matrix",)
@@ -273,13 +272,12 @@ def check_overrides(
 ) -> None:
     """Check that every ``--set`` reaches a job, unless it sets what is there already."""
     axes = common_axes(tables)
-    for override in overrides:
-        for path, value, former in override.leaves():
-            if value == former and type(value) is type(former):
-                continue
-            reason = _why_unread(path, value, tables, presets, axes)
-            if reason:
-                problems.add(path, f"no job reads it: {reason}")
+    for path, value, former in overrides:
+        if value == former and type(value) is type(former):
+            continue
+        reason = _why_unread(path, value, tables, presets, axes)
+        if reason:
+            problems.add(path, f"no job reads it: {reason}")
 
 
 def _why_unread(

@@ -49,7 +49,8 @@ def add_drafts(
             steps = recipe.tables.draft.steps
             message = f"{steps} steps are more than max_steps = {most} in [recipe] allows"
             problems.add(("draft", "steps"), message, related=("draft", "recipe"))
-        draft = drafts.setdefault(draft.content, draft)
+        # Two templates that lead to one prompt are one draft.
+        draft = drafts.setdefault(replace(draft.job, prompt_template=""), draft)
         if passes is None or _FINAL in passes:
             jobs.append(replace(candidate, draft=draft, is_reserve=explores))
     return [*drafts.values(), *jobs]

@@ -43,7 +43,6 @@ from flowblend_plugin.schedulers.sigmas import noise_levels
 from flowblend_plugin.stages import EXTRAPOLATED
 
 DEFAULT_FPS = 16
-_NO: tuple[Binding, ...] = ({},)
 _LAYERS = ("output", "defaults", "presets", "scene", "sweep", "matrix")
 
 
@@ -149,11 +148,9 @@ def _expand_scene(scene: _Scene, problems: Problems) -> Iterator[Candidate]:
             if is_sure and part != bool(prompt.variables):
                 continue
             variables = prompt.variables | prompts.negative_variables
-            bindings = (
-                scene.fields.binder.bind(unshifted.combination, variables)
-                if part is not False
-                else _NO
-            )
+            if part is False:  # a combination for prompts without variables
+                variables = frozenset()
+            bindings = scene.fields.binder.bind(unshifted.combination, variables)
             variant = with_shift(recipe, unshifted, scene.index, written.line, maker.problems)
             seeds = scene.seeds(number, written.line, variant.combination, maker.problems)
             for values in bindings:
@@ -161,11 +158,10 @@ def _expand_scene(scene: _Scene, problems: Problems) -> Iterator[Candidate]:
                 if part is not None and part != bool(names):
                     continue
                 used = {name: value for name, value in values.items() if name in names}
-                fields = scene.fields.of(
+                template, fields = scene.fields.of(
                     job, written, variant, prompt.choices, used, has_several=prompts.has_several
                 )
                 fields["prompt_index"] = prompt_index
-                template = scene.fields.template(variant, used, has_several=prompts.has_several)
                 # The template decides no pixel: two that lead to one prompt are one job.
                 seeds_of_job = seen.setdefault(job, set())
                 for seed in seeds:
@@ -202,8 +198,7 @@ class _JobMaker:
         self._folder = scene.recipe.path.absolute().parent
         self._written = written
         self._prompt = prompt
-        line = written.line
-        self._base = {**scene.base, **line_settings(scene.index, line)} if line else scene.base
+        self._base = {**scene.base, **line_settings(scene.index, written.line)}
 
     def make(self, variant: Variant, values: Binding) -> tuple[Job, PromptSettings, frozenset[str]]:
         """Make the job of one combination without its seed and its name.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,20 +55,6 @@ class Fields:
             if axis not in _IN_DEFAULT_NAME and _varies(axis, recipe.variants)
         }
 
-    def template(self, variant: Variant, used: Collection[str], *, has_several: bool) -> str:
-        """The name template of a job: the recipe's own, or the default with what varies.
-
-        Args:
-            variant: Its combination of settings.
-            used: The variables that it has.
-            has_several: Whether its scene may have several prompts.
-        """
-        if self._written is not None:
-            return self._written
-        varying = [f for axis, f in self._varying.items() if axis in variant.combination.values]
-        template = default_template([*varying, *used])
-        return template + ("-{prompt_words}-{prompt_id}" if has_several else "")
-
     def of(
         self,
         job: Job,
@@ -78,8 +64,11 @@ class Fields:
         values: Binding,
         *,
         has_several: bool,
-    ) -> dict[str, Any]:
-        """What the name template may use; seed and prompt_index are added by the caller.
+    ) -> tuple[str, dict[str, Any]]:
+        """The name template of a job, and the fields that it may use.
+
+        The template is the recipe's own, or the default with what varies. The caller adds seed and
+        prompt_index to the fields.
 
         Args:
             job: The job.
@@ -101,7 +90,11 @@ class Fields:
             line = written.line.identity if written.line is not None else ""
             fields["prompt_words"] = slug(" ".join(choices) or job.prompt)
             fields["prompt_id"] = text_id(f"{job.prompt}\n{line}" if line else job.prompt)
-        return fields
+        if self._written is not None:
+            return self._written, fields
+        varying = [f for axis, f in self._varying.items() if axis in variant.combination.values]
+        template = default_template([*varying, *values])
+        return template + ("-{prompt_words}-{prompt_id}" if has_several else ""), fields
 
 
 def _varies(axis: str, variants: Iterable[Variant]) -> bool:
@@ -144,11 +137,6 @@ class Candidate:
     suits: StepRange | None = None
     steps: StepChoice | None = None
 
-    @property
-    def content(self) -> Job:
-        """What decides the pixels: two templates that lead to one prompt are one job."""
-        return replace(self.job, prompt_template="")
-
 
 def name_jobs(recipe: Recipe, candidates: Iterable[Candidate]) -> list[Job]:
     """Give every job its name.
@@ -190,17 +178,12 @@ def name_jobs(recipe: Recipe, candidates: Iterable[Candidate]) -> list[Job]:
 def _clash(recipe: Recipe, job: Job, one: Candidate, other: Candidate) -> str:
     """Say which two jobs would share a file, and where each comes from."""
     seen_from: KeyPath = ("scene", one.scene_index)
-    shown = [
-        f"{_describe(candidate)} "
-        f"({recipe.source.place(('scene', candidate.scene_index), seen_from)})"
-        for candidate in (other, one)
-    ]
+    shown = []
+    for candidate in (other, one):
+        details = ", ".join(f"{k} {v!r}" for k, v in candidate.fields.items() if k != "scene")
+        place = recipe.source.place(("scene", candidate.scene_index), seen_from)
+        shown.append(f"scene {candidate.job.scene!r} with {details} ({place})")
     return (
         f"two jobs would share the file {job.filename!r}: {shown[0]} and {shown[1]}; add what "
         "differs to filename in [recipe], or rename a scene"
     )
-
-
-def _describe(candidate: Candidate) -> str:
-    details = [f"{k} {v!r}" for k, v in candidate.fields.items() if k != "scene"]
-    return f"scene {candidate.job.scene!r} with {', '.join(details)}"

@@ -70,9 +70,8 @@ def _unsuited_steps(candidates: Sequence[Candidate]) -> Iterator[str]:
 
 def _idle_drafts(candidates: Sequence[Candidate]) -> Iterator[str]:
     """Warn of drafts that save nothing."""
-    drafted = [c for c in candidates if c.draft is not None]
     idle = sum(
-        c.draft.job.num_inference_steps >= c.job.num_inference_steps for c in drafted if c.draft
+        c.draft.job.num_inference_steps >= c.job.num_inference_steps for c in candidates if c.draft
     )
     if idle:
         yield (

@@ -68,8 +68,7 @@ def scene_settings(
             path = ("presets", preset.name, key) if key in preset.own else None
             merged[key] = Setting(value, path, f"preset {preset.name!r}")
     if choice is not None:
-        chosen = Setting(choice.steps, ("scene", index, "preset"), choice.reason)
-        merged["num_inference_steps"] = chosen
+        merged[_STEPS] = Setting(choice.steps, ("scene", index, "preset"), choice.reason)
     for key, value in scene.settings().items():
         merged[key] = Setting(value, ("scene", index, key), f"scene {scene.name!r}")
     return merged | line_settings(index, line)

@@ -43,11 +43,20 @@ def make_study(
     assert tables.sweep is not None
     assert tables.review is not None
     assert tables.recipe is not None
+    assert tables.metrics is not None
+    assert tables.score is not None
+    names, adapt = tables.metrics.names, None
+    if tables.adapt is not None and tables.adapt.rounds > 0:
+        adapt = AdaptSpec(**dict(tables.adapt))
     return Study(
         axes=tuple(all_axes(tables)),
         time_repeats=tables.sweep.time_repeats,
-        measure=_measure(tables),
-        adapt=_adapt(tables),
+        measure=MeasureSpec(
+            tuple(names) if names is not None else None,
+            tuple((key, freeze(value)) for key, value in references(tables).items()),
+            tuple(tables.score.weights().items()),
+        ),
+        adapt=adapt,
         review=ReviewSpec(tuple(tables.review.criteria)),
         selections=selections,
         step_ranges=_step_ranges(candidates),
@@ -75,24 +84,6 @@ def _step_ranges(candidates: Iterable[Candidate]) -> tuple[tuple[str, int, int],
             lowest, highest = found.get(candidate.job.scene, (low, high))
             found[candidate.job.scene] = (min(low, lowest), max(high, highest))
     return tuple((scene, low, high) for scene, (low, high) in found.items())
-
-
-def _measure(tables: Tables) -> MeasureSpec:
-    assert tables.metrics is not None
-    assert tables.score is not None
-    names = tables.metrics.names
-    return MeasureSpec(
-        tuple(names) if names is not None else None,
-        tuple((key, freeze(value)) for key, value in references(tables).items()),
-        tuple(tables.score.weights().items()),
-    )
-
-
-def _adapt(tables: Tables) -> AdaptSpec | None:
-    table = tables.adapt
-    if table is None or table.rounds == 0:
-        return None
-    return AdaptSpec(**{key: getattr(table, key) for key in type(table).model_fields})
 
 
 def references(tables: Tables) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -32,17 +31,8 @@ class KeywordMatch:
     place: int
 
 
-@dataclass(frozen=True)
-class _Index:
-    """A list of words, each with its place in the list: Chinese ones, and others by beginning.
-
-    Args:
-        chinese: Words that are found wherever they stand.
-        latin: By each form of its first part: a word, and the forms of all its parts.
-    """
-
-    chinese: tuple[tuple[int, str], ...]
-    latin: Mapping[str, Sequence[tuple[int, str, tuple[frozenset[str], ...]]]]
+# A word's place in its list, the word, and the forms of all its parts.
+_LatinWord = tuple[int, str, tuple[frozenset[str], ...]]
 
 
 @lru_cache(maxsize=4096)
@@ -57,16 +47,16 @@ def find_words(prompt: str, words: tuple[str, ...]) -> tuple[KeywordMatch, ...]:
     Returns:
         What was found, in the order of the prompt; each word of the list once.
     """
-    index, tokens = _index(words), _tokens(prompt)
+    (chinese, latin), tokens = _index(words), _tokens(prompt)
     found: dict[int, KeywordMatch] = {}
     for start, (token, first, _) in enumerate(tokens):
-        for number, word, wanted in index.latin.get(token, ()):
+        for number, word, wanted in latin.get(token, ()):
             part = tokens[start : start + len(wanted)]
             pairs = zip(part, wanted, strict=False)
             fits = len(part) == len(wanted) and all(one[0] in accepted for one, accepted in pairs)
             if fits and number not in found:
                 found[number] = KeywordMatch(word, prompt[first : part[-1][2]], first)
-    for number, word in index.chinese:
+    for number, word in chinese:
         place = prompt.find(word)
         if place >= 0:
             found[number] = KeywordMatch(word, word, place)
@@ -80,9 +70,13 @@ def _tokens(prompt: str) -> list[tuple[str, int, int]]:
 
 
 @cache
-def _index(words: tuple[str, ...]) -> _Index:
+def _index(words: tuple[str, ...]) -> tuple[list[tuple[int, str]], dict[str, list[_LatinWord]]]:
+    """The Chinese words, which are found wherever they stand; others by the forms they begin with.
+
+    Each has its place in the list.
+    """
     chinese: list[tuple[int, str]] = []
-    latin: dict[str, list[tuple[int, str, tuple[frozenset[str], ...]]]] = {}
+    latin: dict[str, list[_LatinWord]] = {}
     for number, word in enumerate(words):
         wanted = tuple(forms(part) for part in _WORD.findall(word))
         if re.search(f"[{_HAN}]", word):
@@ -90,7 +84,7 @@ def _index(words: tuple[str, ...]) -> _Index:
         else:
             for form in wanted[0] if wanted else ():
                 latin.setdefault(form, []).append((number, word, wanted))
-    return _Index(tuple(chinese), latin)
+    return chinese, latin
 
 
 def forms(word: str) -> frozenset[str]:

@@ -112,18 +112,13 @@ def merge_presets(own: Mapping[str, PresetFields | None]) -> dict[str, Preset]:
         keywords: list[str] = []
         medium = None
         for table in tables:
-            settings |= _settings(table)
+            settings |= table.settings()
             medium = table.medium or medium
             keywords = table.keywords if table.keywords is not None else keywords
         written = own.get(name)
-        own_keys = frozenset(_settings(written)) if written is not None else frozenset()
+        own_keys = frozenset(written.settings()) if written is not None else frozenset()
         merged[name] = Preset(name, settings, own_keys, tuple(keywords), medium)
     return merged
-
-
-def _settings(table: PresetFields) -> dict[str, Any]:
-    """The set arguments; a step range stays a StepRange, which a dump would turn into a dict."""
-    return {key: getattr(table, key) for key in table.settings()}
 
 
 def choose_preset(

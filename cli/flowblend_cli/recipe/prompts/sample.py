@@ -7,11 +7,13 @@ and a new entry takes the place of few.
 from __future__ import annotations
 
 import bisect
+import functools
 import hashlib
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from flowblend_cli.recipe.prompts.template import MANY, Alternatives, Expanded, Template
+from flowblend_cli.recipe.prompts.template import MANY, Alternatives, Expanded, Pick, Template
 from flowblend_cli.recipe.source.limits import MAX_SAMPLE
 
 # Up to so many prompts, all are made and ranked; of more, single ones are drawn.
@@ -68,11 +70,11 @@ def _ranked(templates: Sequence[Template], number: int, seed: int) -> list[tuple
 
 def _draws(whole: Alternatives, number: int, seed: int) -> Iterator[tuple[int, Expanded]]:
     """Draw prompts: by entries first, and evenly where that finds too few different ones."""
-    rings: dict[int, _Ring] = {}
+    ring_of = functools.cache(functools.partial(_Ring, seed))
     for draw in range(_TRIES * number + 1000):
-        picker = _Picker(seed, draw, rings)
-        index = picker(whole)
-        yield index, whole.options[index].draw(picker)
+        pick = _picker(seed, draw, ring_of)
+        index = pick(whole)
+        yield index, whole.options[index].draw(pick)
     for draw in range(5 * _TRIES * number + 1000):
         place = int.from_bytes(_digest(seed, f"evenly {draw}")) % whole.ends[-1]
         index = bisect.bisect_right(whole.ends, place)
@@ -81,28 +83,20 @@ def _draws(whole: Alternatives, number: int, seed: int) -> Iterator[tuple[int, E
             yield index, whole.options[index].at(place - first)
 
 
-class _Picker:
-    """Chooses one option of each place of alternatives, for one draw."""
+def _picker(seed: int, draw: int, ring_of: Callable[[Alternatives], _Ring]) -> Pick:
+    """A function that chooses one option of each place of alternatives, for one draw."""
+    numbers = itertools.count(1)
 
-    def __init__(self, seed: int, draw: int, rings: dict[int, _Ring]) -> None:
-        self._seed = seed
-        self._draw = draw
-        self._rings = rings
-        self._number = 0
+    def pick(choice: Alternatives) -> int:
+        return ring_of(choice).at(_digest(seed, f"draw {draw} choice {next(numbers)}")[:4])
 
-    def __call__(self, choice: Alternatives) -> int:
-        ring = self._rings.get(id(choice))
-        if ring is None:
-            ring = self._rings[id(choice)] = _Ring(choice, self._seed)
-        self._number += 1
-        return ring.at(_digest(self._seed, f"draw {self._draw} choice {self._number}")[:4])
+    return pick
 
 
 class _Ring:
     """Points of every option on a circle: a draw takes the next one, so a new option takes few."""
 
-    def __init__(self, choice: Alternatives, seed: int) -> None:
-        self._choice = choice  # kept, since the ring goes by its id
+    def __init__(self, seed: int, choice: Alternatives) -> None:
         points = []
         for index, name in enumerate(choice.names):
             digest = _digest(seed, name)

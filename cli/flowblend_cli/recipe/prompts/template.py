@@ -128,7 +128,9 @@ class Template:
         Raises:
             ValueError: It is longer than ``MAX_PROMPT``.
         """
-        return _Maker().make(self, index)
+        maker = _Maker()
+        maker.walk(self, index)
+        return maker.made()
 
     def draw(self, pick: Pick) -> Expanded:
         """The prompt with what ``pick`` takes of each choice.
@@ -136,7 +138,9 @@ class Template:
         Raises:
             ValueError: It is longer than ``MAX_PROMPT``.
         """
-        return _Maker().draw(self, pick)
+        maker = _Maker()
+        maker.draw(self, pick)
+        return maker.made()
 
 
 class _Maker:
@@ -147,21 +151,13 @@ class _Maker:
         self._choices: list[str] = []
         self._left = MAX_PROMPT
 
-    def make(self, template: Template, index: int) -> Expanded:
-        self._walk(template, index)
-        return self._made()
-
-    def draw(self, template: Template, pick: Pick) -> Expanded:
-        self._draw(template, pick)
-        return self._made()
-
-    def _made(self) -> Expanded:
+    def made(self) -> Expanded:
         parts = tuple(self._parts)
         if len(parts) > 1 and not any(isinstance(part, Variable) for part in parts):
             parts = ("".join(str(part) for part in parts),)
         return Expanded(parts, tuple(self._choices))
 
-    def _walk(self, template: Template, index: int) -> None:
+    def walk(self, template: Template, index: int) -> None:
         places = []
         for part in reversed(template.parts):
             places.append(0)
@@ -172,15 +168,15 @@ class _Maker:
                 number = bisect.bisect_right(part.ends, place)
                 first = part.ends[number - 1] if number else 0
                 with self._choosing():
-                    self._walk(part.options[number], place - first)
+                    self.walk(part.options[number], place - first)
             else:
                 self._add(part)
 
-    def _draw(self, template: Template, pick: Pick) -> None:
+    def draw(self, template: Template, pick: Pick) -> None:
         for part in template.parts:
             if isinstance(part, Alternatives):
                 with self._choosing():
-                    self._draw(part.options[pick(part)], pick)
+                    self.draw(part.options[pick(part)], pick)
             else:
                 self._add(part)
 

@@ -100,7 +100,7 @@ class Wildcards:
             except ValueError as error:
                 problems.append(f"{file}:{number}: {error}")
         if problems:
-            raise ValueError(f"{'; '.join(problems[:_MOST_SHOWN])}")
+            raise ValueError("; ".join(problems[:_MOST_SHOWN]))
         return Alternatives(tuple(options.values()), tuple(options))
 
     def _missing(self, name: str, file: str) -> str:

@@ -59,8 +59,9 @@ _MERGED = ("Model", "Scene")
 SCHEMA_TITLE = "flowblend recipe"
 
 
+@cache
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of recipes, for editors and other checkers."""
+    """The JSON Schema of recipes, for editors and other checkers; one object, not to be changed."""
     schema = cast("dict[str, Any]", _without_null(RecipeDocument.model_json_schema(by_alias=True)))
     # What is included may hold the tables and keys that a recipe has to have.
     alone = {"required": schema.pop("required"), "properties": _required_keys(schema["$defs"])}
@@ -85,7 +86,7 @@ def kinds_at(path: KeyPath) -> frozenset[str]:
     Args:
         path: Keys and indices from the top, those of [sweep] dotted.
     """
-    nodes = [_schema()]
+    nodes = [json_schema()]
     for part in path:
         nodes = [inner for node in nodes for inner in _below(node, part)]
         nodes = [branch for node in nodes for branch in _branches(node)]
@@ -115,11 +116,6 @@ def _nest_axes(name: str, sweep: dict[str, Any]) -> None:
     sweep["patternProperties"] = {r"^defaults\.": {}}
 
 
-@cache
-def _schema() -> dict[str, Any]:
-    return json_schema()
-
-
 def _below(node: dict[str, Any], part: str | int) -> Iterator[dict[str, Any]]:
     """What a key or an index of a schema may hold."""
     if isinstance(part, int):
@@ -133,7 +129,7 @@ def _below(node: dict[str, Any], part: str | int) -> Iterator[dict[str, Any]]:
 def _branches(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A schema without its references and unions."""
     if "$ref" in node:
-        target = _schema()
+        target = json_schema()
         for part in node["$ref"].split("/")[1:]:
             target = target[part]
         yield from _branches(target)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import tomli
 
@@ -21,28 +20,21 @@ _KEY_PART = re.compile(r"""\s*([A-Za-z0-9_-]+|"(?:\\.|[^"\\])*"|'[^']*')((?:\[\d
 _NO_BARE_WORD = re.compile(r"""[\["']|\{.*=""", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Override:
-    """One ``--set`` after it was applied.
+class Override(NamedTuple):
+    """One key that ``--set`` wrote; a table that it wrote is one for each key in it.
 
     Args:
-        option: The option's text, ``"KEY=VALUE"``.
-        path: Where it wrote.
+        path: The key.
         value: What it wrote.
         former: What stood there before; None for nothing, since TOML has no null.
     """
 
-    option: str
     path: KeyPath
     value: Any
     former: Any
 
-    def leaves(self) -> Iterator[tuple[KeyPath, Any, Any]]:
-        """Every key that was written, with its new and its former value."""
-        yield from _leaves(self.path, self.value, self.former)
 
-
-def apply_overrides(source: RecipeSource, options: Iterable[str]) -> tuple[Override, ...]:
+def apply_overrides(source: RecipeSource, options: Iterable[str]) -> list[Override]:
     """Edit a source's document.
 
     Args:
@@ -57,7 +49,8 @@ def apply_overrides(source: RecipeSource, options: Iterable[str]) -> tuple[Overr
         RecipeError: Options that can't be read, or that name no place in the document; all of
             them at once.
     """
-    applied, problems = [], []
+    applied: list[Override] = []
+    problems = []
     for option in options:
         try:
             key, text = _split(option)
@@ -68,10 +61,10 @@ def apply_overrides(source: RecipeSource, options: Iterable[str]) -> tuple[Overr
             problems.append(Problem(str(source.path), 1, 1, f"--set {option}", str(error)))
             continue
         source.options[path] = option
-        applied.append(Override(option, path, value, former))
+        applied += _leaves(path, value, former)
     if problems:
         raise RecipeError(problems)
-    return tuple(applied)
+    return applied
 
 
 def _split(option: str) -> tuple[str, str]:
@@ -169,9 +162,9 @@ def _write(document: dict[str, Any], path: KeyPath, value: Any) -> Any:
     raise AssertionError("a path has at least one part")
 
 
-def _leaves(path: KeyPath, value: Any, former: Any) -> Iterator[tuple[KeyPath, Any, Any]]:
+def _leaves(path: KeyPath, value: Any, former: Any) -> Iterator[Override]:
     if not isinstance(value, dict):
-        yield path, value, former
+        yield Override(path, value, former)
         return
     for key, item in value.items():
         inner = former.get(key) if isinstance(former, dict) else None

@@ -178,7 +178,7 @@ class StepRange:
             ValueError: None of these, or steps out of range or order.
         """
         found = cls._read(value)
-        low = found.start if found.low is None else found.low
+        low = found.start
         if low < 1:
             raise ValueError(f"must be at least 1, got {low}")
         if found.high > MAX_STEPS:

@@ -117,11 +117,10 @@ def _sweep_fields() -> dict[str, Any]:
         for key, info in model.model_fields.items():
             alias = f"{table}.{key}"
             if alias not in _NOT_SWEPT:
-                kind = Annotated[info.annotation, *info.metadata] if info.metadata else None
-                fields[f"{table}__{key}"] = (
-                    _axis(kind or info.annotation),
-                    Field(default=None, alias=alias),
-                )
+                kind: Any = info.annotation
+                if info.metadata:
+                    kind = Annotated[kind, *info.metadata]
+                fields[f"{table}__{key}"] = (_axis(kind), Field(default=None, alias=alias))
     return fields
 
 

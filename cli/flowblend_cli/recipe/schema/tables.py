@@ -5,6 +5,8 @@ What depends on several tables is checked in ``recipe.expand.checks``.
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -262,10 +264,8 @@ _BOUNDS: dict[str, Any] = {
 
 def _annotation(name: str, kinds: tuple[str, ...]) -> Any:
     """The type of a pipeline argument; a whole number is a float too, so float wins over int."""
-    kept = [kind for kind in kinds if not (kind == "int" and "float" in kinds)]
-    union: Any = _KINDS[kept[0]]
-    for kind in kept[1:]:
-        union = union | _KINDS[kind]
+    kept = [_KINDS[kind] for kind in kinds if not (kind == "int" and "float" in kinds)]
+    union = functools.reduce(operator.or_, kept)
     return Annotated[union, _BOUNDS[name]] if name in _BOUNDS else union
 
 
@@ -281,6 +281,8 @@ _OPTIONAL: dict[str, Any] = {name: (kind | None, None) for name, kind in SETTING
 
 
 class _Settings(Table):
+    """Pipeline arguments of every scene."""
+
     def settings(self) -> dict[str, Any]:
         """The arguments that the table sets, and only those."""
         written = self.model_fields_set & SETTINGS.keys()
@@ -324,23 +326,18 @@ class PresetFields(_Settings):
 TableType = TypeVar("TableType", bound=Table)
 
 
-def extended(
-    name: str, base: type[TableType], fields: dict[str, Any], doc: str | None = None
-) -> type[TableType]:
+def extended(name: str, base: type[TableType], fields: dict[str, Any]) -> type[TableType]:
     """A table with further keys.
 
     Args:
         name: Name of the new table.
-        base: What it extends.
+        base: What it extends, and whose docstring it has.
         fields: The keys, each with its type and default.
-        doc: Its docstring; without it, that of ``base``.
     """
-    return create_model(name, __base__=base, __doc__=doc or base.__doc__, **fields)
+    return create_model(name, __base__=base, __doc__=base.__doc__, **fields)
 
 
-DefaultsTable = extended(
-    "DefaultsTable", _Settings, _OPTIONAL, "Pipeline arguments of every scene."
-)
+DefaultsTable = extended("DefaultsTable", _Settings, _OPTIONAL)
 SceneTable = extended("SceneTable", SceneFields, _OPTIONAL)
 PresetTable = extended(
     "PresetTable", PresetFields, {**_OPTIONAL, "num_inference_steps": (Steps | None, None)}

@@ -14,25 +14,19 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from flowblend_cli.recipe.schema.json_schema import RecipeDocument
 from flowblend_cli.recipe.schema.study_tables import (
     AdaptTable,
     DraftTable,
     MetricsTable,
     ReviewTable,
     ScoreFields,
-    ScoreTable,
 )
-from flowblend_cli.recipe.schema.sweep_tables import (
-    MatrixFields,
-    MatrixTable,
-    SweepFields,
-    SweepTable,
-)
+from flowblend_cli.recipe.schema.sweep_tables import MatrixFields, SweepFields
 from flowblend_cli.recipe.schema.tables import (
     SETTINGS,
     AdapterTable,
     BlendTable,
-    DefaultsTable,
     ModelTable,
     OutputTable,
     PresetFields,
@@ -71,21 +65,12 @@ class Tables:
     scenes: list[SceneFields | None] = field(default_factory=list)
 
 
+# The tables that a recipe has once. That [adapt] may be missing makes its type a union.
 _SINGLE: dict[str, type[BaseModel]] = {
-    "recipe": RecipeTable,
-    "model": ModelTable,
-    "blend": BlendTable,
-    "sampling": SamplingTable,
-    "defaults": DefaultsTable,
-    "sweep": SweepTable,
-    "matrix": MatrixTable,
-    "output": OutputTable,
-    "metrics": MetricsTable,
-    "score": ScoreTable,
-    "adapt": AdaptTable,
-    "draft": DraftTable,
-    "review": ReviewTable,
-}
+    name: info.annotation
+    for name, info in RecipeDocument.model_fields.items()
+    if isinstance(info.annotation, type)
+} | {"adapt": AdaptTable}
 _TOP = (*_SINGLE, "presets", "scene", "include")
 # A table that isn't checked further once a key of it is broken, and such keys of any table.
 _READ_AS_A_WHOLE = ("blend", "sampling", "sweep", "matrix")
@@ -132,7 +117,9 @@ def validate(document: dict[str, Any], problems: Problems) -> Tables:
         The tables that are sound.
     """
     tables = Tables()
-    _check_names_of_tables(document, problems)
+    unknown = (key for key in document if key not in _TOP)
+    for key in itertools.islice(unknown, MAX_PROBLEMS + 1):
+        problems.add((key,), _unknown(key, "", list(_TOP)), at="key")
     for name, model in _SINGLE.items():
         if name == "model" and name not in document:
             if written_as(name, document) == name:
@@ -160,12 +147,6 @@ def written_as(name: str, document: Mapping[str, Any]) -> str:
     keys = itertools.islice(document, MAX_PROBLEMS)
     known = () if name in document else keys
     return next((key for key in known if _meant(key, _TOP) == name), name)
-
-
-def _check_names_of_tables(document: dict[str, Any], problems: Problems) -> None:
-    unknown = (key for key in document if key not in _TOP)
-    for key in itertools.islice(unknown, MAX_PROBLEMS + 1):
-        problems.add((key,), _unknown(key, "", list(_TOP)), at="key")
 
 
 def _scenes(value: Any, problems: Problems) -> list[SceneFields | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from flowblend_cli.recipe.source.problems import Entry, Problems
 from flowblend_cli.utils.toml_positions import START, KeyPath, format_path
 
 
+@dataclass(eq=False)
 class RecipeSource:
     """One recipe as read: its document, and the positions that messages about it name.
 
@@ -23,22 +25,19 @@ class RecipeSource:
         document: The parsed document, merged of all files; ``--set`` edits it.
         origins: The file that a path of the document comes from, and its path there. Paths
             below are the same; what isn't listed comes from the recipe itself.
+        options: Paths that ``--set`` gave a value, with the option as it was typed.
     """
 
-    def __init__(
-        self,
-        file: RecipeFile,
-        included: tuple[RecipeFile, ...],
-        document: dict[str, Any],
-        origins: dict[KeyPath, Origin],
-    ) -> None:
-        self.file = file
-        self.path = file.path
-        self.included = included
-        self.document = document
-        self.origins = origins
-        # Paths that --set gave a value, with the option as it was typed.
-        self.options: dict[KeyPath, str] = {}
+    file: RecipeFile
+    included: tuple[RecipeFile, ...]
+    document: dict[str, Any]
+    origins: dict[KeyPath, Origin]
+    options: dict[KeyPath, str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """The recipe's own file."""
+        return self.file.path
 
     @property
     def text(self) -> str:
@@ -82,29 +81,25 @@ class RecipeSource:
     def _shown(self, entry: Entry) -> Problem:
         """A problem as people read it: file, line, column, key, message."""
         file, path = self.origin(entry.path)
-        position = file.position(path, entry.at)
         location = format_path(entry.path)
         options = self._options_of(entry)
         if options:
             location = f"{' '.join(f'--set {option}' for option in options)}: {location}"
-        return Problem(str(file.path), position.line, position.column, location, entry.message)
+        return Problem(str(file.path), *file.position(path, entry.at), location, entry.message)
 
     def _options_of(self, entry: Entry) -> list[str]:
         """The ``--set`` options that a problem comes from."""
         path = entry.path
+        file, inner = self.origin(path)
+        is_missing_table = len(path) == 1 and inner not in file.positions.values
         for end in range(len(path), 0, -1):
             if path[:end] in self.options:
                 return [self.options[path[:end]]]
         return [
             option
             for written, option in self.options.items()
-            if written[0] in entry.related
-            or (len(path) == 1 and written[0] == path[0] and not self._is_written(path))
+            if written[0] in entry.related or (is_missing_table and written[0] == path[0])
         ]
-
-    def _is_written(self, path: KeyPath) -> bool:
-        file, inner = self.origin(path)
-        return inner in file.positions.values
 
 
 def read_source(path: Path) -> RecipeSource:
@@ -123,7 +118,7 @@ def read_source(path: Path) -> RecipeSource:
     file = read_file(path, path)
     if not file.text.strip():
         message = "the recipe is empty: start one with flowblend init"
-        raise RecipeError([Problem(str(path), START.line, START.column, "", message)])
+        raise RecipeError([Problem(str(path), *START, "", message)])
     if "include" not in file.document:
         return RecipeSource(file, (), file.document, {})
     files = read_included(file, path.absolute().parent)

@@ -62,7 +62,7 @@ class RecipeFile:
     ) -> Problem:
         """What is wrong at a path of the document, with its line and column."""
         where = self.position(path, at)
-        return Problem(str(self.path), where.line, where.column, format_path(path), message)
+        return Problem(str(self.path), *where, format_path(path), message)
 
 
 def read_file(path: Path, shown: Path, limit: int = MAX_RECIPE_BYTES) -> RecipeFile:
@@ -139,5 +139,5 @@ def sweep_name(key: str) -> str:
 
 
 def _error(shown: Path, position: Position | None, message: str) -> RecipeError:
-    line, column = (position.line, position.column) if position else (None, None)
-    return RecipeError([Problem(str(shown), line, column, "", message)])
+    place: tuple[int | None, int | None] = position or (None, None)
+    return RecipeError([Problem(str(shown), *place, "", message)])

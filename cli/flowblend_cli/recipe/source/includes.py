@@ -211,7 +211,9 @@ class _Merger:
                 self._merge_over(file, value, former, here, there)
                 continue
             if isinstance(former, dict):
-                self._forget(here)
+                # What stood in the table is gone.
+                for known in [known for known in self.origins if known[: len(here)] == here]:
+                    del self.origins[known]
             into[key] = value
             self.origins[here] = (file, there)
 
@@ -244,11 +246,6 @@ class _Merger:
             self.origins["scene", len(merged)] = (part.file, there)
             merged.append(scene)
             self._writers.append({part.file})
-
-    def _forget(self, path: KeyPath) -> None:
-        """Drop the origins of a value that is replaced."""
-        for known in [known for known in self.origins if known[: len(path)] == path]:
-            del self.origins[known]
 
 
 def _name(scene: Any) -> str | None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from flowblend_cli.errors import ModelNameError
 from flowblend_cli.jobs import AdapterSpec, schedule_of
-from flowblend_cli.models.adapters import check_source, is_source
-from flowblend_cli.recipe.schema.tables import AdapterTable, BlendTable, ModelTable, StageTable
+from flowblend_cli.models.adapters import is_source, locate_adapter
+from flowblend_cli.recipe.schema.tables import BlendTable, ModelTable, StageTable
 from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.auto_stages import AUTOMATIC_KEYS, Automatic
 from flowblend_cli.utils.toml_positions import KeyPath
@@ -95,16 +95,12 @@ def _stage(table: StageTable) -> Stage:
         table.until,
         table.until_sigma,
         table.guidance_scale,
-        tuple(_adapter(adapter) for adapter in table.adapters),
+        tuple(Adapter(adapter_name(a.name), a.weight, a.end_weight) for a in table.adapters),
         table.cache,
         table.attention_backend,
         table.steps,
         table.scheduler,
     )
-
-
-def _adapter(table: AdapterTable) -> Adapter:
-    return Adapter(adapter_name(table.name), table.weight, table.end_weight)
 
 
 def adapter_name(name: str) -> str:
@@ -212,7 +208,7 @@ def find_adapters(
                 continue
             try:
                 source, origin = _source_of(adapter.name, role, model, path)
-                check_source(source, name, role, recipe_dir)
+                locate_adapter(source, name, role, recipe_dir)
             except ModelNameError as error:
                 problems.add(path, str(error), related=("model", "blend"))
                 continue

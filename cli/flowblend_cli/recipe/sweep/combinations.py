@@ -90,11 +90,6 @@ def axis_fields(tables: Tables) -> dict[str, str]:
     }
 
 
-def count_combinations(tables: Tables) -> int:
-    """How many combinations of settings there are at most, without making them."""
-    return math.prod(count_axes(table) for table in (tables.matrix, tables.sweep))
-
-
 def count_axes(table: AxisFields | None) -> int:
     """How many combinations one table has, without making them."""
     lengths = [len(values) for values in sweep_axes(table).values()]

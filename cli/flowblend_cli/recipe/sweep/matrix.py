@@ -17,7 +17,6 @@ from flowblend_cli.text import shorten
 from flowblend_cli.utils.suggestions import closest, did_you_mean
 
 Binding = Mapping[str, str]
-_NONE: tuple[Binding, ...] = ({},)
 _AXES = [info.alias or name for name, info in SweepTable.model_fields.items()]
 
 
@@ -61,7 +60,7 @@ class Binder:
             used: The variables; others multiply nothing.
         """
         if not used:
-            return _NONE
+            return ({},)
         key = (used, combination.zipped)
         if key not in self._known:
             self._known[key] = list(self._bind(combination, [n for n in self._values if n in used]))

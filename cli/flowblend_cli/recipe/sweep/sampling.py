@@ -35,11 +35,6 @@ class Sampler:
     own: str | None = None
     kind: NoiseKind | None = None
 
-    @property
-    def keeps_its_own(self) -> bool:
-        """Whether it is a pair whose noise levels only its own scheduler knows."""
-        return self.pair is not None and self.pair.flow_shift is None
-
 
 def check_sampling(
     values: dict[str, Any] | None,
@@ -101,8 +96,10 @@ def _unfit(values: Mapping[str, Any], sampler: Sampler) -> Iterator[tuple[str, s
             f"predicts noise: choose {classic}, or leave it out"
         )
         yield "scheduler", message
+    if sampler.pair is not None and sampler.pair.flow_shift is None:
+        return  # _own_scheduler_kept speaks of these keys
     for key in _FIXED_BY_SHIFT:
-        if values[key] is not None and not sampler.keeps_its_own:
+        if values[key] is not None:
             message = (
                 f"is of flow matching, and {sampler.name!r} is a classic pipeline, which predicts "
                 "noise: leave it out"

@@ -68,15 +68,6 @@ def make_variant(
     return None if maker.problems else variant
 
 
-@dataclass(frozen=True)
-class _Models:
-    """The models of a combination, as far as they are known."""
-
-    spec: ModelSpec | None = None
-    pair: KnownPair | None = None
-    pipeline_class: str | None = None
-
-
 class _VariantMaker:
     """Makes the variant of one combination, and keeps what is wrong with it."""
 
@@ -89,29 +80,23 @@ class _VariantMaker:
     def make(self) -> Variant | None:
         """The variant; None where a table is broken or a value can't be had."""
         tables, combination = self._tables, self._combination
-        models = self._models()
+        spec, pair, pipeline_class = self._models()
         are_models_sound = not self.problems
-        blend = self._blend(models)
-        if models.spec is not None and blend is not None and are_models_sound:
-            self._check_small_is_named(models.spec, blend)
-        sampler = self._sampler(models)
+        blend = self._blend(spec, pair, pipeline_class)
+        sampler = Sampler()
+        if spec is not None:
+            if blend is not None and are_models_sound:
+                self._check_small_is_named(spec, blend)
+            sampler = Sampler(spec.pipeline, pair, *own_solver(spec.pipeline, self._recipe_dir))
         values = self._merged("sampling")
         sampling = check_sampling(values, sampler, combination, _modes(tables), self.problems)
         if sampling is not None and blend is not None:
             solver = sampling.scheduler or sampler.own
             check_one_evaluation(solver, blend, combination, self.problems)
         output = self._merged("output")
-        if models.spec is None or blend is None or sampling is None or output is None:
+        if spec is None or blend is None or sampling is None or output is None:
             return None
-        return Variant(
-            combination,
-            models.spec,
-            models.pair,
-            models.pipeline_class,
-            blend,
-            sampling,
-            output,
-        )
+        return Variant(combination, spec, pair, pipeline_class, blend, sampling, output)
 
     def _merged(self, name: str) -> dict[str, Any] | None:
         """A table's values with the swept ones on top; None where the table is broken."""
@@ -121,10 +106,11 @@ class _VariantMaker:
         own = {key: getattr(table, key) for key in SWEPT_TABLES[name].model_fields}
         return own | self._combination.values_of(name)
 
-    def _models(self) -> _Models:
+    def _models(self) -> tuple[ModelSpec | None, KnownPair | None, str | None]:
+        """The models, their pair and the class of their pipeline, as far as they are known."""
         model = self._merged("model")
         if model is None:
-            return _Models()
+            return None, None, None
         path = self._combination.path
         del model["adapters"]  # a job has those that its stages name
         pair = find_pair(model["pipeline"])
@@ -156,9 +142,11 @@ class _VariantMaker:
                 "memory anyway: remove offload, or set device to 'auto'"
             )
             self.problems.add(path("model", "offload"), message, related=("model",))
-        return _Models(spec, pair, pipeline_class)
+        return spec, pair, pipeline_class
 
-    def _blend(self, models: _Models) -> Blend | None:
+    def _blend(
+        self, spec: ModelSpec | None, pair: KnownPair | None, pipeline_class: str | None
+    ) -> Blend | None:
         """The stages of a combination, and the adapters that they name."""
         blend, model, combination = self._tables.blend, self._tables.model, self._combination
         if blend is None:
@@ -172,7 +160,7 @@ class _VariantMaker:
             return None
         names = tuple(model.denoisers) if model is not None else ()
         # A known pair without a small model has one default that it can do.
-        has_small = models.pair is None or models.spec is None or models.spec.small is not None
+        has_small = pair is None or spec is None or spec.small is not None
         try:
             stages = resolve_stages(blend, swept, names, is_large_only=not has_small)
         except StageError as error:
@@ -183,7 +171,7 @@ class _VariantMaker:
             return None
         if not stages.is_long_form:
             return stages
-        check_settings(stages, model, models.pipeline_class, where, self.problems)
+        check_settings(stages, model, pipeline_class, where, self.problems)
         adapters = find_adapters(long_form, model, self._recipe_dir, where, self.problems)
         return replace(stages, adapters=adapters)
 
@@ -196,13 +184,6 @@ class _VariantMaker:
             self.problems.add(
                 self._combination.path("model", "small"), message, related=("model", "blend")
             )
-
-    def _sampler(self, models: _Models) -> Sampler:
-        """What is known offline of how a pipeline samples."""
-        if models.spec is None:
-            return Sampler()
-        name = models.spec.pipeline
-        return Sampler(name, models.pair, *own_solver(name, self._recipe_dir))
 
 
 @cache
