@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.artifacts.records import FOLDER, make_folders
+from flowblend_cli.artifacts.records import FOLDER, is_number, make_folders
 from flowblend_cli.errors import OutputError
 from flowblend_cli.utils.files import publish
 
@@ -189,7 +189,5 @@ def _entry(line: bytes) -> Entry | None:
         return None
     texts = (entry.file, entry.sha256, entry.recipe, entry.job_key, entry.pixels_sha256)
     numbers = (entry.size, entry.seed, entry.sampling_s)
-    is_sound = all(isinstance(text, str) for text in texts) and all(
-        isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers
-    )
+    is_sound = all(isinstance(text, str) for text in texts) and all(map(is_number, numbers))
     return entry if is_sound else None
