@@ -59,11 +59,6 @@ def points(value: float) -> str:
     return f"{value:.3f}"
 
 
-def signed(value: float) -> str:
-    """A difference of scores with its sign: ``"+0.012"``."""
-    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
-
-
 def with_interval(summary: SampleSummary) -> str:
     """A mean score with half its 95 % interval: ``"0.810 ± 0.020"``."""
     return points(summary.mean) + (f" ± {points(summary.half)}" if summary.half is not None else "")
@@ -190,7 +185,8 @@ def _fall(comparison: Comparison) -> Iterator[Sentence]:
 
 def signed_with_interval(apart: Difference) -> str:
     """A difference of scores with half its 95 % interval: ``"+0.012 ± 0.020"``."""
-    return signed(apart.mean) + (f" ± {points(apart.half)}" if apart.half is not None else "")
+    mean = f"{apart.mean:+.3f}".replace("-", "\N{MINUS SIGN}")
+    return mean + (f" ± {points(apart.half)}" if apart.half is not None else "")
 
 
 def _certainty(rows: Sequence[VariantSummary]) -> Iterator[Sentence]:
