@@ -81,18 +81,14 @@ def _fill(figure: Any, calibration: Calibration, choice: Choice) -> None:
     _draw_choices(strips, calibration, choices, choice)
     count = len(calibration.steps)
     strips.set_xlim(-0.5, count - 0.5)
-    ticks = _ticks(count)
+    stride = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, count) if count / s <= _TICKS)
+    ticks = list(range(0, count, stride))
     strips.set_xticks(ticks)
     strips.set_xlabel("step")
     above = upper.secondary_xaxis("top")
     above.set_xticks(ticks, [f"{calibration.steps[tick].sigma:.2f}" for tick in ticks])
     above.set_xlabel("noise level (sigma)")
     above.tick_params(length=3)
-
-
-def _ticks(count: int) -> list[int]:
-    stride = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, count) if count / s <= _TICKS)
-    return list(range(0, count, stride))
 
 
 def _title(calibration: Calibration) -> str:
