@@ -66,15 +66,12 @@ class Manifest:
         self._tell = tell
         self._file: int | None = None
         self._is_broken = False
-        self._entries: dict[str, Entry] = {}
         data = _read(self._path)
         self._is_torn = bool(data) and not data.endswith(b"\n")
-        self._lines = 0
-        for line in data.splitlines():
-            self._lines += 1
-            entry = _entry(line)
-            if entry is not None:
-                self._entries[entry.file] = entry
+        lines = data.splitlines()
+        self._lines = len(lines)
+        known = (entry for entry in map(_entry, lines) if entry is not None)
+        self._entries = {entry.file: entry for entry in known}
 
     def entry(self, name: str) -> Entry | None:
         """The entry of the file of this name; ``matches`` tells whether it still holds."""
