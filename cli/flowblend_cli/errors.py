@@ -61,7 +61,11 @@ class RecipeError(FlowBlendError, ValueError):
     exit_code = 2
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(sorted(set(problems), key=_reading_order))
+        in_order = sorted(
+            set(problems),
+            key=lambda one: (one.path, one.line or 0, one.column or 0, one.location, one.message),
+        )
+        self.problems = tuple(in_order)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
@@ -134,16 +138,6 @@ class LockedError(FlowBlendError, RuntimeError):
 
 # What no further job could be rendered after.
 ENDS_THE_BATCH = (ModelMissingError, OutputError, DeviceLostError)
-
-
-def _reading_order(problem: Problem) -> tuple[str, int, int, str, str]:
-    return (
-        problem.path,
-        problem.line or 0,
-        problem.column or 0,
-        problem.location,
-        problem.message,
-    )
 
 
 class StopRequested(BaseException):

@@ -381,11 +381,9 @@ def references(batch: Batch) -> dict[str, Job]:
     others = [axis for axis in batch.study.axes if axis not in dict(wanted)]
     relaxed = [axis for axis in others if axis != _MAY_DIFFER]
     found = [job for job in jobs if all(axis_value(job, a) == freeze(v) for a, v in wanted)]
-    known: dict[tuple[Any, ...], Job] = {}
-    nearly: dict[tuple[Any, ...], Job] = {}
-    for job in found:
-        known.setdefault(_place(job, others), job)
-        nearly.setdefault(_place(job, relaxed), job)
+    # Of several in one place, the first one.
+    known = {_place(job, others): job for job in reversed(found)}
+    nearly = {_place(job, relaxed): job for job in reversed(found)}
     ids = {job.id for job in found}
     chosen: dict[str, Job] = {}
     for job in jobs:

@@ -27,11 +27,10 @@ def printable(text: object) -> str:
     shown = str(text)
     if shown.isascii() and shown.isprintable():
         return shown
-    return "".join(_escape(character) if is_unsafe(character) else character for character in shown)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+    return "".join(
+        character.encode("unicode_escape").decode("ascii") if is_unsafe(character) else character
+        for character in shown
+    )
 
 
 def shorten(text: object, limit: int = 60) -> str:

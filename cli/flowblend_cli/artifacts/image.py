@@ -70,17 +70,12 @@ def encode_png(pixels: Frames, document: Document | None = None) -> bytes:
     info = PngImagePlugin.PngInfo()
     if document is not None:
         info.add_itxt(COMMENT, to_text(document))
-        info.add_itxt(PARAMETERS, _storable(parameters_text(document)))
+        # UTF-8 can't hold lone surrogates, nor a PNG text NUL.
+        parameters = parameters_text(document).encode("utf-8", "replace").decode("utf-8")
+        info.add_itxt(PARAMETERS, parameters.replace("\0", "\N{REPLACEMENT CHARACTER}"))
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", pnginfo=info)
     return buffer.getvalue()
-
-
-def _storable(text: str) -> str:
-    """Replace what UTF-8 or a PNG text can't hold: lone surrogates and NUL."""
-    return (
-        text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")
-    )
 
 
 def check_image(file: BinaryIO, *, name: str, pixels: Frames, document: Document) -> None:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.artifacts.records import FOLDER, make_folders
+from flowblend_cli.artifacts.records import FOLDER, is_number, make_folders
 from flowblend_cli.errors import OutputError
 from flowblend_cli.utils.files import publish
 
@@ -66,15 +66,12 @@ class Manifest:
         self._tell = tell
         self._file: int | None = None
         self._is_broken = False
-        self._entries: dict[str, Entry] = {}
         data = _read(self._path)
         self._is_torn = bool(data) and not data.endswith(b"\n")
-        self._lines = 0
-        for line in data.splitlines():
-            self._lines += 1
-            entry = _entry(line)
-            if entry is not None:
-                self._entries[entry.file] = entry
+        lines = data.splitlines()
+        self._lines = len(lines)
+        known = (entry for entry in map(_entry, lines) if entry is not None)
+        self._entries = {entry.file: entry for entry in known}
 
     def entry(self, name: str) -> Entry | None:
         """The entry of the file of this name; ``matches`` tells whether it still holds."""
@@ -189,7 +186,5 @@ def _entry(line: bytes) -> Entry | None:
         return None
     texts = (entry.file, entry.sha256, entry.recipe, entry.job_key, entry.pixels_sha256)
     numbers = (entry.size, entry.seed, entry.sampling_s)
-    is_sound = all(isinstance(text, str) for text in texts) and all(
-        isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers
-    )
+    is_sound = all(isinstance(text, str) for text in texts) and all(map(is_number, numbers))
     return entry if is_sound else None

@@ -122,12 +122,13 @@ def parameters_text(document: Document) -> str:
     resolved = document.get("resolved") or {}
     arguments = dict(job.get("arguments") or ())
     model = job.get("model") or {}
+    width, height = arguments.get("width"), arguments.get("height")
     settings = {
         "Steps": arguments.get("num_inference_steps"),
         "Sampler": (job.get("sampling") or {}).get("scheduler"),
         "CFG scale": arguments.get("guidance_scale"),
         "Seed": resolved.get("seed", job.get("seed")),
-        "Size": _size(arguments),
+        "Size": f"{width}x{height}" if width and height else None,
         "Model": model.get("pipeline"),
         "Stages": job.get("stage_string"),
         "Version": f"flowblend {document.get('flowblend', '')}".strip(),
@@ -139,8 +140,3 @@ def parameters_text(document: Document) -> str:
         ", ".join(f"{key}: {value}" for key, value in settings.items() if value is not None)
     )
     return "\n".join(lines)
-
-
-def _size(arguments: Mapping[str, Any]) -> str | None:
-    width, height = arguments.get("width"), arguments.get("height")
-    return f"{width}x{height}" if width and height else None

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from flowblend_cli.errors import OutputError
 from flowblend_cli.study import Selection
@@ -157,7 +157,7 @@ def _is_sound(record: JobRecord) -> bool:
     )
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value read from JSON is a finite number, and no boolean."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 

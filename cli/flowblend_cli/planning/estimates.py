@@ -226,7 +226,23 @@ class Estimates:
 
     def rendered(self, job: str, now: float) -> None:
         """Note that a job's frames are here, and learn what its steps don't explain."""
-        self._close(job, now)
+        present = self._under_way.pop(job, None)
+        if present is None or not present.is_whole:
+            return
+        work = present.work
+        if present.step != len(work.steps) - 1:
+            return
+        self._share_out(Counter(work.steps), now - present.began)
+        explained = self.speeds.total(Counter(work.steps)) or 0.0
+        if not present.is_cold:
+            if self._doubtful is not None:
+                self.speeds.forget(self._doubtful)
+                self._doubtful = None
+            self.speeds.note(work.rest, now - present.began - explained)
+        elif self.speeds.seconds(work.rest) is None:  # decoding for the first time is slow, too
+            last = self.speeds.seconds(work.steps[-1]) or 0.0
+            self.speeds.note(work.rest, now - present.step_began - last)
+            self._doubtful = work.rest
 
     def returned(self, job: str) -> None:
         """Note that a job came back unfinished, because the run stops."""
@@ -237,7 +253,7 @@ class Estimates:
         self._name(job)
         self._take(job, self._left.get(job, 0))
         if rendered:
-            self._close(job, now)
+            self.rendered(job, now)
         self._under_way.pop(job, None)
 
     def remaining_s(self, now: float) -> float | None:
@@ -289,25 +305,6 @@ class Estimates:
             self._count(self._works[job], -repeats)
             if not self._left[job]:
                 del self._left[job]
-
-    def _close(self, job: str, now: float) -> None:
-        present = self._under_way.pop(job, None)
-        if present is None or not present.is_whole:
-            return
-        work = present.work
-        if present.step != len(work.steps) - 1:
-            return
-        self._share_out(Counter(work.steps), now - present.began)
-        explained = self.speeds.total(Counter(work.steps)) or 0.0
-        if not present.is_cold:
-            if self._doubtful is not None:
-                self.speeds.forget(self._doubtful)
-                self._doubtful = None
-            self.speeds.note(work.rest, now - present.began - explained)
-        elif self.speeds.seconds(work.rest) is None:  # decoding for the first time is slow, too
-            last = self.speeds.seconds(work.steps[-1]) or 0.0
-            self.speeds.note(work.rest, now - present.step_began - last)
-            self._doubtful = work.rest
 
     def _share_out(self, steps: Mapping[Task, int], total_s: float) -> None:
         """Guess the seconds of steps that no job had enough of for them to be timed alone."""

@@ -70,16 +70,6 @@ class Cost:
 
     def to_document(self) -> dict[str, Any]:
         """Forwards and FLOPs as plain JSON values; ``flops`` is null where it is unknown."""
-        return {
-            "forwards": None if self.forwards is None else dict(self.forwards),
-            "flops": self._flops(),
-            "flops_note": self.note,
-        }
-
-    def _flops(self) -> dict[str, Any] | None:
-        summed = sum_up([self])
-        if summed is None:
-            return None
         denoisers = {
             role: {
                 "per_forward": {name: getattr(count, name) for name in CONVENTIONS},
@@ -87,7 +77,12 @@ class Cost:
             }
             for role, count in (self.counts or {}).items()
         }
-        return {**summed, "denoisers": denoisers}
+        summed = sum_up([self])
+        return {
+            "forwards": None if self.forwards is None else dict(self.forwards),
+            "flops": None if summed is None else {**summed, "denoisers": denoisers},
+            "flops_note": self.note,
+        }
 
 
 def cost_plan(

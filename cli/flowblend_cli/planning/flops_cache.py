@@ -101,23 +101,16 @@ def _path_of(asked: str) -> Path:
 def _read(path: Path) -> Count | None:
     """A count from the disk; None where there is none, or where it is damaged."""
     try:
-        answer = _parsed(path.read_text("utf-8"))
+        answer = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
-        return None
-    return None if answer is None else _count_of(answer)
-
-
-def _parsed(text: str) -> dict[str, Any] | None:
-    try:
-        answer = json.loads(text)
-    except ValueError:
         return None
     if not isinstance(answer, dict):
         return None
     if isinstance(answer.get("reason"), str):
-        return answer
+        return _count_of(answer)
     numbers = [answer.get("linear_only"), answer.get("full")]
-    return answer if all(type(number) is int and number > 0 for number in numbers) else None
+    is_sound = all(type(number) is int and number > 0 for number in numbers)
+    return _count_of(answer) if is_sound else None
 
 
 def _count_of(answer: Mapping[str, Any]) -> Count:

@@ -13,7 +13,6 @@ from typing import Any
 # Of the fields of /proc/PID/stat that follow the number and the name, counted from 0.
 _BORN = 19
 
-
 _CLEAR = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 

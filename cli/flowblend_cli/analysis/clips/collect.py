@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +34,6 @@ _AGAIN = ".again"
 _NAMED = 5
 
 
-@dataclass(frozen=True)
-class CollectedClips:
-    """The clips of a folder.
-
-    Args:
-        clips: The finished files, by name.
-        warnings: Files that aren't ours, are damaged, or are there twice.
-    """
-
-    clips: list[Clip]
-    warnings: list[str]
-
-
 def gather(folder: Path) -> Folder:
     """Read everything that a report is made from.
 
@@ -59,34 +46,38 @@ def gather(folder: Path) -> Folder:
     Raises:
         UsageError: It is no folder, or holds no finished file of ours.
     """
-    found = find_clips(folder)
-    sections, warnings = [], list(found.warnings)
-    for name, clips in sorted(group(found.clips, lambda clip: clip.job.recipe).items()):
+    found, warnings = find_clips(folder)
+    sections = []
+    for name, clips in sorted(group(found, lambda clip: clip.job.recipe).items()):
         section, further = _section(folder, name, clips)
         sections.append(section)
         warnings += further
     return Folder(folder.absolute().name, tuple(sections), tuple(warnings))
 
 
-def find_clips(folder: Path) -> CollectedClips:
+def find_clips(folder: Path) -> tuple[list[Clip], list[str]]:
     """Read the finished files of a folder, and their records.
+
+    Returns:
+        The clips, by name, and warnings of files that aren't ours, are damaged, or are there
+        twice.
 
     Raises:
         UsageError: It is no folder, or holds no finished file of ours.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: is no folder: give the one that clips were rendered into")
-    found = _collect(folder)
-    if not found.clips:
-        why = f" ({'; '.join(found.warnings)})" if found.warnings else ""
+    clips, warnings = _collect(folder)
+    if not clips:
+        why = f" ({'; '.join(warnings)})" if warnings else ""
         raise UsageError(
             f"{folder}: holds no finished file of flowblend{why}: give the folder that "
             "`flowblend render` wrote into"
         )
-    return found
+    return clips, warnings
 
 
-def _collect(folder: Path) -> CollectedClips:
+def _collect(folder: Path) -> tuple[list[Clip], list[str]]:
     warnings: list[str] = []
     foreign: list[str] = []
     clips: list[Clip] = []
@@ -109,7 +100,7 @@ def _collect(folder: Path) -> CollectedClips:
             pixels = (*original.record.pixels, again.record.pixels_sha256)
             record = replace(original.record, pixels=pixels)
             kept[original.job.recipe, original.id] = replace(original, record=record)
-    return CollectedClips(list(kept.values()), warnings)
+    return list(kept.values()), warnings
 
 
 def _read_clip(path: Path, warnings: list[str], foreign: list[str]) -> Clip | None:

@@ -51,18 +51,16 @@ def complete(
         else:
             warnings.append(f"{count(len(lacking), 'file')} not measured: {metrics.missing()}")
     weights = dict(study.measure.weights)
-    scored = [_scored(clip, weights) for clip in found.values()]
+    scored = []
+    for clip in found.values():
+        values = {**clip.record.metrics, **clip.costs}
+        scored.append(replace(clip, score=score_of(clip.job.prompt, values, weights)))
     if any(clip.record.measured_on == "file" for clip in scored):
         warnings.append(
             "measured on the encoded files where no record of the rendered frames was left: "
             "compression adds a little to flicker and takes a little sharpness"
         )
     return tuple(scored), warnings
-
-
-def _scored(clip: Clip, weights: dict[str, float]) -> Clip:
-    values = {**clip.record.metrics, **clip.costs}
-    return replace(clip, score=score_of(clip.job.prompt, values, weights))
 
 
 def _references(folder: Path, clips: Sequence[Clip], study: Study) -> dict[str, Clip]:
@@ -81,13 +79,10 @@ def _measured(folder: Path, clip: Clip, other: Clip | None, study: Study) -> Cli
     names = study.measure.names
     if names is not None:
         fitting = {"frames", "reference"} if reference is not None else {"frames"}
-        names = tuple(n for n in names if n in metrics.METRICS and _needs(n) in fitting)
+        known = {name for name, metric in metrics.METRICS.items() if metric.needs in fitting}
+        names = tuple(name for name in names if name in known)
     values = metrics.measure(frames, names, reference=reference)
     return replace(clip, record=replace(clip.record, metrics=values, measured_on="file"))
-
-
-def _needs(name: str) -> str:
-    return metrics.METRICS[name].needs
 
 
 def _frames(folder: Path, clip: Clip) -> Any:

@@ -42,11 +42,6 @@ class VariantGroup:
         value = dict(self.values).get(STEPS)
         return value if isinstance(value, int) else None
 
-    @property
-    def others(self) -> tuple[tuple[str, Any], ...]:
-        """The values of all axes but the number of steps."""
-        return tuple(pair for pair in self.values if pair[0] != STEPS)
-
 
 def settings(job: Job) -> dict[str, Hashable]:
     """The settings of a job but scene, prompt and seeds, by their keys in a recipe."""
@@ -149,12 +144,10 @@ def say(axis: str, value: Any) -> str:
         return f"{value} steps"
     if axis == MODE:
         return str(value).upper()
-    if axis == "blend.stages":
+    if axis in ("blend.stages", "blend.stage"):
         return shown(value)
-    name = {"guidance_scale": "guidance", "negative_prompt": "without", "blend.stage": ""}.get(axis)
-    if name == "":
-        return shown(value)
-    return f"{name or axis.rpartition('.')[2]} {shown(value)}"
+    names = {"guidance_scale": "guidance", "negative_prompt": "without"}
+    return f"{names.get(axis, axis.rpartition('.')[2])} {shown(value)}"
 
 
 def shown(value: Any) -> str:

@@ -168,11 +168,10 @@ def compare(section: Section) -> Comparison:
         return Comparison((), (), (), ())
     axes = find_axes(clips, section.study.axes)
     variants = find_variants(clips, axes)
-    standard = _standard(variants)
     rows = _judged([_row(variant) for variant in variants], variants)
+    standard = _standard(rows)
     rows = [
-        replace(row, share=_share(variant, variants, standard), use=_use(row, rows, clips))
-        for row, variant in zip(rows, variants, strict=True)
+        replace(row, share=_share(row, rows, standard), use=_use(row, rows, clips)) for row in rows
     ]
     is_pictures = all(clip.is_picture for clip in clips)
     return Comparison(
@@ -239,27 +238,26 @@ def _judged(rows: list[VariantSummary], variants: Sequence[VariantGroup]) -> lis
     return [replace(row, is_winner=row is winner) for row in judged]
 
 
-def _standard(variants: Sequence[VariantGroup]) -> VariantGroup | None:
+def _standard(rows: Sequence[VariantSummary]) -> VariantSummary | None:
     """The variant that seconds are shares of: the one of 50 steps, else the longest."""
-    timed = [v for v in variants if any(clip.seconds is not None for clip in v.clips)]
-    standard = [v for v in timed if v.steps == STANDARD_STEPS]
+    timed = [row for row in rows if row.seconds]
+    standard = [row for row in timed if row.steps == STANDARD_STEPS]
     return standard[0] if standard else max(timed, key=_median_s, default=None)
 
 
-def _median_s(variant: VariantGroup) -> float:
-    summary = summarise([clip.seconds for clip in variant.clips if clip.seconds is not None])
-    return summary.median if summary else 0.0
+def _median_s(row: VariantSummary) -> float:
+    return row.seconds.median if row.seconds else 0.0
 
 
 def _share(
-    variant: VariantGroup, variants: Sequence[VariantGroup], standard: VariantGroup | None
+    row: VariantSummary, rows: Sequence[VariantSummary], standard: VariantSummary | None
 ) -> float | None:
     """Seconds relative to the standard with the same other settings, where there is one."""
-    if standard is None or len(variants) < 2:
+    if standard is None or len(rows) < 2:
         return None
-    like = [v for v in variants if v.steps == standard.steps and v.others == variant.others]
+    like = [one for one in rows if one.steps == standard.steps and one.others == row.others]
     base = _median_s(like[0] if like and standard.steps is not None else standard)
-    own = _median_s(variant)
+    own = _median_s(row)
     return own / base if base and own else None
 
 

@@ -95,6 +95,5 @@ def _equal_groups(clips: Iterable[Clip], *, is_deterministic: bool) -> Iterable[
 
 
 def _identity(clip: Clip, *, with_noise: bool) -> Hashable:
-    found = tuple(sorted(settings(clip.job).items(), key=lambda pair: pair[0]))
     noise = clip.noise if with_noise else clip.seed
-    return clip.subject, noise, clip.job.image, found
+    return clip.subject, noise, clip.job.image, frozenset(settings(clip.job).items())

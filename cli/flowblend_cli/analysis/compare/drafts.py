@@ -119,23 +119,19 @@ def adapted(section: Section) -> tuple[AdaptedRender, ...]:
     families = group(further, lambda job: own_job(job, section.clips))
     rows = []
     for of, jobs in families.items():
-        members = [clips[job] for job in [of, *jobs] if job in clips]
-        members.sort(key=_round)
-        rows += [_adapted(clip, of) for clip in members]
+        renders = [_adapted(clips[job], of) for job in [of, *jobs] if job in clips]
+        rows += sorted(renders, key=lambda render: render.round)
     return tuple(rows)
-
-
-def _round(clip: Clip) -> int:
-    return clip.job.origin.round if clip.job.origin else 0
 
 
 def _adapted(clip: Clip, of: str) -> AdaptedRender:
     guidance = clip.job.argument("guidance_scale")
+    origin = clip.job.origin
     return AdaptedRender(
         clip.id,
         of,
-        _round(clip),
-        clip.job.origin.reason if clip.job.origin and clip.kind == "adapted" else "",
+        origin.round if origin else 0,
+        origin.reason if origin and clip.kind == "adapted" else "",
         clip.job.num_inference_steps,
         float(guidance) if isinstance(guidance, (int, float)) else None,
         clip.score,

@@ -60,10 +60,7 @@ def _part(section: Section) -> RecipeReport:
     comparison = conclusions.compare(section)
     by_mode = determinism.determinism_by_mode(section.clips)
     costs, adapted = drafts.draft_costs(section), drafts.adapted(section)
-    about_modes = [
-        *sentences.same(by_mode),
-        *sentences.spread(section.spreads),
-    ]
+    about_modes = [*sentences.same(by_mode), *sentences.spread(section.spreads)]
     compared = list(sentences.compared(comparison))
     modes_first = len(conclusions.modes(comparison)) > 1
     found = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from flowblend_cli.analysis.clips.clip import Clip, Section, Spread
@@ -39,19 +40,9 @@ class Sentence:
     text: str
 
 
-def answer(text: str) -> Sentence:
-    """A sentence that answers a question."""
-    return Sentence("answer", text)
-
-
-def note(text: str) -> Sentence:
-    """A sentence that limits an answer."""
-    return Sentence("note", text)
-
-
-def warning(text: str) -> Sentence:
-    """A sentence that warns."""
-    return Sentence("warning", text)
+answer = partial(Sentence, "answer")
+note = partial(Sentence, "note")
+warning = partial(Sentence, "warning")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -66,11 +57,6 @@ def number(value: float | None, digits: int = 3) -> str:
 def points(value: float) -> str:
     """A score: two digits, three where two would hide a difference of the tolerance."""
     return f"{value:.3f}"
-
-
-def signed(value: float) -> str:
-    """A difference of scores with its sign: ``"+0.012"``."""
-    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def with_interval(summary: SampleSummary) -> str:
@@ -98,7 +84,11 @@ def compared(comparison: Comparison) -> Iterator[Sentence]:
     """Sentences about a comparison: the winner, its certainty, and the winning clips."""
     if len(comparison.rows) > 1:
         if comparison.best is None:
-            yield warning(_no_scores(comparison))
+            yield warning(
+                f"No winner among {count(len(comparison.rows), 'variant')}: none has a score, "
+                "because nothing was measured. pip install 'flowblend[metrics]', then run the "
+                "report again."
+            )
         elif len(comparison.curve()) > 1:
             yield from _about_steps(comparison)
         else:
@@ -116,13 +106,6 @@ def compared(comparison: Comparison) -> Iterator[Sentence]:
             "A picture's default score is its sharpness alone, which noise raises too: flowblend "
             "review lets people judge, and [score] weights what you trust."
         )
-
-
-def _no_scores(comparison: Comparison) -> str:
-    return (
-        f"No winner among {count(len(comparison.rows), 'variant')}: none has a score, because "
-        "nothing was measured. pip install 'flowblend[metrics]', then run the report again."
-    )
 
 
 def _about_steps(comparison: Comparison) -> Iterator[Sentence]:
@@ -202,7 +185,8 @@ def _fall(comparison: Comparison) -> Iterator[Sentence]:
 
 def signed_with_interval(apart: Difference) -> str:
     """A difference of scores with half its 95 % interval: ``"+0.012 ± 0.020"``."""
-    return signed(apart.mean) + (f" ± {points(apart.half)}" if apart.half is not None else "")
+    mean = f"{apart.mean:+.3f}".replace("-", "\N{MINUS SIGN}")
+    return mean + (f" ± {points(apart.half)}" if apart.half is not None else "")
 
 
 def _certainty(rows: Sequence[VariantSummary]) -> Iterator[Sentence]:

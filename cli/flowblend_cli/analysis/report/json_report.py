@@ -32,11 +32,7 @@ def to_document(report: Report, reviews: Reviews | None = None) -> dict[str, Any
         "v": VERSION,
         "flowblend": __version__,
         "report": report.folder.name,
-        "jobs": [
-            _job(clip, part)
-            for part in report.parts
-            for clip in part.section.clips
-        ],
+        "jobs": [_job(clip, part) for part in report.parts for clip in part.section.clips],
         "studies": [_study(part) for part in report.parts],
         "determinism": [
             {"recipe": part.section.name, **asdict(one), "renders": one.renders,

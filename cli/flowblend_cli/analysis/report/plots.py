@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowblend_cli.analysis.clips.clip import Clip
-from flowblend_cli.analysis.clips.variants import STEPS
+from flowblend_cli.analysis.clips.variants import STEPS, group
 from flowblend_cli.analysis.compare.conclusions import Comparison, VariantSummary, pair_of
 from flowblend_cli.analysis.compare.findings import RecipeReport
 from flowblend_cli.analysis.compare.statistics import summarise
@@ -187,11 +187,8 @@ def _draw(
 
 def _lines_over_steps(rows: Sequence[VariantSummary]) -> dict[str, list[int]]:
     """Rows that differ in steps alone are one line; places of rows by the line's name."""
-    lines: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        lines.setdefault(shorten(", ".join(row.labels_without_steps) or "mean", 30), []).append(
-            place
-        )
+    names = [shorten(", ".join(row.labels_without_steps) or "mean", 30) for row in rows]
+    lines = group(range(len(rows)), lambda place: names[place])
     return dict(list(lines.items())[: len(_SERIES)])
 
 

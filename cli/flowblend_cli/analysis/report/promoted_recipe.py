@@ -101,7 +101,8 @@ def _scene(clips: list[Clip], shared: Mapping[str, Any], out: Path) -> Iterator[
         job = clip.job
         values: dict[str, Any] = {
             "name": job.scene if number == 0 else f"{job.scene}-{number + 1}",
-            "prompt": _literal(job.prompt),
+            # Braces would offer alternatives; doubled, they stand for themselves.
+            "prompt": job.prompt.replace("{", "{{").replace("}", "}}"),
             "negative_prompt": job.negative_prompt,
             "image": _image(clip, out) if job.image else None,
             "seeds": [clip.seed],
@@ -121,11 +122,6 @@ def _image(clip: Clip, out: Path) -> str:
             f"folder or below it: write to a file in {place.parent}"
         )
     return place.relative_to(folder).as_posix()
-
-
-def _literal(prompt: str) -> str:
-    """A prompt that expands to itself: braces would offer alternatives."""
-    return prompt.replace("{", "{{").replace("}", "}}")
 
 
 def _model(job: Job, source: Path) -> Iterator[str]:

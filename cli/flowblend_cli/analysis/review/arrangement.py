@@ -77,23 +77,23 @@ class Arrangement:
 
     def key(self) -> dict[str, Any]:
         """The document that un-blinds the ratings, as JSON values."""
-        items = {}
-        for one in self.sets:
-            for item in one.items:
-                items[item.id] = {
-                    "criteria": list(one.criteria),
-                    "clips": [self._told(clip) for clip in item.clips],
-                }
+        items = {
+            item.id: {
+                "criteria": list(one.criteria),
+                "clips": [self._told(clip) for clip in item.clips],
+            }
+            for one in self.sets
+            for item in one.items
+        }
         return {"v": KEY_VERSION, "review": self.id, "seed": self.seed, "items": items}
 
     def _told(self, clip: Clip) -> dict[str, Any]:
-        recipe = clip.job.recipe
         return {
-            "recipe": recipe,
+            "recipe": clip.job.recipe,
             "job": clip.id,
             "scene": clip.job.scene,
             "seed": clip.seed,
-            "variant": self.labels[recipe, clip.id],
+            "variant": self.labels[clip.job.recipe, clip.id],
         }
 
 
@@ -130,13 +130,10 @@ def arrange(
         for place, some in enumerate(same):
             items.append(Item(_draw_id(shuffler, ids), _letter(place), tuple(some)))
         first = members[0]
-        chosen = asked.get(first.job.recipe) or _default_criteria(first)
+        usual = PICTURE_CRITERIA if first.is_picture else CLIP_CRITERIA
+        chosen = asked.get(first.job.recipe) or usual
         sets.append(ReviewSet(first.job.prompt, chosen, tuple(items)))
     return Arrangement(review, seed, tuple(sets), _labels(ordered, preferred))
-
-
-def _default_criteria(clip: Clip) -> tuple[str, ...]:
-    return PICTURE_CRITERIA if clip.is_picture else CLIP_CRITERIA
 
 
 def _review_id(clips: Sequence[Clip], seed: int, criteria: Mapping[str, tuple[str, ...]]) -> str:

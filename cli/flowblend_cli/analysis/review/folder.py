@@ -60,8 +60,8 @@ def write_review(
         UsageError: There is nothing to review, or the extra ``report`` isn't installed.
         OutputError: A file can't be read or written, or the page's name is somebody else's.
     """
-    found = find_clips(output_dir)
-    clips = _of_scenes(output_dir, found.clips, scenes)
+    found, warnings = find_clips(output_dir)
+    clips = _of_scenes(output_dir, found, scenes)
     recipes = {clip.job.recipe for clip in clips}
     kept = {name: kept_recipe(output_dir, name) for name in sorted(recipes)}
     studies = {name: recipe.study if recipe else Study() for name, recipe in kept.items()}
@@ -85,7 +85,7 @@ def write_review(
     _write_copies(output_dir, arrangement, copies)
     publish(page, html.encode())
     _remove_former(output_dir, {item.filename for item in arrangement.items})
-    return ReviewFiles(page, key, arrangement, tuple(found.warnings))
+    return ReviewFiles(page, key, arrangement, tuple(warnings))
 
 
 def _of_scenes(output_dir: Path, clips: Sequence[Clip], scenes: Sequence[str]) -> list[Clip]:
@@ -148,17 +148,13 @@ def _write_copies(
 
 def _remove_former(output_dir: Path, kept: set[str]) -> None:
     """Remove the copies of former reviews: only names that a key of this folder holds."""
-    for name in _former(output_dir) - kept:
+    former: set[str] = set()
+    for key in (output_dir / FOLDER / "reviews").glob("*.json"):
+        items = (read_json(key) or {}).get("items")
+        ids: Iterable[Any] = items if isinstance(items, dict) else ()
+        former |= {f"{item}{suffix}" for item in ids for suffix in (".mp4", ".png")}
+    for name in former - kept:
         path = output_dir / COPIES / name
-        if path.is_file() and not path.is_symlink():
+        if _COPY_NAME.fullmatch(name) and path.is_file() and not path.is_symlink():
             with contextlib.suppress(OSError):
                 path.unlink()
-
-
-def _former(output_dir: Path) -> set[str]:
-    names: set[str] = set()
-    for path in (output_dir / FOLDER / "reviews").glob("*.json"):
-        items = (read_json(path) or {}).get("items")
-        ids: Iterable[Any] = items if isinstance(items, dict) else ()
-        names |= {f"{item}{suffix}" for item in ids for suffix in (".mp4", ".png")}
-    return {name for name in names if _COPY_NAME.fullmatch(name)}

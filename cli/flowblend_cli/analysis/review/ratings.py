@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.analysis.review.arrangement import KEY_VERSION
-from flowblend_cli.artifacts.records import read_json, review_path
+from flowblend_cli.artifacts.records import is_number, read_json, review_path
 from flowblend_cli.errors import UsageError
 from flowblend_cli.text import printable, shorten
 
@@ -197,14 +197,13 @@ def _text(path: Path, entry: Mapping[str, Any], name: str) -> str:
 
 
 def _score(path: Path, place: tuple[str, str], score: object) -> float:
-    is_number = isinstance(score, (int, float)) and not isinstance(score, bool)
-    if not is_number or not LEAST <= score <= MOST:  # type: ignore[operator]
+    if not is_number(score) or not LEAST <= score <= MOST:
         raise _wrong(
             path,
             f"{shorten(place[1])} of item {shorten(place[0])} is {shorten(repr(score))}, not a "
             f"number from {LEAST} to {MOST}",
         )
-    return float(score)  # type: ignore[arg-type]
+    return float(score)
 
 
 def _wrong(path: Path, what: str) -> RatingsError:

@@ -122,15 +122,16 @@ def about_settings(settings: Mapping[str, Any], environ: Mapping[str, str]) -> I
         settings: What ``flowblend_plugin.numerics.numeric_settings`` text.
         environ: The environment's variables.
     """
-    on_cuda = settings["device"] == "cuda"
-    yield _about_device(settings)
+    name = f" ({settings['device_name']})" if settings["device_name"] else ""
+    text = f'"auto" takes {settings["device"]}{name}, in {settings["dtype"]}'
+    yield Finding("device", "ok", text)
     yield _about_threads(settings["threads"], environ)
     yield _about_precision(settings, environ)
     yield _about_onednn(settings, environ)
     yield _about_cpu(settings, environ)
     yield _about_attention(settings, environ)
-    yield _about_cudnn(settings, on_cuda=on_cuda)
-    yield _about_cublas(environ, on_cuda=on_cuda)
+    yield _about_cudnn(settings)
+    yield _about_cublas(settings, environ)
     if settings["device"] == "cpu":
         yield Finding(
             "gpu",
@@ -139,12 +140,6 @@ def about_settings(settings: Mapping[str, Any], environ: Mapping[str, str]) -> I
             "only a GPU can tell whether renders on it agree, and what they need of its memory: "
             "run flowblend doctor there",
         )
-
-
-def _about_device(settings: Mapping[str, Any]) -> Finding:
-    name = f" ({settings['device_name']})" if settings["device_name"] else ""
-    text = f'"auto" takes {settings["device"]}{name}, in {settings["dtype"]}'
-    return Finding("device", "ok", text)
 
 
 def _about_threads(threads: int, environ: Mapping[str, str]) -> Finding:
@@ -204,14 +199,14 @@ def _about_attention(settings: Mapping[str, Any], environ: Mapping[str, str]) ->
     return Finding("attention", "ok", text)
 
 
-def _about_cudnn(settings: Mapping[str, Any], *, on_cuda: bool) -> Finding:
+def _about_cudnn(settings: Mapping[str, Any]) -> Finding:
     flags = {
         "benchmark": settings["cudnn_benchmark"],
         "deterministic": settings["cudnn_deterministic"],
         "deterministic algorithms": settings["deterministic_algorithms"],
     }
     text = ", ".join(f"{name} {'on' if is_on else 'off'}" for name, is_on in flags.items())
-    if not on_cuda:
+    if settings["device"] != "cuda":
         return Finding("cudnn", "ok", f"{text}; not used without CUDA")
     if flags["benchmark"]:
         advice = "it picks algorithms by their speed, so runs may differ: switch it off"
@@ -222,10 +217,10 @@ def _about_cudnn(settings: Mapping[str, Any], *, on_cuda: bool) -> Finding:
     return Finding("cudnn", "ok", text)
 
 
-def _about_cublas(environ: Mapping[str, str], *, on_cuda: bool) -> Finding:
+def _about_cublas(settings: Mapping[str, Any], environ: Mapping[str, str]) -> Finding:
     workspace = environ.get("CUBLAS_WORKSPACE_CONFIG")
     text = "CUBLAS_WORKSPACE_CONFIG is " + (workspace or "not set")
-    if not on_cuda:
+    if settings["device"] != "cuda":
         return Finding("cublas", "ok", f"{text}; not used without CUDA")
     if workspace not in _WORKSPACES:
         advice = "cuBLAS promises equal runs with CUBLAS_WORKSPACE_CONFIG=:4096:8"

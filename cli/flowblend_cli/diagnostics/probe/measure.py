@@ -11,7 +11,6 @@ from flowblend_cli.diagnostics.probe.prepare import ProbePlan
 from flowblend_cli.diagnostics.probe.progress_bar import ProbeBar, runs_of
 from flowblend_cli.engine.signals import StopSignals
 from flowblend_cli.errors import OutputError, StopRequested, UsageError
-from flowblend_cli.jobs import ModelSpec
 from flowblend_cli.models.calibrations import read_calibration
 from flowblend_cli.models.identity import resolve_models
 from flowblend_cli.utils.files import publish
@@ -62,10 +61,15 @@ def measure(
     """
     # torch: only where something is measured
     from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
+    from flowblend_cli.engine.runtime.placement import Placement
     from flowblend_plugin.calibration.sensitivity import default_positions
 
     job = probing.jobs[0]
-    _refuse_offloading(job.model)
+    if Placement(job.model).offload != "none":
+        raise UsageError(
+            f"a probe asks both denoisers at every step, so that none can be offloaded (found "
+            f"offload = {job.model.offload!r}): add --set model.offload=none"
+        )
     asked = default_positions(job.num_inference_steps, positions)
     progress = ProbeBar(list(runs_of(probing.jobs, sensitivity_prompts, asked)), quiet=quiet)
     with progress, StopSignals(progress.message) as stop:
@@ -94,16 +98,6 @@ def measure(
             )
         except StopRequested:
             raise Stopped(stop.exit_code or 1) from None
-
-
-def _refuse_offloading(model: ModelSpec) -> None:
-    from flowblend_cli.engine.runtime.placement import Placement
-
-    if Placement(model).offload != "none":
-        raise UsageError(
-            f"a probe asks both denoisers at every step, so that none can be offloaded (found "
-            f"offload = {model.offload!r}): add --set model.offload=none"
-        )
 
 
 def outputs(path: Path) -> tuple[Path, ...]:

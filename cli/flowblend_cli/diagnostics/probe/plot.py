@@ -21,6 +21,7 @@ _SHOWN = ("contiguous", "free", "extrapolated")
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 _BLUE, _ORANGE, _GREEN, _PINK, _BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#222222"
 _ROLES = {"large": _BLUE, "small": _ORANGE, "extrapolated": "#DDDDDD"}
+_HATCHES = {"extrapolated": "///"}
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "flowblend",
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
@@ -80,18 +81,14 @@ def _fill(figure: Any, calibration: Calibration, choice: Choice) -> None:
     _draw_choices(strips, calibration, choices, choice)
     count = len(calibration.steps)
     strips.set_xlim(-0.5, count - 0.5)
-    ticks = _ticks(count)
+    stride = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, count) if count / s <= _TICKS)
+    ticks = list(range(0, count, stride))
     strips.set_xticks(ticks)
     strips.set_xlabel("step")
     above = upper.secondary_xaxis("top")
     above.set_xticks(ticks, [f"{calibration.steps[tick].sigma:.2f}" for tick in ticks])
     above.set_xlabel("noise level (sigma)")
     above.tick_params(length=3)
-
-
-def _ticks(count: int) -> list[int]:
-    stride = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, count) if count / s <= _TICKS)
-    return list(range(0, count, stride))
 
 
 def _title(calibration: Calibration) -> str:
@@ -180,6 +177,8 @@ def _choices(calibration: Calibration, choice: Choice) -> list[Choice | str]:
 def _draw_choices(
     axes: Any, calibration: Calibration, choices: Sequence[Choice | str], chosen: Choice
 ) -> None:
+    from matplotlib.patches import Patch
+
     names = []
     for row, one in enumerate(choices):
         if isinstance(one, str):
@@ -203,7 +202,10 @@ def _draw_choices(
     budget = float(chosen.evidence["budget"])
     axes.set_title(f"chosen for a budget of {budget:g} of the all-large cost", fontsize=10,
                    loc="left")  # fmt: skip
-    handles = [_patch(colour, role) for role, colour in _ROLES.items()]
+    handles = [
+        Patch(facecolor=colour, edgecolor="white", hatch=_HATCHES.get(role), label=role)
+        for role, colour in _ROLES.items()
+    ]
     axes.legend(handles=handles, ncols=3, fontsize=9, loc="lower right", bbox_to_anchor=(1, 0.98))
 
 
@@ -214,13 +216,6 @@ def _draw_strip(axes: Any, row: int, choice: Choice) -> None:
         axes.barh(
             row, length, left=start - 0.5, height=0.62, color=_ROLES.get(role, _BLACK),
             edgecolor="white", linewidth=0.8,
-            hatch="///" if role == "extrapolated" else None,
+            hatch=_HATCHES.get(role),
         )  # fmt: skip
         start += length
-
-
-def _patch(colour: str, role: str) -> Any:
-    from matplotlib.patches import Patch
-
-    hatch = "///" if role == "extrapolated" else None
-    return Patch(facecolor=colour, edgecolor="white", hatch=hatch, label=role)
