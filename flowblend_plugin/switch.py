@@ -6,13 +6,12 @@ import itertools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
 from diffusers.callbacks import PipelineCallback
 
-from flowblend_plugin.denoisers.conditioning import FittedInputs
+from flowblend_plugin.denoisers.conditioning import fit_all
 from flowblend_plugin.denoisers.placement import (
     Denoiser,
     DenoiserSlots,
@@ -154,8 +153,8 @@ class DenoiserSwitch(PipelineCallback):
             undo.callback(lora.remove)
             residency = Residency(pipe, self._slots)
             undo.callback(residency.remove)
-            self._inputs = FittedInputs(self._slots)
-            undo.callback(self._inputs.remove)
+            self._inputs = fit_all(self._slots)
+            undo.callback(self._inputs.close)
             own = (lora, residency, guidance, attention, self._caches, extrapolation, early_exit)
             self._hooks: tuple[StageHook, ...] = (*own, *further)
             self._states = _states(self._hooks)
@@ -204,7 +203,7 @@ class DenoiserSwitch(PipelineCallback):
             undo.callback(self._restore_scheduler)
             for hook in self._hooks:
                 undo.callback(hook.remove)
-            undo.callback(self._inputs.remove)
+            undo.callback(self._inputs.close)
             undo.callback(self.trajectory_finished)
 
     def _restore_scheduler(self) -> None:
@@ -215,12 +214,7 @@ class DenoiserSwitch(PipelineCallback):
     def __enter__(self) -> DenoiserSwitch:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.detach()
 
     # Called by the scheduler.
