@@ -20,9 +20,7 @@ from flowblend_plugin.denoisers.placement import (
     forget_switch,
     living_switch,
     note_switch,
-    own_slots,
     place,
-    refuse_second,
     take_back,
 )
 from flowblend_plugin.errors import CheckpointError, SwitchError
@@ -109,11 +107,10 @@ class DenoiserSwitch(PipelineCallback):
         super().__init__()
         if solver_history not in ("keep", "reset"):
             raise SwitchError(f"solver_history must be 'keep' or 'reset', got {solver_history!r}")
-        refuse_second(pipe)
+        own = take_back(pipe)
         given = all_denoisers(small, denoisers)
         self._pipe = pipe
         self._on_step = on_step
-        own = take_back(pipe, own_slots(pipe))
         self._solver_history = solver_history
         self._original_scheduler = getattr(pipe.scheduler, "_flowblend_original", pipe.scheduler)
         letters = stage_letters(tuple(given))
@@ -200,16 +197,12 @@ class DenoiserSwitch(PipelineCallback):
             return
         with ExitStack() as undo:  # last in, first out, and all of it where one of them raises
             undo.callback(forget_switch, self._pipe)
-            undo.callback(self._restore_scheduler)
+            undo.callback(setattr, self._pipe, "scheduler", self._original_scheduler)
+            undo.callback(self._scheduler.detach_listener)
             for hook in self._hooks:
                 undo.callback(hook.remove)
             undo.callback(self._inputs.close)
             undo.callback(self.trajectory_finished)
-
-    def _restore_scheduler(self) -> None:
-        self._scheduler.detach_listener()
-        if self._pipe.scheduler is not self._original_scheduler:
-            self._pipe.scheduler = self._original_scheduler
 
     def __enter__(self) -> DenoiserSwitch:
         return self

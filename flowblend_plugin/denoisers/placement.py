@@ -208,8 +208,18 @@ def living_switch(pipe: Any) -> Any:
     return entry[0]() if entry is not None else None
 
 
-def take_back(pipe: Any, found: DenoiserSlots) -> DenoiserSlots:
-    """Give a pipe its own denoisers back after a switch that was forgotten in mid-trajectory."""
+def take_back(pipe: Any) -> DenoiserSlots:
+    """Find a pipe's own denoisers, after a switch that was forgotten in mid-trajectory, too.
+
+    Raises:
+        SwitchError: The pipe has a switch, or no denoiser.
+    """
+    if living_switch(pipe) is not None:
+        raise SwitchError(
+            "this pipe has a DenoiserSwitch already: leave its with block, or detach() it, before "
+            "attaching another"
+        )
+    found = own_slots(pipe)
     entry = _attached.pop(pipe, None)
     if entry is None:
         return found
@@ -217,16 +227,3 @@ def take_back(pipe: Any, found: DenoiserSlots) -> DenoiserSlots:
         if getattr(pipe, name) is not module:
             setattr(pipe, name, module)
     return own_slots(pipe)
-
-
-def refuse_second(pipe: Any) -> None:
-    """Raise if a pipe has a switch.
-
-    Raises:
-        SwitchError: It has.
-    """
-    if living_switch(pipe) is not None:
-        raise SwitchError(
-            "this pipe has a DenoiserSwitch already: leave its with block, or detach() it, before "
-            "attaching another"
-        )

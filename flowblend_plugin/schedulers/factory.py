@@ -144,10 +144,10 @@ def _check_classic(
         )
     if flow_shift is not None:
         raise SchedulerConfigError(f"{chosen!r} has no flow_shift: leave it out")
-    lost = _lost(config, _LOST_CLASSIC)
+    lost = lost_settings(config, _LOST_CLASSIC)
     if lost:
         raise SchedulerConfigError(
-            f"this pipeline's {kind} has {lost}, which {chosen!r} would lose: leave "
+            f"this pipeline's {kind} has {', '.join(lost)}, which {chosen!r} would lose: leave "
             "scheduler out, and keep the pipeline's own"
         )
 
@@ -183,18 +183,18 @@ def _check_flow(own: Any, config: Mapping[str, Any]) -> None:
 
 
 def _check_lost(own: Any, config: Mapping[str, Any]) -> None:
-    lost = _lost(config, _LOST)
+    lost = lost_settings(config, _LOST)
     if lost:
         raise SchedulerConfigError(
-            f"this pipeline's {type(own).__name__} has {lost}, which another solver "
+            f"this pipeline's {type(own).__name__} has {', '.join(lost)}, which another solver "
             "would lose: leave scheduler and mode out, and keep the pipeline's own"
         )
 
 
-def _lost(config: Mapping[str, Any], harmless: Mapping[str, tuple[Any, ...]]) -> str:
-    """List what a config has and a scheduler made anew would lose, in words; empty for nothing."""
-    return ", ".join(
+def lost_settings(config: Mapping[str, Any], harmless: Mapping[str, tuple[Any, ...]]) -> list[str]:
+    """List what a config has and a scheduler made anew would lose, each as ``key = value``."""
+    return [
         f"{key} = {config[key]!r}"
         for key, allowed in harmless.items()
         if key in config and config[key] not in allowed
-    )
+    ]

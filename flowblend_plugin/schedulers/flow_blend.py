@@ -12,6 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
 from flowblend_plugin.errors import SchedulerConfigError, StageError, SwitchError
+from flowblend_plugin.schedulers.factory import lost_settings
 from flowblend_plugin.schedulers.sigmas import PLAIN_PIPELINES, start_level
 from flowblend_plugin.schedulers.stage_mixin import Seed, StageMixin, with_stages
 from flowblend_plugin.schedulers.stage_solvers import check_grid
@@ -213,11 +214,7 @@ def _euler_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Translate a flow-matching scheduler's config to flow-match Euler's keys."""
     name = config.get("_class_name")
     carried = dict(config)
-    problems = [
-        f"{key} = {config[key]!r}"
-        for key, allowed in _REFUSED.items()
-        if key in config and config[key] not in allowed
-    ]
+    problems = lost_settings(config, _REFUSED)
     flow_matching = "beta_start" not in config  # none of those schedulers has betas
     if not (flow_matching or config.get("use_flow_sigmas", False)):
         problems.insert(0, "use_flow_sigmas is off (not a flow-matching config)")

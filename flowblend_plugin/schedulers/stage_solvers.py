@@ -16,6 +16,7 @@ from flowblend_plugin.errors import SchedulerConfigError, SwitchError
 from flowblend_plugin.schedulers.factory import (
     STOCHASTIC,
     check_replaceable,
+    lost_settings,
     make_scheduler,
     solver_name,
 )
@@ -102,11 +103,7 @@ def check_grid(scheduler: Any) -> str:
             f"{type(scheduler).__name__} has a grid that can't be divided among stages or begun "
             f"at a sigma_max: choose a scheduler of {', '.join(SOLVERS)}"
         )
-    lost = [
-        f"{key} = {config[key]!r}"
-        for key, allowed in {"final_sigmas_type": "zero", "solver_p": None}.items()
-        if config.get(key, allowed) != allowed
-    ]
+    lost = lost_settings(config, {"final_sigmas_type": ("zero",), "solver_p": (None,)})
     if getattr(scheduler, "shift", config.get("shift")) != config.get("shift"):
         lost.append("another shift than its config")
     if lost:
