@@ -11,13 +11,7 @@ import numpy as np
 from flowblend_plugin.errors import MeasureError
 from flowblend_plugin.metrics import colour, learned, motion, similarity, structure
 from flowblend_plugin.metrics.catalogue import METRICS, Metric
-from flowblend_plugin.metrics.checks import (
-    Frames,
-    check_frames,
-    check_same_shape,
-    is_available,
-    missing,
-)
+from flowblend_plugin.metrics.checks import Frames, check_frames, missing
 
 
 def measure(
@@ -44,12 +38,16 @@ def measure(
         MeasureError: The frames are no such array, a name is unknown or can't be computed from
             what was given, or a package or a network isn't there.
     """
-    if not is_available():
-        raise MeasureError(missing())
+    if absent := missing():
+        raise MeasureError(absent)
     check_frames(frames)
     if reference is not None:
         check_frames(reference, "reference frames")
-        check_same_shape(frames, reference)
+        if frames.shape != reference.shape:
+            raise MeasureError(
+                f"frames of the shape {frames.shape} can't be compared with a reference of the "
+                f"shape {reference.shape}: both have to be equally long, high and wide"
+            )
     wanted = _chosen(frames, names, reference is not None)
     with motion.one_thread():
         found = _compute(frames, wanted, reference, models or {})

@@ -215,8 +215,8 @@ def _euler_config(config: Mapping[str, Any]) -> dict[str, Any]:
     name = config.get("_class_name")
     carried = dict(config)
     problems = lost_settings(config, _REFUSED)
-    flow_matching = "beta_start" not in config  # none of those schedulers has betas
-    if not (flow_matching or config.get("use_flow_sigmas", False)):
+    # No scheduler that knows nothing but flow matching has betas.
+    if "beta_start" in config and not config.get("use_flow_sigmas", False):
         problems.insert(0, "use_flow_sigmas is off (not a flow-matching config)")
     if problems:
         raise SchedulerConfigError(
@@ -227,8 +227,6 @@ def _euler_config(config: Mapping[str, Any]) -> dict[str, Any]:
     stochastic = carried.pop("stochastic_sampling", False)
     if stochastic or str(config.get("algorithm_type", "")).startswith("sde-"):
         carried.setdefault("mode", "sde")
-    if flow_matching:
-        return {k: v for k, v in carried.items() if k not in _REFUSED}
     shift = carried.pop("flow_shift", None)
     if shift is not None:
         carried["shift"] = shift
