@@ -114,7 +114,9 @@ class FlowBlendBlock(ModularPipelineBlocks):
         if i == 0:
             self._begin(pipe)
             block_state.denoisers_run = ()
-        index = self._first(scheduler.timesteps, block_state.timesteps) + i
+        # image-to-image loops run the last timesteps only.
+        full, run = scheduler.timesteps, block_state.timesteps
+        index = i if full[0] == run[0] else i + len(full) - len(run)
         role = self._roles[min(index // scheduler.order, len(self._roles) - 1)]
         ran = block_state.denoisers_run
         if ran and role != ran[-1] and self._solver_history == "reset":
@@ -151,11 +153,6 @@ class FlowBlendBlock(ModularPipelineBlocks):
         """Name the components that a denoiser stands in for: for Wan 2.2 both experts."""
         places = (self._attribute, f"{self._attribute}_2")
         return [place for place in places if getattr(pipe, place, None) is not None]
-
-    @staticmethod
-    def _first(full: torch.Tensor, run: torch.Tensor) -> int:
-        # image-to-image loops run the last timesteps only.
-        return 0 if full[0] == run[0] else len(full) - len(run)
 
 
 class _View:

@@ -11,12 +11,13 @@ from typing import Any, Literal
 import torch
 from diffusers.callbacks import PipelineCallback
 
-from flowblend_plugin.denoisers.conditioning import fit_all
+from flowblend_plugin.denoisers.conditioning import fit_inputs
 from flowblend_plugin.denoisers.placement import (
     Denoiser,
     DenoiserSlots,
     all_denoisers,
     check_names,
+    followed,
     forget_switch,
     living_switch,
     note_switch,
@@ -150,8 +151,9 @@ class DenoiserSwitch(PipelineCallback):
             undo.callback(lora.remove)
             residency = Residency(pipe, self._slots)
             undo.callback(residency.remove)
-            self._inputs = fit_all(self._slots)
-            undo.callback(self._inputs.close)
+            self._inputs = undo.enter_context(ExitStack())
+            for small, large in followed(self._slots).items():
+                self._inputs.push(fit_inputs(large, small))
             own = (lora, residency, guidance, attention, self._caches, extrapolation, early_exit)
             self._hooks: tuple[StageHook, ...] = (*own, *further)
             self._states = _states(self._hooks)

@@ -1,14 +1,14 @@
 """VelocityLog: measures how far two denoisers are apart along the large one's trajectory.
 
 The functions take tensors whose first dimension is the samples, and give one number a sample.
-``divergences`` turns a stream of velocities into a stream of measures, holding three steps at most;
-``VelocityLog`` does the same inside a pipeline's call, for one small forward a large one.
+``VelocityLog`` measures inside a pipeline's call, for one small forward a large one; it holds three
+steps at most.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,21 +143,10 @@ def guidance_weights(output: Tensor, passes: Sequence[Tensor]) -> Tensor:
     return found
 
 
-def divergences(steps: Iterable[StepVelocities]) -> Iterator[StepDivergence]:
-    """Measure a stream of velocities, one step behind it; three steps are held at a time."""
-    before: StepVelocities | None = None
-    present: StepVelocities | None = None
-    for after in steps:
-        if present is not None:
-            yield _measure(before, present, after)
-        before, present = present, after
-    if present is not None:
-        yield _measure(before, present, None)
-
-
-def _measure(
+def measure_step(
     before: StepVelocities | None, present: StepVelocities, after: StepVelocities | None
 ) -> StepDivergence:
+    """Measure a step; its neighbours, where it has them, are for the derivatives by sigma."""
     large, small = present.large, present.small
     found = {
         "guided_relative_l2": relative_l2(small, large),
@@ -320,7 +309,7 @@ class VelocityLog(DenoiserSwitch):
         )  # fmt: skip
         if len(self._window) > 1:
             before = self._window[-3] if len(self._window) > 2 else None
-            self._on_divergence(_measure(before, *self._window[-2:]))
+            self._on_divergence(measure_step(before, *self._window[-2:]))
         self._window = self._window[-2:]
 
     def trajectory_finished(self) -> None:
@@ -329,7 +318,7 @@ class VelocityLog(DenoiserSwitch):
         if window and self.denoisers_run:
             before = window[-2] if len(window) > 1 else None
             if window[-1].step == len(self.denoisers_run) - 1:
-                self._on_divergence(_measure(before, window[-1], None))
+                self._on_divergence(measure_step(before, window[-1], None))
         super().trajectory_finished()
 
     def detach(self) -> None:

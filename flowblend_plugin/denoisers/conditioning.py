@@ -7,7 +7,7 @@ denoisers differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -34,25 +34,6 @@ def fit_inputs(large: nn.Module, small: nn.Module) -> ExitStack:
     if all(hasattr(_original(module), "_set_ar_attention") for module in (large, small)):
         _share_block_size(_original(large), _original(small), undo)
     return undo
-
-
-def fit_all(slots: Mapping[str, Mapping[str, nn.Module]]) -> ExitStack:
-    """Translate the pipeline's arguments for every further denoiser of a switch.
-
-    Args:
-        slots: Role -> its denoisers; ``"large"`` is the pipe's own.
-
-    Returns:
-        A stack that undoes everything when it is closed.
-    """
-    own, fitted = slots["large"], set(slots["large"].values())
-    with ExitStack() as undo:
-        for denoisers in slots.values():
-            for name, module in denoisers.items():
-                if module not in fitted:
-                    fitted.add(module)
-                    undo.push(fit_inputs(own[name], module))
-        return undo.pop_all()
 
 
 def fit_scales(

@@ -49,6 +49,21 @@ def own_slots(pipe: Any) -> DenoiserSlots:
     return {n: getattr(pipe, n) for n in names if isinstance(getattr(pipe, n, None), nn.Module)}
 
 
+def followed(slots: Mapping[str, DenoiserSlots]) -> dict[nn.Module, nn.Module]:
+    """Give each further denoiser the one of the pipe's own whose place it takes.
+
+    Args:
+        slots: Role -> its denoisers; ``"large"`` is the pipe's own.
+    """
+    own = slots["large"]
+    found: dict[nn.Module, nn.Module] = {}
+    for denoisers in slots.values():
+        for name, module in denoisers.items():
+            if module not in own.values():
+                found.setdefault(module, own[name])
+    return found
+
+
 def place(pipe: Any, name: str, denoiser: Denoiser, own: DenoiserSlots) -> DenoiserSlots:
     """Load a denoiser where it is a folder or a Hub id, check it, and say where it goes.
 
