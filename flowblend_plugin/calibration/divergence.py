@@ -34,7 +34,8 @@ class StepVelocities:
         sigma: Its noise level, 1 to 0.
         large: The large denoiser's velocity after guidance, (B, ...).
         small: The small one's, combined in the same way.
-        large_passes: The large one's passes before guidance: one tensor as ``large`` each.
+        large_passes: The large one's passes before guidance, one tensor as ``large`` each; empty
+            where they are the velocities themselves.
         small_passes: The small one's.
         continued: What extrapolated steps would continue: the noise that a flow velocity sees in
             the latents, the clean latents, or the output itself.
@@ -148,19 +149,15 @@ def measure_step(
 ) -> StepDivergence:
     """Measure a step; its neighbours, where it has them, are for the derivatives by sigma."""
     large, small = present.large, present.small
+    every_large = torch.cat([p.flatten(1) for p in present.large_passes or (large,)], 1)
+    every_small = torch.cat([p.flatten(1) for p in present.small_passes or (small,)], 1)
     found = {
         "guided_relative_l2": relative_l2(small, large),
         "guided_cosine": cosine(small, large),
         "velocity_norm": rms(large),
+        "relative_l2": relative_l2(every_small, every_large),
+        "cosine": cosine(every_small, every_large),
     }
-    if present.large_passes:
-        every_large = torch.cat([p.flatten(1) for p in present.large_passes], 1)
-        every_small = torch.cat([p.flatten(1) for p in present.small_passes], 1)
-        found["relative_l2"] = relative_l2(every_small, every_large)
-        found["cosine"] = cosine(every_small, every_large)
-    else:
-        found["relative_l2"] = found["guided_relative_l2"]
-        found["cosine"] = found["guided_cosine"]
     if large.ndim >= 4:  # otherwise tokens, without rows and columns
         found["low_frequency_l2"], found["high_frequency_l2"] = spectral_split(small, large)
     if before is not None:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from flowblend_plugin.denoisers.placement import uncompiled
+
 
 def fit_inputs(large: nn.Module, small: nn.Module) -> ExitStack:
     """Let the small denoiser understand the arguments that a pipeline makes for the large one.
@@ -31,8 +33,8 @@ def fit_inputs(large: nn.Module, small: nn.Module) -> ExitStack:
     ours, theirs = _vace_layers(small), _vace_layers(large)
     if ours and theirs and len(ours) != len(theirs):
         undo.callback(_fit_scales(small, theirs, ours).remove)
-    if all(hasattr(_original(module), "_set_ar_attention") for module in (large, small)):
-        _share_block_size(_original(large), _original(small), undo)
+    if all(hasattr(uncompiled(module), "_set_ar_attention") for module in (large, small)):
+        _share_block_size(uncompiled(large), uncompiled(small), undo)
     return undo
 
 
@@ -59,13 +61,9 @@ def fit_scales(
     return torch.lerp(scales[below.to(scales.device)], scales[above.to(scales.device)], weight)
 
 
-def _original(module: nn.Module) -> Any:
-    return getattr(module, "_orig_mod", module)
-
-
 def _vace_layers(module: nn.Module) -> tuple[float, ...]:
     """Relative depths of a VACE denoiser's conditioned layers; empty for other denoisers."""
-    config = _original(module).config
+    config = uncompiled(module).config
     deepest = max(config.get("num_layers", 1) - 1, 1)
     return tuple(layer / deepest for layer in sorted(config.get("vace_layers") or ()))
 

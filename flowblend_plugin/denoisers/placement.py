@@ -129,10 +129,9 @@ def check_names(denoisers: Mapping[str, Denoiser], roles: Sequence[str]) -> None
         )
 
 
-def uncompiled(module: nn.Module) -> nn.Module:
+def uncompiled(module: nn.Module) -> Any:
     """Give the module itself, where ``torch.compile`` wrapped it."""
-    original: nn.Module = getattr(module, "_orig_mod", module)
-    return original
+    return getattr(module, "_orig_mod", module)
 
 
 class StandIns:

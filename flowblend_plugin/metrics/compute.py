@@ -10,7 +10,7 @@ import numpy as np
 
 from flowblend_plugin.errors import MeasureError
 from flowblend_plugin.metrics import colour, learned, motion, similarity, structure
-from flowblend_plugin.metrics.catalogue import METRICS, Metric
+from flowblend_plugin.metrics.catalogue import METRICS
 from flowblend_plugin.metrics.checks import Frames, check_frames, missing
 
 
@@ -60,7 +60,12 @@ def measure(
 def _chosen(frames: Frames, names: Iterable[str] | None, has_reference: bool) -> set[str]:
     """Names to compute; every one of them fits the frames."""
     if names is None:
-        return {name for name, metric in METRICS.items() if _suits(metric, frames, has_reference)}
+        needs = ("frames", "reference") if has_reference else ("frames",)
+        return {
+            name
+            for name, metric in METRICS.items()
+            if metric.is_default and metric.needs in needs and metric.is_large_enough(frames.shape)
+        }
     wanted = set(names)
     for name in sorted(wanted):
         metric = METRICS.get(name)
@@ -72,14 +77,6 @@ def _chosen(frames: Frames, names: Iterable[str] | None, has_reference: bool) ->
         if metric.needs != "frames" and not has_reference:
             raise MeasureError(f"{name} compares with another clip: give it as reference")
     return wanted
-
-
-def _suits(metric: Metric, frames: Frames, has_reference: bool) -> bool:
-    return (
-        metric.is_default
-        and (metric.needs == "frames" or (metric.needs == "reference" and has_reference))
-        and metric.is_large_enough(frames.shape)
-    )
 
 
 def _compute(

@@ -21,11 +21,7 @@ from flowblend_plugin.schedulers.factory import (
     solver_name,
 )
 from flowblend_plugin.schedulers.sigmas import SigmaGrid, SigmaSegment, join_segments, segments_of
-from flowblend_plugin.schedulers.solver_state import (
-    load_solver_state_dict,
-    reset_history,
-    solver_state_dict,
-)
+from flowblend_plugin.schedulers.solver_state import reset_history, solver_state_dict
 from flowblend_plugin.stages import SOLVERS, StageSchedule
 
 _OTHER_GRIDS = ("sigmas", "timesteps", "mu")
@@ -80,7 +76,7 @@ class StageSolvers:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as those whose ``state_dict()`` this is."""
         for solver, known in zip(self.further, state["solvers"], strict=True):
-            load_solver_state_dict(solver, known)
+            vars(solver).update(known)
         self._last = None if state["last"] is None else self.further[state["last"]]
         self._has_begun = state["has_begun"]
 
