@@ -222,10 +222,7 @@ class LatentProjection:
         if clip.shape[2] > 1:
             parts.append(_apply(self.rest, clip[:, :, 1:]))
         shown = torch.cat(parts, dim=1)[0]
-        found: np.ndarray[Any, np.dtype[np.uint8]] = (
-            (shown.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-        )
-        return found
+        return np.asarray((shown.clamp(0, 1) * 255).round().to(torch.uint8).numpy(), np.uint8)
 
     def save(self, path: Path) -> None:
         """Write the maps as safetensors."""

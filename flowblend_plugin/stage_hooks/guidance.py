@@ -48,8 +48,8 @@ class StageGuidance(StageHook):
         """Note the call's own scale."""
         present = getattr(self._pipe, "_guidance_scale", None)
         # What a stage has left there belongs to this same call; anything else is a new call's own.
-        own = self._own if present == self._left and self._own is not None else present
-        self._own = own
+        if self._own is None or present != self._left:
+            self._own = present
 
     def enter(self, step: StageStep) -> None:
         """Set the scale of a stage from its first step on.
