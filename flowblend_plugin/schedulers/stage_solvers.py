@@ -28,17 +28,28 @@ _OTHER_GRIDS = ("sigmas", "timesteps", "mu")
 
 
 class StageSolvers:
-    """The solvers of a trajectory, one a stage.
+    """The solvers of a trajectory, one a stage; stages that name the same one share it.
 
     Args:
-        solvers: By stage; None for the pipeline's own scheduler, which the copies of a scheduler
-            can't share.
-        stage_indices: Index of the stage of every step.
+        own: The pipeline's scheduler.
+        stages: The stages, which have steps of their own.
+        count: Number of steps of the trajectory.
+
+    Raises:
+        StageError: The number of steps isn't that of the stages.
     """
 
-    def __init__(self, solvers: list[Any], stage_indices: tuple[int, ...]) -> None:
-        self.solvers = solvers
-        self._stage_indices = stage_indices
+    def __init__(self, own: Any, stages: StageSchedule, count: int) -> None:
+        self._stage_indices = stages.stage_indices(count)
+        made: dict[str | None, Any] = {None: None}
+        for stage in stages.stages:
+            name = stage.scheduler
+            if name not in made:
+                is_sde = is_stochastic(own) and name in STOCHASTIC
+                made[name] = make_scheduler(own, name, mode="sde" if is_sde else "ode")
+                made[name].set_timesteps(count, device=own.timesteps.device)
+        # None stands for the pipeline's own, which the copies of a scheduler can't share.
+        self.solvers = [made[stage.scheduler] for stage in stages.stages]
         self._last: Any = None
         self._has_begun = False
 
@@ -146,33 +157,20 @@ def set_grid(
     if stages is None or not has_steps:
         _assign(scheduler, join_segments([SigmaSegment(name, count)], _shift(scheduler), start))
         return None
-    indices = stages.stage_indices(count)
-    solvers = _solvers(scheduler, stages, count)
-    is_plain = len(stages.stages) == 1 and start is None
-    if is_plain and solvers[0] is not None:
-        scheduler.sigmas, scheduler.timesteps = solvers[0].sigmas, solvers[0].timesteps
+    found = StageSolvers(scheduler, stages, count)
+    first, is_plain = found.solvers[0], len(stages.stages) == 1 and start is None
+    if is_plain and first is not None:
+        scheduler.sigmas, scheduler.timesteps = first.sigmas, first.timesteps
     elif not is_plain:
         grid = join_segments(segments_of(stages.stages, name), _shift(scheduler), start)
-        for each in (scheduler, *filter(None, dict.fromkeys(solvers))):
+        for each in (scheduler, *found.further):
             _assign(each, grid)
-    return StageSolvers(solvers, indices)
+    return found
 
 
 def _shift(scheduler: Any) -> float:
     config = scheduler.config
     return float(config.get("flow_shift") or config.get("shift") or 1.0)
-
-
-def _solvers(own: Any, stages: StageSchedule, count: int) -> list[Any]:
-    """Make the solver of each stage; stages that name the same one share it."""
-    made: dict[str | None, Any] = {None: None}
-    for stage in stages.stages:
-        name = stage.scheduler
-        if name not in made:
-            is_sde = is_stochastic(own) and name in STOCHASTIC
-            made[name] = make_scheduler(own, name, mode="sde" if is_sde else "ode")
-            made[name].set_timesteps(count, device=own.timesteps.device)
-    return [made[stage.scheduler] for stage in stages.stages]
 
 
 def is_stochastic(scheduler: Any) -> bool:
