@@ -8,6 +8,7 @@ is never changed and has nothing to put back.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from diffusers.modular_pipelines import (
     OutputParam,
 )
 
-from flowblend_plugin.denoisers.conditioning import Removable, fit_inputs
+from flowblend_plugin.denoisers.conditioning import fit_inputs
 from flowblend_plugin.denoisers.placement import check_pair, uncompiled
 from flowblend_plugin.errors import StageError, SwitchError
 from flowblend_plugin.schedulers.flow_blend import make_stages
@@ -84,7 +85,7 @@ class FlowBlendBlock(ModularPipelineBlocks):
         self._denoiser_class = denoiser_class
         self._attribute = attribute
         self._roles: tuple[str, ...] = ()
-        self._fitted: list[Removable] = []
+        self._fitted = ExitStack()
 
     @property
     def description(self) -> str:
@@ -113,7 +114,9 @@ class FlowBlendBlock(ModularPipelineBlocks):
         if i == 0:
             self._begin(pipe)
             block_state.denoisers_run = ()
-        index = self._first(scheduler.timesteps, block_state.timesteps) + i
+        # image-to-image loops run the last timesteps only.
+        full, run = scheduler.timesteps, block_state.timesteps
+        index = i if full[0] == run[0] else i + len(full) - len(run)
         role = self._roles[min(index // scheduler.order, len(self._roles) - 1)]
         ran = block_state.denoisers_run
         if ran and role != ran[-1] and self._solver_history == "reset":
@@ -128,8 +131,7 @@ class FlowBlendBlock(ModularPipelineBlocks):
     def _begin(self, pipe: Any) -> None:
         levels = step_sigmas(pipe.scheduler)
         self._roles = self.stages.denoisers(len(levels), levels)
-        while self._fitted:
-            self._fitted.pop().remove()
+        self._fitted.close()
         for name in self._others:
             small = getattr(pipe, name, None)
             if small is None:
@@ -140,7 +142,7 @@ class FlowBlendBlock(ModularPipelineBlocks):
             for place in self._places(pipe):
                 large = getattr(pipe, place)
                 check_pair(uncompiled(large), uncompiled(small))
-                self._fitted += fit_inputs(large, small)
+                self._fitted.push(fit_inputs(large, small))
 
     @property
     def _others(self) -> list[str]:
@@ -151,11 +153,6 @@ class FlowBlendBlock(ModularPipelineBlocks):
         """Name the components that a denoiser stands in for: for Wan 2.2 both experts."""
         places = (self._attribute, f"{self._attribute}_2")
         return [place for place in places if getattr(pipe, place, None) is not None]
-
-    @staticmethod
-    def _first(full: torch.Tensor, run: torch.Tensor) -> int:
-        # image-to-image loops run the last timesteps only.
-        return 0 if full[0] == run[0] else len(full) - len(run)
 
 
 class _View:

@@ -40,20 +40,17 @@ def clean_latents(
     Raises:
         SchedulerConfigError: The scheduler isn't a flow-matching one with noise levels from 1 to 0.
     """
-    config = scheduler.config
-    if not predicts_flow(scheduler) or config.get("invert_sigmas"):
-        raise _no_levels(scheduler)
+    if (
+        not predicts_flow(scheduler)
+        or scheduler.config.get("invert_sigmas")
+        or scheduler.sigmas[index] > 1 + ROUNDING
+    ):
+        raise SchedulerConfigError(
+            f"{type(scheduler).__name__} isn't a flow-matching scheduler with noise levels from 1 "
+            "to 0, which clean latents are told from: render the clip instead"
+        )
     sigma = float(scheduler.sigmas[index])
-    if sigma > 1 + ROUNDING:
-        raise _no_levels(scheduler)
     return (sample.float() - sigma * velocity.float()).to(sample.dtype)
-
-
-def _no_levels(scheduler: Any) -> SchedulerConfigError:
-    return SchedulerConfigError(
-        f"{type(scheduler).__name__} isn't a flow-matching scheduler with noise levels from 1 to "
-        "0, which clean latents are told from: render the clip instead"
-    )
 
 
 class EarlyLook:
@@ -225,10 +222,7 @@ class LatentProjection:
         if clip.shape[2] > 1:
             parts.append(_apply(self.rest, clip[:, :, 1:]))
         shown = torch.cat(parts, dim=1)[0]
-        found: np.ndarray[Any, np.dtype[np.uint8]] = (
-            (shown.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-        )
-        return found
+        return np.asarray((shown.clamp(0, 1) * 255).round().to(torch.uint8).numpy(), np.uint8)
 
     def save(self, path: Path) -> None:
         """Write the maps as safetensors."""

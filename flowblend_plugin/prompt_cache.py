@@ -49,20 +49,16 @@ def remember_embeddings(pipe: Any, store: EmbeddingStore | None = None) -> None:
         guided = getattr(pipe, "do_classifier_free_guidance", None)
         key = repr((type(pipe).__name__, guided, args, sorted(kwargs.items())))
         if key not in known:
-            known[key] = encoded(key, args, kwargs)
+            found = store.find(key) if store is not None else None
+            if found is None:
+                found = (encode(*args, **kwargs),)
+                if store is not None:
+                    store.keep(key, found[0])
+            known[key] = found[0]
             if len(known) > _EMBEDDINGS_KEPT:
                 known.popitem(last=False)
         known.move_to_end(key)
         return known[key]
-
-    def encoded(key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        found = store.find(key) if store is not None else None
-        if found is not None:
-            return found[0]
-        value = encode(*args, **kwargs)
-        if store is not None:
-            store.keep(key, value)
-        return value
 
     pipe.encode_prompt = encode_once
 

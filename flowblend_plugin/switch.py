@@ -6,24 +6,22 @@ import itertools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
 from diffusers.callbacks import PipelineCallback
 
-from flowblend_plugin.denoisers.conditioning import FittedInputs
+from flowblend_plugin.denoisers.conditioning import fit_inputs
 from flowblend_plugin.denoisers.placement import (
     Denoiser,
     DenoiserSlots,
     all_denoisers,
     check_names,
+    followed,
     forget_switch,
     living_switch,
     note_switch,
-    own_slots,
     place,
-    refuse_second,
     take_back,
 )
 from flowblend_plugin.errors import CheckpointError, SwitchError
@@ -110,11 +108,10 @@ class DenoiserSwitch(PipelineCallback):
         super().__init__()
         if solver_history not in ("keep", "reset"):
             raise SwitchError(f"solver_history must be 'keep' or 'reset', got {solver_history!r}")
-        refuse_second(pipe)
+        own = take_back(pipe)
         given = all_denoisers(small, denoisers)
         self._pipe = pipe
         self._on_step = on_step
-        own = take_back(pipe, own_slots(pipe))
         self._solver_history = solver_history
         self._original_scheduler = getattr(pipe.scheduler, "_flowblend_original", pipe.scheduler)
         letters = stage_letters(tuple(given))
@@ -154,8 +151,9 @@ class DenoiserSwitch(PipelineCallback):
             undo.callback(lora.remove)
             residency = Residency(pipe, self._slots)
             undo.callback(residency.remove)
-            self._inputs = FittedInputs(self._slots)
-            undo.callback(self._inputs.remove)
+            self._inputs = undo.enter_context(ExitStack())
+            for small, large in followed(self._slots).items():
+                self._inputs.push(fit_inputs(large, small))
             own = (lora, residency, guidance, attention, self._caches, extrapolation, early_exit)
             self._hooks: tuple[StageHook, ...] = (*own, *further)
             self._states = _states(self._hooks)
@@ -201,26 +199,17 @@ class DenoiserSwitch(PipelineCallback):
             return
         with ExitStack() as undo:  # last in, first out, and all of it where one of them raises
             undo.callback(forget_switch, self._pipe)
-            undo.callback(self._restore_scheduler)
+            undo.callback(setattr, self._pipe, "scheduler", self._original_scheduler)
+            undo.callback(self._scheduler.detach_listener)
             for hook in self._hooks:
                 undo.callback(hook.remove)
-            undo.callback(self._inputs.remove)
+            undo.callback(self._inputs.close)
             undo.callback(self.trajectory_finished)
-
-    def _restore_scheduler(self) -> None:
-        self._scheduler.detach_listener()
-        if self._pipe.scheduler is not self._original_scheduler:
-            self._pipe.scheduler = self._original_scheduler
 
     def __enter__(self) -> DenoiserSwitch:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.detach()
 
     # Called by the scheduler.

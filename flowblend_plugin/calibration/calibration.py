@@ -67,7 +67,31 @@ class Calibration:
     final_rms: float
 
     def __post_init__(self) -> None:
-        _check(self)
+        count, rows = len(self.positions), self.interactions
+        ordered = sorted(set(self.positions))
+        numbers = [
+            *itertools.chain.from_iterable(rows),
+            *(v for s in self.steps for v in (s.sigma, *s.mean.values(), *s.spread.values())),
+            self.final_rms,
+        ]
+        problems = {
+            "it has no steps": not self.steps,
+            "it has no sensitivities": count == 0,
+            "its positions are no ascending steps of it": list(self.positions) != ordered
+            or not all(0 <= p < len(self.steps) for p in ordered),
+            "its interactions are no square of its positions": len(rows) != count
+            or any(len(row) != count for row in rows),
+            "its cost_ratio isn't above 0 and at most 1": not 0 < self.cost_ratio <= 1,
+            "its final_rms isn't above 0": not self.final_rms > 0,
+            "numbers in it are infinite or none": not all(map(math.isfinite, numbers)),
+        }
+        for problem, found in problems.items():
+            if found:
+                raise CalibrationError(f"this calibration can't be used: {problem}; probe again")
+        for needed in ("guided_relative_l2", "velocity_norm"):
+            if any(needed not in step.mean for step in self.steps):
+                raise CalibrationError(f"this calibration lacks {needed} at some step; probe again")
+        _check_levels(self.levels)
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -292,38 +316,6 @@ def _step(document: Mapping[str, Any]) -> CalibratedStep:
     step, sigma = int(values.pop("step")), float(values.pop("sigma"))
     spread = {name: float(v) for name, v in values.pop("spread", {}).items()}
     return CalibratedStep(step, sigma, {name: float(v) for name, v in values.items()}, spread)
-
-
-def _check(calibration: Calibration) -> None:
-    steps, count = len(calibration.steps), len(calibration.positions)
-    ordered = sorted(set(calibration.positions))
-    rows = calibration.interactions
-    problems = {
-        "it has no steps": steps == 0,
-        "it has no sensitivities": count == 0,
-        "its positions are no ascending steps of it": list(calibration.positions) != ordered
-        or not all(0 <= p < steps for p in ordered),
-        "its interactions are no square of its positions": len(rows) != count
-        or any(len(row) != count for row in rows),
-        "its cost_ratio isn't above 0 and at most 1": not 0 < calibration.cost_ratio <= 1,
-        "its final_rms isn't above 0": not calibration.final_rms > 0,
-        "numbers in it are infinite or none": not all(map(math.isfinite, _numbers(calibration))),
-    }
-    for problem, found in problems.items():
-        if found:
-            raise CalibrationError(f"this calibration can't be used: {problem}; probe again")
-    for needed in ("guided_relative_l2", "velocity_norm"):
-        if any(needed not in step.mean for step in calibration.steps):
-            raise CalibrationError(f"this calibration lacks {needed} at some step; probe again")
-    _check_levels([step.sigma for step in calibration.steps])
-
-
-def _numbers(calibration: Calibration) -> list[float]:
-    return [
-        *itertools.chain.from_iterable(calibration.interactions),
-        *(v for s in calibration.steps for v in (s.sigma, *s.mean.values(), *s.spread.values())),
-        calibration.final_rms,
-    ]
 
 
 def _check_levels(levels: Sequence[float]) -> None:

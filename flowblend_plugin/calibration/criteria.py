@@ -343,7 +343,6 @@ CRITERIA: Mapping[str, Callable[[ErrorModel, float], Choice]] = {
     "divergence": divergence_threshold,
     "complexity": complexity_balanced,
 }
-_PREDICTING = ("contiguous", "free", "extrapolated")
 
 
 def choose(
@@ -369,11 +368,10 @@ def choose(
         raise StageError(
             f"{criterion!r} is no criterion: use 'best' or one of {', '.join(CRITERIA)}"
         )
-    least = dict.fromkeys(_PREDICTING, model.cost_ratio)
+    # Those that predict an error, each with the least budget that it can keep.
+    least = {"contiguous": model.cost_ratio, "free": model.cost_ratio}
     if model.tells_extrapolation:
         least["extrapolated"] = 1 / len(model)
-    else:
-        del least["extrapolated"]
     if budget + 1e-9 < min(least.values()) or budget > 1:
         raise BudgetError(
             f"a budget of {budget} can't be kept: it is a share of the all-large cost, from "

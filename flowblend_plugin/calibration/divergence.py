@@ -1,14 +1,14 @@
 """VelocityLog: measures how far two denoisers are apart along the large one's trajectory.
 
 The functions take tensors whose first dimension is the samples, and give one number a sample.
-``divergences`` turns a stream of velocities into a stream of measures, holding three steps at most;
-``VelocityLog`` does the same inside a pipeline's call, for one small forward a large one.
+``VelocityLog`` measures inside a pipeline's call, for one small forward a large one; it holds three
+steps at most.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,8 @@ class StepVelocities:
         sigma: Its noise level, 1 to 0.
         large: The large denoiser's velocity after guidance, (B, ...).
         small: The small one's, combined in the same way.
-        large_passes: The large one's passes before guidance: one tensor as ``large`` each.
+        large_passes: The large one's passes before guidance, one tensor as ``large`` each; empty
+            where they are the velocities themselves.
         small_passes: The small one's.
         continued: What extrapolated steps would continue: the noise that a flow velocity sees in
             the latents, the clean latents, or the output itself.
@@ -143,35 +144,20 @@ def guidance_weights(output: Tensor, passes: Sequence[Tensor]) -> Tensor:
     return found
 
 
-def divergences(steps: Iterable[StepVelocities]) -> Iterator[StepDivergence]:
-    """Measure a stream of velocities, one step behind it; three steps are held at a time."""
-    before: StepVelocities | None = None
-    present: StepVelocities | None = None
-    for after in steps:
-        if present is not None:
-            yield _measure(before, present, after)
-        before, present = present, after
-    if present is not None:
-        yield _measure(before, present, None)
-
-
-def _measure(
+def measure_step(
     before: StepVelocities | None, present: StepVelocities, after: StepVelocities | None
 ) -> StepDivergence:
+    """Measure a step; its neighbours, where it has them, are for the derivatives by sigma."""
     large, small = present.large, present.small
+    every_large = torch.cat([p.flatten(1) for p in present.large_passes or (large,)], 1)
+    every_small = torch.cat([p.flatten(1) for p in present.small_passes or (small,)], 1)
     found = {
         "guided_relative_l2": relative_l2(small, large),
         "guided_cosine": cosine(small, large),
         "velocity_norm": rms(large),
+        "relative_l2": relative_l2(every_small, every_large),
+        "cosine": cosine(every_small, every_large),
     }
-    if present.large_passes:
-        every_large = torch.cat([p.flatten(1) for p in present.large_passes], 1)
-        every_small = torch.cat([p.flatten(1) for p in present.small_passes], 1)
-        found["relative_l2"] = relative_l2(every_small, every_large)
-        found["cosine"] = cosine(every_small, every_large)
-    else:
-        found["relative_l2"] = found["guided_relative_l2"]
-        found["cosine"] = found["guided_cosine"]
     if large.ndim >= 4:  # otherwise tokens, without rows and columns
         found["low_frequency_l2"], found["high_frequency_l2"] = spectral_split(small, large)
     if before is not None:
@@ -320,7 +306,7 @@ class VelocityLog(DenoiserSwitch):
         )  # fmt: skip
         if len(self._window) > 1:
             before = self._window[-3] if len(self._window) > 2 else None
-            self._on_divergence(_measure(before, *self._window[-2:]))
+            self._on_divergence(measure_step(before, *self._window[-2:]))
         self._window = self._window[-2:]
 
     def trajectory_finished(self) -> None:
@@ -329,7 +315,7 @@ class VelocityLog(DenoiserSwitch):
         if window and self.denoisers_run:
             before = window[-2] if len(window) > 1 else None
             if window[-1].step == len(self.denoisers_run) - 1:
-                self._on_divergence(_measure(before, window[-1], None))
+                self._on_divergence(measure_step(before, window[-1], None))
         super().trajectory_finished()
 
     def detach(self) -> None:

@@ -9,6 +9,7 @@ were. Prompts are encoded anew, and the initial latents drawn anew.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -237,7 +238,9 @@ class _CheckpointedCall:
         if not self._has_begun:
             self._has_begun = True
             self._check(resumed)
-            self._prepare_skip(values)
+            ran = [step for step in self._answers if step]
+            answer = blank(ran[-1][-1], self._device) if ran else None
+            self._switch.prepare_skip(values["switch"], answer)
         self._stand_ins.remove()
         scheduler.skip_step(timestep)
         self._next_answer = 0
@@ -250,7 +253,7 @@ class _CheckpointedCall:
                 generator.set_state(state)
             _set_global_state(values["torch"])
             self._resumed = None
-        return _copied(values["result"])
+        return copy.deepcopy(values["result"])  # the pipeline may write into its tensors
 
     def _check(self, resumed: Checkpoint) -> None:
         known, present = resumed.values["scheduler"]["solver"], self._scheduler.timesteps
@@ -261,15 +264,9 @@ class _CheckpointedCall:
                 "the stored state is of another trajectory: begin this one at its first step"
             )
 
-    def _prepare_skip(self, values: Mapping[str, Any]) -> None:
-        ran = [step for step in self._answers if step]
-        answer = blank(ran[-1][-1], self._device) if ran else None
-        self._switch.prepare_skip(values["switch"], answer)
-
     def _answer(self, *args: Any, **kwargs: Any) -> Any:
         """Answer with zeros, in the structure of the denoiser's output in the stored run."""
-        calls = self._scheduler.calls
-        step = (calls // self._scheduler.order) if self._scheduler.order > 1 else calls
+        step = self._scheduler.calls // self._scheduler.order
         known = [answers for answers in self._answers[: step + 1] if answers] or self._answers
         answers = known[-1]
         number, self._next_answer = self._next_answer, self._next_answer + 1
@@ -319,12 +316,3 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, Mapping):
         return all(map(_is_finite, value.values()))
     return all(map(_is_finite, value)) if isinstance(value, (list, tuple)) else True
-
-
-def _copied(value: Any) -> Any:
-    """Copy the result of a step: the pipeline may write into its tensors."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, tuple):
-        return tuple(map(_copied, value))
-    return type(value)(**{key: _copied(one) for key, one in value.items()})

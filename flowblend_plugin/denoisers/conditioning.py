@@ -1,4 +1,4 @@
-"""FittedInputs: arguments in the large denoiser's sizes, translated for the small one.
+"""fit_inputs: arguments in the large denoiser's sizes, translated for the small one.
 
 ``DenoiserSwitch`` and ``FlowBlendBlock`` use it. A pipeline takes such sizes from the denoiser that
 it holds when the call begins. Everything here can be undone, and is needed only where the two
@@ -7,22 +7,17 @@ denoisers differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
-
-class Removable(Protocol):
-    """A change that ``fit_inputs`` made, and that ``remove`` undoes."""
-
-    def remove(self) -> None:
-        """Undo it; doing it twice does nothing."""
+from flowblend_plugin.denoisers.placement import uncompiled
 
 
-def fit_inputs(large: nn.Module, small: nn.Module) -> list[Removable]:
+def fit_inputs(large: nn.Module, small: nn.Module) -> ExitStack:
     """Let the small denoiser understand the arguments that a pipeline makes for the large one.
 
     Args:
@@ -30,17 +25,17 @@ def fit_inputs(large: nn.Module, small: nn.Module) -> list[Removable]:
         small: The denoiser that takes turns with it; compiled modules are welcome.
 
     Returns:
-        What was done, each with ``remove()``; empty where the two need nothing.
+        A stack that undoes everything when it is closed.
     """
+    undo = ExitStack()
     if small is large:
-        return []
-    done: list[Removable] = []
+        return undo
     ours, theirs = _vace_layers(small), _vace_layers(large)
     if ours and theirs and len(ours) != len(theirs):
-        done.append(_fit_scales(small, theirs, ours))
-    if all(hasattr(_original(module), "_set_ar_attention") for module in (large, small)):
-        done.append(_SharedBlockSize(_original(large), _original(small)))
-    return done
+        undo.callback(_fit_scales(small, theirs, ours).remove)
+    if all(hasattr(uncompiled(module), "_set_ar_attention") for module in (large, small)):
+        _share_block_size(uncompiled(large), uncompiled(small), undo)
+    return undo
 
 
 def fit_scales(
@@ -66,18 +61,14 @@ def fit_scales(
     return torch.lerp(scales[below.to(scales.device)], scales[above.to(scales.device)], weight)
 
 
-def _original(module: nn.Module) -> Any:
-    return getattr(module, "_orig_mod", module)
-
-
 def _vace_layers(module: nn.Module) -> tuple[float, ...]:
     """Relative depths of a VACE denoiser's conditioned layers; empty for other denoisers."""
-    config = _original(module).config
+    config = uncompiled(module).config
     deepest = max(config.get("num_layers", 1) - 1, 1)
     return tuple(layer / deepest for layer in sorted(config.get("vace_layers") or ()))
 
 
-def _fit_scales(small: nn.Module, theirs: Sequence[float], ours: Sequence[float]) -> Removable:
+def _fit_scales(small: nn.Module, theirs: Sequence[float], ours: Sequence[float]) -> Any:
     name = "control_hidden_states_scale"
 
     def fit(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -90,47 +81,16 @@ def _fit_scales(small: nn.Module, theirs: Sequence[float], ours: Sequence[float]
     return small.register_forward_pre_hook(fit, with_kwargs=True)
 
 
-class _SharedBlockSize:
-    """Sets the frames of causal blocks on both denoisers; SkyReels V2 sets those of its own."""
+def _share_block_size(large: Any, small: Any, undo: ExitStack) -> None:
+    """Set the frames of causal blocks on both denoisers; SkyReels V2 sets those of its own."""
+    modules = (large, small)
 
-    def __init__(self, large: Any, small: Any) -> None:
-        self._modules = (large, small)
-        self._own = small.config.num_frame_per_block
-        self._set(large.config.num_frame_per_block)
-        for module in self._modules:
-            module._set_ar_attention = self._set
-
-    def _set(self, frames: int) -> None:
-        for module in self._modules:
+    def share(frames: int) -> None:
+        for module in modules:
             type(module)._set_ar_attention(module, frames)
 
-    def remove(self) -> None:
-        for module in self._modules:
-            module.__dict__.pop("_set_ar_attention", None)
-        small = self._modules[1]
-        type(small)._set_ar_attention(small, self._own)
-
-
-class FittedInputs:
-    """Translates the pipeline's arguments for every further denoiser of a switch.
-
-    Args:
-        slots: Role -> its denoisers; ``"large"`` is the pipe's own.
-    """
-
-    def __init__(self, slots: Mapping[str, Mapping[str, nn.Module]]) -> None:
-        self._all: list[Removable] = []
-        own, fitted = slots["large"], set(slots["large"].values())
-        with ExitStack() as undo:
-            undo.callback(self.remove)
-            for denoisers in slots.values():
-                for name, module in denoisers.items():
-                    if module not in fitted:
-                        fitted.add(module)
-                        self._all += fit_inputs(own[name], module)
-            undo.pop_all()
-
-    def remove(self) -> None:
-        """Undo all of it; doing it twice does nothing."""
-        while self._all:
-            self._all.pop().remove()
+    undo.callback(type(small)._set_ar_attention, small, small.config.num_frame_per_block)
+    share(large.config.num_frame_per_block)
+    for module in modules:
+        undo.callback(module.__dict__.pop, "_set_ar_attention", None)
+        module._set_ar_attention = share

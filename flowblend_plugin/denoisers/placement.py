@@ -49,6 +49,21 @@ def own_slots(pipe: Any) -> DenoiserSlots:
     return {n: getattr(pipe, n) for n in names if isinstance(getattr(pipe, n, None), nn.Module)}
 
 
+def followed(slots: Mapping[str, DenoiserSlots]) -> dict[nn.Module, nn.Module]:
+    """Give each further denoiser the one of the pipe's own whose place it takes.
+
+    Args:
+        slots: Role -> its denoisers; ``"large"`` is the pipe's own.
+    """
+    own = slots["large"]
+    found: dict[nn.Module, nn.Module] = {}
+    for denoisers in slots.values():
+        for name, module in denoisers.items():
+            if module not in own.values():
+                found.setdefault(module, own[name])
+    return found
+
+
 def place(pipe: Any, name: str, denoiser: Denoiser, own: DenoiserSlots) -> DenoiserSlots:
     """Load a denoiser where it is a folder or a Hub id, check it, and say where it goes.
 
@@ -114,10 +129,9 @@ def check_names(denoisers: Mapping[str, Denoiser], roles: Sequence[str]) -> None
         )
 
 
-def uncompiled(module: nn.Module) -> nn.Module:
+def uncompiled(module: nn.Module) -> Any:
     """Give the module itself, where ``torch.compile`` wrapped it."""
-    original: nn.Module = getattr(module, "_orig_mod", module)
-    return original
+    return getattr(module, "_orig_mod", module)
 
 
 class StandIns:
@@ -208,8 +222,18 @@ def living_switch(pipe: Any) -> Any:
     return entry[0]() if entry is not None else None
 
 
-def take_back(pipe: Any, found: DenoiserSlots) -> DenoiserSlots:
-    """Give a pipe its own denoisers back after a switch that was forgotten in mid-trajectory."""
+def take_back(pipe: Any) -> DenoiserSlots:
+    """Find a pipe's own denoisers, after a switch that was forgotten in mid-trajectory, too.
+
+    Raises:
+        SwitchError: The pipe has a switch, or no denoiser.
+    """
+    if living_switch(pipe) is not None:
+        raise SwitchError(
+            "this pipe has a DenoiserSwitch already: leave its with block, or detach() it, before "
+            "attaching another"
+        )
+    found = own_slots(pipe)
     entry = _attached.pop(pipe, None)
     if entry is None:
         return found
@@ -217,16 +241,3 @@ def take_back(pipe: Any, found: DenoiserSlots) -> DenoiserSlots:
         if getattr(pipe, name) is not module:
             setattr(pipe, name, module)
     return own_slots(pipe)
-
-
-def refuse_second(pipe: Any) -> None:
-    """Raise if a pipe has a switch.
-
-    Raises:
-        SwitchError: It has.
-    """
-    if living_switch(pipe) is not None:
-        raise SwitchError(
-            "this pipe has a DenoiserSwitch already: leave its with block, or detach() it, before "
-            "attaching another"
-        )

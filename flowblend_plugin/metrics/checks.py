@@ -69,16 +69,3 @@ def check_frames(frames: Any, what: str = "frames", min_frames: int = 1, min_siz
             f"{what} are {frames.shape[2]}x{frames.shape[1]} pixels: this takes "
             f"{min_size}x{min_size} or more"
         )
-
-
-def check_same_shape(frames: Frames, reference: Frames) -> None:
-    """Refuse clips that can't be compared.
-
-    Raises:
-        MeasureError: They differ in shape.
-    """
-    if frames.shape != reference.shape:
-        raise MeasureError(
-            f"frames of the shape {frames.shape} can't be compared with a reference of the shape "
-            f"{reference.shape}: both have to be equally long, high and wide"
-        )

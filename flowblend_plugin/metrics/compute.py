@@ -10,14 +10,8 @@ import numpy as np
 
 from flowblend_plugin.errors import MeasureError
 from flowblend_plugin.metrics import colour, learned, motion, similarity, structure
-from flowblend_plugin.metrics.catalogue import METRICS, Metric
-from flowblend_plugin.metrics.checks import (
-    Frames,
-    check_frames,
-    check_same_shape,
-    is_available,
-    missing,
-)
+from flowblend_plugin.metrics.catalogue import METRICS
+from flowblend_plugin.metrics.checks import Frames, check_frames, missing
 
 
 def measure(
@@ -44,12 +38,16 @@ def measure(
         MeasureError: The frames are no such array, a name is unknown or can't be computed from
             what was given, or a package or a network isn't there.
     """
-    if not is_available():
-        raise MeasureError(missing())
+    if absent := missing():
+        raise MeasureError(absent)
     check_frames(frames)
     if reference is not None:
         check_frames(reference, "reference frames")
-        check_same_shape(frames, reference)
+        if frames.shape != reference.shape:
+            raise MeasureError(
+                f"frames of the shape {frames.shape} can't be compared with a reference of the "
+                f"shape {reference.shape}: both have to be equally long, high and wide"
+            )
     wanted = _chosen(frames, names, reference is not None)
     with motion.one_thread():
         found = _compute(frames, wanted, reference, models or {})
@@ -62,7 +60,12 @@ def measure(
 def _chosen(frames: Frames, names: Iterable[str] | None, has_reference: bool) -> set[str]:
     """Names to compute; every one of them fits the frames."""
     if names is None:
-        return {name for name, metric in METRICS.items() if _suits(metric, frames, has_reference)}
+        needs = ("frames", "reference") if has_reference else ("frames",)
+        return {
+            name
+            for name, metric in METRICS.items()
+            if metric.is_default and metric.needs in needs and metric.is_large_enough(frames.shape)
+        }
     wanted = set(names)
     for name in sorted(wanted):
         metric = METRICS.get(name)
@@ -74,14 +77,6 @@ def _chosen(frames: Frames, names: Iterable[str] | None, has_reference: bool) ->
         if metric.needs != "frames" and not has_reference:
             raise MeasureError(f"{name} compares with another clip: give it as reference")
     return wanted
-
-
-def _suits(metric: Metric, frames: Frames, has_reference: bool) -> bool:
-    return (
-        metric.is_default
-        and (metric.needs == "frames" or (metric.needs == "reference" and has_reference))
-        and metric.is_large_enough(frames.shape)
-    )
 
 
 def _compute(

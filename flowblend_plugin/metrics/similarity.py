@@ -25,14 +25,8 @@ def psnr(frames: Frames, reference: Frames) -> float:
         ``10 log10(255^2 / mean squared error)`` in dB, the error averaged over the whole clip; at
         most ``EQUAL_PSNR``, which equal clips have.
     """
-    error = float(
-        np.mean(
-            [
-                np.mean((a.astype(np.float64) - b) ** 2)
-                for a, b in zip(frames, reference, strict=True)
-            ]
-        )
-    )
+    pairs = zip(frames, reference, strict=True)
+    error = float(np.mean([np.mean((a.astype(np.float64) - b) ** 2) for a, b in pairs]))
     return EQUAL_PSNR if error == 0 else min(EQUAL_PSNR, 10 * math.log10(255**2 / error))
 
 

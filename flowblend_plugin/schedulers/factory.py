@@ -121,22 +121,20 @@ def make_scheduler(
         )
     config = own.config
     if chosen in _CLASSIC:
-        _check_classic(own, config, chosen, flow_shift)
+        _check_classic(own, chosen, flow_shift)
         return _CLASSIC[chosen](config)
-    _check_flow(own, config)
+    _check_flow(own)
     if name is None and mode == "ode":
         word = "flow_shift" if "flow_shift" in config else "shift"
         return type(own).from_config(config, **{word: flow_shift})
-    _check_lost(own, config)
+    _check_lost(own)
     shift = flow_shift or config.get("flow_shift") or config.get("shift") or 1.0
     return _SOLVERS[chosen](float(shift), mode == "sde")
 
 
-def _check_classic(
-    own: Any, config: Mapping[str, Any], chosen: str, flow_shift: float | None
-) -> None:
+def _check_classic(own: Any, chosen: str, flow_shift: float | None) -> None:
     """Raise unless a scheduler predicts noise, and another of its kind would lose nothing."""
-    kind = type(own).__name__
+    kind, config = type(own).__name__, own.config
     if "beta_start" not in config or config.get("use_flow_sigmas"):
         raise SchedulerConfigError(
             f"{chosen!r} is for pipelines that predict noise, and this one's {kind} is of flow "
@@ -144,10 +142,10 @@ def _check_classic(
         )
     if flow_shift is not None:
         raise SchedulerConfigError(f"{chosen!r} has no flow_shift: leave it out")
-    lost = _lost(config, _LOST_CLASSIC)
+    lost = lost_settings(config, _LOST_CLASSIC)
     if lost:
         raise SchedulerConfigError(
-            f"this pipeline's {kind} has {lost}, which {chosen!r} would lose: leave "
+            f"this pipeline's {kind} has {', '.join(lost)}, which {chosen!r} would lose: leave "
             "scheduler out, and keep the pipeline's own"
         )
 
@@ -163,13 +161,13 @@ def check_replaceable(scheduler: Any) -> None:
     Raises:
         SchedulerConfigError: Something would be lost, which the error names.
     """
-    _check_flow(scheduler, scheduler.config)
-    _check_lost(scheduler, scheduler.config)
+    _check_flow(scheduler)
+    _check_lost(scheduler)
 
 
-def _check_flow(own: Any, config: Mapping[str, Any]) -> None:
+def _check_flow(own: Any) -> None:
     """Raise unless a fixed shift is all there is to the scheduler's noise levels."""
-    kind = type(own).__name__
+    kind, config = type(own).__name__, own.config
     if "beta_start" in config and not config.get("use_flow_sigmas", False):
         raise SchedulerConfigError(
             f"this pipeline's {kind} isn't a flow-matching scheduler: leave flow_shift and mode "
@@ -182,19 +180,19 @@ def _check_flow(own: Any, config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_lost(own: Any, config: Mapping[str, Any]) -> None:
-    lost = _lost(config, _LOST)
+def _check_lost(own: Any) -> None:
+    lost = lost_settings(own.config, _LOST)
     if lost:
         raise SchedulerConfigError(
-            f"this pipeline's {type(own).__name__} has {lost}, which another solver "
+            f"this pipeline's {type(own).__name__} has {', '.join(lost)}, which another solver "
             "would lose: leave scheduler and mode out, and keep the pipeline's own"
         )
 
 
-def _lost(config: Mapping[str, Any], harmless: Mapping[str, tuple[Any, ...]]) -> str:
-    """List what a config has and a scheduler made anew would lose, in words; empty for nothing."""
-    return ", ".join(
+def lost_settings(config: Mapping[str, Any], harmless: Mapping[str, tuple[Any, ...]]) -> list[str]:
+    """List what a config has and a scheduler made anew would lose, each as ``key = value``."""
+    return [
         f"{key} = {config[key]!r}"
         for key, allowed in harmless.items()
         if key in config and config[key] not in allowed
-    )
+    ]

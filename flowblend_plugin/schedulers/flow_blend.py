@@ -12,6 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
 from flowblend_plugin.errors import SchedulerConfigError, StageError, SwitchError
+from flowblend_plugin.schedulers.factory import lost_settings
 from flowblend_plugin.schedulers.sigmas import PLAIN_PIPELINES, start_level
 from flowblend_plugin.schedulers.stage_mixin import Seed, StageMixin, with_stages
 from flowblend_plugin.schedulers.stage_solvers import check_grid
@@ -213,13 +214,9 @@ def _euler_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Translate a flow-matching scheduler's config to flow-match Euler's keys."""
     name = config.get("_class_name")
     carried = dict(config)
-    problems = [
-        f"{key} = {config[key]!r}"
-        for key, allowed in _REFUSED.items()
-        if key in config and config[key] not in allowed
-    ]
-    flow_matching = "beta_start" not in config  # none of those schedulers has betas
-    if not (flow_matching or config.get("use_flow_sigmas", False)):
+    problems = lost_settings(config, _REFUSED)
+    # No scheduler that knows nothing but flow matching has betas.
+    if "beta_start" in config and not config.get("use_flow_sigmas", False):
         problems.insert(0, "use_flow_sigmas is off (not a flow-matching config)")
     if problems:
         raise SchedulerConfigError(
@@ -230,8 +227,6 @@ def _euler_config(config: Mapping[str, Any]) -> dict[str, Any]:
     stochastic = carried.pop("stochastic_sampling", False)
     if stochastic or str(config.get("algorithm_type", "")).startswith("sde-"):
         carried.setdefault("mode", "sde")
-    if flow_matching:
-        return {k: v for k, v in carried.items() if k not in _REFUSED}
     shift = carried.pop("flow_shift", None)
     if shift is not None:
         carried["shift"] = shift

@@ -40,7 +40,8 @@ def solver_state_dict(scheduler: Any, left_out: Collection[str] = ()) -> dict[st
         left_out: Attributes that aren't the solver's.
 
     Returns:
-        Its attributes by name: the very objects, not copies of them.
+        Its attributes by name: the very objects, not copies of them. They are set as they are on a
+        scheduler of the same config.
     """
     return {
         name: value
@@ -49,12 +50,6 @@ def solver_state_dict(scheduler: Any, left_out: Collection[str] = ()) -> dict[st
         and name != "_internal_dict"
         and not isinstance(value, (FunctionType, MethodType))  # such as SA-Solver's tau
     }
-
-
-def load_solver_state_dict(scheduler: Any, state: dict[str, Any]) -> None:
-    """Set the attributes that ``solver_state_dict`` gave on a scheduler of the same config."""
-    for name, value in state.items():
-        setattr(scheduler, name, value)
 
 
 def step_sigmas(scheduler: Any) -> list[float]:

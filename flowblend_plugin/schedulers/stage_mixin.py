@@ -18,11 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from flowblend_plugin.errors import SwitchError
-from flowblend_plugin.schedulers.solver_state import (
-    load_solver_state_dict,
-    solver_state_dict,
-    step_sigmas,
-)
+from flowblend_plugin.schedulers.solver_state import solver_state_dict, step_sigmas
 from flowblend_plugin.schedulers.stage_solvers import StageSolvers, advance, set_grid
 from flowblend_plugin.stages import StageSchedule
 
@@ -146,7 +142,7 @@ class StageMixin:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as the scheduler whose ``state_dict()`` this is would have."""
         self._calls = state["calls"]
-        load_solver_state_dict(self, state["solver"])
+        vars(self).update(state["solver"])
         if self._stage_solvers is not None:
             self._stage_solvers.load_state_dict(state["phases"])
         if state["noise"] is not None:

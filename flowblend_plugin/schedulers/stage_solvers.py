@@ -16,32 +16,40 @@ from flowblend_plugin.errors import SchedulerConfigError, SwitchError
 from flowblend_plugin.schedulers.factory import (
     STOCHASTIC,
     check_replaceable,
+    lost_settings,
     make_scheduler,
     solver_name,
 )
 from flowblend_plugin.schedulers.sigmas import SigmaGrid, SigmaSegment, join_segments, segments_of
-from flowblend_plugin.schedulers.solver_state import (
-    load_solver_state_dict,
-    reset_history,
-    solver_state_dict,
-)
+from flowblend_plugin.schedulers.solver_state import reset_history, solver_state_dict
 from flowblend_plugin.stages import SOLVERS, StageSchedule
 
 _OTHER_GRIDS = ("sigmas", "timesteps", "mu")
 
 
 class StageSolvers:
-    """The solvers of a trajectory, one a stage.
+    """The solvers of a trajectory, one a stage; stages that name the same one share it.
 
     Args:
-        solvers: By stage; None for the pipeline's own scheduler, which the copies of a scheduler
-            can't share.
-        stage_indices: Index of the stage of every step.
+        own: The pipeline's scheduler.
+        stages: The stages, which have steps of their own.
+        count: Number of steps of the trajectory.
+
+    Raises:
+        StageError: The number of steps isn't that of the stages.
     """
 
-    def __init__(self, solvers: list[Any], stage_indices: tuple[int, ...]) -> None:
-        self.solvers = solvers
-        self._stage_indices = stage_indices
+    def __init__(self, own: Any, stages: StageSchedule, count: int) -> None:
+        self._stage_indices = stages.stage_indices(count)
+        made: dict[str | None, Any] = {None: None}
+        for stage in stages.stages:
+            name = stage.scheduler
+            if name not in made:
+                is_sde = is_stochastic(own) and name in STOCHASTIC
+                made[name] = make_scheduler(own, name, mode="sde" if is_sde else "ode")
+                made[name].set_timesteps(count, device=own.timesteps.device)
+        # None stands for the pipeline's own, which the copies of a scheduler can't share.
+        self.solvers = [made[stage.scheduler] for stage in stages.stages]
         self._last: Any = None
         self._has_begun = False
 
@@ -79,7 +87,7 @@ class StageSolvers:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as those whose ``state_dict()`` this is."""
         for solver, known in zip(self.further, state["solvers"], strict=True):
-            load_solver_state_dict(solver, known)
+            vars(solver).update(known)
         self._last = None if state["last"] is None else self.further[state["last"]]
         self._has_begun = state["has_begun"]
 
@@ -102,11 +110,7 @@ def check_grid(scheduler: Any) -> str:
             f"{type(scheduler).__name__} has a grid that can't be divided among stages or begun "
             f"at a sigma_max: choose a scheduler of {', '.join(SOLVERS)}"
         )
-    lost = [
-        f"{key} = {config[key]!r}"
-        for key, allowed in {"final_sigmas_type": "zero", "solver_p": None}.items()
-        if config.get(key, allowed) != allowed
-    ]
+    lost = lost_settings(config, {"final_sigmas_type": ("zero",), "solver_p": (None,)})
     if getattr(scheduler, "shift", config.get("shift")) != config.get("shift"):
         lost.append("another shift than its config")
     if lost:
@@ -153,33 +157,20 @@ def set_grid(
     if stages is None or not has_steps:
         _assign(scheduler, join_segments([SigmaSegment(name, count)], _shift(scheduler), start))
         return None
-    indices = stages.stage_indices(count)
-    solvers = _solvers(scheduler, stages, count)
-    is_plain = len(stages.stages) == 1 and start is None
-    if is_plain and solvers[0] is not None:
-        scheduler.sigmas, scheduler.timesteps = solvers[0].sigmas, solvers[0].timesteps
+    found = StageSolvers(scheduler, stages, count)
+    first, is_plain = found.solvers[0], len(stages.stages) == 1 and start is None
+    if is_plain and first is not None:
+        scheduler.sigmas, scheduler.timesteps = first.sigmas, first.timesteps
     elif not is_plain:
         grid = join_segments(segments_of(stages.stages, name), _shift(scheduler), start)
-        for each in (scheduler, *filter(None, dict.fromkeys(solvers))):
+        for each in (scheduler, *found.further):
             _assign(each, grid)
-    return StageSolvers(solvers, indices)
+    return found
 
 
 def _shift(scheduler: Any) -> float:
     config = scheduler.config
     return float(config.get("flow_shift") or config.get("shift") or 1.0)
-
-
-def _solvers(own: Any, stages: StageSchedule, count: int) -> list[Any]:
-    """Make the solver of each stage; stages that name the same one share it."""
-    made: dict[str | None, Any] = {None: None}
-    for stage in stages.stages:
-        name = stage.scheduler
-        if name not in made:
-            is_sde = is_stochastic(own) and name in STOCHASTIC
-            made[name] = make_scheduler(own, name, mode="sde" if is_sde else "ode")
-            made[name].set_timesteps(count, device=own.timesteps.device)
-    return [made[stage.scheduler] for stage in stages.stages]
 
 
 def is_stochastic(scheduler: Any) -> bool:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
-from diffusers.models.attention_dispatch import (
-    AttentionBackendName,
-    _AttentionBackendRegistry,
-)
-from torch import nn
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
 from flowblend_plugin.errors import SwitchError
 from flowblend_plugin.stage_hooks.base import StageHook, StageStep
@@ -27,8 +24,7 @@ class StageAttention(StageHook):
     """
 
     def __init__(self, stages: Iterable[Stage]) -> None:
-        self._before: list[tuple[Any, Any]] = []
-        self._global: Any = None
+        self._undo = ExitStack()
         known = [backend.value for backend in AttentionBackendName]
         for stage in stages:
             if stage.attention_backend is not None and stage.attention_backend not in known:
@@ -46,9 +42,15 @@ class StageAttention(StageHook):
         backend = step.stage.attention_backend
         if backend is None:
             return
-        self._global = _AttentionBackendRegistry.get_active_backend()[0]
+        # Denoisers without processors of their own set the global one.
+        present = _AttentionBackendRegistry.get_active_backend()[0]
+        self._undo.callback(_AttentionBackendRegistry.set_active_backend, present)
         for module in step.modules:
-            self._before += [(p, p._attention_backend) for p in _processors(module)]
+            for part in module.modules():
+                processor: Any = getattr(part, "processor", None)
+                if hasattr(processor, "_attention_backend"):
+                    before = processor._attention_backend
+                    self._undo.callback(setattr, processor, "_attention_backend", before)
             try:
                 module.set_attention_backend(backend)  # type: ignore[operator]
             except (RuntimeError, ValueError, ImportError) as error:
@@ -59,14 +61,4 @@ class StageAttention(StageHook):
 
     def leave(self) -> None:
         """Restore the backends that were set before."""
-        if self._global is not None:  # set by denoisers without processors of their own, too
-            _AttentionBackendRegistry.set_active_backend(self._global)
-            self._global = None
-        while self._before:
-            processor, backend = self._before.pop()
-            processor._attention_backend = backend
-
-
-def _processors(module: nn.Module) -> list[Any]:
-    found = (getattr(m, "processor", None) for m in module.modules())
-    return [p for p in found if hasattr(p, "_attention_backend")]
+        self._undo.close()

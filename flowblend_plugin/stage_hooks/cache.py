@@ -192,12 +192,18 @@ class StageCaches(StageHook):
         if cache is None:
             return
         self._running = (_Counter(step.modules), step.stage_index, step.stage)
+        module: Any
         for module in step.modules:
             if cache.kind == _CACHE_DIT:
                 guided = getattr(self._pipe(), "do_classifier_free_guidance", True)
                 disable = cache_dit.enable(module, dict(cache.options), guided)
             else:
-                disable = _enable(module, cache, step, self._timestep)
+                left = step.count - step.position
+                config = cache_config(cache, step.index, left, step.total, self._timestep)
+                module.enable_cache(config)
+                if cache.kind in _BY_TIMESTEP:
+                    remember_per_pass(module)
+                disable = module.disable_cache
             self._disable.append(disable)
 
     @property
@@ -231,17 +237,6 @@ class StageCaches(StageHook):
                 logger.warning(
                     "cache %r of stage %d (%s) skipped nothing", kind, index, stage.denoiser
                 )
-
-
-def _enable(
-    module: Any, cache: Cache, step: StageStep, timestep: Callable[[], int]
-) -> Callable[[], None]:
-    left = step.count - step.position
-    module.enable_cache(cache_config(cache, step.index, left, step.total, timestep))
-    if cache.kind in _BY_TIMESTEP:
-        remember_per_pass(module)
-    disable: Callable[[], None] = module.disable_cache
-    return disable
 
 
 class _Counter:

@@ -48,8 +48,8 @@ class StageGuidance(StageHook):
         """Note the call's own scale."""
         present = getattr(self._pipe, "_guidance_scale", None)
         # What a stage has left there belongs to this same call; anything else is a new call's own.
-        own = self._own if present == self._left and self._own is not None else present
-        self._own = own
+        if self._own is None or present != self._left:
+            self._own = present
 
     def enter(self, step: StageStep) -> None:
         """Set the scale of a stage from its first step on.
@@ -89,7 +89,13 @@ class StageGuidance(StageHook):
         if own == self._wanted:
             return output
         if not self._checked:
-            self._check(output, unconditional + own * (conditional - unconditional))
+            again = unconditional + own * (conditional - unconditional)
+            if not torch.equal(output, again):
+                raise SwitchError(
+                    f"this {type(self._pipe).__name__} combines its passes in a way that stages "
+                    "can't repeat: leave guidance_scale out of the stages"
+                )
+            self._checked = True
         return unconditional + self._wanted * (conditional - unconditional)
 
     def _own_scale(self, module: nn.Module) -> float:
@@ -101,14 +107,6 @@ class StageGuidance(StageHook):
         scale = second if is_second and not is_first and second is not None else self._own
         assert scale is not None
         return scale
-
-    def _check(self, output: torch.Tensor, again: torch.Tensor) -> None:
-        if output.shape != again.shape or not torch.equal(output, again):
-            raise SwitchError(
-                f"this {type(self._pipe).__name__} combines its passes in a way that stages can't "
-                "repeat: leave guidance_scale out of the stages"
-            )
-        self._checked = True
 
     def _record(self, module: nn.Module, args: Any, output: Any) -> None:
         first = output[0] if isinstance(output, (tuple, list)) else output.sample

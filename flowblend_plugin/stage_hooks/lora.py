@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +79,16 @@ class StageLora(StageHook):
                 f"adapter {name!r} isn't loaded in the {role} denoiser and has no source for it: "
                 f"give adapters={{{name!r}: FILE}} or {{{name!r}: {{{role!r}: FILE}}}}"
             )
-        lora = read_adapter(pipe, source)
-        check_adapter(module, role, name, lora.weights)
-        lora.load(pipe, module, name)
+        weights, metadata, alphas = read_adapter(pipe, source)
+        check_adapter(module, role, name, weights)
+        module.load_lora_adapter(  # type: ignore[operator]
+            _prefixed(weights),
+            prefix="transformer",
+            adapter_name=name,
+            metadata=_prefixed(metadata) if metadata else None,
+            network_alphas=_prefixed(alphas) if alphas and not metadata else None,
+            _pipeline=pipe,
+        )
 
     def begin_step(self, step: StageStep) -> None:
         """Set the adapters of a step, with the weights that its place in its stage gives them."""
@@ -109,37 +115,7 @@ class StageLora(StageHook):
         self._touched, self._active = {}, {}
 
 
-@dataclass(frozen=True)
-class Lora:
-    """A LoRA file's contents.
-
-    Args:
-        weights: Weights by name, such as ``blocks.0.attn1.to_q.lora_A.weight``.
-        metadata: What peft wrote beside them (rank, alpha), by the same names; None if nothing.
-        alphas: Network alphas of other trainers, by name; None if there are none.
-    """
-
-    weights: Mapping[str, torch.Tensor]
-    metadata: Mapping[str, Any] | None = None
-    alphas: Mapping[str, Any] | None = None
-
-    def load(self, pipe: Any, module: nn.Module, name: str) -> None:
-        """Load the adapter into a denoiser."""
-
-        def prefixed(values: Mapping[str, Any]) -> dict[str, Any]:
-            return {f"transformer.{key}": value for key, value in values.items()}
-
-        module.load_lora_adapter(  # type: ignore[operator]
-            prefixed(self.weights),
-            prefix="transformer",
-            adapter_name=name,
-            metadata=prefixed(self.metadata) if self.metadata else None,
-            network_alphas=prefixed(self.alphas) if self.alphas and not self.metadata else None,
-            _pipeline=pipe,
-        )
-
-
-def read_adapter(pipe: Any, source: AdapterSource) -> Lora:
+def read_adapter(pipe: Any, source: AdapterSource) -> tuple[dict[str, Any], ...]:
     """Read a LoRA file in any spelling that the pipeline's class knows, by the denoiser's names.
 
     Args:
@@ -147,7 +123,8 @@ def read_adapter(pipe: Any, source: AdapterSource) -> Lora:
         source: A safetensors file, or a Hub id, optionally with the file's name after it.
 
     Returns:
-        The adapter.
+        Weights by name, such as ``blocks.0.attn1.to_q.lora_A.weight``; by the same names what peft
+        wrote beside them (rank, alpha); and by theirs the network alphas of other trainers.
 
     Raises:
         AdapterError: The file isn't there, isn't safetensors, or is damaged.
@@ -172,7 +149,7 @@ def read_adapter(pipe: Any, source: AdapterSource) -> Lora:
         raise AdapterError(f"adapter {place} can't be read: {reason}") from error
     metadata = others[-1] if others else None
     alphas = others[0] if len(others) > 1 else None
-    return Lora(_stripped(weights), _stripped(metadata or {}), _stripped(alphas or {}))
+    return _stripped(weights), _stripped(metadata or {}), _stripped(alphas or {})
 
 
 def _read(pipe: Any, place: str, options: dict[str, Any]) -> tuple[Any, ...]:
@@ -192,6 +169,10 @@ def _stripped(values: Mapping[str, Any]) -> dict[str, Any]:
         next((key[len(p) :] for p in prefixes if key.startswith(p)), key): value
         for key, value in values.items()
     }
+
+
+def _prefixed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"transformer.{key}": value for key, value in values.items()}
 
 
 def check_adapter(

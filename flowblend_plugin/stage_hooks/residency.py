@@ -16,7 +16,7 @@ from accelerate.utils.memory import clear_device_cache  # type: ignore[import-un
 from torch import nn
 
 from flowblend_plugin.denoisers.offloading import follow, storage_choice
-from flowblend_plugin.denoisers.placement import DenoiserSlots, uncompiled
+from flowblend_plugin.denoisers.placement import DenoiserSlots, followed, uncompiled
 from flowblend_plugin.stage_hooks.base import StageHook, StageStep
 
 _CPU = torch.device("cpu")
@@ -37,14 +37,9 @@ class Residency(StageHook):
 
     def __init__(self, pipe: Any, slots: Mapping[str, DenoiserSlots]) -> None:
         self._pipe = pipe
-        self._own = self._present = own = slots["large"]
+        self._own = self._present = slots["large"]
         self._denoisers = list(dict.fromkeys(m for s in slots.values() for m in s.values()))
-        # The further denoisers, each with the one of the pipe's own that it follows.
-        self._followed: dict[nn.Module, nn.Module] = {}
-        for denoisers in slots.values():
-            for name, module in denoisers.items():
-                if module not in own.values():
-                    self._followed.setdefault(module, own[name])
+        self._followed = followed(slots)
         self._ways: dict[nn.Module, tuple[Hashable, ExitStack]] = {}
         self._links: dict[nn.Module, UserCpuOffloadHook] = {}
         try:

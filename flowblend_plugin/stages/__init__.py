@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from flowblend_plugin.stages.schedule import (
-    LETTERS,
-    StageSchedule,
-    letters,
-    stage_letters,
-)
+from flowblend_plugin.stages.schedule import LETTERS, StageSchedule, letters, stage_letters
 from flowblend_plugin.stages.stage import EXTRAPOLATED, SOLVERS, Adapter, Cache, Stage
 
 __all__ = [

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import gc
 import math
-import weakref
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -32,8 +31,8 @@ from flowblend_plugin.calibration.divergence import (
     StepVelocities,
     VelocityLog,
     cosine,
-    divergences,
     guidance_weights,
+    measure_step,
     relative_l2,
     rms,
     spectral_split,
@@ -110,24 +109,15 @@ def test_equal_passes_share_their_weight() -> None:
     assert weights.sum(1).tolist() == pytest.approx([1.0, 1.0])
 
 
-# The stream.
+# Steps and their neighbours.
 
 
-def test_three_steps_are_held_at_a_time() -> None:
-    alive: list[Any] = []
-    most = 0
-
-    def endless() -> Iterator[StepVelocities]:
-        nonlocal most
-        for step in range(10**9):
-            large = noise(step, (1, 1, 4, 4))
-            alive.append(weakref.ref(large))
-            most = max(most, sum(ref() is not None for ref in alive))
-            yield StepVelocities(step, 1 / (1 + step), large, large)
-
-    stream = divergences(endless())
-    assert [next(stream).step for _ in range(50)] == list(range(50))
-    assert most <= 4  # three, and the one that is just being made
+def divergences(steps: list[StepVelocities]) -> list[StepDivergence]:
+    padded = [None, *steps, None]
+    return [
+        measure_step(before, present, after)
+        for before, present, after in zip(padded, steps, padded[2:], strict=False)
+    ]
 
 
 @given(st.lists(st.integers(1, 30), min_size=2, max_size=8))
@@ -143,7 +133,7 @@ def test_derivatives_are_exact_for_velocities_quadratic_in_sigma(gaps: list[int]
         )
         for i, s in enumerate(sigmas)
     ]
-    found = list(divergences(steps))
+    found = divergences(steps)
 
     assert [one.step for one in found] == list(range(len(sigmas)))
     for i, one in enumerate(found):
@@ -210,6 +200,19 @@ def test_the_clip_is_that_of_the_plain_run(scheduler: Any) -> None:
 
     assert torch.equal(latents, plain)
     assert [one.step for one in found] == [0, 1, 2, 3]
+
+
+def test_three_steps_are_held_at_a_time() -> None:
+    held = []
+
+    def count(_: StepDivergence) -> None:
+        held.append(sum(isinstance(one, StepVelocities) for one in gc.get_objects()))
+
+    pipe = wan_pipe()
+    with VelocityLog(pipe, small(), count):
+        run_wan(pipe, steps=8)
+    assert len(held) == 8
+    assert max(held) == 3
 
 
 def test_each_large_forward_has_exactly_one_small_one() -> None:
