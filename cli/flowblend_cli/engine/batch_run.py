@@ -166,7 +166,7 @@ class BatchRun:
         may_fetch = self._options.allow_download
         prepare_models(self._batch, may_fetch, lambda text: self._tell(Message(text)), self._check)
         for job in (*self._batch.jobs, *self._batch.reserve):
-            self._check()  # hashing large models takes a while
+            self._stop.check()  # hashing large models takes a while
             self._models(job)
         self._queue = self._study.begin()
         if self._is_kept:
