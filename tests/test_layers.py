@@ -383,8 +383,8 @@ def test_nobody_imports_the_commands() -> None:
     assert all(covers(commands, module) for module in importers_of(commands))
 
 
-def loaded_after(code: str) -> set[str]:
-    """Packages in memory after running some code in a fresh interpreter."""
+def modules_after(code: str) -> list[str]:
+    """Modules in memory after running some code in a fresh interpreter."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "cli"), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, "-c", code + "\nimport sys; print('\\n'.join(sys.modules))"],
@@ -394,7 +394,12 @@ def loaded_after(code: str) -> set[str]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return {line.split(".")[0] for line in done.stdout.splitlines()}
+    return done.stdout.splitlines()
+
+
+def loaded_after(code: str) -> set[str]:
+    """Packages in memory after running some code in a fresh interpreter."""
+    return {module.split(".")[0] for module in modules_after(code)}
 
 
 COMMAND = """
@@ -423,6 +428,14 @@ def test_help_loads_nothing_that_only_rendering_needs() -> None:
     loaded = loaded_after(COMMAND.format(arguments=["--help"]))
 
     assert not loaded & {*HEAVY, *PIXELS, "matplotlib", "pydantic", "rich"}
+
+
+@pytest.mark.parametrize("command", ["render", "status", "report", "models"])
+def test_help_of_a_command_loads_no_folder_that_does_its_work(command: str) -> None:
+    loaded = modules_after(COMMAND.format(arguments=[command, "--help"]))
+
+    working = [f"{CLI}.{name}" for name in ("analysis", "planning", "recipe", "diagnostics")]
+    assert not [module for module in loaded if any(covers(name, module) for name in working)]
 
 
 def test_stages_need_no_model_library() -> None:

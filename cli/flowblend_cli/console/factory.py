@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from flowblend_cli.console.plain import JsonReporter, Lines, PlainReporter
 from flowblend_cli.events import Reporter, chain
-from flowblend_cli.planning.run_progress import RunProgress
+
+if TYPE_CHECKING:
+    from flowblend_cli.planning.run_progress import RunProgress
 
 QUIET = -1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -23,8 +23,10 @@ from flowblend_cli.events import (
     RunStarted,
     Waiting,
 )
-from flowblend_cli.planning.run_progress import JobProgress, RunProgress
 from flowblend_cli.text import clock, count, printable
+
+if TYPE_CHECKING:
+    from flowblend_cli.planning.run_progress import JobProgress, RunProgress
 
 # So many jobs under way have lines of their own; the others are a number.
 MOST_SHOWN = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from flowblend_cli.console.lines import (
     SAID_WHEN_VERBOSE,
@@ -21,8 +21,10 @@ from flowblend_cli.events import (
     JsonEvent,
     Message,
 )
-from flowblend_cli.planning.run_progress import RunProgress
 from flowblend_cli.text import clock
+
+if TYPE_CHECKING:
+    from flowblend_cli.planning.run_progress import RunProgress
 
 
 class Lines:

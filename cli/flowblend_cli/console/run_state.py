@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowblend_cli.artifacts.records import is_number, read_json, run_path, write_json
 from flowblend_cli.errors import OutputError
@@ -31,9 +31,11 @@ from flowblend_cli.events import (
     Waiting,
 )
 from flowblend_cli.jobs import Batch
-from flowblend_cli.planning.run_progress import JobProgress, RunProgress
 from flowblend_cli.text import utc_now
 from flowblend_cli.utils.process import process_mark
+
+if TYPE_CHECKING:
+    from flowblend_cli.planning.run_progress import JobProgress, RunProgress
 
 STATE_VERSION = 1
 _ABSENT = object()
