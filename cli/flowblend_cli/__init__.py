@@ -17,7 +17,8 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # Before anything imports torch: without it, MKL chooses a matrix product's code, and so its last
 # bits, by where the weights lie in memory. A value of the user's own stays.
-os.environ.setdefault("MKL_CBWR", "AUTO")
+if not os.environ.get("MKL_CBWR"):
+    os.environ["MKL_CBWR"] = "AUTO"
 
 from flowblend_cli.main import main
 

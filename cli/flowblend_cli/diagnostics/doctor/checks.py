@@ -129,6 +129,7 @@ def about_settings(settings: Mapping[str, Any], environ: Mapping[str, str]) -> I
     yield _about_precision(settings, environ)
     yield _about_onednn(settings, environ)
     yield _about_cpu(settings, environ)
+    yield _about_alignment(settings, environ)
     yield _about_attention(settings, environ)
     yield _about_cudnn(settings)
     yield _about_cublas(settings, environ)
@@ -187,6 +188,19 @@ def _about_cpu(settings: Mapping[str, Any], environ: Mapping[str, str]) -> Findi
         advice = "files rendered without it may have other pixels: set it everywhere, or nowhere"
         return Finding("cpu", "note", f"{text}; {', '.join(forced)}", advice)
     return Finding("cpu", "ok", text, "a CPU of another kind may give other pixels")
+
+
+def _about_alignment(settings: Mapping[str, Any], environ: Mapping[str, str]) -> Finding:
+    set_to = f"MKL_CBWR={environ.get('MKL_CBWR', '')}"
+    if settings["alignment"]:
+        text = f"matrix products agree wherever their matrices lie ({set_to})"
+        return Finding("alignment", "ok", text)
+    advice = (
+        "pixels depend on how weights came into memory, so on offloading, resuming and workers: "
+        "export MKL_CBWR=AUTO, or unset it, and flowblend sets it"
+    )
+    text = f"matrix products differ with the addresses of their matrices ({set_to})"
+    return Finding("alignment", "problem", text, advice)
 
 
 def _about_attention(settings: Mapping[str, Any], environ: Mapping[str, str]) -> Finding:

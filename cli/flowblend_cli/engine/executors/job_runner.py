@@ -220,7 +220,7 @@ def _result(
         denoisers=sampled.denoisers,
         device=runtime.device.type,
         caches=tuple(asdict(report) for report in sampled.caches),
-        versions=versions(),
+        versions=versions(runtime.device),
         pixels_sha256=pixels_sha256(sampled.frames),
         peak_rss_bytes=peak_rss_bytes(),
         peak_vram_bytes=sampled.peak_vram_bytes,

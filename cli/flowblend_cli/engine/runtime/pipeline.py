@@ -45,6 +45,7 @@ from flowblend_plugin.calibration.calibration import Calibration
 from flowblend_plugin.calibration.probe import Probe, calibrate
 from flowblend_plugin.checkpoints.checkpoint import Checkpoints
 from flowblend_plugin.denoisers.loading import denoiser_name, load_denoiser
+from flowblend_plugin.numerics import recorded_settings
 from flowblend_plugin.preview import PROJECTION_NAME, EarlyLook, LatentProjection
 from flowblend_plugin.prompt_cache import EmbeddingStore, keep_text_model, remember_embeddings
 from flowblend_plugin.schedulers.factory import make_scheduler
@@ -99,7 +100,7 @@ class PipelineRuntime:
         self._placement = Placement(models.spec)
         self.device = self._placement.device
         self.note = self._placement.note
-        self.surroundings = {**versions(), **self._placement.surroundings}
+        self.surroundings = {**versions(self.device), **self._placement.surroundings}
         large = models.pipeline
         self._pipe = self._load(large, lambda: _load_pipeline(large, self._placement.dtype))
         self._pipe.set_progress_bar_config(disable=True)
@@ -352,15 +353,15 @@ class PipelineRuntime:
         return arguments
 
 
-def versions() -> dict[str, str]:
-    """Versions of everything that decides bits, for the file's document."""
+def versions(device: torch.device | str = "cpu") -> dict[str, str]:
+    """Versions and numeric settings that decide bits, for the file's document."""
     return {
         "flowblend": __version__,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "transformers": transformers.__version__,
-        "threads": str(torch.get_num_threads()),
+        **recorded_settings(device),
     }
 
 

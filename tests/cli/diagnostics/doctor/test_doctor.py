@@ -39,6 +39,7 @@ CPU = {
     "deterministic_algorithms": False,
     "attention_backend": "native",
     "attention_kernel": "flash_attention",
+    "alignment": True,
 }
 CUDA = {**CPU, "device": "cuda", "device_name": "Some GPU", "dtype": "bfloat16"}
 PINNED = {"OMP_NUM_THREADS": "4"}
@@ -263,6 +264,14 @@ def test_quick_renders_nothing_and_says_so(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "note     self-test    left out (--quick)" in result.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_products_that_depend_on_addresses_are_a_problem_with_a_remedy() -> None:
+    environ = {**PINNED, "MKL_CBWR": "OFF"}
+    found = by_name(checks.about_settings({**CPU, "alignment": False}, environ))["alignment"]
+    assert found.state == "problem"
+    assert "MKL_CBWR=OFF" in found.found
+    assert "export MKL_CBWR=AUTO" in found.advice
 
 
 def test_the_device_told_is_the_one_that_a_render_takes() -> None:
