@@ -120,10 +120,23 @@ class ImageSpec:
     Args:
         path: The file as the recipe names it, relative to the recipe's folder.
         sha256: Hash of its bytes.
+        conversions: What has to be done to show it as people see it, of
+            ``utils.images.CONVERSIONS``.
     """
 
     path: str
     sha256: str
+    conversions: tuple[str, ...] = ()
+
+    def to_document(self) -> dict[str, Any]:
+        """The picture as plain JSON values; conversions only where there are some."""
+        document = _fields(self) | {"conversions": list(self.conversions)}
+        return document if self.conversions else {"path": self.path, "sha256": self.sha256}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> ImageSpec:
+        """Read a picture back from ``to_document``'s values."""
+        return cls(**{**document, "conversions": tuple(document.get("conversions", ()))})
 
 
 @dataclass(frozen=True)
@@ -235,7 +248,8 @@ class Job:
         document["arguments"] = self.pipeline_arguments()
         document["model"] = self.model.to_document()
         document["adapters"] = [_fields(adapter) for adapter in self.adapters]
-        for name in ("sampling", "output", "image", "origin"):
+        document["image"] = self.image and self.image.to_document()
+        for name in ("sampling", "output", "origin"):
             part = document[name]
             document[name] = None if part is None else _fields(part)
         for place, key, unset in _LEFT_OUT:
@@ -266,7 +280,9 @@ class Job:
                     "model": ModelSpec.from_document(document["model"]),
                     "sampling": SamplingSpec(**document["sampling"]),
                     "output": OutputSpec(**document["output"]),
-                    "image": ImageSpec(**document["image"]) if "image" in document else None,
+                    "image": ImageSpec.from_document(document["image"])
+                    if "image" in document
+                    else None,
                     "adapters": tuple(AdapterSpec(**a) for a in document.get("adapters", ())),
                     "origin": Origin(**document["origin"]) if "origin" in document else None,
                 }

@@ -47,7 +47,10 @@ def job_key(job: Job, identity: Identity) -> str:
     """
     document = {k: v for k, v in job.to_document().items() if k not in _NAMES_ONLY}
     if job.image is not None:
-        document["image"] = job.image.sha256  # its pixels count, not its name
+        # Its pixels count, not its name.
+        document["image"] = [job.image.sha256, *job.image.conversions]
+        if not job.image.conversions:
+            document["image"] = job.image.sha256
     hashes = {role: known["sha256"] for role, known in identity.items()}
     hashed = {"job": document, "models": hashes, "numerics": NUMERICS_VERSION}
     return hashlib.sha256(_canonical(hashed)).hexdigest()

@@ -1,6 +1,7 @@
 """Pictures that scenes begin with: found inside the recipe's folder, and decoded with limits.
 
-The size of a picture is checked before it is decoded.
+The size of a picture is checked before it is decoded. Models know neither transparency nor colour
+profiles, so a picture is read as people see it: in sRGB, over white where it is transparent.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
 MAX_IMAGE_PIXELS = 50_000_000
+CONVERSIONS = {
+    "over_white": "is partly transparent, and is laid over white",
+    "to_srgb": "has colours of another profile, and is converted to sRGB",
+    "profile_left_out": "has a colour profile that can't be used, and is read as sRGB",
+}
+_ROUNDING = 2  # of 255 levels
 _FORMATS = ("PNG", "JPEG")
 # What turns into 8-bit RGB without being clipped; 16-bit grey levels don't.
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
@@ -41,7 +48,7 @@ def load_image(name: str, recipe_dir: Path, sha256: str | None = None) -> Image:
         sha256: What the file's bytes must hash to; None takes any.
 
     Returns:
-        The picture in 8-bit RGB, turned upright.
+        The picture in 8-bit sRGB, turned upright, over white where it is transparent.
 
     Raises:
         ImageError: The name leads out of the folder, or to no PNG or JPEG that can be decoded, or
@@ -53,10 +60,10 @@ def load_image(name: str, recipe_dir: Path, sha256: str | None = None) -> Image:
             f"the image {name!r} in {recipe_dir} has changed since the job was made: put the "
             "former one back, or render from the recipe"
         )
-    return _decode(name, data)
+    return _decode(name, data)[0]
 
 
-def hash_image(name: str, recipe_dir: Path) -> str:
+def examine_image(name: str, recipe_dir: Path) -> tuple[str, tuple[str, ...]]:
     """Check that a scene's picture can be decoded, and hash its file.
 
     Args:
@@ -64,14 +71,15 @@ def hash_image(name: str, recipe_dir: Path) -> str:
         recipe_dir: See ``load_image``.
 
     Returns:
-        SHA-256 of the file's bytes, 64 hexadecimal digits.
+        SHA-256 of the file's bytes, 64 hexadecimal digits; and names of ``CONVERSIONS``: what is
+        done to the picture to read it.
 
     Raises:
         ImageError: See ``load_image``.
     """
     data = _read(name, recipe_dir)
-    _decode(name, data)
-    return hashlib.sha256(data).hexdigest()
+    _, conversions = _decode(name, data)
+    return hashlib.sha256(data).hexdigest(), conversions
 
 
 def _read(name: str, recipe_dir: Path) -> bytes:
@@ -102,7 +110,7 @@ def _find(name: str, recipe_dir: Path) -> Path:
     raise ImageError(f"the image {name!r} {found}: expected a PNG or JPEG at {path}")
 
 
-def _decode(name: str, data: bytes) -> Image:
+def _decode(name: str, data: bytes) -> tuple[Image, tuple[str, ...]]:
     from PIL import Image, ImageOps
 
     try:
@@ -124,6 +132,50 @@ def _decode(name: str, data: bytes) -> Image:
             f"the image {name!r} has more than 8 bits a channel (mode {image.mode}): save it with 8"
         )
     try:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _as_seen(ImageOps.exif_transpose(image))
     except Exception as error:
         raise ImageError(f"the image {name!r} is damaged: {error}") from error
+
+
+def _as_seen(image: Image) -> tuple[Image, tuple[str, ...]]:
+    """Convert a decoded picture to 8-bit sRGB over white, and name what that took."""
+    from PIL import Image as Pillow
+
+    done = []
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    if image.mode not in ("L", "RGB", "CMYK"):  # the modes that profiles are made for
+        image = image.convert("L" if image.mode == "LA" else "RGB")
+    profile, shown = image.info.get("icc_profile"), image.convert("RGB")
+    if profile:
+        converted = _to_srgb(image, profile)
+        if converted is None:
+            done.append("profile_left_out")
+        elif _differ(converted, shown):
+            done.append("to_srgb")
+            shown = converted
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        done.append("over_white")
+        shown = Pillow.composite(shown, Pillow.new("RGB", shown.size, "white"), alpha)
+    return shown, tuple(done)
+
+
+def _differ(image: Image, other: Image) -> bool:
+    """Whether colours differ by more than the rounding of one sRGB profile and another."""
+    from PIL import ImageChops
+
+    return any(high > _ROUNDING for _, high in ImageChops.difference(image, other).getextrema())
+
+
+def _to_srgb(image: Image, profile: bytes) -> Image | None:
+    """Convert a picture from its colour profile; None where the profile can't be used."""
+    from PIL import ImageCms
+
+    for mode in dict.fromkeys((image.mode, "RGB")):  # a grey picture may have a colour profile
+        try:
+            own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            return ImageCms.profileToProfile(
+                image.convert(mode), own, ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            continue
+    return None

@@ -20,7 +20,7 @@ from diffusers import (
     I2VGenXLUNet,
     WanImageToVideoPipeline,
 )
-from PIL import Image
+from PIL import Image, ImageCms
 from tiny import wan_denoiser
 from transformers import (
     CLIPImageProcessorPil,
@@ -37,7 +37,7 @@ from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.models.bundled import bundled_dir
 from flowblend_cli.models.identity import job_key, resolve_models
 from flowblend_cli.utils import images
-from flowblend_cli.utils.images import hash_image, load_image
+from flowblend_cli.utils.images import examine_image, load_image
 
 RECIPE = """\
 [model]
@@ -82,6 +82,135 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
     assert load_image("first.jpg", tmp_path).size == (6, 8)
 
 
+# Columns: what red, green and blue are in XYZ, under the white of profiles (D50).
+DISPLAY_P3 = np.array(
+    [[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]]
+)
+SRGB = np.array(
+    [[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]]
+)
+
+
+def profile_of(colorants: Any, gamma: float = 2.2) -> bytes:
+    """A colour profile of three colorants and one gamma."""
+
+    def fixed(value: float) -> bytes:
+        return struct.pack(">i", round(value * 65536))
+
+    def xyz(values: Any) -> bytes:
+        return b"XYZ \0\0\0\0" + b"".join(map(fixed, values))
+
+    def text(kind: bytes, words: bytes) -> bytes:
+        if kind == b"desc":
+            return b"desc\0\0\0\0" + struct.pack(">I", len(words) + 1) + words + bytes(79)
+        return b"text\0\0\0\0" + words + b"\0"
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256))
+    tags = {
+        b"desc": text(b"desc", b"tried"),
+        b"cprt": text(b"text", b"none"),
+        b"wtpt": xyz((0.9642, 1.0, 0.8249)),
+        **{name: xyz(colorants[:, i]) for i, name in enumerate((b"rXYZ", b"gXYZ", b"bXYZ"))},
+        **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve),
+    }
+    table, data, at = b"", b"", 128 + 4 + 12 * len(tags)
+    for name, value in tags.items():
+        value += bytes(-len(value) % 4)
+        table += name + struct.pack(">II", at + len(data), len(value))
+        data += value
+    body = struct.pack(">I", len(tags)) + table + data
+    head = struct.pack(
+        ">I4sI4s4s4s", 128 + len(body), b"none", 0x02100000, b"mntr", b"RGB ", b"XYZ "
+    )
+    head += bytes(12) + b"acsp" + bytes(28) + b"".join(map(fixed, (0.9642, 1.0, 0.8249)))
+    return head.ljust(128, b"\0") + body
+
+
+def in_srgb(color: tuple[int, ...], colorants: Any, gamma: float = 2.2) -> Any:
+    """The colour's sRGB levels, by the definitions of both spaces."""
+    light = np.linalg.inv(SRGB) @ colorants @ (np.array(color) / 255) ** gamma
+    light = light.clip(0, 1)
+    return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("name", ["first.png", "first.jpg"])
+@pytest.mark.parametrize("color", [(200, 100, 60), (90, 160, 90), (255, 255, 255), (30, 30, 200)])
+def test_colours_of_another_profile_are_converted(
+    tmp_path: Path, name: str, color: tuple[int, ...]
+) -> None:
+    quality: dict[str, Any] = {"quality": 100, "subsampling": 0} if name.endswith("jpg") else {}
+    picture = Image.new("RGB", (8, 8), color)
+    picture.save(tmp_path / name, icc_profile=profile_of(DISPLAY_P3), **quality)
+
+    found = np.asarray(load_image(name, tmp_path), float)
+
+    assert np.abs(found - in_srgb(color, DISPLAY_P3)).max() <= 2.5
+    if color != (255, 255, 255):
+        assert examine_image(name, tmp_path)[1] == ("to_srgb",)
+
+
+def test_a_picture_that_says_it_is_srgb_keeps_its_very_levels(tmp_path: Path) -> None:
+    levels = np.arange(256 * 3, dtype=np.uint8).reshape(16, 16, 3)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(levels).save(tmp_path / "first.png", icc_profile=profile)
+
+    assert np.array_equal(np.asarray(load_image("first.png", tmp_path)), levels)
+    assert examine_image("first.png", tmp_path)[1] == ()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_transparent_picture_is_laid_over_white(tmp_path: Path, mode: str) -> None:
+    picture = Image.new("RGBA", (3, 2), (0, 0, 0, 255))
+    picture.putpixel((0, 0), (0, 0, 0, 0))
+    picture.putpixel((1, 0), (0, 0, 0, 128))
+    if mode == "P":  # one colour of its palette is transparent
+        picture = Image.new("P", (3, 2), 1)
+        picture.putpalette([255, 0, 0, 0, 0, 0])
+        picture.putpixel((0, 0), 0)
+        picture.info["transparency"] = 0
+    exif = Image.Exif()
+    exif[0x0112] = 3  # half a turn
+    picture.convert(mode).save(tmp_path / "first.png", exif=exif)
+
+    found = np.asarray(load_image("first.png", tmp_path))[::-1, ::-1]
+
+    assert found[0, 0].tolist() == [255, 255, 255]
+    assert found[1, 1].tolist() == [0, 0, 0]
+    assert found[0, 1].tolist() == ([0, 0, 0] if mode == "P" else [127, 127, 127])
+    assert examine_image("first.png", tmp_path)[1] == ("over_white",)
+
+
+def test_what_is_opaque_everywhere_is_not_laid_over_anything(tmp_path: Path) -> None:
+    draw(tmp_path / "first.png", (9, 8, 7, 255), "RGBA")
+
+    assert np.asarray(load_image("first.png", tmp_path))[0, 0].tolist() == [9, 8, 7]
+    assert examine_image("first.png", tmp_path)[1] == ()
+
+
+def test_a_profile_that_is_none_is_left_out_and_said(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4), (9, 8, 7)).save(tmp_path / "first.png", icc_profile=b"no profile")
+    Image.new("L", (4, 4), 100).save(tmp_path / "grey.png", icc_profile=profile_of(SRGB, 1.0))
+
+    assert examine_image("first.png", tmp_path)[1] == ("profile_left_out",)
+    assert np.asarray(load_image("first.png", tmp_path))[0, 0].tolist() == [9, 8, 7]
+    grey = np.asarray(load_image("grey.png", tmp_path), float)
+    assert np.abs(grey - in_srgb((100, 100, 100), SRGB, 1.0)).max() <= 2.5
+
+
+def test_a_converted_picture_is_told_and_rendered_anew(
+    tmp_path: Path, batch_of: Callable[..., Any]
+) -> None:
+    draw(tmp_path / "first.png", (9, 8, 7, 100), "RGBA")
+    batch = batch_of(RECIPE)
+    (job,) = batch.jobs
+
+    assert any("'first.png' is partly transparent, and is laid over white" in w
+               for w in batch.warnings)  # fmt: skip
+    assert Job.from_document(job.to_document()) == job
+    as_it_was = replace(job, image=replace(job.image, conversions=()))
+    assert job_key(job, {}) != job_key(as_it_was, {})
+
+
 def test_a_link_inside_the_tree_is_followed(tmp_path: Path) -> None:
     draw(tmp_path / "real.png")
     (tmp_path / "first.png").symlink_to("real.png")
@@ -119,12 +248,12 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str, said:
     os.mkfifo(folder / "pipe.png")
 
     with pytest.raises(ImageError, match=said):
-        hash_image(name, folder)
+        examine_image(name, folder)
 
 
 def test_an_absolute_path_is_refused_even_inside_the_tree(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="isn't inside"):
-        hash_image(str(draw(tmp_path / "first.png")), tmp_path)
+        examine_image(str(draw(tmp_path / "first.png")), tmp_path)
 
 
 @pytest.mark.parametrize("size", [(12_000, 12_000), (20_000, 20_000), (2**31 - 1, 2)])
@@ -134,7 +263,7 @@ def test_a_picture_that_says_it_is_huge_is_refused_before_it_is_decoded(
     (tmp_path / "first.png").write_bytes(png_header(*size))
 
     with pytest.raises(ImageError, match="more than 50,000,000 pixels"):
-        hash_image("first.png", tmp_path)
+        examine_image("first.png", tmp_path)
 
 
 def test_a_file_that_is_too_long_is_refused(
@@ -144,7 +273,7 @@ def test_a_file_that_is_too_long_is_refused(
     monkeypatch.setattr(images, "MAX_IMAGE_BYTES", path.stat().st_size - 1)
 
     with pytest.raises(ImageError, match="larger than the limit"):
-        hash_image("first.png", tmp_path)
+        examine_image("first.png", tmp_path)
 
 
 def test_what_is_no_whole_picture_is_refused(tmp_path: Path) -> None:
@@ -164,12 +293,12 @@ def test_what_is_no_whole_picture_is_refused(tmp_path: Path) -> None:
         "deep.png": "more than 8 bits",
     }.items():
         with pytest.raises(ImageError, match=said):
-            hash_image(name, tmp_path)
+            examine_image(name, tmp_path)
 
 
 def test_a_changed_picture_is_not_the_jobs(tmp_path: Path) -> None:
     draw(tmp_path / "first.png")
-    known = hash_image("first.png", tmp_path)
+    known, _ = examine_image("first.png", tmp_path)
     draw(tmp_path / "first.png", (1, 2, 3))
 
     with pytest.raises(ImageError, match="has changed"):
@@ -183,7 +312,7 @@ def test_a_scenes_picture_is_part_of_its_jobs(tmp_path: Path, batch_of: Callable
 
     assert job.image is not None
     assert job.image.path == "first.png"
-    assert job.image.sha256 == hash_image("first.png", tmp_path)
+    assert job.image.sha256 == examine_image("first.png", tmp_path)[0]
     assert Job.from_document(job.to_document()) == job
 
 

@@ -14,6 +14,7 @@ from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.prompts.keywords import find_words, word_lists
 from flowblend_cli.recipe.schema.ranges import MANY_STEPS
 from flowblend_cli.text import count
+from flowblend_cli.utils.images import CONVERSIONS
 
 LARGE_SIDE = 768
 LARGE_STEPS = 100
@@ -31,6 +32,7 @@ def find_hints(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterator[str]
     yield from _idle_drafts(candidates)
     yield from _words_of_chance(recipe, candidates)
     yield from _empty_stages([candidate.job for candidate in candidates])
+    yield from _converted_pictures(candidates)
 
 
 def _many_steps(candidates: Sequence[Candidate]) -> Iterator[str]:
@@ -101,6 +103,13 @@ def _words_of_chance(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterato
             f'"ode" adds none: use anchors instead ({anchors}), or mode = "sde"; lint = false in '
             "the scene silences this"
         )
+
+
+def _converted_pictures(candidates: Sequence[Candidate]) -> Iterator[str]:
+    """Say which pictures aren't handed to the model as they are in their files."""
+    for image in dict.fromkeys(c.job.image for c in candidates if c.job.image is not None):
+        for conversion in image.conversions:
+            yield f"the image {image.path!r} {CONVERSIONS[conversion]}"
 
 
 def _empty_stages(jobs: Sequence[Job]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.recipe.prompts.scene_prompts import Prompts
 from flowblend_cli.recipe.schema.validation import Tables
 from flowblend_cli.recipe.source.problems import Problems
-from flowblend_cli.utils.images import hash_image, load_image
+from flowblend_cli.utils.images import examine_image, load_image
 from flowblend_cli.utils.toml_positions import KeyPath
 
 MULTIPLE = 16
@@ -93,7 +93,7 @@ class _Pictures:
     def _read(self, name: str) -> ImageSpec | str:
         """A picture, or what is wrong with it."""
         try:
-            return ImageSpec(name, hash_image(name, self._recipe_dir))
+            return ImageSpec(name, *examine_image(name, self._recipe_dir))
         except ImageError as error:
             return str(error)
 
