@@ -23,7 +23,7 @@ def render_table() -> str:
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if "==" in line and line[0] != "#")
     tested = {name.lower(): version for name, version in pinned.items()}
-    needed = dict(line.split(">=") for line in project["dependencies"])
+    needed = dict(re.sub(r"\[.*\]", "", line).split(">=") for line in project["dependencies"])
     pythons = [found[1] for line in project["classifiers"] if (found := PYTHON.fullmatch(line))]
     table = {
         "python": {"at_least": project["requires-python"].lstrip(">="), "tested": pythons},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -122,6 +123,6 @@ def test_every_direct_dependency_has_a_tested_release() -> None:
     missing = [
         name
         for line in wanted
-        if f"\n{(name := line.split('>=')[0].lower().replace('_', '-'))}==" not in constraints
+        if f"\n{(name := re.split('[[>]', line)[0].lower().replace('_', '-'))}==" not in constraints
     ]
     assert not missing

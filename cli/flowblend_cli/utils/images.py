@@ -10,7 +10,7 @@ import hashlib
 import io
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowblend_cli.errors import ImageError
 from flowblend_cli.utils.files import UnsafeName, resolve_inside
@@ -163,7 +163,8 @@ def _differ(image: Image, other: Image) -> bool:
     """Whether colours differ by more than the rounding of one sRGB profile and another."""
     from PIL import ImageChops
 
-    return any(high > _ROUNDING for _, high in ImageChops.difference(image, other).getextrema())
+    bands: Any = ImageChops.difference(image, other).getextrema()
+    return any(high > _ROUNDING for _, high in bands)
 
 
 def _to_srgb(image: Image, profile: bytes) -> Image | None:
