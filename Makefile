@@ -10,7 +10,7 @@ INSTALL = $(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt
 
 FLOWBLEND ?= $(BIN)/flowblend
 
-.PHONY: quickstart test faults quality wheel bench bench-quick clean
+.PHONY: quickstart test faults mutants peers quality wheel bench bench-quick clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/flowblend render quickstart --gallery --report
@@ -25,6 +25,14 @@ faults: $(VENV)/.dev
 	$(BIN)/python -m tests.faults.night --kills 20 --command $(FLOWBLEND)
 	$(BIN)/python -m pytest -q -n 2 -m night
 	FLOWBLEND_EXAMPLES=2000 $(BIN)/python -m pytest -q -n 2 --dist load -m thorough
+
+# Changes the spine in one place at a time, to see whether its tests notice; takes hours.
+mutants: $(VENV)/.dev
+	$(BIN)/python -m tests.mutants
+
+# diffusers' own tests with our schedulers and switches: make peers DIFFUSERS=path-to-a-checkout
+peers: $(VENV)/.dev
+	$(BIN)/python -m tests.peers $(if $(DIFFUSERS),$(DIFFUSERS),none)
 
 quality: $(VENV)/.dev
 	$(BIN)/ruff check .

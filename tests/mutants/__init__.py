@@ -1,0 +1,1 @@
+"""Small faults put into the spine on purpose, to see whether its tests notice."""
