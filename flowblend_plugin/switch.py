@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from diffusers.callbacks import PipelineCallback
 
+from flowblend_plugin.denoisers.adapter_files import AdapterSource
 from flowblend_plugin.denoisers.conditioning import fit_inputs
 from flowblend_plugin.denoisers.placement import (
     Denoiser,
@@ -35,7 +36,7 @@ from flowblend_plugin.stage_hooks.cache import CacheReport, StageCaches
 from flowblend_plugin.stage_hooks.early_exit import EarlyExit, SelfDifference
 from flowblend_plugin.stage_hooks.extrapolation import StageExtrapolation
 from flowblend_plugin.stage_hooks.guidance import StageGuidance
-from flowblend_plugin.stage_hooks.lora import AdapterSource, StageLora
+from flowblend_plugin.stage_hooks.lora import StageLora
 from flowblend_plugin.stage_hooks.residency import Residency
 from flowblend_plugin.stages import EXTRAPOLATED, StageSchedule, stage_letters
 

@@ -46,6 +46,8 @@ TABLE: dict[str, set[str]] = {
     f"{LIB}.schedulers": {f"{LIB}.errors", f"{LIB}.stages", *HEAVY, "numpy"},
     f"{LIB}.schedulers.sigmas": {f"{LIB}.errors", f"{LIB}.stages"},
     f"{LIB}.denoisers": {f"{LIB}.errors", f"{LIB}.stages", *HEAVY},
+    f"{LIB}.denoisers.adapter_files": {f"{LIB}.errors", "huggingface_hub", *HEAVY},
+    f"{LIB}.denoisers.adapter_header": {f"{LIB}.errors"},
     f"{LIB}.stage_hooks": {
         f"{LIB}.errors", f"{LIB}.stages", f"{LIB}.schedulers", f"{LIB}.denoisers",
         *HEAVY, "cache_dit",
@@ -88,7 +90,8 @@ TABLE: dict[str, set[str]] = {
                      *PIXELS},
     f"{CLI}.models": {
         *ROOT_NOUNS, f"{CLI}.utils", f"{LIB}.errors", f"{LIB}.stages", f"{LIB}.schedulers.sigmas",
-        f"{LIB}.calibration.calibration", "huggingface_hub", "tomli",
+        f"{LIB}.calibration.calibration", f"{LIB}.denoisers.adapter_header", "huggingface_hub",
+        "tomli",
     },
     f"{CLI}.artifacts": {*ROOT_NOUNS, f"{CLI}.utils", f"{LIB}.errors", *PIXELS},
     f"{CLI}.recipe": {
@@ -159,6 +162,7 @@ PURE = {
     f"{LIB}.calibration.calibration",
     f"{LIB}.calibration.criteria",
     f"{LIB}.checkpoints.safetensors_header",
+    f"{LIB}.denoisers.adapter_header",
     f"{LIB}.denoisers.compatibility",
     f"{CLI}.text",
     f"{CLI}.errors",

@@ -3,7 +3,7 @@
 ::
 
     FlowBlendError
-    ├── RecipeError (ValueError)         2   problems in a recipe, all of them at once
+    ├── RecipeError (ValueError)         2   problems in a recipe, all of them at once; or 3
     ├── UsageError (ValueError)          2   a name, path or option that can't be used
     │   ├── ModelNameError                   a model that no recipe may name
     │   ├── ImageError                       a picture that can't be used
@@ -56,11 +56,18 @@ class Problem:
 
 
 class RecipeError(FlowBlendError, ValueError):
-    """A recipe that can't be rendered; holds every problem, in the order of the file."""
+    """A recipe that can't be rendered; holds every problem, in the order of the file.
+
+    Args:
+        problems: The problems.
+        exit_code: 2, or that of the only kind of problem where it is none of the recipe's own: 3
+            where all of them are model files that aren't whole.
+    """
 
     exit_code = 2
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
+    def __init__(self, problems: Iterable[Problem], exit_code: int = exit_code) -> None:
+        self.exit_code = exit_code
         in_order = sorted(
             set(problems),
             key=lambda one: (one.path, one.line or 0, one.column or 0, one.location, one.message),

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from flowblend_plugin.denoisers.adapter_files import AdapterSource, load_adapter
 from flowblend_plugin.errors import AdapterError
 from flowblend_plugin.stage_hooks.base import StageHook, StageStep
 from flowblend_plugin.stages import Stage
-
-AdapterSource = str | os.PathLike[str]
-_SHOWN = 5
 
 
 class StageLora(StageHook):
@@ -79,16 +74,7 @@ class StageLora(StageHook):
                 f"adapter {name!r} isn't loaded in the {role} denoiser and has no source for it: "
                 f"give adapters={{{name!r}: FILE}} or {{{name!r}: {{{role!r}: FILE}}}}"
             )
-        weights, metadata, alphas = read_adapter(pipe, source)
-        check_adapter(module, role, name, weights)
-        module.load_lora_adapter(  # type: ignore[operator]
-            _prefixed(weights),
-            prefix="transformer",
-            adapter_name=name,
-            metadata=_prefixed(metadata) if metadata else None,
-            network_alphas=_prefixed(alphas) if alphas and not metadata else None,
-            _pipeline=pipe,
-        )
+        load_adapter(pipe, role, module, name, source)
 
     def begin_step(self, step: StageStep) -> None:
         """Set the adapters of a step, with the weights that its place in its stage gives them."""
@@ -113,102 +99,6 @@ class StageLora(StageHook):
         for module, before in self._touched.items():
             before.restore(module)
         self._touched, self._active = {}, {}
-
-
-def read_adapter(pipe: Any, source: AdapterSource) -> tuple[dict[str, Any], ...]:
-    """Read a LoRA file in any spelling that the pipeline's class knows, by the denoiser's names.
-
-    Args:
-        pipe: The pipeline.
-        source: A safetensors file, or a Hub id, optionally with the file's name after it.
-
-    Returns:
-        Weights by name, such as ``blocks.0.attn1.to_q.lora_A.weight``; by the same names what peft
-        wrote beside them (rank, alpha); and by theirs the network alphas of other trainers.
-
-    Raises:
-        AdapterError: The file isn't there, isn't safetensors, or is damaged.
-    """
-    place = os.fspath(source)
-    options: dict[str, Any] = {"use_safetensors": True}
-    if Path(place).exists():
-        if not place.endswith(".safetensors"):
-            raise AdapterError(
-                f"adapter {place} is no safetensors file: other formats can run code while they "
-                "load"
-            )
-    elif place.startswith((".", "/", "~")):
-        raise AdapterError(f"adapter {place} doesn't exist: expected a .safetensors file")
-    elif place.endswith(".safetensors") and place.count("/") >= 2:
-        owner, name, options["weight_name"] = place.split("/", 2)
-        place = f"{owner}/{name}"
-    try:
-        weights, *others = _read(pipe, place, options)
-    except Exception as error:  # whatever a damaged file, or no network, makes its reader raise
-        reason = " ".join(str(error).split())[:200]
-        raise AdapterError(f"adapter {place} can't be read: {reason}") from error
-    metadata = others[-1] if others else None
-    alphas = others[0] if len(others) > 1 else None
-    return _stripped(weights), _stripped(metadata or {}), _stripped(alphas or {})
-
-
-def _read(pipe: Any, place: str, options: dict[str, Any]) -> tuple[Any, ...]:
-    """Weights, then network alphas for the pipelines that tell them, then metadata."""
-    reader = getattr(type(pipe), "lora_state_dict", None)
-    if reader is None:
-        from safetensors.torch import load_file
-
-        return (load_file(place),)
-    found = reader(place, return_lora_metadata=True, **options)
-    return found if isinstance(found, tuple) else (found,)
-
-
-def _stripped(values: Mapping[str, Any]) -> dict[str, Any]:
-    prefixes = ("transformer.", "unet.", "diffusion_model.", "base_model.model.")
-    return {
-        next((key[len(p) :] for p in prefixes if key.startswith(p)), key): value
-        for key, value in values.items()
-    }
-
-
-def _prefixed(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"transformer.{key}": value for key, value in values.items()}
-
-
-def check_adapter(
-    module: nn.Module, role: str, name: str, weights: Mapping[str, torch.Tensor]
-) -> None:
-    """Check that every weight of a LoRA has its layer in a denoiser, in the right size.
-
-    Raises:
-        AdapterError: One hasn't; names the first few of them and says how many there are.
-    """
-    layers = {
-        key.removesuffix(".base_layer"): layer
-        for key, layer in module.named_modules()
-        if isinstance(getattr(layer, "weight", None), torch.Tensor)
-    }
-    wrong = []
-    for key, value in weights.items():
-        place, kind = next(
-            ((key.split(f".{k}")[0], k) for k in ("lora_A", "lora_B") if f".{k}" in key), (key, "")
-        )
-        layer = layers.get(place)
-        if not kind or layer is None:
-            wrong.append(f"{key}: no such layer")
-            continue
-        rows, columns = layer.weight.shape[0], layer.weight.shape[1]
-        got, want = (value.shape[1], columns) if kind == "lora_A" else (value.shape[0], rows)
-        if got != want:
-            wrong.append(f"{key}: {got} wide, the layer has {want}")
-    if wrong or not weights:
-        listed = "\n".join(f"  - {line}" for line in wrong[:_SHOWN]) or "  - it holds no weights"
-        more = f"\n  - and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        raise AdapterError(
-            f"adapter {name!r} doesn't fit the {role} denoiser ({type(module).__name__}):\n"
-            f"{listed}{more}\nA LoRA fits the denoiser that it was trained on: give each denoiser "
-            "its own."
-        )
 
 
 class _FormerAdapters:

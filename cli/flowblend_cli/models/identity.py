@@ -21,6 +21,7 @@ from flowblend_cli.models.contents import check_contents, read_json
 from flowblend_cli.models.hub_cache import snapshot
 from flowblend_cli.models.registry import ModelSource, resolve_model, resolve_small
 from flowblend_cli.utils.cache_dirs import cache_path
+from flowblend_plugin.denoisers.adapter_header import scale_file
 
 NUMERICS_VERSION = 1
 _MODEL_SUFFIXES = {".json", ".safetensors", ".model", ".txt"}
@@ -139,7 +140,7 @@ def resolve_models(
     for adapter in adapters:
         path = adapter_file(adapter.source, adapter.name, adapter.role, recipe_dir)
         place = f"LoRA {adapter.name} {adapter.role}"
-        identity[place] = {"path": str(path), "sha256": _sha256(path)}
+        identity[place] = {"path": str(path), "sha256": adapter_sha256(path)}
         files.append((adapter.name, adapter.role, str(path)))
     return ResolvedModels(
         model, str(recipe_dir), pipeline, tuple(denoisers), tuple(files), identity
@@ -246,6 +247,14 @@ def hash_folder(folder: Path) -> str:
         except OSError:
             pass  # the next run only takes longer
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def adapter_sha256(path: Path) -> str:
+    """Hash of a LoRA file; where peft saved it, also of the file beside it that scales it."""
+    beside = scale_file(path)
+    if beside is None:
+        return _sha256(path)
+    return hashlib.sha256(f"{_sha256(path)}\n{_sha256(beside)}".encode()).hexdigest()
 
 
 def _kept_sha256(path: Path, known: dict[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,18 @@ def test_a_model_that_is_half_there_is_no_model(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelMissingError):
         resolve_models(ModelSpec(str(tmp_path)), tmp_path)
+
+
+def test_the_file_that_scales_an_adapter_of_peft_is_part_of_it(tmp_path: Path) -> None:
+    own = SPRITES / "adapters/monochrome_large.safetensors"
+    adapter = AdapterSpec("x", "large", "./adapter_model.safetensors")
+    (tmp_path / "adapter_model.safetensors").write_bytes(own.read_bytes())
+    seen = []
+    for alpha in (None, 4, 8):
+        if alpha is not None:
+            (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha}))
+        found = resolve_models(ModelSpec("sprites"), tmp_path, [adapter]).identity
+        seen.append(found["LoRA x large"]["sha256"])
+
+    assert seen[0] == hashlib.sha256(own.read_bytes()).hexdigest()
+    assert len(set(seen)) == 3

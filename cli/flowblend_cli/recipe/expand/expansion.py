@@ -182,10 +182,10 @@ def _expand_scene(scene: _Scene, problems: Problems) -> Iterator[Candidate]:
 def _add_with_line(problems: Problems, found: Problems, written: WrittenPrompt) -> None:
     """Add a prompt's problems; those that its line's text or flags may cause name the line."""
     line = written.line
-    for path, message, at, related in found:
-        is_of_line = line is not None and (line.has_flags or path == written.path)
+    for entry in found:
+        is_of_line = line is not None and (line.has_flags or entry.path == written.path)
         where = line.where if line is not None and is_of_line else ""
-        problems.add(path, f"{where}{message}", at, related)
+        problems.add(entry.path, f"{where}{entry.message}", *entry[2:])
 
 
 class _JobMaker:

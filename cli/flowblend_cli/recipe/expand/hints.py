@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from flowblend_cli.errors import LESS_MEMORY
 from flowblend_cli.jobs import Job
+from flowblend_cli.models.adapters import text_encoder_weights
 from flowblend_cli.models.forwards import PIPELINES
 from flowblend_cli.recipe.expand.file_names import Candidate
 from flowblend_cli.recipe.expand.recipe import Recipe
@@ -32,6 +33,7 @@ def find_hints(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterator[str]
     yield from _idle_drafts(candidates)
     yield from _words_of_chance(recipe, candidates)
     yield from _empty_stages([candidate.job for candidate in candidates])
+    yield from _text_encoders(recipe, candidates)
     yield from _converted_pictures(candidates)
 
 
@@ -123,3 +125,16 @@ def _empty_stages(jobs: Sequence[Job]) -> Iterator[str]:
             empty.update({message: len(some) for message in some[0].empty_stages()})
     for message, number in empty.items():
         yield f"{message} ({count(number, 'job')})"
+
+
+def _text_encoders(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterator[str]:
+    """Warn of LoRA files that trained a text encoder too, which no stage can have."""
+    folder = recipe.path.absolute().parent
+    adapters = {adapter for candidate in candidates for adapter in candidate.job.adapters}
+    for one in sorted(adapters, key=lambda one: (one.source, one.name, one.role)):
+        weights = text_encoder_weights(one, folder)
+        if weights:
+            yield (
+                f"LoRA {one.source!r} has {count(weights, 'weight')} for a text encoder, which "
+                f"stages don't give it: only what it has for the {one.role} denoiser is at work"
+            )

@@ -76,7 +76,8 @@ class RecipeSource:
             message = f"has more than {MAX_PROBLEMS} problems, of which these are some"
             shown.append(Problem(str(self.path), None, None, "", message))
         if shown:
-            raise RecipeError(shown)
+            codes = {entry.exit_code for entry in problems}
+            raise RecipeError(shown, codes.pop() if len(codes) == 1 else RecipeError.exit_code)
 
     def _shown(self, entry: Entry) -> Problem:
         """A problem as people read it: file, line, column, key, message."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+from flowblend_cli.errors import RecipeError
 from flowblend_cli.utils.toml_positions import KeyPath
 
 
@@ -19,6 +20,7 @@ class Entry(NamedTuple):
     message: str
     at: Literal["key", "value"] = "value"
     related: tuple[str, ...] = ()
+    exit_code: int = RecipeError.exit_code
 
 
 class Problems:
@@ -36,6 +38,7 @@ class Problems:
         message: str,
         at: Literal["key", "value"] = "value",
         related: tuple[str, ...] = (),
+        exit_code: int = RecipeError.exit_code,
     ) -> None:
         """Add one problem.
 
@@ -44,8 +47,9 @@ class Problems:
             message: What was found, what was expected, what to do.
             at: Whether the key or its value is to blame.
             related: Tables whose values take part as well, so that ``--set`` there is named.
+            exit_code: What a command ends with where nothing else is wrong.
         """
-        self._entries[Entry(path, message, at, related)] = None
+        self._entries[Entry(path, message, at, related, exit_code)] = None
 
     def extend(self, others: Problems) -> None:
         """Add the problems of another collector."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.errors import ModelNameError
-from flowblend_cli.jobs import AdapterSpec, schedule_of
-from flowblend_cli.models.adapters import is_source, locate_adapter
+from flowblend_cli.errors import ModelMissingError, ModelNameError
+from flowblend_cli.jobs import AdapterSpec, ModelSpec, schedule_of
+from flowblend_cli.models.adapters import adapter_problems, is_source
 from flowblend_cli.recipe.schema.tables import BlendTable, ModelTable, StageTable
 from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.auto_stages import AUTOMATIC_KEYS, Automatic
@@ -182,6 +182,7 @@ def check_extrapolated(tables: Sequence[StageTable], where: KeyPath, problems: P
 def find_adapters(
     tables: Sequence[StageTable],
     model: ModelTable | None,
+    models: ModelSpec | None,
     recipe_dir: Path,
     where: KeyPath,
     problems: Problems,
@@ -191,9 +192,11 @@ def find_adapters(
     Args:
         tables: The ``[[blend.stage]]`` tables.
         model: The models' table, which binds names to files; None if it is broken.
+        models: The models that it names; None likewise.
         recipe_dir: Folder that files are relative to.
         where: Path of ``tables``.
-        problems: Where problems go: names that nothing is bound to, and files that can't be used.
+        problems: Where problems go: names that nothing is bound to, files that can't be used, and
+            what diffusers can't use of a file that is here.
     """
     found: dict[tuple[str, str], AdapterSpec] = {}
     for index, stage in enumerate(tables):
@@ -206,13 +209,18 @@ def find_adapters(
             seen.add(name)
             if model is None:
                 continue
+            origin = path
             try:
                 source, origin = _source_of(adapter.name, role, model, path)
-                locate_adapter(source, name, role, recipe_dir)
+                spec = AdapterSpec(name, role, source)
+                unusable = adapter_problems(spec, recipe_dir, models)
             except ModelNameError as error:
-                problems.add(path, str(error), related=("model", "blend"))
+                problems.add(origin, str(error), related=("model", "blend"))
                 continue
-            spec = AdapterSpec(name, role, source)
+            for problem in unusable:
+                message = f"{source!r} can't be used: {problem}"
+                code = ModelMissingError.exit_code
+                problems.add(origin, message, related=("model", "blend"), exit_code=code)
             if found.setdefault((name, role), spec) != spec:
                 message = (
                     f"{source!r} and {found[name, role].source!r} would both be called {name!r}: "

@@ -172,7 +172,7 @@ class _VariantMaker:
         if not stages.is_long_form:
             return stages
         check_settings(stages, model, pipeline_class, where, self.problems)
-        adapters = find_adapters(long_form, model, self._recipe_dir, where, self.problems)
+        adapters = find_adapters(long_form, model, spec, self._recipe_dir, where, self.problems)
         return replace(stages, adapters=adapters)
 
     def _check_small_is_named(self, spec: ModelSpec, blend: Blend) -> None:
