@@ -96,7 +96,7 @@ TABLE: dict[str, set[str]] = {
     f"{CLI}.artifacts": {*ROOT_NOUNS, f"{CLI}.utils", f"{LIB}.errors", *PIXELS},
     f"{CLI}.recipe": {
         *ROOT_NOUNS, f"{CLI}.models", f"{CLI}.utils", *PURE_LIB, f"{LIB}.metrics.catalogue",
-        "pydantic", "pydantic_core", "tomli",
+        "pydantic", "pydantic_core", "tomli", "yaml",
     },
     f"{CLI}.planning": {
         *ROOT_NOUNS, f"{CLI}.models", f"{CLI}.utils", f"{LIB}.errors", f"{LIB}.stages",

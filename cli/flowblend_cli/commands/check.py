@@ -33,7 +33,8 @@ def check(recipes: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -
         click.echo(json.dumps({"v": 1, "recipes": [report for report, _ in reports]}))
     for report, lines in reports:
         for warning in report["warnings"]:
-            click.echo(f"warning: {printable(report['path'])}: {printable(warning)}", err=True)
+            place = "" if warning.startswith(report["path"]) else f"{report['path']}: "
+            click.echo(f"warning: {printable(place + warning)}", err=True)
         if report["ok"] and not as_json:
             click.echo(f"OK {printable(report['path'])}: {count(report['jobs'], 'job')}")
         for line in lines:

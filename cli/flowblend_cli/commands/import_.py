@@ -11,12 +11,14 @@ from typing import Any
 import click
 
 from flowblend_cli.commands._new_file import from_folder, name_of, write_new
+from flowblend_cli.commands._next_steps import recipe_steps, say_next
 from flowblend_cli.errors import Problem, RecipeError
 from flowblend_cli.jobs import Batch
 from flowblend_cli.models.registry import find_pair, resolve_model, resolve_small
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.recipe.prompts.prompt_files import LineProblem, PromptLine, read_prompts
-from flowblend_cli.recipe.prompts.template import Alternatives, Template, parse_template
+from flowblend_cli.recipe.prompts.syntax import InvalidPrompt, Values, parse_template
+from flowblend_cli.recipe.prompts.template import Alternatives, Template
 from flowblend_cli.recipe.schema.names import check_name, same_file_key, slug
 from flowblend_cli.recipe.source.text_files import read_lines
 from flowblend_cli.text import count, printable
@@ -84,8 +86,7 @@ def import_(prompts: Path, output: Path | None, pipeline: str, small: str | None
     shown = printable(target)
     batch = _load(target, prompts, lines)
     click.echo(f"wrote {shown}: {count(len(lines), 'scene')}, {count(len(batch.jobs), 'job')}")
-    click.echo(f"next: flowblend plan {shown}")
-    click.echo(f"      flowblend render {shown}")
+    say_next(*recipe_steps(target, batch))
 
 
 def _read(path: Path) -> list[PromptLine]:
@@ -101,8 +102,8 @@ def _read(path: Path) -> list[PromptLine]:
         shifts.setdefault(line.flow_shift, line)
         try:
             parse_template(line.text, wildcard=_any_wildcard)
-        except ValueError as error:
-            problems.append(LineProblem(line.line, str(error)))
+        except InvalidPrompt as error:
+            problems.append(LineProblem(line.line, line.column + error.offset, str(error)))
     if len(shifts) > 1:
         one, other, *_ = shifts.values()
         message = (
@@ -110,12 +111,10 @@ def _read(path: Path) -> list[PromptLine]:
             "its scenes: split the file, or write a recipe with a scene that names it as its "
             "prompts_file"
         )
-        problems.append(LineProblem(other.line, message))
+        problems.append(LineProblem(other.line, other.column, message))
     if problems:
         raise RecipeError(
-            Problem(
-                str(path), problem.line, None if problem.line is None else 1, "", problem.message
-            )
+            Problem(str(path), problem.line, problem.column, "", problem.message)
             for problem in problems
         )
     return lines
@@ -142,7 +141,7 @@ def _of_line(problem: Problem, prompts: Path, lines: Sequence[PromptLine]) -> Pr
     return replace(problem, path=str(prompts), line=line, column=1, location=key)
 
 
-def _any_wildcard(name: str) -> Alternatives:
+def _any_wildcard(name: str, values: Values, /) -> Alternatives:
     """A placeholder for a wildcard file, which is looked up beside the recipe later."""
     return Alternatives((Template((name,)),), (name,))
 

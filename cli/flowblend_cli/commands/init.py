@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from flowblend_cli.commands._new_file import from_folder, name_of, write_new
+from flowblend_cli.commands._next_steps import recipe_steps, say_next
 from flowblend_cli.models.contents import read_json
 from flowblend_cli.models.hub_cache import snapshot
 from flowblend_cli.models.pipeline_arguments import argument_table
@@ -96,8 +97,7 @@ def init(pipeline: str, small: str | None, output: Path) -> None:
     shown = printable(output)
     click.echo(verdict)
     click.echo(f"wrote {shown}: one scene, {len(batch.jobs)} job")
-    click.echo(f"next: flowblend plan {shown}")
-    click.echo(f"      flowblend render {shown}")
+    say_next(*recipe_steps(output, batch))
 
 
 def _compare(large: ModelSource, small: ModelSource) -> str:

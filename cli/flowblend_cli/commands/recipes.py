@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
+import sys
+import textwrap
 from pathlib import Path
 
 import click
 
 from flowblend_cli.commands._new_file import write_new
+from flowblend_cli.commands._next_steps import recipe_steps, say_next
 from flowblend_cli.errors import OutputError, UsageError
 from flowblend_cli.models.bundled import bundled_recipes
 from flowblend_cli.text import printable
 
+_NO_END = 1_000_000
 SCHEMA = "flowblend.schema.json"
 
 
@@ -25,8 +31,18 @@ def ls() -> None:
     """List the bundled recipes, with what each one shows."""
     found = bundled_recipes()
     width = max((len(name) for name in found), default=0)
+    # A terminal's lines are broken between words; other programs get a line for each recipe.
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else _NO_END
+    indent = width + 2 if columns >= 2 * width else 4
     for name, path in found.items():
-        click.echo(f"{name:<{width}}  {printable(_headline(path))}")
+        lines = textwrap.wrap(
+            f"{name:<{width}}  {printable(_headline(path))}",
+            max(columns - 1, 20),
+            subsequent_indent=" " * indent,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        click.echo("\n".join(lines))
 
 
 @recipes.command()
@@ -43,6 +59,7 @@ def cp(name: str, dest: Path) -> None:
     Example:
       flowblend recipes cp quickstart mine.toml
     """
+    from flowblend_cli.recipe.loader import load_batch
     from flowblend_cli.recipe.schema.json_schema import SCHEMA_TITLE, schema_text
 
     found = bundled_recipes()
@@ -60,7 +77,7 @@ def cp(name: str, dest: Path) -> None:
     elif not schema.exists():
         write_new(schema, schema_text())
     click.echo(f"wrote {printable(target)}")
-    click.echo(f"next: flowblend render {printable(target)}")
+    say_next(*recipe_steps(target, load_batch(target, settle=False)))
 
 
 def _is_schema(path: Path, title: str) -> bool:
@@ -92,6 +109,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _headline(path: Path) -> str:
-    """The comment in a recipe's first line."""
-    first = path.read_text("utf-8").partition("\n")[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
+    """The first paragraph of the comment that a recipe begins with."""
+    lines = path.read_text("utf-8").splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#") and line.strip("# "), lines)
+    return " ".join(line.removeprefix("#").strip() for line in comment)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from flowblend_cli.commands._next_steps import as_argument, say_next
 from flowblend_cli.commands._options import TakesManyFiles, command_line, log_option, run_options
 from flowblend_cli.console.factory import QUIET, make_reporter
 from flowblend_cli.errors import UsageError
 from flowblend_cli.events import Message, Reporter, chain
+from flowblend_cli.models.bundled import bundled_recipes
 from flowblend_cli.text import count
 
 if TYPE_CHECKING:
@@ -83,7 +87,11 @@ def render(
     from flowblend_cli.engine.batch_run import BatchRun
     from flowblend_cli.planning.run_progress import RunProgress
     from flowblend_cli.recipe.loader import load_batch
+    from flowblend_cli.recipe.schema.foreign_names import path_problem
 
+    problem = path_problem(str(out)) if out is not None else None
+    if problem is not None:
+        raise UsageError(f"--out {problem}")
     batch = load_batch(recipe, overrides, out)
     if dry_run:
         from flowblend_cli.commands.plan import show_plan
@@ -111,6 +119,8 @@ def render(
     is_complete = code == 0 and not run.remaining
     if with_gallery and is_complete:
         code = _show_gallery(batch, as_json, verbosity, options)
+        if code == 0 and verbosity >= 0:
+            _say_next(recipe, batch, reports=reports, as_json=as_json)
     if reports and is_complete and code == 0:
         _write_report(batch, as_json, verbosity)
     return code
@@ -150,12 +160,19 @@ def _show_gallery(batch: Batch, as_json: bool, verbosity: int, options: RunOptio
 
     code, lines = gallery(batch, quiet, options)
     if verbosity >= 0:
-        next_step = (
-            "next: flowblend recipes cp quickstart my.toml, edit it, flowblend render my.toml"
-        )
-        for line in (*lines, next_step):
+        for line in lines:
             click.echo(line, err=as_json)
     return code
+
+
+def _say_next(recipe: str, batch: Batch, *, reports: bool, as_json: bool) -> None:
+    """After a gallery: from a bundled recipe to one's own, from that to its report."""
+    if recipe in bundled_recipes():
+        names = itertools.chain(["my.toml"], map("my-{}.toml".format, itertools.count(2)))
+        mine = next(name for name in names if not Path(name).exists())
+        say_next(["recipes", "cp", recipe, mine], ["render", mine], to_stderr=as_json)
+    elif not reports and find_spec("jinja2") is not None:
+        say_next(["report", as_argument(batch.output_dir)], to_stderr=as_json)
 
 
 def _again(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from flowblend_cli.commands._next_steps import say_next
 from flowblend_cli.text import count, printable
 
 
@@ -64,7 +65,6 @@ def review(
         f"{count(len(arrangement.sets), 'set')}: {printable(written.page)}"
     )
     click.echo(f"the key stays here: {printable(written.key)}")
-    click.echo(
-        f"next: give {printable(written.page.parent)} to each rater, and read what they save:\n"
-        f"  flowblend report {printable(folder)} --reviews review-{arrangement.id}-*.json"
-    )
+    click.echo(f"give {printable(written.page.parent)} to each rater, and read what they save:")
+    # The shell is to spread the pattern, so it isn't quoted.
+    say_next(["report", folder, "--reviews"], after=f"review-{arrangement.id}-*.json")

@@ -10,7 +10,7 @@ from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.errors import StopRequested
 from flowblend_cli.jobs import Job
 from flowblend_cli.planning.run_progress import RunProgress
-from flowblend_cli.text import count
+from flowblend_cli.text import clock, count
 
 # By which an estimate may be wrong.
 MARGIN = 1.1
@@ -34,6 +34,7 @@ class Limits:
         began = progress.now()
         self._deadline = None if options.max_time_s is None else began + options.max_time_s
         self._is_late = False
+        self._needs_s = 0.0
 
     @property
     def reached(self) -> str:
@@ -55,8 +56,8 @@ class Limits:
         if self.reached:
             return False
         if self._deadline is not None:
-            needs = (self._progress.seconds_of(job.id) or 0.0) * MARGIN
-            self._is_late = self._progress.now() + needs >= self._deadline
+            self._needs_s = (self._progress.seconds_of(job.id) or 0.0) * MARGIN
+            self._is_late = self._progress.now() + self._needs_s >= self._deadline
         return not self._is_late
 
     @property
@@ -84,12 +85,26 @@ class Limits:
         self._is_late |= self._progress.now() + max(steps, default=0.0) >= self._deadline
         return not self._is_late
 
+    def _too_short(self, remaining: int) -> str:
+        """Why the same command may end like this again, and what to do."""
+        options, needs = self._options, self._needs_s
+        jobs = f"{count(remaining, 'job')} {'remains' if remaining == 1 else 'remain'}"
+        if options.checkpoint_every:
+            return f"{jobs}, and the same command goes on where this one stopped"
+        about = f", and one takes about {clock(needs)}" if needs else ""
+        return (
+            f"{jobs}{about}: give more than --max-time {options.max_time_s:g}s, or add "
+            "--checkpoint-every 5, by which the next run goes on where this one stopped"
+        )
+
     def stop_reason(self) -> str:
         """What a run that a limit has stopped says at its end; empty where nothing remains."""
         remaining = self._progress.remaining
         if not self.reached or not remaining:
             return ""
         remain = "remains" if remaining == 1 else "remain"
+        if self._is_late and not self._progress.rendered:
+            return f"{self.reached}: no job was rendered, {self._too_short(remaining)}"
         return (
             f"{self.reached}: {count(remaining, 'job')} {remain}, and the same command goes on "
             "with them"

@@ -21,6 +21,7 @@ from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.expand.study import check_study
 from flowblend_cli.recipe.prompts.presets import merge_presets
 from flowblend_cli.recipe.prompts.scene_prompts import Prompts, check_lines, find_prompts
+from flowblend_cli.recipe.schema.foreign_names import path_problem
 from flowblend_cli.recipe.schema.names import check_name
 from flowblend_cli.recipe.schema.overrides import Override, apply_overrides
 from flowblend_cli.recipe.schema.sweep_tables import write_out_ranges
@@ -197,8 +198,8 @@ class _Checker:
         where = ("recipe", "output_dir")
         if any(is_unsafe(character) for character in folder):
             self.problems.add(where, f"must not hold control characters, got {folder!r}")
-        elif folder.startswith("~"):
-            self.problems.add(where, f"~ isn't expanded: write the whole path, got {folder!r}")
+        elif problem := path_problem(folder):
+            self.problems.add(where, problem)
         return Path(Path.cwd() if is_bundled(self.source.path) else self.folder, folder)
 
 

@@ -29,6 +29,12 @@ _ML_LITERAL = r"'''.*?'{3,5}"
 _BASIC = r'"(?:\\.|[^"\\\n])*+"'
 _LITERAL = r"'[^'\n]*'"
 _STRING = re.compile(f"{_ML_BASIC}|{_ML_LITERAL}|{_BASIC}|{_LITERAL}", re.DOTALL)
+_OPENING = re.compile(r"""(?P<quote>\"{3}\n?|'{3}\n?|["'])""")
+# One character of a text, with what a backslash at a line's end swallows before it.
+_CHARACTER = re.compile(r".|\Z", re.DOTALL)
+_ESCAPE = re.compile(
+    r"(?:\\[ \t]*\n\s*)*+(?:\\u[0-9A-Fa-f]{4}|\\U[0-9A-Fa-f]{8}|\\.|.|\Z)", re.DOTALL
+)
 _QUOTED_KEY = re.compile(f"{_BASIC}|{_LITERAL}")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _SPACE = re.compile(r"[ \t]*")
@@ -66,6 +72,20 @@ class Positions:
             if path[:end] in self.values:
                 return _position(self._text, self.values[path[:end]])
         return START
+
+    def inside(self, path: KeyPath, offset: int) -> Position:
+        """Where a character of a text stands, by its offset in the text that the value means."""
+        if path not in self.values:
+            return self.value(path)
+        start = self.values[path]
+        quotes = _OPENING.match(self._text, start)
+        if quotes is None:
+            return self.value(path)
+        pattern = _ESCAPE if quotes["quote"].startswith('"') else _CHARACTER
+        at = quotes.end()
+        for _ in range(offset):
+            at = pattern.match(self._text, at).end()  # type: ignore[union-attr]  # matches anything
+        return _position(self._text, at)
 
     def note(self, path: KeyPath, key: int, value: int) -> None:
         """Keep the offsets of a key and its value; the first mention of a path counts."""

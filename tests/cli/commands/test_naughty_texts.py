@@ -13,7 +13,7 @@ from naughty import NAUGHTY, SURROGATES
 from flowblend_cli import main
 from flowblend_cli.errors import RecipeError
 from flowblend_cli.recipe.loader import load_batch
-from flowblend_cli.recipe.prompts.template import escape
+from flowblend_cli.recipe.prompts.syntax import escape
 from flowblend_cli.recipe.source.limits import MAX_PROMPT
 from flowblend_cli.text import is_unsafe
 

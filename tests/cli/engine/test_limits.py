@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rendered import a_job
@@ -212,3 +213,30 @@ def test_the_status_signal_is_answered_in_the_middle_of_a_computation_and_then_f
             assert len(heard) == number
     assert signal.getsignal(signal.SIGUSR1) == former
     assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "options", "told"),
+    [
+        (40.0, {}, "6 jobs remain, and one takes about 0:44: give more than --max-time 25s"),
+        (None, {}, "6 jobs remain: give more than --max-time 25s, or add --checkpoint-every 5"),
+        (40.0, {"checkpoint_every": 2}, "the same command goes on where this one stopped"),
+    ],
+)
+def test_time_that_is_too_short_for_any_job_says_so_and_what_to_do(
+    seconds: float | None, options: dict[str, int], told: str
+) -> None:
+    clock = Clock()
+    progress = Progress(clock)
+    progress.seconds = seconds
+    run = limited(progress, max_time_s=25.0, **options)
+    if seconds is None:
+        assert run.may_start(JOBS[0])
+        clock.now += 25
+        assert not run.has_time()
+    assert not run.may_start(JOBS[1])
+
+    reason = run.stop_reason()
+
+    assert reason.startswith("stopped before the time was up (--max-time): no job was rendered, ")
+    assert told in reason

@@ -75,13 +75,13 @@ recipe.toml:18:1: defaults.scale: unknown key in [defaults]; scale belongs in [o
 recipe.toml:19:10: defaults.height: must be a whole number, got 1.5
 recipe.toml:22:23: presets.mine.num_inference_steps: must rise from low to high, got \
 '60-50'; did you mean '50-60'?
-recipe.toml:26:10: scene[0].prompt: has a { that is never closed: write {{ for a literal \
+recipe.toml:26:13: scene[0].prompt: has a { that is never closed: write {{ for a literal \
 brace
 recipe.toml:27:10: scene[0].preset: there is no preset 'walkin'; did you mean 'walking'?
 recipe.toml:30:8: scene[1].name: 'a' is the name of scene[0] in line 25 already, which its \
 files would share: rename one
 recipe.toml:32:23: scene[1].num_inference_steps: must be at least 1, got 0
-recipe.toml:33:13: scene[1].seeds[1]: must be at least 0, got -1
+recipe.toml:33:13: scene[1].seeds[1]: must be at least 0, got -1: 0 draws one, and records it
 recipe.toml:34:1: scene[1].sed: unknown key in [[scene]]; did you mean 'seeds'?
 recipe.toml:37:18: sweep.guidance_scale: must not be empty
 recipe.toml:40:7: output.crf: must be at most 51, got 99"""

@@ -19,6 +19,7 @@ from flowblend_cli.utils.images import CONVERSIONS
 
 LARGE_SIDE = 768
 LARGE_STEPS = 100
+MOST_DOUBTS = 20
 
 
 def find_hints(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterator[str]:
@@ -32,6 +33,7 @@ def find_hints(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterator[str]
     yield from _unsuited_steps(candidates)
     yield from _idle_drafts(candidates)
     yield from _words_of_chance(recipe, candidates)
+    yield from _words_of_others(recipe)
     yield from _empty_stages([candidate.job for candidate in candidates])
     yield from _text_encoders(recipe, candidates)
     yield from _converted_pictures(candidates)
@@ -105,6 +107,15 @@ def _words_of_chance(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterato
             f'"ode" adds none: use anchors instead ({anchors}), or mode = "sde"; lint = false in '
             "the scene silences this"
         )
+
+
+def _words_of_others(recipe: Recipe) -> Iterator[str]:
+    """Warn of what may be meant for another program, each with its line and column."""
+    doubts = list(recipe.prompts.doubts)
+    for entry in doubts[:MOST_DOUBTS]:
+        yield str(recipe.source.shown(entry))
+    if len(doubts) > MOST_DOUBTS:
+        yield f"and {count(len(doubts) - MOST_DOUBTS, 'more such place')} in prompts"
 
 
 def _converted_pictures(candidates: Sequence[Candidate]) -> Iterator[str]:

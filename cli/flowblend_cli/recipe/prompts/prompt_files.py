@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from flowblend_cli.recipe.schema import tables
 from flowblend_cli.recipe.schema.tables import FlowShift, Seed, Text
-from flowblend_cli.recipe.schema.validation import explain
-from flowblend_cli.recipe.source.text_files import entries, read_lines
+from flowblend_cli.recipe.schema.validation import SEED_HINT, explain
+from flowblend_cli.recipe.source.text_files import Entry, entries, read_lines
 from flowblend_cli.text import shorten
 from flowblend_cli.utils.suggestions import closest
 
@@ -32,7 +32,66 @@ FLAGS = {
     "n": "negative_prompt",
 }
 FLAG_OF = {key: flag for flag, key in FLAGS.items()}
-_FLAG = re.compile(r"(?:^|\s)--([A-Za-z][\w-]*)(?=\s|$)")
+# Flags of musubi-tuner and sd-scripts that nothing here stands for.
+_REFUSED = {
+    "g": "the embedded guidance isn't guidance_scale of every model: write --l",
+    "ei": "an end picture isn't supported: take it out",
+    "ci": "control pictures aren't supported: take it out",
+    "cim": "masks of control pictures aren't supported: take it out",
+    "cn": "control videos and pictures aren't supported: take it out",
+    "of": "one-frame inference isn't supported: take it out",
+    "o": "files are named by filename in [recipe]: take it out",
+    "ss": "the solver is scheduler in [sampling]: take it out",
+    "cs": "a guidance_scale for some steps is one of a [[blend.stage]]: take it out",
+    "ctr": "cutting guidance off isn't supported: take it out",
+    "rcfg": "renormalised guidance isn't supported: take it out",
+    "am": "weights of LoRAs are adapters of a [[blend.stage]]: take it out",
+    "ref": "references aren't supported: take it out",
+    "rj": "references aren't supported: take it out",
+    "fsa": "sound isn't made here: take it out",
+    "ofps": "frames per second are fps in [output]: take it out",
+    "skb": "temporal stretching isn't supported: take it out",
+}
+_NUMERIC = "fs|[whfdslg]"
+_FLAG = re.compile(
+    rf"(?:^|\s)(?:--(?P<name>[A-Za-z][\w-]*)(?=\s|=|$)"
+    # What word processors make of two hyphens; before a word it is a dash.
+    rf"|[\u2012-\u2015\u2212]{{1,2}}-?(?P<dashed>(?:{_NUMERIC})(?=\s*=?\s*[+-]?[\d.])|n(?=[\s=])"
+    r"|i(?=[\s=]+\S+\.(?:png|jpe?g|webp|bmp)\b)))\s*=?",
+    re.IGNORECASE,
+)
+_GLUED = re.compile(rf"({_NUMERIC})\d+", re.IGNORECASE)
+# What other programs call them at full length.
+_LONG = {
+    "steps": "s",
+    "sample_steps": "s",
+    "infer_steps": "s",
+    "cfg": "l",
+    "cfg_scale": "l",
+    "scale": "l",
+    "frames": "f",
+    "video_length": "f",
+    "length": "f",
+    "flow-shift": "fs",
+    "negative": "n",
+    "neg": "n",
+    "image_path": "i",
+}
+_NEARLY = re.compile(
+    rf"(?P<glued>(?<=[^\s-])(?:--|[\u2012-\u2015\u2212])(?P<a>{_NUMERIC})(?=\s*=?\s*[+-]?\d))"
+    rf"|(?:^|(?<=\s))(?P<single>-(?P<b>{_NUMERIC})(?=\s*=?\s*[+-]?\d|$))"
+    rf"|(?:^|(?<=\s))(?P<parted>(?:--|[\u2012-\u2015\u2212])\s+(?P<d>{_NUMERIC})(?=\s*=?\s*\d))"
+    r"|(?:^|(?<=\s))(?P<text>-(?P<e>[in])(?=\s+\S))",
+    re.IGNORECASE,
+)
+_NEARLY_IS = {
+    "glued": "is glued to the word before it: write a space before --{flag}",
+    "single": "has one hyphen, and flags have two: write --{flag}",
+    "parted": "has a space in it: write --{flag}",
+    "text": "has one hyphen, and flags have two: write --{flag}",
+}
+_DASH = re.compile("-|[\u2012-\u2015\u2212]")
+_OTHER_FORMATS = (".json", ".jsonl", ".toml", ".yaml", ".yml", ".csv")
 _NUMBER = re.compile(r"[+-]?\d{1,19}(\.\d{1,19})?")
 
 
@@ -48,6 +107,7 @@ class PromptLine:
         seed: Its own seed, if it has one.
         flow_shift: Its own shift of the noise levels, if it has one.
         image: Its own picture, if it has one.
+        column: The column that the text begins at, from 1.
     """
 
     file: str
@@ -57,6 +117,7 @@ class PromptLine:
     seed: int | None = None
     flow_shift: float | None = None
     image: str | None = None
+    column: int = 1
 
     @property
     def has_flags(self) -> bool:
@@ -77,12 +138,23 @@ class PromptLine:
         """File and line, as messages about it begin."""
         return f"{self.file}:{self.line}: "
 
+    def place(self, offset: int) -> str:
+        """File, line and column of a character of the text, as messages about it begin."""
+        return f"{self.file}:{self.line}:{self.column + offset}: "
+
 
 class LineProblem(NamedTuple):
-    """Something that is wrong with a file of prompts, and its line from 1; None for no line."""
+    """Something that is wrong with a file of prompts; its line and column from 1, if it has any."""
 
     line: int | None
+    column: int | None
     message: str
+
+    def place(self, file: str) -> str:
+        """The file with line and column, as messages begin; nothing for the file as a whole."""
+        if self.line is None:
+            return ""
+        return f"{file}:{self.line}:{'' if self.column is None else f'{self.column}:'} "
 
 
 def read_prompts(name: str, recipe_dir: Path, problems: list[LineProblem]) -> list[PromptLine]:
@@ -96,52 +168,72 @@ def read_prompts(name: str, recipe_dir: Path, problems: list[LineProblem]) -> li
     Returns:
         The prompts that are sound; blank lines and ``#`` comments are none.
     """
+    suffix = Path(name).suffix.lower()
+    if suffix in _OTHER_FORMATS:
+        message = f"{name} is {suffix[1:].upper()}: a prompts file is text with one prompt a line"
+        problems.append(LineProblem(None, None, message))
+        return []
     try:
         lines = entries(read_lines(name, recipe_dir))
     except ValueError as error:
-        problems.append(LineProblem(None, str(error)))
+        problems.append(LineProblem(None, None, str(error)))
         return []
     if not lines:
-        problems.append(LineProblem(None, f"{name} has no prompt: write one a line"))
+        problems.append(LineProblem(None, None, f"{name} has no prompt: write one a line"))
     found = []
-    for number, line in lines:
-        if "--" not in line:
-            found.append(PromptLine(name, number, line))
+    for entry in lines:
+        if _DASH.search(entry.text) is None:
+            found.append(PromptLine(name, entry.line, entry.text, column=entry.column))
             continue
-        try:
-            found.append(_parse(name, number, line))
-        except ValueError as error:
-            problems += [LineProblem(number, message) for message in error.args]
+        line = _parse(name, entry, problems)
+        if line is not None:
+            found.append(line)
     return found
 
 
-def _parse(name: str, number: int, line: str) -> PromptLine:
-    """A line with flags.
-
-    Raises:
-        ValueError: Something is wrong; each argument is one problem.
-    """
-    text, *pieces = _FLAG.split(line)
+def _parse(name: str, entry: Entry, problems: list[LineProblem]) -> PromptLine | None:
+    """A line that may have flags; None if something is wrong with it."""
+    found = list(_FLAG.finditer(entry.text))
+    text = entry.text[: found[0].start()] if found else entry.text
     values: dict[str, Any] = {}
-    problems = [] if text.strip() else ["has flags and no prompt: the prompt comes first"]
-    for flag, written in zip(pieces[::2], pieces[1::2], strict=True):
+    wrong: dict[int, str] = {}
+    if not text.strip():
+        wrong[0] = "has flags and no prompt: the prompt comes first"
+    starts = [match.start() for match in found] + [len(entry.text)]
+    for match, end in zip(found, starts[1:], strict=True):
+        flag = match["name"] or match["dashed"]
+        at = match.start() + (len(match.group()) - len(match.group().lstrip()))
         try:
             key = _key(flag)
             if key in values:
                 raise ValueError(f"--{flag} is there twice: keep one of them")
-            values[key] = _value(flag, key, written.strip())
+            values[key] = _value(flag.lower(), key, entry.text[match.end() : end].strip())
         except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError(*problems)
+            wrong.setdefault(at, str(error))
+    for match in _NEARLY.finditer(entry.text):
+        if not any(flag.start() <= match.start() < flag.end() for flag in found):
+            flag = next(match[group] for group in "abde" if match[group]).lower()
+            message = _NEARLY_IS[str(match.lastgroup)].format(flag=flag)
+            wrong[match.start()] = f"{match.group()!r} {message}"
+    if wrong:
+        problems += [
+            LineProblem(entry.line, entry.column + at, message)
+            for at, message in sorted(wrong.items())
+        ]
+        return None
     special = {key: values.pop(key, None) for key in (SEED, FLOW_SHIFT, IMAGE)}
-    return PromptLine(name, number, text.strip(), values, **special)
+    return PromptLine(name, entry.line, text.strip(), values, **special, column=entry.column)
 
 
 def _key(flag: str) -> str:
-    if flag in FLAGS:
-        return FLAGS[flag]
-    meant = closest(flag, [*FLAGS, *FLAG_OF])
+    if flag.lower() in FLAGS:
+        return FLAGS[flag.lower()]
+    if flag.lower() in _REFUSED:
+        raise ValueError(f"--{flag}: {_REFUSED[flag.lower()]}")
+    glued = _GLUED.fullmatch(flag)
+    if glued is not None:
+        raise ValueError(f"unknown flag --{flag}: write a space after --{glued[1].lower()}")
+    meant = _LONG.get(flag.lower()) or closest(flag, [*FLAGS, *FLAG_OF])
     known = ", ".join(f"--{short} {key}" for short, key in FLAGS.items())
     hint = f"did you mean --{FLAG_OF.get(meant, meant)}?" if meant else f"known are: {known}"
     raise ValueError(f"unknown flag --{shorten(flag)}; {hint}; write a space after -- that is text")
@@ -170,6 +262,6 @@ def _value(flag: str, key: str, written: str) -> Any:
     try:
         return _adapter(key).validate_python(value, strict=True)
     except ValidationError as error:
-        raise ValueError(f"--{flag} ({key}) {explain(error.errors(include_url=False)[0])}") from (
-            error
-        )
+        message = explain(error.errors(include_url=False)[0])
+        hint = f": {SEED_HINT}" if key == SEED and written.startswith("-") else ""
+        raise ValueError(f"--{flag} ({key}) {message}{hint}") from error

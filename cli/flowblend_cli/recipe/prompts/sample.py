@@ -11,6 +11,7 @@ import functools
 import hashlib
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from flowblend_cli.recipe.prompts.template import MANY, Alternatives, Expanded, Pick, Template
@@ -19,6 +20,7 @@ from flowblend_cli.recipe.source.limits import MAX_SAMPLE
 # Up to so many prompts, all are made and ranked; of more, single ones are drawn.
 MOST_RANKED = 2 * MAX_SAMPLE
 _POINTS = 16
+_MOST_POINTS = 100 * _POINTS
 _TRIES = 4
 
 
@@ -54,7 +56,10 @@ def draw_sample(
 
 
 def _ranked(templates: Sequence[Template], number: int, seed: int) -> list[tuple[int, Expanded]]:
-    """The prompts whose hashes are the lowest, so that others come and go beside them."""
+    """The prompts whose hashes are the lowest, so that others come and go beside them.
+
+    A larger weight lowers a hash, as it shortens the time until something happens by chance.
+    """
     found: dict[str, tuple[int, Expanded]] = {}
     for index, template in enumerate(templates):
         for prompt in template.prompts():
@@ -64,7 +69,14 @@ def _ranked(templates: Sequence[Template], number: int, seed: int) -> list[tuple
             f"sample = {number} is more than the {len(found)} different prompts there are: lower "
             "it, or leave it out"
         )
-    kept = set(heapq.nsmallest(number, found, key=lambda text: _digest(seed, text)))
+    is_even = all(prompt.weight == 1 for _, prompt in found.values())
+
+    def rank(text: str) -> tuple[float, bytes]:
+        digest, weight = _digest(seed, text), found[text][1].weight
+        chance = int.from_bytes(digest[:6]) / 2**48
+        return 0.0 if is_even else -math.log1p(-chance) / weight, digest
+
+    kept = set(heapq.nsmallest(number, found, key=rank))
     return [each for text, each in found.items() if text in kept]
 
 
@@ -94,19 +106,31 @@ def _picker(seed: int, draw: int, ring_of: Callable[[Alternatives], _Ring]) -> P
 
 
 class _Ring:
-    """Points of every option on a circle: a draw takes the next one, so a new option takes few."""
+    """Points of every option on a circle: a draw takes the next one, so a new option takes few.
+
+    An option has points in proportion to its weight.
+    """
 
     def __init__(self, seed: int, choice: Alternatives) -> None:
         points = []
+        mean = sum(choice.weights) / len(choice.weights) if choice.weights else 1.0
         for index, name in enumerate(choice.names):
-            digest = _digest(seed, name)
-            points += [(digest[at : at + 4], name, index) for at in range(0, 4 * _POINTS, 4)]
+            share = min(max(round(_POINTS * choice.weight_of(index) / mean), 1), _MOST_POINTS)
+            points += [(point, name, index) for point in _points(seed, name, share)]
         points.sort()
         self._points = [point for point, _, _ in points]
         self._options = [index for _, _, index in points]
 
     def at(self, point: bytes) -> int:
         return self._options[bisect.bisect_left(self._points, point) % len(self._options)]
+
+
+def _points(seed: int, name: str, number: int) -> Iterator[bytes]:
+    """So many points of an option; more of them begin with the same ones."""
+    for block in range(-(-number // _POINTS)):
+        digest = _digest(seed, f"{name}\n{block}" if block else name)
+        for at in range(min(number - block * _POINTS, _POINTS)):
+            yield digest[4 * at : 4 * at + 4]
 
 
 def _digest(seed: int, text: str) -> bytes:

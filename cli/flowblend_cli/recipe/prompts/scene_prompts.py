@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.models.pipeline_arguments import argument_table
+from flowblend_cli.recipe.prompts.foreign import find_foreign, find_syntax
 from flowblend_cli.recipe.prompts.presets import AUTO, Preset
 from flowblend_cli.recipe.prompts.prompt_files import FLAG_OF, LineProblem, PromptLine, read_prompts
 from flowblend_cli.recipe.prompts.sample import draw_sample
-from flowblend_cli.recipe.prompts.template import Alternatives, Expanded, Template
+from flowblend_cli.recipe.prompts.syntax import InvalidPrompt
+from flowblend_cli.recipe.prompts.template import Expanded, Note, Template, Variable
 from flowblend_cli.recipe.prompts.wildcards import Wildcards
 from flowblend_cli.recipe.schema.ranges import Exploration
 from flowblend_cli.recipe.schema.tables import RecipeTable, SceneFields, SceneTable
 from flowblend_cli.recipe.schema.validation import Tables, mistyped
 from flowblend_cli.recipe.source.document import RecipeSource
 from flowblend_cli.recipe.source.problems import Problems
-from flowblend_cli.recipe.sweep.combinations import all_axes
+from flowblend_cli.recipe.sweep.combinations import all_axes, table_of
 from flowblend_cli.recipe.sweep.matrix import Binder, variable_names
 from flowblend_cli.utils.toml_positions import KeyPath
 
@@ -42,9 +44,13 @@ class WrittenPrompt:
     path: KeyPath
     line: PromptLine | None = None
 
-    def add_problem(self, problems: Problems, message: str) -> None:
-        """Add a problem of this prompt; one of a file names its line."""
-        problems.add(self.path, f"{self.line.where if self.line else ''}{message}")
+    def add_problem(self, problems: Problems, message: str, offset: int = 0) -> None:
+        """Add a problem of this prompt, or of one place in it; one of a file names its line."""
+        if self.line is None:
+            problems.add(self.path, message, at=offset)
+        else:
+            where = self.line.place(offset) if offset else self.line.where
+            problems.add(self.path, f"{where}{message}")
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class ScenePrompts:
         return any(
             each.line is not None
             or each.path[-1] != "prompt"
-            or any(isinstance(part, Alternatives) for part in each.template.parts)
+            or any(not isinstance(part, (str, Variable)) for part in each.template.parts)
             for each in self.written
         )
 
@@ -119,10 +125,12 @@ class Prompts:
     Args:
         scenes: Those of each scene, by its index; broken ones are left out.
         files: The files that were read, relative to the recipe's folder.
+        doubts: What in them may be meant for another program.
     """
 
     scenes: dict[int, ScenePrompts] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    doubts: Problems = field(default_factory=Problems)
 
     @property
     def variables(self) -> frozenset[str]:
@@ -165,7 +173,7 @@ def find_prompts(
             files.append(scene.prompts_file)
         if {"prompt", "prompts_file"} & mistyped(document, SceneTable):
             continue  # the key that was meant is reported already
-        reader = _SceneReader(scene, index, recipe_dir, wildcards)
+        reader = _SceneReader(scene, index, recipe_dir, wildcards, prompts.doubts)
         written = tuple(reader.read(is_list=isinstance(document.get("prompt"), list)))
         if scene.sample_seed is not None and scene.sample is None and recipe.sample is None:
             path = ("scene", index, "sample_seed")
@@ -181,7 +189,34 @@ def find_prompts(
                 frozenset[str]().union(*map(binder.find, negative)),
             )
     prompts.files = tuple(dict.fromkeys((*files, *wildcards.files)))
+    _check_negatives(tables, prompts.doubts, problems)
     return prompts
+
+
+def _check_negatives(tables: Tables, doubts: Problems, problems: Problems) -> None:
+    """Check the negative prompts that the recipe itself writes."""
+    lint = all(scene is None or scene.lint for scene in tables.scenes)
+    found: list[tuple[KeyPath, Any]] = []
+    if tables.defaults is not None:
+        found.append((("defaults", _NEGATIVE), tables.defaults.settings().get(_NEGATIVE)))
+    for name, preset in tables.presets.items():
+        if preset is not None:
+            found.append((("presets", name, _NEGATIVE), preset.settings().get(_NEGATIVE)))
+    for index, scene in enumerate(tables.scenes):
+        if scene is not None and scene.lint:
+            found.append((("scene", index, _NEGATIVE), scene.settings().get(_NEGATIVE)))
+    for number, text in enumerate(all_axes(tables).get(_NEGATIVE, ())):
+        found.append(((table_of(tables, _NEGATIVE), _NEGATIVE, number), text))
+    for path, text in found:
+        if lint or path[0] == "scene":
+            for note in _negative_notes(text or ""):
+                (problems if note.is_certain else doubts).add(path, note.message, at=note.offset)
+
+
+def _negative_notes(text: str) -> Iterator[Note]:
+    """What in a negative prompt may be meant for another program, or for a prompt of ours."""
+    yield from find_foreign(text)
+    yield from find_syntax(text)
 
 
 def _negative_prompts(
@@ -206,9 +241,15 @@ class _SceneReader:
     """Reads the prompts that one scene writes or names, and keeps what is wrong with them."""
 
     def __init__(
-        self, scene: SceneFields, index: int, recipe_dir: Path, wildcards: Wildcards
+        self,
+        scene: SceneFields,
+        index: int,
+        recipe_dir: Path,
+        wildcards: Wildcards,
+        doubts: Problems,
     ) -> None:
         self.problems = Problems()
+        self._doubts = doubts
         self._scene = scene
         self._path: KeyPath = ("scene", index)
         self._recipe_dir = recipe_dir
@@ -227,12 +268,10 @@ class _SceneReader:
             yield from self._read_file(file)
         for place, text in enumerate(prompts or ()):
             path: KeyPath = (*self._path, "prompt", *((place,) if is_list else ()))
-            try:
-                if not text.strip():
-                    raise ValueError("must not be blank")
-                yield WrittenPrompt(text, self._wildcards.parse(text), path)
-            except ValueError as error:
-                self.problems.add(path, str(error))
+            if text.strip():
+                yield from self._written(text, path)
+            else:
+                self.problems.add(path, "must not be blank")
 
     def _read_file(self, file: str) -> Iterator[WrittenPrompt]:
         path: KeyPath = (*self._path, "prompts_file")
@@ -240,14 +279,28 @@ class _SceneReader:
         for line in read_prompts(file, self._recipe_dir, problems):
             if line.seed is not None and isinstance(self._scene.seeds, Exploration):
                 message = "--d sets a seed, and the scene explores seeds: remove one of them"
-                problems.append(LineProblem(line.line, message))
-            try:
-                yield WrittenPrompt(line.text, self._wildcards.parse(line.text), path, line)
-            except ValueError as error:
-                problems.append(LineProblem(line.line, str(error)))
-        for number, message in problems:
-            where = f"{file}:{number}: " if number is not None else ""
-            self.problems.add(path, f"{where}{message}")
+                problems.append(LineProblem(line.line, None, message))
+            yield from self._written(line.text, path, line)
+        for problem in problems:
+            self.problems.add(path, f"{problem.place(file)}{problem.message}")
+
+    def _written(
+        self, text: str, path: KeyPath, line: PromptLine | None = None
+    ) -> Iterator[WrittenPrompt]:
+        """Read one prompt; what is meant for another program is a problem where that is certain."""
+        try:
+            written = WrittenPrompt(text, self._wildcards.parse(text), path, line)
+        except InvalidPrompt as error:
+            WrittenPrompt(text, Template(()), path, line).add_problem(
+                self.problems, str(error), error.offset
+            )
+            return
+        negative = line.settings.get(_NEGATIVE, "") if line is not None else ""
+        if self._scene.lint:
+            for note in (*written.template.notes, *_negative_notes(negative)):
+                collector = self.problems if note.is_certain else self._doubts
+                written.add_problem(collector, f"{note.place}{note.message}", note.offset)
+        yield written
 
 
 def check_lines(

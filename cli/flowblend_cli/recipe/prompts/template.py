@@ -1,26 +1,19 @@
-"""Templates: the syntax of prompts, ``{a|b}``, ``{variable}``, ``__wildcard__``, and escapes."""
+"""Templates: what a prompt as it is written stands for; ``syntax`` reads them."""
 
 from __future__ import annotations
 
 import bisect
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
-from flowblend_cli.recipe.source.limits import MAX_PROMPT
-from flowblend_cli.text import shorten
-from flowblend_cli.utils.suggestions import closest
+from flowblend_cli.recipe.source.limits import MAX_JOBS, MAX_PROMPT
 
 # Counting stops at so many prompts.
 MANY = 10**18
-
-_PIECE = re.compile(
-    r"\{\{|\}\}|____|__(?P<wildcard>[^\s{}|_](?:(?!__)[^\s{}|])*)__|[{}|]|[^{}|_]+|_"
-)
-_LITERAL = {"{{": "{", "}}": "}", "____": "__"}
-_SPECIAL = re.compile(r"[{}]|__")
 
 
 @dataclass(frozen=True)
@@ -37,10 +30,16 @@ class Alternatives:
     Args:
         options: The texts, each a template of its own.
         names: The options as they are written, all different.
+        weights: How often each is drawn, beside the others; empty where all are alike.
+        is_cyclic: Whether it moves together with the other cyclic places of its template.
+        is_open: Whether choices inside of an option are told apart from the choice of it.
     """
 
     options: tuple[Template, ...]
     names: tuple[str, ...]
+    weights: tuple[float, ...] = ()
+    is_cyclic: bool = False
+    is_open: bool = False
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
@@ -51,6 +50,96 @@ class Alternatives:
             ends.append(total)
         return tuple(ends)
 
+    def weight_of(self, number: int) -> float:
+        """How often an option is drawn, beside the others."""
+        return self.weights[number] if self.weights else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """A place that takes several of so many texts that they can only be drawn.
+
+    Args:
+        pool: The texts.
+        low: How many it takes at least.
+        high: How many it takes at most, no more than there are.
+        separator: What stands between them.
+    """
+
+    pool: Alternatives
+    low: int
+    high: int
+    separator: str
+
+    @cached_property
+    def sizes(self) -> Alternatives:
+        """The choice of how many it takes."""
+        names = tuple(str(size) for size in range(self.low, self.high + 1))
+        return Alternatives(tuple(Template((name,)) for name in names), names)
+
+
+def select(pool: Alternatives, low: int, high: int, separator: str) -> Alternatives | Selection:
+    """A place that takes several different texts, in any order.
+
+    Args:
+        pool: The texts.
+        low: How many it takes at least.
+        high: How many it takes at most; more than there are is as many as there are.
+        separator: What stands between them.
+
+    Returns:
+        Every way to take them, as alternatives; if there are more than a recipe may have jobs, a
+        place from which they can only be drawn.
+    """
+    number = len(pool.options)
+    low, high = min(low, number), min(high, number)
+    each = max(option.count for option in pool.options)
+    ways = 0
+    for size in range(low, high + 1):
+        ways += min(math.perm(number, size), MANY) * each ** min(size, 60)
+        if ways > MAX_JOBS:
+            return Selection(pool, low, high, separator)
+    found: dict[str, Expanded] = {}
+    texts = [
+        [replace_weight(one, pool.weight_of(place)) for one in option.prompts()]
+        for place, option in enumerate(pool.options)
+    ]
+    for size in range(low, high + 1):
+        for picked in itertools.permutations(texts, size):
+            for taken in itertools.product(*picked):
+                if len({one.text for one in taken}) == size:
+                    made = _join(taken, separator)
+                    found.setdefault(made.text, made)
+    weights = tuple(made.weight for made in found.values())
+    return Alternatives(
+        tuple(Template(made.parts) for made in found.values()),
+        tuple(found),
+        weights if len(set(weights)) > 1 else (),
+    )
+
+
+def _join(taken: Sequence[Expanded], separator: str) -> Expanded:
+    """Texts with a separator between them, but none at either end."""
+    parts: list[str | Variable] = []
+    for number, one in enumerate(taken):
+        for part in (separator, *one.parts) if number else one.parts:
+            if isinstance(part, str) and parts and isinstance(parts[-1], str):
+                parts[-1] += part
+            else:
+                parts.append(part)
+    if len(taken) > 1 and isinstance(parts[0], str):
+        parts[0] = parts[0].removeprefix(separator)
+    if len(taken) > 1 and isinstance(parts[-1], str):
+        parts[-1] = parts[-1].removesuffix(separator)
+    return Expanded(_tidy(parts), weight=math.prod(one.weight for one in taken))
+
+
+def _tidy(parts: Sequence[str | Variable]) -> tuple[str | Variable, ...]:
+    """Parts, as one text where there is no variable among them."""
+    if len(parts) != 1 and not any(isinstance(part, Variable) for part in parts):
+        return ("".join(str(part) for part in parts),)
+    return tuple(parts)
+
 
 @dataclass(frozen=True)
 class Expanded:
@@ -59,10 +148,12 @@ class Expanded:
     Args:
         parts: Texts and variables.
         choices: What was chosen, from left to right; inner choices are part of the outer one.
+        weight: How often it is drawn, beside others of its template.
     """
 
     parts: tuple[str | Variable, ...]
     choices: tuple[str, ...] = ()
+    weight: float = 1.0
 
     @property
     def text(self) -> str:
@@ -79,7 +170,29 @@ class Expanded:
         return "".join(p if isinstance(p, str) else values[p.name] for p in self.parts)
 
 
+def replace_weight(prompt: Expanded, factor: float) -> Expanded:
+    """A prompt that is drawn so much more often."""
+    return Expanded(prompt.parts, prompt.choices, prompt.weight * factor)
+
+
 Pick = Callable[[Alternatives], int]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something in a prompt that was probably meant for another program.
+
+    Args:
+        offset: Where it stands in the prompt; what stands in a wildcard's file, where the wildcard.
+        message: What it is, and what to do.
+        is_certain: Whether nothing else can be meant.
+        place: File, line and column of what stands in a wildcard's file, as messages begin.
+    """
+
+    offset: int
+    message: str
+    is_certain: bool
+    place: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,17 +202,30 @@ class Template:
     Args:
         parts: Texts, variables and choices, from left to right.
         depth: How many wildcard files stand inside one another in it.
+        notes: What in it was probably meant for another program.
     """
 
-    parts: tuple[str | Variable | Alternatives, ...]
+    parts: tuple[str | Variable | Alternatives | Selection, ...]
     depth: int = 0
+    notes: tuple[Note, ...] = ()
+
+    @cached_property
+    def turns(self) -> int:
+        """In how many steps its cyclic places come round together; 1 where it has none."""
+        return math.lcm(*(part.ends[-1] for part in self._cyclic))
+
+    @property
+    def _cyclic(self) -> list[Alternatives]:
+        return [part for part in self.parts if isinstance(part, Alternatives) and part.is_cyclic]
 
     @cached_property
     def count(self) -> int:
         """How many prompts it stands for, ``MANY`` where there are as many or more."""
-        count = 1
+        count = min(self.turns, MANY)
         for part in self.parts:
-            if isinstance(part, Alternatives):
+            if isinstance(part, Selection):
+                return MANY
+            if isinstance(part, Alternatives) and not part.is_cyclic:
                 count = min(count * part.ends[-1], MANY)
         return count
 
@@ -110,8 +236,9 @@ class Template:
         for part in self.parts:
             if isinstance(part, Variable):
                 found.add(part.name)
-            elif isinstance(part, Alternatives):
-                found.update(*(option.variables for option in part.options))
+            elif not isinstance(part, str):
+                pool = part.pool if isinstance(part, Selection) else part
+                found.update(*(option.variables for option in pool.options))
         return frozenset(found)
 
     def prompts(self) -> Iterator[Expanded]:
@@ -123,7 +250,7 @@ class Template:
         return (self.at(index) for index in range(self.count))
 
     def at(self, index: int) -> Expanded:
-        """One prompt by its number from 0, below ``count``.
+        """One prompt by its number from 0, below ``count``; ``count`` is less than ``MANY``.
 
         Raises:
             ValueError: It is longer than ``MAX_PROMPT``.
@@ -149,42 +276,60 @@ class _Maker:
     def __init__(self) -> None:
         self._parts: list[str | Variable] = []
         self._choices: list[str] = []
+        self._weight = 1.0
         self._left = MAX_PROMPT
 
     def made(self) -> Expanded:
-        parts = tuple(self._parts)
-        if len(parts) > 1 and not any(isinstance(part, Variable) for part in parts):
-            parts = ("".join(str(part) for part in parts),)
-        return Expanded(parts, tuple(self._choices))
+        return Expanded(_tidy(self._parts), tuple(self._choices), self._weight)
 
     def walk(self, template: Template, index: int) -> None:
+        index, turn = divmod(index, template.turns)
         places = []
         for part in reversed(template.parts):
             places.append(0)
             if isinstance(part, Alternatives):
-                index, places[-1] = divmod(index, part.ends[-1])
+                if part.is_cyclic:
+                    places[-1] = turn % part.ends[-1]
+                else:
+                    index, places[-1] = divmod(index, part.ends[-1])
         for part, place in zip(template.parts, reversed(places), strict=True):
             if isinstance(part, Alternatives):
                 number = bisect.bisect_right(part.ends, place)
                 first = part.ends[number - 1] if number else 0
-                with self._choosing():
+                with self._choosing(part, number):
                     self.walk(part.options[number], place - first)
             else:
+                assert not isinstance(part, Selection), "it counts as MANY"
                 self._add(part)
 
     def draw(self, template: Template, pick: Pick) -> None:
+        cyclic = template._cyclic
+        turn = pick(max(cyclic, key=lambda part: len(part.options))) if cyclic else 0
         for part in template.parts:
             if isinstance(part, Alternatives):
-                with self._choosing():
-                    self.draw(part.options[pick(part)], pick)
+                number = turn % len(part.options) if part.is_cyclic else pick(part)
+                with self._choosing(part, number):
+                    self.draw(part.options[number], pick)
+            elif isinstance(part, Selection):
+                self._spend(1)
+                made = _join(_take(part, part.low + pick(part.sizes), pick), part.separator)
+                self._weight *= made.weight
+                self._choices.append(made.text)
+                for one in made.parts:
+                    self._add(one)
             else:
                 self._add(part)
 
     @contextmanager
-    def _choosing(self) -> Iterator[None]:
+    def _choosing(self, choice: Alternatives, number: int) -> Iterator[None]:
         """Keep what is chosen inside; a choice inside of a choice is a part of it."""
         self._spend(1)
+        self._weight *= choice.weight_of(number)
         start, before = len(self._parts), len(self._choices)
+        if choice.is_open:
+            self._choices.append(choice.names[number])
+            yield
+            return
         yield
         self._choices[before:] = ["".join(p for p in self._parts[start:] if isinstance(p, str))]
 
@@ -198,6 +343,22 @@ class _Maker:
             raise ValueError(too_long())
 
 
+def _take(selection: Selection, number: int, pick: Pick) -> list[Expanded]:
+    """Draw so many different texts; after many that are there already, those that are left."""
+    pool, taken = selection.pool, dict[int, Expanded]()
+    for _ in range(20 * number + 100):
+        if len(taken) == number:
+            break
+        place = pick(pool)
+        made = pool.options[place].draw(pick)
+        if place not in taken and all(made.text != one.text for one in taken.values()):
+            taken[place] = replace_weight(made, pool.weight_of(place))
+    left = (place for place in range(len(pool.options)) if place not in taken)
+    for place in itertools.islice(left, number - len(taken)):
+        taken[place] = pool.options[place].draw(pick)
+    return list(taken.values())
+
+
 def problem_of(text: str) -> str | None:
     """What is wrong with a prompt in which everything is filled in; None if nothing is."""
     if not text.strip():
@@ -208,119 +369,3 @@ def problem_of(text: str) -> str | None:
 def too_long() -> str:
     """What is wrong with a prompt that is too long."""
     return f"makes a prompt longer than the limit of {MAX_PROMPT:,} characters"
-
-
-def parse_template(
-    text: str,
-    variables: Collection[str] = (),
-    wildcard: Callable[[str], Alternatives] | None = None,
-) -> Template:
-    """Read a prompt.
-
-    ``{{`` and ``}}`` are literal braces, ``____`` is a literal ``__``; a ``|`` outside of braces
-    is itself, and so is a ``__`` that doesn't begin ``__name__``.
-
-    Args:
-        text: The prompt as it is written.
-        variables: Names that may stand in braces.
-        wildcard: Finds what a wildcard stands for.
-
-    Raises:
-        ValueError: Unbalanced or nested braces, braces with neither alternatives nor a variable,
-            a wildcard that isn't there.
-    """
-    if not _SPECIAL.search(text):
-        return Template((text,))
-    return _Parser(variables, wildcard).parse(text)
-
-
-def escape(text: str) -> str:
-    """Write a text so that a prompt shows it literally."""
-    return text.replace("{", "{{").replace("}", "}}").replace("__", "____")
-
-
-@dataclass(frozen=True)
-class _Wildcard:
-    """A wildcard that isn't looked up yet, because the text around it may be wrong."""
-
-    name: str
-
-
-_Part = str | Variable | Alternatives | _Wildcard
-
-
-class _Parser:
-    def __init__(
-        self, variables: Collection[str], wildcard: Callable[[str], Alternatives] | None
-    ) -> None:
-        self._variables = variables
-        self._wildcard = wildcard
-        self._parts: list[_Part] = []
-        self._options: list[list[_Part]] | None = None
-        self._texts: list[str] = []
-        self._depth = 0
-
-    def parse(self, text: str) -> Template:
-        for match in _PIECE.finditer(text):
-            self._take(match.group(), match["wildcard"])
-        if self._options is not None:
-            raise ValueError("has a { that is never closed: write {{ for a literal brace")
-        return Template(self._joined(self._parts), self._depth)
-
-    def _take(self, piece: str, wildcard: str | None) -> None:
-        if piece == "{":
-            if self._options is not None:
-                raise ValueError("has alternatives inside alternatives: write them out in a list")
-            self._options, self._texts = [[]], [""]
-        elif piece == "}":
-            self._parts.append(self._closed())
-            self._options = None
-        elif piece == "|" and self._options is not None:
-            self._options.append([])
-            self._texts.append("")
-        else:
-            part = _Wildcard(wildcard) if wildcard is not None else _LITERAL.get(piece, piece)
-            if self._options is None:
-                self._parts.append(part)
-            else:
-                self._options[-1].append(part)
-                self._texts[-1] += piece
-
-    def _closed(self) -> Variable | Alternatives:
-        if self._options is None:
-            raise ValueError("has a } that nothing opened: write }} for a literal brace")
-        if len(self._options) > 1:
-            # What is offered twice is one alternative.
-            offered = dict(zip(self._texts, self._options, strict=True))
-            options = tuple(Template(self._joined(option)) for option in offered.values())
-            return Alternatives(options, tuple(offered))
-        name = self._texts[0]
-        if name in self._variables:
-            return Variable(name)
-        meant = closest(name, self._variables)
-        known = " and is no variable of [matrix]" if self._variables else ""
-        hint = f"; did you mean {{{meant}}}?" if meant else ""
-        raise ValueError(
-            f"has {shorten(f'{{{name}}}')}, which offers no alternatives{known}{hint}: write "
-            "{a|b}, or {{ and }} for literal braces"
-        )
-
-    def _look_up(self, name: str) -> Alternatives:
-        if self._wildcard is None:
-            raise ValueError(f"has the wildcard __{name}__, which nothing here stands for")
-        choice = self._wildcard(name)
-        depth = 1 + max(option.depth for option in choice.options)
-        self._depth = max(self._depth, depth)
-        return choice
-
-    def _joined(self, parts: list[_Part]) -> tuple[str | Variable | Alternatives, ...]:
-        """The parts with wildcards looked up, and neighbouring texts joined."""
-        joined: list[str | Variable | Alternatives] = []
-        for part in parts:
-            if isinstance(part, _Wildcard):
-                joined.append(self._look_up(part.name))
-            elif isinstance(part, str) and joined and isinstance(joined[-1], str):
-                joined[-1] += part
-            else:
-                joined.append(part)
-        return tuple(joined)

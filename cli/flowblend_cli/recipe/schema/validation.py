@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from flowblend_cli.recipe.schema.foreign_names import our_name
 from flowblend_cli.recipe.schema.json_schema import RecipeDocument
 from flowblend_cli.recipe.schema.study_tables import (
     AdaptTable,
@@ -84,6 +85,8 @@ _ELSEWHERE = {
     "output_type": "container of [output]",
     "include": 'include = ["base.toml"] before the first table',
 }
+# Keys of ours that stand for something else in every other program.
+_AMONG_OURS = ("steps",)
 # How messages call tables that are no tables of the document itself.
 _SHOWN_AS = {
     "scene": "[[scene]]",
@@ -93,6 +96,7 @@ _SHOWN_AS = {
 # What other programs call the share of keys that sparse attention keeps.
 _SPARSE = ("attention_top_k", "attention_topk", "sla_topk", "sla_top_k")
 _NO_SPARSE = "no pipeline of diffusers 0.42.1 has sparse attention with a top-k: leave it out"
+SEED_HINT = "0 draws one, and records it"
 _ARTICLES = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -262,16 +266,32 @@ def _unknown(key: str, table: str, known: list[str]) -> str:
     meant = "seeds" if table == "scene" and key == "seed" else _meant(key, known)
     if key in _SPARSE:
         return f"unknown key{where}; {_NO_SPARSE}"
+    ours = our_name(key)
+    if key in _ELSEWHERE and meant != "seeds":
+        return f"unknown key{where}; use {_ELSEWHERE[key]}"
+    is_ours = key in _AMONG_OURS or not (table and _owners(key))
+    if ours is not None and is_ours and meant != "seeds" and not _differs_in_case(key, meant):
+        if ours.startswith("here "):
+            return f"unknown key{where}; {ours}: leave it out"
+        if ours in known:
+            return f"unknown key{where}; it is called {ours} here"
+        owners = _owners(ours)
+        return f"unknown key{where}; use {f'{ours} in {owners}' if owners else ours}"
     owners = _owners(key)
     if owners and table:
         return f"unknown key{where}; {key} belongs in {owners}"
     if meant:
         return f"unknown key{where}; did you mean {meant!r}?"
-    if owners or key in _ELSEWHERE:
-        return f"unknown key{where}; use {_ELSEWHERE.get(key, owners)}"
+    if owners:
+        return f"unknown key{where}; use {owners}"
     if len(known) <= 12 or table in ("", "score"):
         return f"unknown key{where}; known keys are {', '.join(known)}"
     return f"unknown key{where}; no pipeline that flowblend knows takes it"
+
+
+def _differs_in_case(key: str, meant: str | None) -> bool:
+    """Whether a key of this very table was written with other letters or hyphens."""
+    return meant is not None and key.casefold().replace("-", "_") == meant
 
 
 def _owners(key: str) -> str:
@@ -307,6 +327,13 @@ def _wanted(error: ErrorDetails) -> str:
 
 def explain(error: ErrorDetails) -> str:
     """Say what is wrong with a value: what was found, and what was expected."""
+    value = error["input"]
+    is_seed = not {"seed", "seeds", "sample_seed", "noise_seed"}.isdisjoint(error["loc"])
+    hint = f": {SEED_HINT}" if is_seed and isinstance(value, int) and value < 0 else ""
+    return f"{_explained(error)}{hint}"
+
+
+def _explained(error: ErrorDetails) -> str:
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     if kind == "value_error":
         return str(context["error"])

@@ -71,7 +71,7 @@ class RecipeSource:
         Raises:
             RecipeError: There is at least one problem.
         """
-        shown = [self._shown(entry) for entry in itertools.islice(problems, MAX_PROBLEMS)]
+        shown = [self.shown(entry) for entry in itertools.islice(problems, MAX_PROBLEMS)]
         if len(problems) > MAX_PROBLEMS:
             message = f"has more than {MAX_PROBLEMS} problems, of which these are some"
             shown.append(Problem(str(self.path), None, None, "", message))
@@ -79,14 +79,16 @@ class RecipeSource:
             codes = {entry.exit_code for entry in problems}
             raise RecipeError(shown, codes.pop() if len(codes) == 1 else RecipeError.exit_code)
 
-    def _shown(self, entry: Entry) -> Problem:
+    def shown(self, entry: Entry) -> Problem:
         """A problem as people read it: file, line, column, key, message."""
         file, path = self.origin(entry.path)
         location = format_path(entry.path)
         options = self._options_of(entry)
+        at = entry.at
         if options:
             location = f"{' '.join(f'--set {option}' for option in options)}: {location}"
-        return Problem(str(file.path), *file.position(path, entry.at), location, entry.message)
+            at = "key" if at == "key" else "value"
+        return Problem(str(file.path), *file.position(path, at), location, entry.message)
 
     def _options_of(self, entry: Entry) -> list[str]:
         """The ``--set`` options that a problem comes from."""

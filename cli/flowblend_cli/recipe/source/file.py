@@ -49,12 +49,19 @@ class RecipeFile:
         """Where keys and values stand; only ever computed for a message."""
         return scan(self.text)
 
-    def position(self, path: KeyPath, at: Literal["key", "value"] = "value") -> Position:
-        """Where a path of the document stands, or the nearest table around it."""
+    def position(self, path: KeyPath, at: Literal["key", "value"] | int = "value") -> Position:
+        """Where a path of the document stands, or the nearest table around it.
+
+        Args:
+            path: The path.
+            at: Its key or its value; of a text, the offset of a character.
+        """
         for end in range(len(path), 0, -1):
             if path[:end] in self.renamed:
                 path = self.renamed[path[:end]] + path[end:]
                 break
+        if isinstance(at, int) and at:
+            return self.positions.inside(path, at)
         return self.positions.key(path) if at == "key" else self.positions.value(path)
 
     def problem(

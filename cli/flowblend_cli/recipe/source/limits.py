@@ -17,6 +17,10 @@ MAX_PROMPT = 10_000
 # Bytes and lines of a file of wildcards or prompts.
 MAX_TEXT_BYTES = 4 * MIB
 MAX_TEXT_LINES = 100_000
+# Bytes of a file of wildcards in YAML or JSON.
+MAX_STRUCTURED_BYTES = MIB // 2
+# Braces inside one another in a prompt.
+MAX_BRACES = 16
 # Files of wildcards inside one another.
 MAX_WILDCARD_DEPTH = 5
 # Prompts that are drawn of a scene.

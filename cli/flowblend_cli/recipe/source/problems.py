@@ -18,7 +18,7 @@ class Entry(NamedTuple):
 
     path: KeyPath
     message: str
-    at: Literal["key", "value"] = "value"
+    at: Literal["key", "value"] | int = "value"
     related: tuple[str, ...] = ()
     exit_code: int = RecipeError.exit_code
 
@@ -36,7 +36,7 @@ class Problems:
         self,
         path: KeyPath,
         message: str,
-        at: Literal["key", "value"] = "value",
+        at: Literal["key", "value"] | int = "value",
         related: tuple[str, ...] = (),
         exit_code: int = RecipeError.exit_code,
     ) -> None:
@@ -45,7 +45,7 @@ class Problems:
         Args:
             path: Keys and indices from the top of the document.
             message: What was found, what was expected, what to do.
-            at: Whether the key or its value is to blame.
+            at: Whether the key or its value is to blame; of a text, the offset of a character.
             related: Tables whose values take part as well, so that ``--set`` there is named.
             exit_code: What a command ends with where nothing else is wrong.
         """

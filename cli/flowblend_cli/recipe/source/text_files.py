@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from flowblend_cli.recipe.source.limits import MAX_TEXT_BYTES, MAX_TEXT_LINES, MIB
 from flowblend_cli.text import shorten
@@ -54,10 +55,27 @@ def read_lines(name: str, recipe_dir: Path) -> list[str]:
     return lines
 
 
-def entries(lines: list[str]) -> list[tuple[int, str]]:
-    """The lines that aren't blank or ``#`` comments, with their numbers from 1."""
-    stripped = ((number, line.strip()) for number, line in enumerate(lines, 1))
-    return [(number, line) for number, line in stripped if line and not line.startswith("#")]
+class Entry(NamedTuple):
+    """A line that says something.
+
+    Args:
+        line: Its number, from 1.
+        column: The column of its first character that isn't space, from 1.
+        text: The line without the space around it.
+    """
+
+    line: int
+    column: int
+    text: str
+
+
+def entries(lines: list[str]) -> list[Entry]:
+    """The lines that aren't blank or ``#`` comments."""
+    found = (
+        Entry(number, len(line) - len(line.lstrip()) + 1, line.strip())
+        for number, line in enumerate(lines, 1)
+    )
+    return [entry for entry in found if entry.text and not entry.text.startswith("#")]
 
 
 def locate(name: str, recipe_dir: Path) -> Path:

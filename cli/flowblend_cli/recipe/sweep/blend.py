@@ -77,16 +77,32 @@ def resolve_stages(
         schedule = StageSchedule(tuple(_stage(table) for table in tables))
         return Blend(schedule.stages, schedule.letters, is_long_form=True)
     letters, boundaries, sigmas = (values[key] for key in _SHORT_FORM)
+    is_unset = boundaries is None and sigmas is None
     if letters is None:
-        is_unset = boundaries is None and sigmas is None
         letters = "L" if is_unset and is_large_only else PAPER_STAGES
-        boundaries = PAPER_BOUNDARIES if is_unset else boundaries
+    if is_unset and automatic is None and len(set(letters)) > 1:
+        boundaries = _default_boundaries(letters)
     if automatic is not None:
         return Blend(automatic.placeholder, letters, automatic=automatic)
     if len(set(letters)) == 1:
         boundaries = sigmas = None  # one denoiser runs every step, wherever its stages end
     further = {letter: letter for letter in names}
     return Blend(StageSchedule.parse(letters, boundaries, sigmas, further).stages, letters)
+
+
+def _default_boundaries(letters: str) -> tuple[float, ...]:
+    """Where the stages end if nothing says so; only three stages have a default.
+
+    Raises:
+        StageError: There are more stages, or fewer.
+    """
+    if len(letters) == len(PAPER_STAGES):
+        return PAPER_BOUNDARIES
+    ends = [round(number / len(letters), 2) for number in range(1, len(letters))]
+    raise StageError(
+        f"stages {letters!r} needs boundaries, which only three letters have by default: write "
+        f"where all stages but the last end, as fractions of the steps, such as boundaries = {ends}"
+    )
 
 
 def _stage(table: StageTable) -> Stage:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from flowblend_cli.recipe.schema.foreign_names import our_name
 from flowblend_cli.recipe.schema.names import FIXED_FIELDS
 from flowblend_cli.recipe.schema.sweep_tables import MatrixFields, SweepTable, Value
 from flowblend_cli.recipe.schema.validation import Tables, written_as
@@ -142,7 +143,8 @@ def check_used(tables: Tables, used: Collection[str], problems: Problems) -> Non
     """
     for name in tables.matrix.variables if tables.matrix is not None else ():
         if name not in used and _name_problem(name) is None:
-            meant = closest(name, _AXES, cutoff=0.8)
+            ours = our_name(name)
+            meant = ours if ours in _AXES else closest(name, _AXES, cutoff=0.8)
             hint = f"did you mean the setting {meant!r}?" if meant else "or remove it"
             message = f"stands in no prompt: write {{{shorten(name)}}} in one, {hint}"
             problems.add(("matrix", name), message, at="key", related=("matrix", "scene"))

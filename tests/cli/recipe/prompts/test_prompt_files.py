@@ -17,7 +17,7 @@ from thorough import examples, thorough
 from flowblend_cli import main
 from flowblend_cli.jobs import Batch
 from flowblend_cli.recipe.loader import load_batch, load_recipe
-from flowblend_cli.recipe.prompts.prompt_files import FLAGS, read_prompts
+from flowblend_cli.recipe.prompts.prompt_files import FLAGS, LineProblem, read_prompts
 
 Load = Callable[..., Batch]
 Problems = Callable[..., list[str]]
@@ -61,7 +61,7 @@ def test_errors_of_wildcards_have_the_recipes_place_and_the_files_line(
 
     one, two = problems_of(text)
 
-    assert one.startswith("recipe.toml:7:11: scene[0].prompt[0]: lists/bad.txt:2: has a { that")
+    assert one.startswith("recipe.toml:7:11: scene[0].prompt[0]: lists/bad.txt:2:1: has a { that")
     assert two.startswith("recipe.toml:8:3: scene[0].prompt[1]: there is no file 'lists/bda.txt'")
     assert "did you mean __bad__?" in two
 
@@ -165,17 +165,17 @@ def test_every_problem_of_a_file_names_its_line(problems_of: Problems, write: Wr
         "recipe.toml:5:16: scene[0].prompts_file: prompts"
     }
     told = [line.partition(".txt:")[2] for line in lines]
-    assert told[0].startswith("2: unknown flag --x; known are: --w width")
+    assert told[0].startswith("2:3: unknown flag --x; known are: --w width")
     assert told[1:4] == [
-        "3: unknown flag --height; did you mean --h?; write a space after -- that is text",
-        "4: --w (width) must be at least 1, got 0",
-        "5: --s (num_inference_steps) needs a number, got 'many'",
+        "3:3: unknown flag --height; did you mean --h?; write a space after -- that is text",
+        "4:3: --w (width) must be at least 1, got 0",
+        "5:3: --s (num_inference_steps) needs a number, got 'many'",
     ]
     assert told[4:] == [
-        "6: --d (seed) needs a value",
-        "7: has flags and no prompt: the prompt comes first",
-        "8: --h is there twice: keep one of them",
-        "9: has a { that is never closed: write {{ for a literal brace",
+        "6:3: --d (seed) needs a value",
+        "7:1: has flags and no prompt: the prompt comes first",
+        "8:9: --h is there twice: keep one of them",
+        "9:3: has a { that is never closed: write {{ for a literal brace",
     ]
 
 
@@ -184,7 +184,7 @@ def test_every_problem_of_a_file_names_its_line(problems_of: Problems, write: Wr
     [
         ("a --h 65", (), "prompts.txt:1: H.264 needs even sizes"),
         ("a --s 9", ("recipe.max_steps=8",), "prompts.txt:1: 9 steps are more than max_steps = 8"),
-        ("a --fs 400", (), "prompts.txt:1: --fs (flow_shift) must be at most 100"),
+        ("a --fs 400", (), "prompts.txt:1:3: --fs (flow_shift) must be at most 100"),
         ("a --d 1", ('scene.a.seeds="explore 4"',), "prompts.txt:1: --d sets a seed"),
         ("a --f 9", ('model.pipeline="qwen-image"',), "takes no num_frames: remove --f"),
         ("x" * 10_001, (), "prompts.txt:1: makes a prompt longer than the limit of 10,000"),
@@ -205,6 +205,80 @@ def test_a_scene_without_any_prompt_is_told_both_ways(problems_of: Problems) -> 
     (line,) = problems_of(HEAD + '[[scene]]\nname = "a"\n')
 
     assert "scene[0].prompt: is missing: say what to show, or name a prompts_file" in line
+
+
+# Lines of musubi-tuner's own documentation, and what word processors and habits make of them.
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("a cat walks. --w=64 --h = 48", {"width": 64, "height": 48}),
+        ("a cat walks. \u2013w 64 \u2014h 48", {"width": 64, "height": 48}),
+        ("a cat walks. \u2014\u2014s=4 \u2013l 2.5", {"steps": 4, "guidance": 2.5}),
+        ("a cat walks. --W 64 --S 4", {"width": 64, "steps": 4}),
+        ("a cat walks. --n=bad, --d 7", {"negative": "bad,", "seed": 7}),
+        ("a cat walks. \u2014n ugly -- very", {"negative": "ugly -- very"}),
+        ("a cat \u2014 walks \u2014slowly \u2014 home", {}),
+        ("a cat \u2014w, a dog -- i see --  s", {}),
+        ("a well-lit cat - 4 of them -x -walks", {}),
+    ],
+)
+def test_a_flag_is_read_however_it_is_typed(
+    tmp_path: Path, write: Write, line: str, expected: dict[str, object]
+) -> None:
+    write("prompts.txt", line)
+    problems: list[LineProblem] = []
+
+    (found,) = read_prompts("prompts.txt", tmp_path, problems)
+
+    names = {"width": "width", "height": "height", "num_inference_steps": "steps",
+             "guidance_scale": "guidance", "negative_prompt": "negative"}  # fmt: skip
+    read = {names[key]: value for key, value in found.settings.items()}
+    assert {**read, **({"seed": found.seed} if found.seed is not None else {})} == expected
+    assert found.text == (line if not expected else "a cat walks.")
+    assert not problems
+
+
+@pytest.mark.parametrize(
+    ("line", "column", "message"),
+    [
+        ("a cat walks--s 4", 12, "write a space before --s"),
+        ("a cat walks\u2014s 4", 12, "write a space before --s"),
+        ("a cat -s 4", 7, "flags have two: write --s"),
+        ("a cat -w=64", 7, "flags have two: write --w"),
+        ("a cat -n ugly", 7, "flags have two: write --n"),
+        ("a cat --s4", 7, "write a space after --s"),
+        ("  a cat -- s 4", 9, "has a space in it: write --s"),
+        ("a cat --g 6", 7, "write --l"),
+        ("a cat --cn x.mp4 --ci y.png", 7, "aren't supported"),
+        ("a cat --of target_index=1", 7, "one-frame"),
+        ("a cat --ei end.png", 7, "end picture"),
+        ("a cat --steps 4", 7, "unknown flag --steps; did you mean --s?"),
+        ("a cat --d -1", 7, "0 draws one"),
+        ("a {b --s 4", 3, "never closed"),
+        ("a cat <lora:x:1> --s 4", 7, "[model.adapters]"),
+        ("a cat --s 4 --n (ugly:1.4)", 0, "would weight words"),
+    ],
+)
+def test_what_can_not_be_read_is_told_with_line_and_column(
+    problems_of: Problems, write: Write, line: str, column: int, message: str
+) -> None:
+    write("prompts.txt", f"# first\n{line}\n")
+
+    told = problems_of(HEAD + FILE)
+
+    place = f"prompts.txt:2:{column}: " if column else "prompts.txt:2:"
+    assert any(place in one and message in one for one in told), told
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.TOML", "p.yaml", "p.csv", "p.jsonl"])
+def test_other_formats_of_prompts_are_refused_by_name(
+    problems_of: Problems, write: Write, name: str
+) -> None:
+    write(name, "a cat\n")
+
+    (line,) = problems_of(HEAD + FILE.replace("prompts.txt", name))
+
+    assert f"{name} is {name[2:].upper()}: a prompts file is text with one prompt a line" in line
 
 
 def test_ten_thousand_lines_are_read_in_no_time(tmp_path: Path, write: Write) -> None:
@@ -302,7 +376,7 @@ def test_an_imported_recipe_makes_the_jobs_of_its_file(write: Write, tmp_path: P
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a --q 3\nb {c\n", "night.txt:2:1: has a { that is never closed"),
+        ("a --q 3\nb {c\n", "night.txt:2:3: has a { that is never closed"),
         ("a --fs 3\nb\n", "night.txt:2:1: has another --fs than line 1"),
         ("# nothing\n", "night.txt has no prompt"),
         ("a\n\n{|b}\n", "night.txt:3:1: prompt: makes a blank prompt"),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowblend_cli.recipe.prompts.template import parse_template
+from flowblend_cli.recipe.prompts.syntax import parse_template
 
 
 def expand_prompt(text: str) -> list[str]:
@@ -27,7 +27,7 @@ def test_an_alternative_may_be_empty_and_double_braces_are_literal() -> None:
 
 
 @pytest.mark.parametrize(
-    "template", ["{", "}", "{a", "a}", "{a|{b|c}}", "{a}", "{}", "{seed.__class__}", "${a.b}"]
+    "template", ["{", "}", "{a", "a}", "{a|{b|c}", "{a}", "{}", "{seed.__class__}", "${a.b}"]
 )
 def test_braces_that_are_no_alternatives_are_refused(template: str) -> None:
     with pytest.raises(ValueError, match=r"brace|alternatives"):

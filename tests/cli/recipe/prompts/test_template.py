@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from thorough import examples, thorough
 
 from flowblend_cli.recipe.prompts.sample import MOST_RANKED, draw_sample
+from flowblend_cli.recipe.prompts.syntax import escape, parse_template
 from flowblend_cli.recipe.prompts.template import (
     MANY,
     Template,
-    escape,
-    parse_template,
 )
 from flowblend_cli.recipe.prompts.wildcards import Wildcards
 from flowblend_cli.recipe.source.limits import MAX_PROMPT, MAX_WILDCARD_DEPTH
@@ -79,7 +78,14 @@ def test_underscores_are_literal_where_they_name_nothing_or_are_doubled(
         ("__init__.py", "write ____ for a literal __"),
         ("{pce}", "did you mean {pace}?"),
         ("{__colour__}", "offers no alternatives"),
-        ("{a|{pace}}", "alternatives inside alternatives"),
+        ("{a|{pce}}", "did you mean {pace}?"),
+        ("${nobody}", "has no value: write ${nobody=...} before it"),
+        ("{$$a|b}", "$$ without a number: write {2$$a|b|c}"),
+        ("{a$$b|c}", "$$ without a number: write {2$$a|b|c}"),
+        ("{0::a|0::b}", "all have the weight 0"),
+        ("__colour(x)__", "there is no file 'wildcards/colour(x).txt'"),
+        ("__{pace}__", "by a variable of [matrix]"),
+        ("{a|" * 17 + "b" + "}" * 17, "deeper than the limit of 16"),
         ("{% if x %}", "{{ and }} for literal braces"),
         ("${a.b}", "{{ and }} for literal braces"),
         ("{seed.__class__}", "{{ and }} for literal braces"),
@@ -101,13 +107,13 @@ def test_jinja_is_literal_text_with_its_braces_halved(wildcards: Wildcards) -> N
 
 def test_errors_inside_a_file_name_its_lines(tmp_path: Path) -> None:
     (tmp_path / "wildcards").mkdir()
-    (tmp_path / "wildcards/bad.txt").write_text("fine\n{open\n# note\n{only}\n", "utf-8")
+    (tmp_path / "wildcards/bad.txt").write_text("fine\n{open\n# note\n  {only}\n", "utf-8")
 
     with pytest.raises(ValueError, match="never closed") as caught:
         Wildcards(tmp_path, "wildcards").parse("__bad__")
 
-    assert "wildcards/bad.txt:2: has a { that is never closed" in str(caught.value)
-    assert "wildcards/bad.txt:4: has {only}" in str(caught.value)
+    assert "wildcards/bad.txt:2:1: has a { that is never closed" in str(caught.value)
+    assert "wildcards/bad.txt:4:3: has {only}" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,10 @@ def test_problems_of_keys_stand_in_the_file_that_wrote_them(write: Write) -> Non
 
     assert problems(write(own, base=base)) == [
         "base.toml:9:23: defaults.num_inference_steps: must be a whole number, got 'ten'",
-        "base.toml:15:13: scene[0].seeds[1]: must be at least 0, got -1",
+        (
+            "base.toml:15:13: scene[0].seeds[1]: must be at least 0, got -1: 0 draws one, and "
+            "records it"
+        ),
         "base.toml:16:1: scene[0].sed: unknown key in [[scene]]; did you mean 'seeds'?",
         (
             "recipe.toml:4:14: blend.boundaries: boundaries must be ascending, got [0.8, 0.4]; "

@@ -21,6 +21,8 @@ from flowblend_plugin.stages import Adapter, Cache, Stage
 LoadText = Callable[..., Batch]
 Problems = Callable[..., list[str]]
 
+HEAD = '[model]\npipeline = "sprites"\n'
+TAIL = '[[scene]]\nname = "a"\nprompt = "a cat"\n'
 LONG = """\
 [model]
 pipeline = "sprites"
@@ -301,3 +303,29 @@ def test_a_lora_is_named_by_a_plain_word(problems_of: Problems, loras: Path) -> 
     (problem,) = problems_of(LONG.replace("style = {", '"st.yle" = {'))
 
     assert "a LoRA is named by letters, digits, - and _, got 'st.yle'" in problem
+
+
+@pytest.mark.parametrize("stages", ["LSL", "LSS", "SLL", "LES", "LLS"])
+def test_any_three_letters_end_where_the_paper_has_it(batch_of: LoadText, stages: str) -> None:
+    text = f'{HEAD}[blend]\nstages = "{stages}"\n{TAIL}'
+    swept = f'{HEAD}[sweep]\n"blend.stages" = ["L", "{stages}"]\n{TAIL}'
+    bounded = f"{HEAD}[blend]\nboundaries = [0.2, 0.3]\n{TAIL}"
+
+    for batch, expected in (
+        (batch_of(text), [0.4, 0.8, None]),
+        (batch_of(HEAD + TAIL, f"blend.stages={stages}"), [0.4, 0.8, None]),
+        (batch_of(swept), [0.4, 0.8, None]),
+        (batch_of(bounded, f"blend.stages={stages}"), [0.2, 0.3, None]),
+    ):
+        assert batch.jobs[-1].stage_string == stages
+        assert [stage.until for stage in batch.jobs[-1].stages] == expected
+
+
+@pytest.mark.parametrize(
+    ("stages", "example"), [("LS", "[0.5]"), ("LSLS", "[0.25, 0.5, 0.75]"), ("SL", "[0.5]")]
+)
+def test_other_lengths_say_what_they_need(problems_of: Problems, stages: str, example: str) -> None:
+    (line,) = problems_of(f'{HEAD}[sweep]\n"blend.stages" = ["LSL", "{stages}"]\n{TAIL}')
+
+    assert f"stages '{stages}' needs boundaries" in line
+    assert f"such as boundaries = {example}" in line

@@ -106,7 +106,7 @@ def test_every_problem_of_a_matrix_is_told_with_its_place(problems_of: Problems)
     lines = problems_of(HEAD + SCENE + matrix)
 
     assert [line.partition(": ")[0] for line in lines] == [
-        "recipe.toml:5:10",
+        "recipe.toml:5:28",
         "recipe.toml:8:1",
         "recipe.toml:9:1",
         "recipe.toml:10:1",
