@@ -105,7 +105,7 @@ TABLE: dict[str, set[str]] = {
     f"{CLI}.planning.flops_worker": {f"{CLI}.utils.worker_process", f"{LIB}.flops"},
     f"{CLI}.engine": {
         *ROOT_NOUNS, f"{CLI}.planning", f"{CLI}.models", f"{CLI}.artifacts", f"{CLI}.utils",
-        f"{LIB}.errors", f"{LIB}.stages", f"{LIB}.metrics", "filelock",
+        f"{LIB}.errors", f"{LIB}.stages", f"{LIB}.metrics",
     },
     f"{CLI}.engine.runtime": {
         *ROOT_NOUNS, f"{CLI}.planning", f"{CLI}.models", f"{CLI}.artifacts", f"{CLI}.utils",

@@ -23,7 +23,6 @@ from flowblend_cli.utils.streams import open_missing_streams
 from flowblend_plugin.errors import FlowBlendError
 
 INTERRUPTED = 128 + signal.SIGINT
-TERMINATED = 128 + signal.SIGTERM
 
 # name -> one line of help; the command is `name` in flowblend_cli/commands/name.py, or `name_` in
 # name_.py where Python keeps the name for itself.
@@ -146,14 +145,18 @@ def _leave(code: int) -> NoReturn:
 
 @contextmanager
 def _signals_that_unwind() -> Iterator[None]:
-    """Let SIGINT and SIGTERM unwind the stack, so that every ``finally`` runs; restore them after.
+    """Let SIGINT, SIGTERM and SIGHUP unwind the stack, so that every ``finally`` runs.
 
-    A job started with ``&`` ignores SIGINT, and Python's default for SIGTERM skips ``finally``.
+    A job started with ``&`` ignores SIGINT, and Python's default for the others skips ``finally``.
+    SIGHUP stays ignored where it was, as under nohup. All are restored afterwards.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    wanted = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
+    wanted: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _end}
+    hang_up = getattr(signal, "SIGHUP", None)
+    if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:
+        wanted[hang_up] = _end
     former = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     try:
         yield
@@ -162,5 +165,5 @@ def _signals_that_unwind() -> Iterator[None]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(TERMINATED)
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

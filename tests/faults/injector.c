@@ -1,8 +1,8 @@
 /* Preloaded into a process, makes the Nth system call on files of one folder fail.
  *
- * arm(folder, n, error) counts from 1 the calls of open, write, fsync, rename, mkdir and unlink that
- * touch files below that folder, and lets the nth fail with the error; n = 0 only counts. counted()
- * says how many there were.
+ * arm(folder, n, error) counts from 1 the calls of open, write, fsync, rename, mkdir and unlink, and
+ * of their forms for names in an open folder, that touch files below that folder, and lets the nth
+ * fail with the error; n = 0 only counts. counted() says how many there were.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -70,6 +70,41 @@ static int open_as(int (*real)(const char *, int, ...), const char *path, int fl
     }
 OPEN(open)
 OPEN(open64)
+
+static int is_at(int folder_descriptor, const char *path) {
+    if (path && path[0] == '/') return is_inside(path);
+    return folder[0] && is_file_inside(folder_descriptor);
+}
+
+#define OPENAT(name)                                          \
+    int name(int at, const char *path, int flags, ...) {      \
+        mode_t mode = 0;                                      \
+        if (flags & (O_CREAT | O_TMPFILE)) {                  \
+            va_list rest;                                     \
+            va_start(rest, flags);                            \
+            mode = va_arg(rest, mode_t);                      \
+            va_end(rest);                                     \
+        }                                                     \
+        if (fails(is_at(at, path))) return -1;                \
+        return REAL(name)(at, path, flags, mode);             \
+    }
+OPENAT(openat)
+OPENAT(openat64)
+
+int renameat(int from_at, const char *from, int to_at, const char *to) {
+    if (fails(is_at(to_at, to))) return -1;
+    return REAL(renameat)(from_at, from, to_at, to);
+}
+
+int mkdirat(int at, const char *path, mode_t mode) {
+    if (fails(is_at(at, path))) return -1;
+    return REAL(mkdirat)(at, path, mode);
+}
+
+int unlinkat(int at, const char *path, int flags) {
+    if (fails(is_at(at, path))) return -1;
+    return REAL(unlinkat)(at, path, flags);
+}
 
 ssize_t write(int descriptor, const void *data, size_t size) {
     int error = errno;

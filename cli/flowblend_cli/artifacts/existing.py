@@ -19,11 +19,14 @@ class Existing:
     Args:
         done: The entry of its finished file; None where there is none of this very job.
         is_damaged: Whether a damaged file of this recipe lies there, which may be replaced.
+        edited: What has changed in a file of this recipe that lies there, in words that follow
+            "it": it is to be kept under another name; empty for none.
         obstacle: The reason why nothing may be written there, and the way out; empty for none.
     """
 
     done: Entry | None = None
     is_damaged: bool = False
+    edited: str = ""
     obstacle: str = ""
 
 
@@ -32,7 +35,7 @@ class Finder:
 
     Args:
         manifest: The folder's manifest; None to inspect every file.
-        verify: Hash every byte of the files that the manifest knows.
+        verify: Look into the files that the manifest knows, too.
     """
 
     def __init__(self, manifest: Manifest | None, *, verify: bool = False) -> None:
@@ -55,7 +58,7 @@ class Finder:
         """
         known = self._manifest.entry(path.name) if self._manifest is not None else None
         is_ours = known is not None and (known.recipe, known.job_key) == (job.recipe, key)
-        if known is not None and is_ours and matches(known, path, verify=self._verify):
+        if known is not None and is_ours and not self._verify and matches(known, path):
             return Existing(known)
         # Taken first: a file that changes during the inspection is inspected by the next run, too.
         mark = fingerprint(path) if self._manifest is not None else None
@@ -66,6 +69,8 @@ class Finder:
                 obstacle=f"{path} belongs to {owner} and is left alone: move it away, or change "
                 "recipe.output_dir or recipe.filename"
             )
+        if found.state is FileState.EDITED:
+            return Existing(edited=found.change)
         document = found.document or {}
         if found.state is not FileState.INTACT or document.get("job_key") != key:
             return Existing(is_damaged=found.state is FileState.DAMAGED)

@@ -11,15 +11,16 @@ import contextlib
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.artifacts.records import FOLDER, is_number, make_folders
+from flowblend_cli.artifacts.records import is_number, make_folders
 from flowblend_cli.errors import OutputError
-from flowblend_cli.utils.files import publish
+from flowblend_cli.utils.files import open_appending, open_regular, publish, read_regular
+from flowblend_cli.utils.folders import FOLDER
+from flowblend_cli.utils.limits import MAX_FINISHED_BYTES, MAX_MANIFEST_BYTES
 
 NAME = "manifest.jsonl"
 MANIFEST_VERSION = 1
@@ -66,7 +67,10 @@ class Manifest:
         self._tell = tell
         self._file: int | None = None
         self._is_broken = False
-        data = _read(self._path)
+        try:
+            data = read_regular(self._path, MAX_MANIFEST_BYTES)
+        except OSError:
+            data = b""
         self._is_torn = bool(data) and not data.endswith(b"\n")
         lines = data.splitlines()
         self._lines = len(lines)
@@ -109,8 +113,7 @@ class Manifest:
 
     def _open(self) -> int:
         make_folders(self._path)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        file = os.open(self._path, flags, 0o666)
+        file = open_appending(self._path)
         if self._is_torn:
             os.write(file, b"\n")
         return file
@@ -124,15 +127,14 @@ class Manifest:
         )
 
 
-def matches(entry: Entry, path: Path, *, verify: bool) -> bool:
+def matches(entry: Entry, path: Path) -> bool:
     """Whether a file is still as its entry describes it.
 
     Args:
         entry: The entry.
-        path: The file.
-        verify: Hash it however large it is; otherwise the size decides above ``HASHED_BYTES``.
+        path: The file, of which the size decides above ``HASHED_BYTES``.
     """
-    found = fingerprint(path, up_to=None if verify else HASHED_BYTES)
+    found = fingerprint(path, up_to=HASHED_BYTES)
     return found is not None and found[0] == entry.size and found[1] in (None, entry.sha256)
 
 
@@ -144,31 +146,14 @@ def fingerprint(path: Path, *, up_to: int | None = None) -> tuple[int, str | Non
         up_to: Most bytes that are hashed; the hash of a larger file is None. None for all files.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open_regular(path, MAX_FINISHED_BYTES) as file:
+            size = os.fstat(file.fileno()).st_size
+            if up_to is not None and size > up_to:
+                return size, None
+            digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]
+            return file.tell(), digest.hexdigest()
     except OSError:
         return None
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                return None
-            if up_to is not None and status.st_size > up_to:
-                return status.st_size, None
-            if status.st_size > HASHED_BYTES:
-                return status.st_size, hashlib.file_digest(file, "sha256").hexdigest()
-            data = file.read()
-            return len(data), hashlib.sha256(data).hexdigest()
-        except OSError:
-            return None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
 
 
 def _line(entry: Entry) -> bytes:

@@ -6,17 +6,20 @@ in an mp4 (where it survives remuxing, trimming and encoding again), or in a PNG
 
 from __future__ import annotations
 
+import errno
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from flowblend_cli.artifacts import png
 from flowblend_cli.errors import OutputError
+from flowblend_cli.utils.files import open_regular
+from flowblend_cli.utils.limits import MAX_DOCUMENT_BYTES
 
 COMMENT = "comment"
 PARAMETERS = "parameters"
-MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 
 Document = Mapping[str, Any]
 
@@ -50,7 +53,7 @@ def from_text(text: str) -> dict[str, Any] | None:
 
 
 def read_document(path: Path) -> dict[str, Any] | None:
-    """Read the document of a finished file, whatever the file turns out to be.
+    """Read the document of a finished file that somebody named, whatever it turns out to be.
 
     Only containers known by their first bytes are opened (mp4 and mov, mkv and webm, PNG), never
     playlists or anything else that could lead to another file.
@@ -65,15 +68,19 @@ def read_document(path: Path) -> dict[str, Any] | None:
         OutputError: The file is missing or can't be read.
     """
     try:
-        if not path.is_file():
-            path.stat()
-            return None
-        with path.open("rb") as file:
-            text = read_comment(file)
+        with open_regular(path, sys.maxsize, follow=True) as file:
+            return document_of(file)
     except OSError as error:
+        if error.errno == errno.EINVAL:  # a folder, a pipe
+            return None
         raise OutputError(
             f"{path}: can't be read ({error.strerror or error}): give the path of a finished file"
         ) from error
+
+
+def document_of(file: BinaryIO) -> dict[str, Any] | None:
+    """The document of an open file; None for a file that isn't ours or can't be understood."""
+    text = read_comment(file)
     return None if text is None else without_seal(from_text(text))
 
 
@@ -86,15 +93,22 @@ def without_seal(document: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def read_comment(file: BinaryIO) -> str | None:
     """Read the ``comment`` tag of an open file from its start; None where there is none."""
+    kind = format_of(file)
+    if kind == "png":
+        return png.read_text(file, COMMENT, MAX_DOCUMENT_BYTES)
+    return None if kind is None else _container_comment(file, kind)
+
+
+def format_of(file: BinaryIO) -> str | None:
+    """What an open file is by its first bytes, ``"png"``, ``"mp4"``, ``"matroska"``, or None."""
+    file.seek(0)
     head = file.read(16)
     file.seek(0)
     if head.startswith(png.SIGNATURE):
-        return png.read_text(file, COMMENT, MAX_DOCUMENT_BYTES)
+        return "png"
     if head[4:8] == b"ftyp":
-        return _container_comment(file, "mp4")
-    if head.startswith(b"\x1a\x45\xdf\xa3"):
-        return _container_comment(file, "matroska")
-    return None
+        return "mp4"
+    return "matroska" if head.startswith(b"\x1a\x45\xdf\xa3") else None
 
 
 def _container_comment(file: BinaryIO, container_format: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,29 +82,37 @@ def _decode(kind: bytes, rest: bytes, limit: int) -> str | None:
         return None
 
 
+def end_of(file: BinaryIO) -> int | None:
+    """Where the closing chunk of a PNG file ends; None where a CRC doesn't hold, or it has none.
+
+    Args:
+        file: Open PNG file; read in pieces, no pixel is decoded.
+    """
+    for chunk in chunks(file):
+        file.seek(chunk.offset)
+        crc = zlib.crc32(chunk.kind)
+        left = chunk.length
+        while left:
+            piece = file.read(min(left, _PIECE_BYTES))
+            if not piece:
+                return None
+            crc = zlib.crc32(piece, crc)
+            left -= len(piece)
+        if file.read(4) != crc.to_bytes(4, "big"):
+            return None
+        if chunk.kind == b"IEND":
+            return file.tell()
+    return None
+
+
 def is_intact(file: BinaryIO) -> bool:
     """Whether every chunk's CRC holds and the file ends with the closing chunk, nothing after it.
 
     Args:
         file: Open PNG file; read in pieces, no pixel is decoded.
     """
-    last = None
-    for last in chunks(file):
-        file.seek(last.offset)
-        crc = zlib.crc32(last.kind)
-        left = last.length
-        while left:
-            piece = file.read(min(left, _PIECE_BYTES))
-            if not piece:
-                return False
-            crc = zlib.crc32(piece, crc)
-            left -= len(piece)
-        if file.read(4) != crc.to_bytes(4, "big"):
-            return False
-    if last is None or last.kind != b"IEND":
-        return False
-    file.seek(last.offset + last.length + 4)
-    return not file.read(1)
+    end = end_of(file)
+    return end is not None and end == file.seek(0, io.SEEK_END)
 
 
 def _inflate(data: bytes, limit: int) -> bytes:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -12,7 +15,17 @@ from PIL import Image
 
 from flowblend_cli.artifacts.video import CONVERSION
 from flowblend_cli.errors import OutputError
-from flowblend_cli.utils.frames import Frames
+from flowblend_cli.utils.files import open_regular
+from flowblend_cli.utils.frames import Frames, pixels_sha256
+from flowblend_cli.utils.limits import MAX_DECODED_PIXELS, MAX_FINISHED_BYTES
+
+
+class Undecodable(ValueError):  # noqa: N818 - callers say it in their own words
+    """A file that no decoder can make whole pictures of; says why."""
+
+
+class TooLarge(Undecodable):
+    """A file with more pixels than are decoded, see ``limits``."""
 
 
 def read_native_frames(path: Path, scale: int = 1) -> Frames:
@@ -27,24 +40,106 @@ def read_native_frames(path: Path, scale: int = 1) -> Frames:
         not equal to it.
 
     Raises:
-        OutputError: The file can't be read, or holds no frame.
+        OutputError: The file can't be read, is too large, or holds no frame.
     """
     try:
-        if path.suffix == ".png":
-            with Image.open(path) as image:
-                return _shrink(np.asarray(image.convert("RGB")), scale)[None]
-        return np.stack([_shrink(frame, scale) for frame in _decode(path)])
+        with open_regular(path, MAX_FINISHED_BYTES) as file:
+            if path.suffix == ".png":
+                return _shrink(decode_picture(file), scale)[None]
+            return np.stack([_shrink(frame, scale) for frame in _rgb_frames(file)])
     except (OSError, ValueError, IndexError) as error:  # FFmpeg's errors are among them
         raise OutputError(
             f"{path}: can't be decoded ({error}): move it away, and render it again"
         ) from error
 
 
-def _decode(path: Path) -> Iterator[Frames]:
+def decode_picture(file: BinaryIO) -> Frames:
+    """Decode an open PNG, once its size is known to be no trap.
+
+    Returns:
+        Its pixels, (H, W, 3), uint8; where they let something through, over black.
+
+    Raises:
+        TooLarge: It says that it has too many pixels.
+        Undecodable: It can't be decoded.
+    """
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file, formats=["PNG"]) as image:
+                if image.has_transparency_data:
+                    black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+                    return np.asarray(
+                        Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
+                    )
+                return np.asarray(image.convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise TooLarge(str(error)) from error
+    except Exception as error:
+        raise Undecodable(str(error) or type(error).__name__) from error
+
+
+def shown_sha256(file: BinaryIO, kind: str | None) -> str:
+    """Hash all that an open picture or clip shows, as it decodes.
+
+    Args:
+        file: The file.
+        kind: Its format, see ``metadata.format_of``.
+
+    Raises:
+        Undecodable: It can't be decoded.
+    """
+    if kind == "png":
+        return pixels_sha256(decode_picture(file))
+    if kind is None:
+        raise Undecodable("it doesn't begin like a clip")
+    require_decodable(file, kind)
+    file.seek(0)
+    digest = hashlib.sha256()
+    for frame in _rgb_frames(file, kind):
+        digest.update(repr(frame.shape).encode() + frame.tobytes())
+    return digest.hexdigest()
+
+
+def require_decodable(file: BinaryIO, container_format: str) -> None:
+    """Decode an open clip to its end.
+
+    Args:
+        file: The clip.
+        container_format: FFmpeg's name for its container.
+
+    Raises:
+        TooLarge: It has more pixels than are decoded.
+        Undecodable: It holds no frame, fewer than it says, or one that can't be decoded.
+    """
+    count = pixels = 0
+    file.seek(0)
+    try:
+        with av.open(file, "r", format=container_format, metadata_errors="replace") as container:
+            stream = container.streams.video[0]
+            stream.thread_count = 1
+            for frame in container.decode(stream):
+                count += 1
+                pixels += frame.width * frame.height
+                _require_few(pixels)
+            said = stream.frames
+    except TooLarge:
+        raise
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        raise Undecodable(f"after {count} frames: {error}") from error
+    if count < max(said, 1):
+        raise Undecodable(f"it says that it has {said} frames, and holds {count}")
+
+
+def _rgb_frames(file: BinaryIO, container_format: str = "mp4") -> Iterator[Frames]:
     reformatter = VideoReformatter()
-    with av.open(str(path), format="mp4") as container:
+    pixels_so_far = 0
+    with av.open(file, "r", format=container_format, metadata_errors="replace") as container:
         container.streams.video[0].thread_count = 1
         for frame in container.decode(video=0):
+            pixels_so_far += frame.width * frame.height
+            _require_few(pixels_so_far)
             pixels = reformatter.reformat(
                 frame,
                 format="rgb24",
@@ -55,6 +150,11 @@ def _decode(path: Path) -> Iterator[Frames]:
                 threads=1,
             )
             yield pixels.to_ndarray().astype(np.uint8, copy=False)
+
+
+def _require_few(pixels: int) -> None:
+    if pixels > MAX_DECODED_PIXELS:
+        raise TooLarge(f"its frames have more than {MAX_DECODED_PIXELS:,} pixels")
 
 
 def _shrink(frame: Frames, scale: int) -> Frames:

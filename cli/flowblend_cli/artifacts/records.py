@@ -15,10 +15,10 @@ from typing import Any, TypeGuard
 
 from flowblend_cli.errors import OutputError
 from flowblend_cli.study import Selection
-from flowblend_cli.utils.files import publish
-from flowblend_cli.utils.streams import without_waiting
+from flowblend_cli.utils.files import publish, read_regular
+from flowblend_cli.utils.folders import FOLDER, opened
+from flowblend_cli.utils.limits import MAX_JSON_BYTES
 
-FOLDER = ".flowblend"
 RECORD_VERSION = 1
 LOOKS_VERSION = 1
 # What files call ``measurement_key``.
@@ -132,7 +132,7 @@ def is_measured(output_dir: Path, job_id: str, pixels: str, measurement_key: str
         measurement_key: See ``JobRecord``.
     """
     try:
-        text = record_path(output_dir, job_id).read_bytes()
+        text = read_regular(record_path(output_dir, job_id), MAX_JSON_BYTES)
     except OSError:
         return False
     is_whole = text.startswith(b'{"v": %d, ' % RECORD_VERSION) and text.endswith(b"}\n")
@@ -279,26 +279,23 @@ def make_folders(path: Path) -> None:
     Raises:
         OutputError: They can't be made, or a link sits where one of them should be.
     """
-    for folder in reversed([parent for parent in path.parents if FOLDER in parent.parts]):
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{folder}: can't be made ({error.strerror or error}), and what is known of jobs "
-                "is kept there: free the name or the disk, and run the same command again"
-            ) from error
-        if folder.is_symlink():
-            raise OutputError(
-                f"{folder}: is a symbolic link, and nothing is written through one: remove it, "
-                "then run the same command again"
-            )
+    try:
+        with opened(path.parent, make=True):
+            pass
+    except OutputError:  # an OSError too, and complete already
+        raise
+    except OSError as error:
+        folder = path.parent if error.filename is None else Path(error.filename)
+        raise OutputError(
+            f"{folder}: {error.strerror or error}, and what is known of jobs is kept there: free "
+            "the name or the disk, and run the same command again"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read one JSON object; None where the file isn't there or holds none."""
     try:
-        with open(path, encoding="utf-8", opener=without_waiting) as file:
-            document = json.load(file)
+        document = json.loads(read_regular(path, MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None

@@ -38,9 +38,9 @@ CONVERSION = (
     | Interpolation.BITEXACT
 )
 
-# In narrower frames x264's macroblock tree takes memory that nobody wrote for costs, so that the
-# same frames would give other bytes now and then.
-_LEAST_TREE_WIDTH = 64
+# x264's macroblock tree takes memory that nobody wrote for costs, in frames of most sizes, so that
+# the same frames would give other bytes now and then.
+_OPTIONS = {"x264-params": "mbtree=0"}
 
 
 def publish_video(
@@ -110,9 +110,7 @@ def encode_mp4(frames: Frames, *, fps: int, crf: int, comment: str) -> bytes:
         io_open=lambda _url, _flags, _options: io.BytesIO(buffer.getvalue()),
     ) as container:
         container.metadata[COMMENT] = comment
-        options = {"crf": str(crf)}
-        if frames.shape[2] < _LEAST_TREE_WIDTH:
-            options["x264-params"] = "mbtree=0"
+        options = {"crf": str(crf), **_OPTIONS}
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Any
 import click
 
 from flowblend_cli.engine.run_options import RunOptions, isolates
+from flowblend_cli.errors import UsageError
+from flowblend_cli.utils.folders import FOLDER
 from flowblend_plugin.errors import FlowBlendError
 
 _PART = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
@@ -95,6 +98,28 @@ def log_option(command: Callable[..., Any]) -> Callable[..., Any]:
             log.close()
 
     return _OPTION(logged)
+
+
+class OutputFolder(click.Path):
+    """``DIR``, the folder that clips were rendered into; left out, it is the present one."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Take the present folder only where something was rendered into it."""
+        if value == "" and not Path(FOLDER).is_dir():
+            raise UsageError(
+                "nothing was rendered into the present folder: name the folder that a recipe "
+                "renders into, such as out/harbour; `flowblend plan RECIPE` says it in its first "
+                "line"
+            )
+        return super().convert(value or os.curdir, param, ctx)
+
+
+def output_folder(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the argument ``DIR``, as ``folder``; see ``OutputFolder``."""
+    return click.argument("folder", metavar="[DIR]", type=OutputFolder(), default="")(command)
 
 
 _GIVEN = "flowblend.command_line"

@@ -12,7 +12,6 @@ from typing import Any
 import click
 
 from flowblend_cli.artifacts.finished import FileState, inspect_final
-from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.errors import UsageError
 from flowblend_cli.text import printable
 from flowblend_plugin.errors import StageError
@@ -34,18 +33,24 @@ def info(file: Path, as_json: bool) -> None:
       flowblend info out/square-s1-n50.mp4
       flowblend info out/square-s1-n50.mp4 --json | jq .job.prompt
     """
-    document = read_document(file)
+    found = inspect_final(file, follow=True)
+    document = found.document
     if document is None:
         raise UsageError(
             f"{file}: holds no record of a render: it isn't flowblend's, or another tool removed "
             "its 'comment' tag; give a file that `flowblend render` wrote"
         )
+    note = ""
+    if found.state is FileState.EDITED:
+        note = f"the file {found.change}"
+    elif found.state is FileState.DAMAGED:
+        note = "the file was altered since it was rendered, and can't be decoded"
     if as_json:
+        if note:
+            click.echo(f"{printable(file)}: {note}", err=True)
         click.echo(json.dumps(document))
         return
-    rows = [("file", str(file.absolute())), *describe(document)]
-    if inspect_final(file).state is not FileState.INTACT:
-        rows.append(("note", "the file has been altered since it was rendered"))
+    rows = [("file", str(file.absolute())), *describe(document), *_present("note", note)]
     for label, value in rows:
         click.echo(f"{label:<16} {printable(value)}")
 

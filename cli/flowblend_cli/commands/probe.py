@@ -68,7 +68,7 @@ def probe(
     flowblend probe my.toml --out my-pair.json --budget 0.5
 
     Exit codes: 0 done, 1 the pair can't be measured, 2 bad recipe or usage, 3 model missing,
-    4 disk, 5 device, 130 or 143 after a signal, with nothing written.
+    4 disk, 5 device, 129, 130 or 143 after a signal, with nothing written.
     """
     from flowblend_cli.diagnostics.probe.measure import Stopped, check_outputs, measure, write
     from flowblend_cli.diagnostics.probe.prepare import check_budget, prepare

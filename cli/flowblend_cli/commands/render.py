@@ -72,7 +72,7 @@ def render(
     flowblend render out/quickstart/star-s1-n50.mp4
 
     Exit codes: 0 done, 1 some jobs failed, 2 bad recipe or usage, 3 model missing, 4 disk,
-    5 device, 75 another run holds the folder, 130 or 143 after a signal.
+    5 device, 75 another run holds the folder, 128 + its number after a signal: 129, 130, 143.
     """
     verbosity = -1 if quiet else verbose
     if Path(recipe).suffix in (".mp4", ".png") and Path(recipe).is_file():
@@ -178,11 +178,11 @@ def _say_next(recipe: str, batch: Batch, *, reports: bool, as_json: bool) -> Non
 def _again(
     path: Path, as_json: bool, verbosity: int, options: RunOptions, log: LogFile | None
 ) -> int:
-    from flowblend_cli.artifacts.metadata import read_document
+    from flowblend_cli.artifacts.finished import inspect_final
     from flowblend_cli.engine.reproduce import render_again
 
-    document = read_document(path)
-    if document is None:
+    found = inspect_final(path, follow=True)
+    if found.document is None:
         raise UsageError(
             f"{path}: holds no record of a render: render takes a recipe, or a file that "
             "flowblend rendered"
@@ -191,4 +191,4 @@ def _again(
     def show(progress: RunProgress) -> Reporter:
         return make_reporter(progress, json=as_json, verbosity=verbosity, log=log)
 
-    return render_again(document, path.absolute(), show, options)
+    return render_again(found, path.absolute(), show, options)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flowblend_cli.artifacts.records import read_json
-from flowblend_cli.commands._options import TakesManyFiles
+from flowblend_cli.commands._options import TakesManyFiles, output_folder
 from flowblend_cli.errors import UsageError
 from flowblend_cli.text import printable
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=TakesManyFiles)
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@output_folder
 @click.option("--promote", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT.toml",
               help="Write a recipe with the winning seed and settings fixed.")  # fmt: skip
 @click.option("--reviews", multiple=True, metavar="FILE...", type=click.Path(path_type=Path),

@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 
 from flowblend_cli.commands._next_steps import say_next
+from flowblend_cli.commands._options import output_folder
 from flowblend_cli.text import count, printable
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@output_folder
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
               help="Seed of the shuffle.")  # fmt: skip
 @click.option("--criterion", "criteria", multiple=True, metavar="NAME",

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import click
 
+from flowblend_cli.commands._options import output_folder
 from flowblend_cli.console.status import STATUS_VERSION, RecipeStatus, read_statuses
 from flowblend_cli.text import clock, count, printable
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@output_folder
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(folder: Path, as_json: bool) -> int:
     """Tell what is done in DIR, what failed and why, what is left, and how long that takes.

@@ -71,6 +71,7 @@ class RunState:
             "recipe": batch.recipe_name,
             "command": list(command),
             "folder": os.getcwd(),
+            "output_dir": os.path.abspath(batch.output_dir),
             "jobs": len(batch.jobs),
             "started": utc_now(),
             "process": process_mark(os.getpid()),

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.artifacts.existing import present_files
-from flowblend_cli.artifacts.records import FOLDER, read_json, recipe_path, run_path
+from flowblend_cli.artifacts.records import read_json, recipe_path, run_path
 from flowblend_cli.console.run_state import read_state
 from flowblend_cli.errors import UsageError
+from flowblend_cli.utils.folders import FOLDER
 from flowblend_cli.utils.process import is_running
 
 STATUS_VERSION = 1
@@ -133,7 +134,9 @@ def _status(folder: Path, recipe: str) -> RecipeStatus | None:
         return RecipeStatus(recipe, "unknown", jobs, ready, 0, {})
     ready = (ready if ids else run["rendered"] + run["skipped"]) + run["added_done"]
     dropped = len(_strings(run["dropped"]))
-    return RecipeStatus(recipe, jobs=jobs, done=ready, dropped=dropped, **_of_run(run))
+    command = _command(run, os.path.abspath(folder))
+    told = _of_run(run)
+    return RecipeStatus(recipe, jobs=jobs, done=ready, dropped=dropped, command=command, **told)
 
 
 def _of_run(run: dict[str, Any]) -> dict[str, Any]:
@@ -159,7 +162,6 @@ def _of_run(run: dict[str, Any]) -> dict[str, Any]:
         "ended": run["ended"],
         "pid": process.get("pid"),
         "host": process.get("host"),
-        "command": _command(run),
     }
 
 
@@ -169,9 +171,18 @@ def _under_way(run: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     return tuple(one for one in listed if isinstance(one, dict)) if isinstance(listed, list) else ()
 
 
-def _command(run: dict[str, Any]) -> str:
-    words = shlex.join(map(str, run["command"]))
-    return f"cd {shlex.quote(run['folder'])} && {words}" if run["folder"] != os.sep else words
+def _command(run: dict[str, Any], today: str) -> str:
+    """What goes on with a run, whose output folder may have been moved since."""
+    words, folder, former = [*map(str, run["command"])], run["folder"], run.get("output_dir")
+    if isinstance(former, str) and former != today:
+        inside = os.path.relpath(former, folder)
+        around = today.removesuffix(os.sep + inside)
+        is_all_moved = around != today and not inside.startswith(os.pardir)
+        folder = around if is_all_moved else folder
+        if not is_all_moved or any(word.startswith("--out") for word in words):
+            words += ["--out", today]
+    told = shlex.join(words)
+    return f"cd {shlex.quote(folder)} && {told}" if folder != os.sep else told
 
 
 def _strings(values: Any) -> list[str]:

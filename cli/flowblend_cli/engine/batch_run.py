@@ -30,7 +30,7 @@ from flowblend_cli.engine.executors.factory import make_executor
 from flowblend_cli.engine.extra_renders import DraftPreviews, TimedRepeats
 from flowblend_cli.engine.followup.study_run import NullStudy, StudyRun
 from flowblend_cli.engine.limits import LimitReached, Limits
-from flowblend_cli.engine.output_folder import output_lock, sweep
+from flowblend_cli.engine.output_folder import network_file_system, output_lock, sweep
 from flowblend_cli.engine.publisher import Pending, Publication, Publisher
 from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.engine.runtime.checkpoint_file import CheckpointFile
@@ -57,10 +57,15 @@ from flowblend_cli.models.hub.fetch import prepare_models
 from flowblend_cli.models.identity import ResolvedModels, job_key, resolve_models
 from flowblend_cli.planning.plan import plan_job
 from flowblend_cli.planning.run_progress import RunProgress
+from flowblend_cli.utils.files import set_aside
 from flowblend_cli.utils.worker_process import POLL_S
 from flowblend_plugin.errors import FlowBlendError
 
 SOME_FAILED = 1
+_ON_NETWORK = (
+    "{} is on a network file system ({}), whose lock may not be seen by other machines: render "
+    "into it from one machine at a time"
+)
 _NOT_RENDERED = "not rendered: see the error of the batch"
 OnAnswer = Callable[[Answer], None]
 
@@ -144,6 +149,8 @@ class BatchRun:
             expected = [job.id for job in batch.jobs if job.filename not in there]
             try:
                 self._tell(RunStarted(len(batch.jobs), tuple(expected), self._executor.slots))
+                if kind := network_file_system(batch.output_dir):
+                    self._tell(Message(_ON_NETWORK.format(batch.output_dir, kind)))
                 sweep(batch.output_dir, map(batch.path_of, batch.jobs))
                 with self._errors_told():
                     self._begin()
@@ -295,6 +302,11 @@ class BatchRun:
         else:
             if found.is_damaged:
                 self._complain(f"{path.name} is damaged and is rendered again")
+            if found.edited:
+                self._complain(
+                    f"{path.name} {found.edited}: it is kept as {set_aside(path).name}, and its "
+                    "job is rendered again"
+                )
             self._render(pending)
         return True
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flowblend_cli.artifacts.records import FOLDER
 from flowblend_cli.errors import LockedError, OutputError
 from flowblend_cli.utils.files import TEMPORARY_SUFFIX, temporary_path
+from flowblend_cli.utils.folders import FOLDER, HeldFolder, held, identity_of, opened
 
 LOCK_NAME = ".flowblend.lock"
-
+_NETWORK = frozenset({
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "lustre", "gpfs", "beegfs", "afs", "ocfs2",
+    "gfs2", "fuse.sshfs", "fuse.glusterfs", "fuse.rclone", "fuse.s3fs", "fuse.juicefs",
+})  # fmt: skip
 
 # What other commands may be writing at the same time, who hold no lock.
 _NOT_OURS = "reviews"
@@ -27,8 +32,6 @@ def output_lock(folder: Path) -> Iterator[None]:
         LockedError: Another run holds it.
         OutputError: The folder is a link, or can't be made or locked.
     """
-    from filelock import FileLock, Timeout
-
     if folder.is_symlink():
         raise OutputError(
             f"{folder}: is a symbolic link, and nothing is written through one, since whoever can "
@@ -36,22 +39,62 @@ def output_lock(folder: Path) -> Iterator[None]:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK_NAME, timeout=0, fallback_to_soft=False)
-        lock.acquire()
-    except Timeout as error:
+        lock, mine = _lock(folder)
+    except BlockingIOError as error:
         raise LockedError(
             f"another run is rendering into {folder}: wait for it, or choose another --out"
         ) from error
-    except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OutputError:  # an OSError too, and complete already
+        raise
+    except OSError as error:
         raise OutputError(
-            f"{folder}: can't be used for output ({reason}): choose another folder with --out, "
-            "where files can be made"
+            f"{folder}: can't be used for output ({error.strerror or error}): choose another "
+            "folder with --out, where files can be made"
         ) from error
     try:
-        yield
+        with held([mine]):
+            yield
     finally:
-        lock.release()
+        os.close(lock)
+
+
+def _lock(folder: Path) -> tuple[int, HeldFolder]:
+    """Lock a folder: the open lock file, and what is held as long as it is open."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with opened(folder) as inside:
+        while True:
+            lock = os.open(LOCK_NAME, flags, 0o666, dir_fd=inside)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                mine = identity_of(os.fstat(lock))
+                place = os.path.abspath(folder)
+                hold = HeldFolder(place, identity_of(os.fstat(inside)), LOCK_NAME, mine)
+                if mine == identity_of(os.stat(LOCK_NAME, dir_fd=inside, follow_symlinks=False)):
+                    return lock, hold
+            except FileNotFoundError:
+                pass  # removed between opening and locking it, or replaced: once more
+            except BaseException:
+                os.close(lock)
+                raise
+            os.close(lock)
+
+
+def network_file_system(folder: Path) -> str:
+    """The kind of network file system that a folder lies on, such as ``nfs4``; empty for none.
+
+    There a lock may keep out the runs of one machine only.
+    """
+    try:
+        device = os.stat(folder).st_dev
+        mounts = Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for mount in mounts:
+        told, _, source = mount.partition(" - ")
+        if told.split()[2:3] == [number] and source.split()[0] in _NETWORK:
+            return source.split()[0]
+    return ""
 
 
 def sweep(output_dir: Path, finals: Iterable[Path]) -> None:
@@ -65,24 +108,18 @@ def sweep(output_dir: Path, finals: Iterable[Path]) -> None:
         finals: The final names of the batch.
     """
     beside = {temporary_path(final).name for final in finals}
-    for entry in _files(output_dir):
-        if entry.name in beside:
-            _remove(entry)
-    ours = output_dir / FOLDER
-    # A link is nobody's of ours, and the walk would follow it.
-    for folder, names, _ in () if ours.is_symlink() else os.walk(ours):
-        names[:] = [name for name in names if name != _NOT_OURS]
-        for entry in _files(Path(folder)):
-            if entry.name.endswith(TEMPORARY_SUFFIX):
-                _remove(entry)
+    # Whoever writes next says what is wrong where a folder can't be opened.
+    with contextlib.suppress(OSError), opened(output_dir) as folder:
+        _remove(folder, beside.intersection(os.listdir(folder)))
+    with contextlib.suppress(OSError), opened(output_dir / FOLDER) as ours:
+        for _, names, files, inside in os.fwalk(".", dir_fd=ours):
+            names[:] = [name for name in names if name != _NOT_OURS]
+            _remove(inside, (name for name in files if name.endswith(TEMPORARY_SUFFIX)))
 
 
-def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """The plain files of a folder; none where it can't be read, which its writer will tell of."""
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        yield from (entry for entry in entries if entry.is_file(follow_symlinks=False))
-
-
-def _remove(entry: os.DirEntry[str]) -> None:
-    with contextlib.suppress(OSError):  # whoever writes there next says what is wrong
-        os.unlink(entry)
+def _remove(folder: int, names: Iterable[str]) -> None:
+    """Remove those of these files of an open folder that are plain ones."""
+    for name in names:
+        with contextlib.suppress(OSError):
+            if stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import threading
 import time
@@ -18,7 +17,7 @@ from flowblend_cli.engine.executors.base import RenderResult
 from flowblend_cli.errors import OutputError
 from flowblend_cli.jobs import Job
 from flowblend_cli.models.identity import Identity
-from flowblend_cli.utils.files import publish, temporary_path
+from flowblend_cli.utils.files import publish, remove, temporary_path
 from flowblend_cli.utils.worker_process import POLL_S
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ class Publisher:
         if self._thread.is_alive() and not self._writing.acquire(blocking=False):
             assert self._present is not None
             with contextlib.suppress(OSError):  # the thread won't live to remove it
-                os.unlink(temporary_path(self._present))
+                remove(temporary_path(self._present))
 
     def _work(self) -> None:
         while (item := self._waiting.get()) is not None:

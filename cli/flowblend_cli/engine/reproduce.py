@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from flowblend_cli.artifacts.existing import recorded
-from flowblend_cli.artifacts.finished import inspect_final
+from flowblend_cli.artifacts.finished import FileState, Finished, inspect_final, shows_the_same
 from flowblend_cli.engine.batch_run import SOME_FAILED, BatchRun
 from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.events import Message, Reporter
@@ -17,7 +16,7 @@ from flowblend_cli.planning.run_progress import RunProgress
 
 
 def render_again(
-    document: dict[str, Any],
+    found: Finished,
     path: Path,
     show: Callable[[RunProgress], Reporter],
     options: RunOptions | None = None,
@@ -25,18 +24,19 @@ def render_again(
     """Render a finished file's own job once more, beside it, and say whether the bits agree.
 
     Args:
-        document: The file's document.
+        found: What lies at the path, with its document.
         path: The file; the new one is ``NAME.again.EXT``.
         show: Makes the reporter that is told what happens.
         options: How the job is rendered.
 
     Returns:
-        0 if the pixels are the same, or a limit stopped the run before that could be told, 1 if
-        not, other codes as ``BatchRun.run``.
+        0 if the pixels are the same, in the new file, the record and the file itself, or a limit
+        stopped the run before that could be told; 1 if not; other codes as ``BatchRun.run``.
 
     Raises:
         DocumentError: The document's job can't be read.
     """
+    document = found.document or {}
     job = Job.from_document(document.get("job") or {})
     job = replace(job, id=f"{path.stem}.again", seed=recorded(document, "seed", job.seed))
     source = Path(recorded(document, "source", str(path.parent))) / path.name
@@ -51,5 +51,16 @@ def render_again(
     mine = (inspect_final(again).document or {}).get("pixels_sha256")
     same = mine == document.get("pixels_sha256")
     verdict = "the same pixels" if same else "other pixels"
-    reporter(Message(f"{again.name} has {verdict} as {path.name}", is_error=not same))
-    return 0 if same else SOME_FAILED
+    if found.state is FileState.INTACT:
+        reporter(Message(f"{again.name} has {verdict} as {path.name}", is_error=not same))
+        return 0 if same else SOME_FAILED
+    reporter(Message(f"{again.name} has {verdict} as the record of {path.name}", is_error=not same))
+    is_shown = same and shows_the_same(path, again)
+    if is_shown:
+        told = f"{path.name} {found.change}, but shows the same pixels as its record says"
+    elif found.state is FileState.DAMAGED:
+        told = f"{path.name} is damaged: its pixels can't be compared with its record"
+    else:
+        told = f"the pixels of {path.name} differ from its record: it was edited since its render"
+    reporter(Message(told, is_error=not is_shown))
+    return 0 if is_shown else SOME_FAILED

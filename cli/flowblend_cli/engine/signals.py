@@ -1,4 +1,4 @@
-"""StopSignals and StatusSignal: what SIGINT, SIGTERM and SIGUSR1 do to a run."""
+"""StopSignals and StatusSignal: what SIGINT, SIGTERM, SIGHUP and SIGUSR1 do to a run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from typing import Any
 from flowblend_cli.errors import StopRequested
 
 _SIGNAL: int | None = getattr(signal, "SIGUSR1", None)
+HANG_UP: int | None = getattr(signal, "SIGHUP", None)
+STOPPING = [one for one in (signal.SIGINT, signal.SIGTERM, HANG_UP) if one is not None]
 _THE_END = b"\0"  # no signal has this number
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM while a batch runs; a context manager.
+    """Notes SIGINT, SIGTERM and SIGHUP while a batch runs; a context manager.
+
+    SIGHUP, which a terminal sends that is closed, stays ignored where it was, as under nohup. Shell
+    and kernel may both send it, so it counts once however often it comes.
 
     Args:
         tell: Called once with a message when the first signal arrives.
@@ -44,8 +49,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._note)
+            for number in STOPPING:
+                if number != HANG_UP or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._former[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -59,6 +65,8 @@ class StopSignals:
         self._former.clear()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received == number == HANG_UP:
+            return
         if self.received is not None:
             # Unwinding still removes temporary files on the way out.
             raise SystemExit(128 + number)

@@ -1,13 +1,17 @@
 """Files: checks that names stay inside a folder, publishes files atomically, seals their contents.
 
-``resolve_inside`` is the one check of a name that a recipe gives, ``publish`` the one way in which
-a file gets its final name, and ``seal`` puts a file's checksum into its own document.
+``resolve_inside`` is the one check of a name that a recipe gives, ``open_regular`` the one way in
+which a file that a run left is opened, ``publish`` the one way in which a file gets its final name,
+and ``seal`` puts a file's checksum into its own document.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
+import itertools
 import os
 import re
 import stat
@@ -17,11 +21,14 @@ from typing import BinaryIO, Literal
 
 from flowblend_cli.errors import OutputError
 from flowblend_cli.text import is_unsafe
+from flowblend_cli.utils.folders import check_held, opened
 
 TEMPORARY_SUFFIX = ".tmp"
 SEAL_KEY = "file_sha256"
 UNSEALED = "0" * 64
 _MARK = re.compile(rb'"file_sha256":"([0-9a-f]{64})"')
+_MARK_BYTES = len(f'"{SEAL_KEY}":"{UNSEALED}"')
+_PIECE_BYTES = 1 << 20
 _ADDRESS = re.compile(r".*://|(?:data|file|ftp|https?|javascript):", re.IGNORECASE)
 _DRIVE = re.compile(r"[A-Za-z]:")
 
@@ -112,21 +119,117 @@ def publish(
     Raises:
         OutputError: The file can't be written, or a link sits at the temporary name.
     """
-    with _output_errors(path):
-        temporary = temporary_path(path)
-        _remove_leftover(temporary)
+    with _output_errors(path), opened(path.parent) as folder:
+        temporary = path.name + TEMPORARY_SUFFIX
+        _remove_leftover(temporary_path(path), folder)
         try:
-            _write(temporary, data, durable=durable)
+            _write(temporary, folder, data, durable=durable)
             if check is not None:
-                with _open(temporary, os.O_RDONLY, "rb") as file:
+                with _open(temporary, os.O_RDONLY, "rb", folder) as file:
                     check(file)
-            os.replace(temporary, path)
+            check_held(path.parent)
+            os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
+                os.unlink(temporary, dir_fd=folder)
             raise
         if durable:
-            _flush_folder(path.parent)
+            os.fsync(folder)  # the new name survives a power cut: a folder is flushed like a file
+
+
+def remove(path: Path) -> None:
+    """Remove a file of ours, no link on the way there being followed.
+
+    Raises:
+        OSError: It isn't there, or can't be removed.
+        OutputError: Its folder is held, and isn't what it was.
+    """
+    with opened(path.parent) as folder:
+        os.unlink(path.name, dir_fd=folder)
+
+
+def set_aside(path: Path) -> Path:
+    """Give a file of somebody's a name beside it that is free: ``NAME.edited.EXT``.
+
+    Where there is one, it becomes ``NAME.edited-2.EXT``, and so on.
+
+    Returns:
+        Its new path.
+
+    Raises:
+        OutputError: It can't be renamed.
+    """
+    with _output_errors(path), opened(path.parent) as folder:
+        for number in itertools.count(1):
+            mark = ".edited" if number == 1 else f".edited-{number}"
+            name = path.stem + mark + path.suffix
+            try:
+                os.stat(name, dir_fd=folder, follow_symlinks=False)
+            except FileNotFoundError:
+                break
+        os.rename(path.name, name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)
+        return path.with_name(name)
+
+
+def open_regular(path: Path, limit: int, *, follow: bool = False) -> BinaryIO:
+    """Open a plain file for reading, without ever waiting for anybody.
+
+    No link is followed, neither at the file itself nor in a folder of ours on the way to it, see
+    ``folders.opened``. A pipe, a device and a folder are refused, and so is a file that is too
+    large, before a byte is read.
+
+    Args:
+        path: The file.
+        limit: Most bytes that it may have, see ``limits``.
+        follow: Follow links: where somebody named this very file on a command line.
+
+    Raises:
+        OSError: It isn't there or can't be opened, is no plain file, or is too large; its
+            ``strerror`` says which.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    with contextlib.ExitStack() as stack:
+        folder = None if follow else stack.enter_context(opened(path.parent))
+        descriptor = os.open(path if follow else path.name, flags, dir_fd=folder)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "is no plain file", str(path))
+        if status.st_size > limit:
+            raise OSError(errno.EFBIG, f"is larger than {limit:,} bytes", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def open_appending(path: Path) -> int:
+    """Open a plain file of ours, made where it is missing, to write at its end.
+
+    Returns:
+        Its descriptor.
+
+    Raises:
+        OSError: It can't be opened, or something else lies there.
+        OutputError: Its folder is held, and isn't what it was.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with opened(path.parent) as folder:
+        descriptor = os.open(path.name, flags, 0o666, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no plain file", str(path))
+    return descriptor
+
+
+def read_regular(path: Path, limit: int, *, follow: bool = False) -> bytes:
+    """Read a plain file whole; see ``open_regular``, whose arguments and errors these are."""
+    with open_regular(path, limit, follow=follow) as file:
+        data = file.read(limit + 1)  # it may have grown since
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"is larger than {limit:,} bytes", str(path))
+    return data
 
 
 @contextlib.contextmanager
@@ -144,10 +247,10 @@ def _output_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _remove_leftover(temporary: Path) -> None:
+def _remove_leftover(temporary: Path, folder: int) -> None:
     """Remove what a killed run left; refuse what no run leaves, such as a link."""
     try:
-        mode = os.lstat(temporary).st_mode
+        mode = os.stat(temporary.name, dir_fd=folder, follow_symlinks=False).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISREG(mode):
@@ -156,30 +259,21 @@ def _remove_leftover(temporary: Path) -> None:
             f"{temporary}: is {kind}, which no run leaves at a temporary name: remove it, then run "
             "the same command again"
         )
-    os.unlink(temporary)
+    os.unlink(temporary.name, dir_fd=folder)
 
 
-def _open(path: Path, flags: int, mode: str) -> BinaryIO:
+def _open(name: str, flags: int, mode: str, folder: int) -> BinaryIO:
     """Open without ever following a link."""
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=folder)
     return os.fdopen(descriptor, mode)  # type: ignore[return-value]
 
 
-def _write(path: Path, data: bytes, *, durable: bool) -> None:
-    with _open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, "wb") as file:
+def _write(name: str, folder: int, data: bytes, *, durable: bool) -> None:
+    with _open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, "wb", folder) as file:
         file.write(data)
         file.flush()
         if durable:
             os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the new name survive a power cut; a folder is flushed like a file."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def seal(data: bytes) -> bytes:
@@ -195,13 +289,36 @@ def seal(data: bytes) -> bytes:
     return data[:start] + hashlib.sha256(data).hexdigest().encode() + data[end:]
 
 
-def seal_holds(data: bytes) -> bool:
-    """Whether the file's checksum is there and right."""
-    mark = _MARK.search(data)
-    if mark is None:
+def seal_holds(source: bytes | BinaryIO) -> bool:
+    """Whether the checksum of a file is there and right.
+
+    Args:
+        source: The whole file, or an open one, of which only a piece is in memory at a time.
+    """
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    place = _place_of_seal(file)
+    if place is None:
         return False
-    start, end = mark.span(1)
-    digest = hashlib.sha256(data[:start])
+    file.seek(0)
+    digest, left = hashlib.sha256(), place
+    while left and (piece := file.read(min(left, _PIECE_BYTES))):
+        digest.update(piece)
+        left -= len(piece)
+    found = file.read(len(UNSEALED))
     digest.update(UNSEALED.encode())
-    digest.update(data[end:])
-    return digest.hexdigest().encode() == mark[1]
+    while piece := file.read(_PIECE_BYTES):
+        digest.update(piece)
+    return digest.hexdigest().encode() == found
+
+
+def _place_of_seal(file: BinaryIO) -> int | None:
+    """Where the first checksum of an open file stands in it; None where there is none."""
+    file.seek(0)
+    start, window = 0, b""
+    while piece := file.read(_PIECE_BYTES):
+        window += piece
+        if mark := _MARK.search(window):
+            return start + mark.start(1)
+        start += max(0, len(window) - _MARK_BYTES)
+        window = window[-_MARK_BYTES:]
+    return None

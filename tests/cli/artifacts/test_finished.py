@@ -126,11 +126,14 @@ def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
     assert first == second
 
 
-def test_the_same_small_frames_give_the_same_bytes_whatever_memory_held_before() -> None:
-    frames = np.full((5, 32, 16, 3), 60, np.uint8)
-    for index in range(5):
-        frames[index, 10:21, 2 * index : 2 * index + 5] = (200, 60, 60)
+@pytest.mark.parametrize(("height", "width"), [(32, 16), (64, 64), (128, 144), (64, 176)])
+def test_the_same_frames_give_the_same_bytes_whatever_memory_held_before(
+    height: int, width: int
+) -> None:
     generator = np.random.default_rng(0)
+    coarse = generator.integers(0, 255, (height // 8, width // 8, 3), np.uint8)
+    still = coarse.repeat(8, axis=0).repeat(8, axis=1)
+    frames = np.stack([np.roll(still, 3 * index, axis=1) for index in range(5)])
 
     def after_other_work() -> bytes:
         for size in generator.integers(1_000, 400_000, 30):
@@ -370,12 +373,16 @@ def test_a_finished_file_is_intact_and_names_its_recipe(finished: Path) -> None:
 
 def test_any_flipped_byte_is_noticed_and_the_file_still_known_as_ours(finished: Path) -> None:
     whole = finished.read_bytes()
+    states = set()
     for position in range(0, len(whole), max(1, len(whole) // 97)):
         damaged = bytearray(whole)
         damaged[position] ^= 0x41
         finished.write_bytes(damaged)
+        states.add(inspect_final(finished).state)
 
-        assert inspect_final(finished).state is FileState.DAMAGED, position
+    # Of a PNG no decoder takes a chunk whose CRC doesn't hold; of an mp4 many bytes may change.
+    assert states <= {FileState.DAMAGED, FileState.EDITED}
+    assert states == {FileState.DAMAGED} or finished.suffix == ".mp4"
 
 
 @pytest.mark.parametrize("share", [0.99, 0.8, 0.6])
@@ -389,17 +396,17 @@ def test_a_truncated_file_is_damaged(finished: Path, share: float) -> None:
 def test_bytes_added_at_the_end_are_noticed(finished: Path) -> None:
     finished.write_bytes(finished.read_bytes() + b"more")
 
-    assert inspect_final(finished).state is FileState.DAMAGED
+    assert inspect_final(finished).state is FileState.EDITED
 
 
-def test_a_damaged_document_still_names_its_recipe(tmp_path: Path) -> None:
+def test_an_altered_document_still_names_its_recipe(tmp_path: Path) -> None:
     path = publish_clip(tmp_path / "a.mp4")
     data = path.read_bytes()
     path.write_bytes(data.replace(b'"v":1', b'"v":!', 1))
 
     found = inspect_final(path)
 
-    assert (found.state, found.document, found.recipe) == (FileState.DAMAGED, None, "harbour")
+    assert (found.state, found.document, found.recipe) == (FileState.EDITED, None, "harbour")
 
 
 def test_nothing_a_link_and_a_folder_are_told_apart(tmp_path: Path, finished: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner, Result
 from diffusers import WanPipeline
 from filelock import FileLock
+from PIL import Image, PngImagePlugin
 
 from flowblend_cli.artifacts.finished import FileState, inspect_final
 from flowblend_cli.artifacts.metadata import read_document
@@ -221,6 +222,31 @@ def test_a_finished_file_renders_again_to_the_same_bits(rendered: tuple[Path, Re
         "pixels_sha256"
     ]
     again.unlink()
+
+
+def test_a_file_that_was_edited_is_told_from_its_record_when_it_is_rendered_again(
+    rendered: tuple[Path, Result], tmp_path: Path
+) -> None:
+    out = rendered[0].parent / "out"
+    clip = shutil.copy(out / "circle-s1-n3.mp4", tmp_path / "circle.mp4")
+    with clip.open("ab") as file:
+        file.write(b"\0\0\0\x08free")  # as a tag editor leaves it: no frame is another one
+    result = invoke("render", clip)
+    assert result.exit_code == 0, result.stderr
+    assert "circle.mp4 was altered since it was rendered, but shows the same" in result.stderr
+
+    still = shutil.copy(out / "picture-s1-n3.png", tmp_path / "picture.png")
+    with Image.open(still) as image:
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("comment", image.text["comment"])  # type: ignore[attr-defined]
+        image.putpixel((0, 0), (255, 0, 255))
+        image.save(still, pnginfo=info)
+    result = invoke("render", still)
+    assert result.exit_code == 1
+    assert "picture.again.png has the same pixels as the record of picture.png" in result.stderr
+    assert "the pixels of picture.png differ from its record" in result.stderr
+    told = invoke("info", still)
+    assert "note             the file has pixels that differ from its record" in told.stdout
 
 
 def test_the_document_holds_the_whole_job(rendered: tuple[Path, Result]) -> None:

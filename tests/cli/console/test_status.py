@@ -254,6 +254,42 @@ def test_a_killed_run_says_so_and_how_to_go_on(night: Night) -> None:
     assert f"  go on with: {command}" in shown.stdout
 
 
+@pytest.mark.parametrize("was_given_out", [False, True])
+def test_of_a_moved_folder_todays_place_is_named(tmp_path: Path, was_given_out: bool) -> None:
+    night = Night(tmp_path / "clips")
+    with night:
+        night.finish(night.jobs[0])
+    night.seem_killed()
+    path = run_path(night.folder, "study")
+    recipes, moved = night.folder.parent, night.folder.parent / "elsewhere/clips"
+    words = ["flowblend", "render", "r.toml", *(["--out", "clips"] if was_given_out else [])]
+    kept = {**night.kept(), "folder": str(recipes), "command": words}
+    path.write_text(json.dumps({**kept, "output_dir": str(recipes / "clips")}), "utf-8")
+    moved.parent.mkdir()
+    night.folder.rename(moved)
+    together = f"  go on with: cd {recipes}/elsewhere && {' '.join(words)}"
+    assert together + (f" --out {moved}" if was_given_out else "") in status(moved).stdout
+
+    alone = recipes / "alone"
+    moved.rename(alone)
+    assert f"cd {recipes} && {' '.join(words)} --out {alone}\n" in status(alone).stdout
+
+
+def test_without_a_folder_the_present_one_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night = Night(tmp_path / "clips")
+    with night:
+        night.finish(night.jobs[0])
+    monkeypatch.chdir(night.folder)
+    assert "1 of 4 jobs done" in CliRunner().invoke(main, ["status"]).stdout
+    monkeypatch.chdir(night.folder.parent)
+    for command in ("status", "report", "review"):
+        told = CliRunner().invoke(main, [command])
+        assert told.exit_code == 2
+        assert "name the folder that a recipe renders into" in told.stderr
+
+
 def test_a_finished_run_is_well_and_asks_for_nothing(night: Night) -> None:
     with night:
         for job in night.jobs:

@@ -104,6 +104,42 @@ def test_the_status_is_told_and_the_same_signal_twice_ends_the_render_within_the
     assert json.loads(stdout.splitlines()[-1])["remaining"] == 8
 
 
+def test_a_terminal_that_closes_stops_the_render_after_the_step_however_often_it_tells(
+    tmp_path: Path,
+) -> None:
+    process = start(tmp_path, *FAST_THEN_LONG)
+    seen = wait_for_job(process.stdout, "yellow-star")
+    process.send_signal(signal.SIGHUP)
+    assert process.stderr is not None
+    assert any("stopping after this step" in line for line in process.stderr)
+    process.send_signal(signal.SIGHUP)  # by the shell, and by the kernel
+    stdout, stderr = process.communicate(timeout=120)
+
+    assert process.returncode == 128 + signal.SIGHUP
+    assert "Traceback" not in stderr
+    check_end([*seen, *map(json.loads, stdout.splitlines())], tmp_path, rendered=1)
+
+
+UNDER_NOHUP = """
+import os, signal, sys
+from flowblend_cli.engine.signals import StopSignals
+from flowblend_cli.main import _signals_that_unwind
+
+with _signals_that_unwind(), StopSignals(print) as stop:
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert stop.exit_code is None
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.exit_code == 143
+assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+"""
+
+
+def test_under_nohup_a_terminal_may_close() -> None:
+    shell = ["sh", "-c", 'trap \'\' HUP; exec "$0" -c "$1"', sys.executable, UNDER_NOHUP]
+    done = subprocess.run(shell, capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 IN_THE_BACKGROUND = """
 "$0" -c 'import signal; print(signal.getsignal(signal.SIGINT).name)' & wait $!
 "$0" "$@" &

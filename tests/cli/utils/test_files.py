@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from flowblend_cli.utils.files import UnsafeName, resolve_inside
+from flowblend_cli.utils.files import UnsafeName, read_regular, resolve_inside
 
 
 @pytest.fixture
@@ -119,3 +120,74 @@ def test_nothing_is_opened(folder: Path) -> None:
     os.mkfifo(folder / "pipe")  # opening it would wait for ever
 
     assert resolve_inside("pipe", folder) == (folder / "pipe").resolve()
+
+
+LIMIT = 1000
+
+
+def test_a_plain_file_within_the_limit_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_bytes(b"x" * LIMIT)
+    assert read_regular(path, LIMIT) == b"x" * LIMIT
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_link(path: Path) -> None:
+    real = path.parent / "real"
+    real.write_bytes(b"{}")
+    path.symlink_to(real)
+
+
+def make_large(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(20 * 2**30)
+
+
+def make_zero(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (make_fifo, "no plain file"),
+        (Path.mkdir, "no plain file"),
+        (make_link, "symbolic link"),
+        (make_zero, "symbolic link"),
+        (make_large, "larger than 1,000 bytes"),
+    ],
+)
+def test_what_is_no_small_plain_file_is_refused_before_a_byte_is_read(
+    tmp_path: Path, make: Callable[[Path], None], reason: str
+) -> None:
+    path = tmp_path / "record.json"
+    make(path)
+    with pytest.raises(OSError, match=reason):
+        read_regular(path, LIMIT)
+
+
+def test_a_link_that_somebody_named_is_followed_to_a_plain_file_only(tmp_path: Path) -> None:
+    make_link(tmp_path / "record.json")
+    assert read_regular(tmp_path / "record.json", LIMIT, follow=True) == b"{}"
+    make_zero(tmp_path / "zero.json")
+    with pytest.raises(OSError, match="no plain file"):
+        read_regular(tmp_path / "zero.json", LIMIT, follow=True)
+
+
+@pytest.mark.parametrize("linked", [".flowblend", ".flowblend/jobs"])
+def test_no_link_inside_an_output_folder_is_followed(tmp_path: Path, linked: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "jobs").mkdir(parents=True)
+    for place in (elsewhere, elsewhere / "jobs"):
+        (place / "a.json").write_bytes(b"{}")
+    out = tmp_path / "out"
+    (out / linked).parent.mkdir(parents=True)
+    (out / linked).symlink_to(elsewhere)
+    with pytest.raises(OSError, match="symbolic link"):
+        read_regular(out / ".flowblend/jobs/a.json", LIMIT)
+    # The folder itself may be reached by a link: whoever named it chose that.
+    (tmp_path / "by-link").symlink_to(elsewhere)
+    assert read_regular(tmp_path / "by-link/jobs/a.json", LIMIT) == b"{}"

@@ -110,6 +110,8 @@ def _read_clip(path: Path, warnings: list[str], foreign: list[str]) -> Clip | No
         document = finished.document or {}
         if finished.state is FileState.DAMAGED:
             warnings.append(f"{path.name} is damaged, left out: render the recipe again")
+        elif finished.state is FileState.EDITED:
+            warnings.append(f"{path.name} {finished.change}, left out")
         elif finished.state is FileState.FOREIGN or path.suffix not in _MEDIA:
             foreign.append(path.name)
         elif isinstance(document.get("job"), dict):  # a contact sheet is ours, but nobody's job

@@ -13,6 +13,7 @@ from flowblend_cli.analysis.gallery.contact_sheet import (
     side_by_side,
 )
 from flowblend_cli.artifacts.existing import recorded
+from flowblend_cli.artifacts.finished import FileState, inspect_final
 from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.artifacts.reading import read_native_frames
 from flowblend_cli.engine.batch_run import BatchRun
@@ -21,6 +22,8 @@ from flowblend_cli.errors import OutputError
 from flowblend_cli.events import Reporter
 from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.planning.run_progress import RunProgress
+from flowblend_cli.utils.files import set_aside
+from flowblend_cli.utils.folders import holding
 from flowblend_plugin.metrics.similarity import psnr
 from flowblend_plugin.stages import Stage
 
@@ -48,21 +51,22 @@ def gallery(
     clips = [job for job in batch.jobs if job.extension == ".mp4"]
     if not clips:
         return 0, ["no clips: nothing to put on a contact sheet"]
-    sheet = ours(batch.output_dir / SHEET)
-    contact_sheet(
-        [(caption(job, clips), read_native_frames(batch.path_of(job))) for job in clips], sheet
-    )
-    lines = [f"contact sheet: {sheet}"]
-    blended = next((job for job in clips if {"large", "small"} <= set(job.schedule.roles)), None)
-    if blended is None:
-        return 0, lines
-    comparison = compared(batch, blended)
-    isolated = RunOptions(isolated=options is not None and options.isolated)
-    first = warm_up(comparison.jobs[0])
-    progress = RunProgress(comparison)
-    run = BatchRun(comparison, show(progress), warm_up=first, options=isolated, progress=progress)
-    code = run.run()
-    return code, lines if code else [*lines, *_compare(batch, comparison)]
+    with holding(batch.output_dir):
+        sheet = ours(batch.output_dir / SHEET)
+        captioned = [(caption(job, clips), read_native_frames(batch.path_of(job))) for job in clips]
+        contact_sheet(captioned, sheet)
+        lines = [f"contact sheet: {sheet}"]
+        blended = (job for job in clips if {"large", "small"} <= set(job.schedule.roles))
+        if (job := next(blended, None)) is None:
+            return 0, lines
+        comparison = compared(batch, job)
+        isolated = RunOptions(isolated=options is not None and options.isolated)
+        first = warm_up(comparison.jobs[0])
+        progress = RunProgress(comparison)
+        shown = show(progress)
+        run = BatchRun(comparison, shown, warm_up=first, options=isolated, progress=progress)
+        code = run.run()
+        return code, lines if code else [*lines, *_compare(batch, comparison)]
 
 
 def caption(job: Job, clips: Sequence[Job]) -> str:
@@ -72,14 +76,17 @@ def caption(job: Job, clips: Sequence[Job]) -> str:
 
 
 def ours(path: Path) -> Path:
-    """A path that is free, or holds an earlier gallery's file.
+    """A path that is free, or holds an earlier gallery's file; one that was edited is kept beside.
 
     Raises:
         OutputError: It holds anything else.
     """
-    if path.exists() and (read_document(path) or {}).get("gallery") is not True:
-        raise OutputError(f"{path} isn't a file of the gallery and is left alone: move it away")
-    return path
+    found = inspect_final(path)
+    if found.state is FileState.MISSING or (found.document or {}).get("gallery") is True:
+        if found.state is FileState.EDITED:
+            set_aside(path)
+        return path
+    raise OutputError(f"{path} isn't a file of the gallery and is left alone: move it away")
 
 
 def compared(batch: Batch, job: Job) -> Batch:
@@ -113,7 +120,10 @@ def _compare(batch: Batch, comparison: Batch) -> list[str]:
     path = ours(batch.output_dir / COMPARISON)
     fps = comparison.jobs[0].output.fps
     comparison_video(captioned, path, fps=fps)
-    animated_webp(side_by_side(captioned), path.with_suffix(".webp"), fps=fps)
+    moving = path.with_suffix(".webp")
+    if moving.is_symlink():
+        raise OutputError(f"{moving} is a symbolic link and is left alone: move it away")
+    animated_webp(side_by_side(captioned), moving, fps=fps)
     lines = [f"comparison:    {path}", f"  prompt: {comparison.jobs[0].prompt}"]
     for name, second, frames, document in zip(names, seconds, clips, documents, strict=True):
         ran = recorded(document, "denoisers", "")

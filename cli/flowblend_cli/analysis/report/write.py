@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from flowblend_cli.analysis.report.page import to_html
 from flowblend_cli.analysis.review.unblinding import Reviews, read_reviews
 from flowblend_cli.errors import UsageError
 from flowblend_cli.text import printable
-from flowblend_cli.utils.files import publish
+from flowblend_cli.utils.files import open_regular, publish
+from flowblend_cli.utils.folders import holding
 
 PAGE, NUMBERS = "report.html", "report.json"
 _LOOKED_AT = 64 * 1024
@@ -77,10 +79,11 @@ def write(drawn: ReportContents, folder: Path) -> None:
         OutputError: They can't be written.
     """
     contents = {PAGE: drawn.page, NUMBERS: to_text(drawn.document)}
-    for name in contents:
-        _require_ours(folder / name)
-    for name, content in contents.items():
-        publish(folder / name, content.encode())
+    with holding(folder):
+        for name in contents:
+            _require_ours(folder / name)
+        for name, content in contents.items():
+            publish(folder / name, content.encode())
 
 
 def sentences(drawn: ReportContents, folder: Path) -> Iterator[str]:
@@ -101,11 +104,13 @@ def _sentence(verdict: Sentence) -> str:
 
 
 def _require_ours(path: Path) -> None:
-    if not path.exists() and not path.is_symlink():
-        return
-    if path.is_file() and not path.is_symlink():
-        with path.open("rb") as file:
+    try:
+        with open_regular(path, sys.maxsize) as file:
             head = file.read(_LOOKED_AT)
         if b"flowblend report" in head or b'"flowblend":' in head:
             return
+    except FileNotFoundError:
+        return
+    except OSError:
+        pass  # a link, a folder, or nobody's to read
     raise UsageError(f"{path} is no report of flowblend's and is left alone: move it away")

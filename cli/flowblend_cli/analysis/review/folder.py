@@ -15,10 +15,12 @@ from flowblend_cli.analysis.clips.collect import find_clips, kept_recipe
 from flowblend_cli.analysis.review.anonymize import AnonymousCopy, copy_anonymously
 from flowblend_cli.analysis.review.arrangement import Arrangement, arrange
 from flowblend_cli.analysis.web import render_page
-from flowblend_cli.artifacts.records import FOLDER, read_json, review_path, write_json
+from flowblend_cli.artifacts.records import read_json, review_path, write_json
 from flowblend_cli.errors import OutputError, UsageError
 from flowblend_cli.study import Study
-from flowblend_cli.utils.files import publish
+from flowblend_cli.utils.files import publish, read_regular, remove
+from flowblend_cli.utils.folders import FOLDER, holding, opened
+from flowblend_cli.utils.limits import MAX_JSON_BYTES
 
 PAGE = "review/index.html"
 COPIES = "review/clips"
@@ -69,7 +71,8 @@ def write_review(
     axes = {name: study.axes for name, study in studies.items()}
     arrangement = arrange(clips, seed=seed, criteria=asked, axes=axes)
     page = output_dir / PAGE
-    _require_ours(page)
+    with holding(output_dir):
+        _require_ours(page)
     copies = {
         item.id: copy_anonymously(output_dir / item.clips[0].name) for item in arrangement.items
     }
@@ -81,10 +84,12 @@ def write_review(
         review=_page_values(arrangement, copies),
     )
     key = review_path(output_dir, arrangement.id)
-    write_json(key, arrangement.key())
-    _write_copies(output_dir, arrangement, copies)
-    publish(page, html.encode())
-    _remove_former(output_dir, {item.filename for item in arrangement.items})
+    with holding(output_dir):
+        _require_ours(page)
+        write_json(key, arrangement.key())
+        _write_copies(output_dir, arrangement, copies)
+        publish(page, html.encode())
+        _remove_former(output_dir, {item.filename for item in arrangement.items})
     return ReviewFiles(page, key, arrangement, tuple(warnings))
 
 
@@ -122,12 +127,17 @@ def _page_values(arrangement: Arrangement, copies: Mapping[str, AnonymousCopy]) 
 def _require_ours(page: Path) -> None:
     """Raise if a file of the page's name is no review of ours."""
     try:
-        text = page.read_text("utf-8", errors="replace")
+        text = read_regular(page, MAX_JSON_BYTES)
     except FileNotFoundError:
         return
+    except OutputError:  # an OSError too, and complete already
+        raise
     except OSError as error:
-        raise OutputError(f"{page}: can't be read ({error.strerror}): move it away") from error
-    if _MARK not in text:
+        raise OutputError(
+            f"{page}: {error.filename} {error.strerror}, and nothing is written through or over "
+            "it: move it away"
+        ) from error
+    if _MARK.encode() not in text:
         raise OutputError(f"{page} isn't a review of flowblend and is left alone: move it away")
 
 
@@ -136,14 +146,15 @@ def _write_copies(
 ) -> None:
     folder = output_dir / COPIES
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with opened(folder, make=True) as inside:
+            # In the order of their names, which is drawn: how they lie on the disk tells nothing.
+            for item in sorted(arrangement.items, key=lambda item: item.id):
+                publish(folder / item.filename, copies[item.id].data)
+                os.utime(item.filename, (_NO_TIME, _NO_TIME), dir_fd=inside, follow_symlinks=False)
+    except OutputError:  # an OSError too, and complete already
+        raise
     except OSError as error:
         raise OutputError(f"{folder}: can't be made ({error.strerror})") from error
-    # In the order of their names, which is drawn: how they lie on the disk tells nothing either.
-    for item in sorted(arrangement.items, key=lambda item: item.id):
-        path = folder / item.filename
-        publish(path, copies[item.id].data)
-        os.utime(path, (_NO_TIME, _NO_TIME))
 
 
 def _remove_former(output_dir: Path, kept: set[str]) -> None:
@@ -155,6 +166,6 @@ def _remove_former(output_dir: Path, kept: set[str]) -> None:
         former |= {f"{item}{suffix}" for item in ids for suffix in (".mp4", ".png")}
     for name in former - kept:
         path = output_dir / COPIES / name
-        if _COPY_NAME.fullmatch(name) and path.is_file() and not path.is_symlink():
+        if _COPY_NAME.fullmatch(name):
             with contextlib.suppress(OSError):
-                path.unlink()
+                remove(path)

@@ -12,10 +12,11 @@ from flowblend_cli.analysis.review.arrangement import KEY_VERSION
 from flowblend_cli.artifacts.records import is_number, read_json, review_path
 from flowblend_cli.errors import UsageError
 from flowblend_cli.text import printable, shorten
+from flowblend_cli.utils.files import read_regular
+from flowblend_cli.utils.limits import MAX_JSON_BYTES
 
 LEAST, MOST = 0, 10
 RATINGS_VERSION = 1
-_MAX_BYTES = 16 * 1024 * 1024
 
 
 class RatingsError(UsageError):
@@ -164,15 +165,12 @@ def _read_one(path: Path) -> Rating:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        data = read_regular(path, MAX_JSON_BYTES, follow=True)
     except OSError as error:
         raise RatingsError(
             f"{path}: can't be read ({error.strerror or error}): give the file that a review "
             "page saved"
         ) from error
-    if len(data) > _MAX_BYTES:
-        raise _wrong(path, f"it is larger than {_MAX_BYTES // 1024**2} MiB")
     try:
         document = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:

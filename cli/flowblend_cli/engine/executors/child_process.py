@@ -1,14 +1,15 @@
 """ChildProcessExecutor: renders in a worker process, which may die without taking the run along.
 
-The worker is handed documents: ``begin`` (warm_up, embeddings_dir) first, then ``run`` (request),
-one at a time; ``stop`` (number) ends a request after its present step. It sends ``event`` (name,
-values) and, last of each request, ``result``, ``preview`` or ``failure``. Frames follow the first
-two.
+The worker is handed documents: ``begin`` (warm_up, embeddings_dir, held) first, then ``run``
+(request), one at a time; ``stop`` (number) ends a request after its present step. It sends
+``event`` (name, values) and, last of each request, ``result``, ``preview`` or ``failure``. Frames
+follow the first two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,6 +31,7 @@ from flowblend_cli.errors import (
 )
 from flowblend_cli.events import Event, Message, ModelLoaded
 from flowblend_cli.jobs import Job, ModelSpec
+from flowblend_cli.utils.folders import held_folders
 from flowblend_cli.utils.worker_process import Document, WorkerProcess
 from flowblend_plugin.errors import FlowBlendError
 
@@ -118,7 +120,8 @@ class ChildProcessExecutor:
             except WorkerDiedError as error:
                 self._lose_process(error)
                 return
-            self._worker.send(self._begin)
+            held = [asdict(folder) for folder in held_folders()]
+            self._worker.send({**self._begin, "held": held})
         if not self._is_loaded:
             self._model = None
         self._worker.send({"do": "run", "request": request.to_document()})

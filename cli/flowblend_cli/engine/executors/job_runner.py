@@ -20,12 +20,12 @@ from flowblend_cli.engine.executors.base import (
 )
 from flowblend_cli.engine.runtime.oom_retry import OomRetry
 from flowblend_cli.engine.runtime.resume import ResumableJob, slow_steps
-from flowblend_cli.errors import StopRequested
+from flowblend_cli.errors import DeviceLostError, StopRequested
 from flowblend_cli.events import JobStarted, Message, ModelLoaded, Reporter, StepStarted, Waiting
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.models.identity import ResolvedModels
 from flowblend_cli.utils.process import forget_peak_rss, peak_rss_bytes
-from flowblend_plugin.errors import CheckpointError
+from flowblend_plugin.errors import CheckpointError, FlowBlendError
 from flowblend_plugin.stages import LETTERS
 
 if TYPE_CHECKING:
@@ -73,8 +73,10 @@ class JobRunner:
         """
         try:
             self._load(request.models)
-        except Exception as error:  # noqa: BLE001 - whoever asked decides
+        except FlowBlendError as error:
             return RenderFailure(request.number, error, "models")
+        except Exception as error:  # noqa: BLE001 - whoever asked decides
+            return RenderFailure(request.number, _unloadable(request.models, error), "models")
         try:
             if request.kind == "preview":
                 return self._preview(request, check)
@@ -198,6 +200,15 @@ class _Attempts:
         if index < len(planned):
             role = LETTERS.get(planned[index], planned[index])
             self._tell(StepStarted(self._request.job.id, index, len(planned), role))
+
+
+def _unloadable(models: ResolvedModels, error: Exception) -> DeviceLostError:
+    """What nobody foresaw while models were loaded: a broken installation, above all."""
+    what = "what renders" if isinstance(error, ImportError) else f"model {models.spec.pipeline!r}"
+    return DeviceLostError(
+        f"{what} can't be loaded ({type(error).__name__}: {error}): run flowblend doctor, mend the "
+        "installation or the device, then run the same command again"
+    )
 
 
 def _result(

@@ -22,9 +22,11 @@ from flowblend_cli.engine.executors.base import (
     RenderResult,
 )
 from flowblend_cli.engine.executors.job_runner import JobRunner
+from flowblend_cli.engine.signals import STOPPING
 from flowblend_cli.errors import StopRequested
 from flowblend_cli.events import Event
 from flowblend_cli.jobs import Job
+from flowblend_cli.utils.folders import HeldFolder, held
 from flowblend_cli.utils.worker_process import Channel, Document
 from flowblend_plugin.errors import FlowBlendError
 
@@ -73,7 +75,7 @@ class RequestReader:
 def main() -> None:
     """Carry out requests until no more can come."""
     asks = getattr(signal, "SIGUSR1", signal.SIGTERM)
-    for number in (signal.SIGINT, signal.SIGTERM, asks):
+    for number in (*STOPPING, asks):
         signal.signal(number, signal.SIG_IGN)
     channel = Channel()
     reader = RequestReader(channel)
@@ -85,8 +87,9 @@ def main() -> None:
         channel.send({"say": "event", "name": event.name, "values": asdict(event)})
 
     runner = JobRunner(tell, warm_up, folder)
-    while True:
-        _send(channel, runner.run(reader.next_request(), reader.check))
+    with held(map(HeldFolder.from_document, given["held"])):
+        while True:
+            _send(channel, runner.run(reader.next_request(), reader.check))
 
 
 def _send(channel: Channel, answer: Answer) -> None:

@@ -12,8 +12,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.artifacts.records import FOLDER, make_folders
-from flowblend_cli.utils.files import SEAL_KEY, UNSEALED, publish, seal, seal_holds, temporary_path
+from flowblend_cli.artifacts.records import make_folders
+from flowblend_cli.utils.files import (
+    SEAL_KEY,
+    UNSEALED,
+    open_regular,
+    publish,
+    read_regular,
+    remove,
+    seal,
+    seal_holds,
+    temporary_path,
+)
+from flowblend_cli.utils.folders import FOLDER
+from flowblend_cli.utils.limits import MAX_TENSOR_BYTES
 from flowblend_plugin.checkpoints.safetensors_header import LENGTH_BYTES, header_length, metadata_of
 from flowblend_plugin.errors import CheckpointError
 
@@ -84,7 +96,7 @@ class CheckpointFile:
     def seed(self) -> int | None:
         """Seed of the state that is there; None where none is, or it is another job's."""
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path, MAX_TENSOR_BYTES) as file:
                 start = file.read(LENGTH_BYTES)
                 header = _header_of(start + file.read(header_length(start)))
         except (OSError, CheckpointError):
@@ -98,7 +110,7 @@ class CheckpointFile:
             CheckpointError: The file is damaged, or can't be read.
         """
         try:
-            data = self.path.read_bytes()
+            data = read_regular(self.path, MAX_TENSOR_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -121,7 +133,7 @@ class CheckpointFile:
         """Remove what is there."""
         for path in (self.path, temporary_path(self.path)):
             with contextlib.suppress(OSError):
-                path.unlink()
+                remove(path)
 
 
 def _header_of(data: bytes) -> CheckpointHeader:

@@ -13,10 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowblend_cli.artifacts.records import FOLDER, make_folders
+from flowblend_cli.artifacts.records import make_folders
 from flowblend_cli.errors import OutputError
 from flowblend_cli.models.identity import text_identity
-from flowblend_cli.utils.files import SEAL_KEY, UNSEALED, publish, seal, seal_holds
+from flowblend_cli.utils.files import SEAL_KEY, UNSEALED, publish, read_regular, seal, seal_holds
+from flowblend_cli.utils.folders import FOLDER
 from flowblend_plugin.checkpoints.serialization import pack, unpack
 from flowblend_plugin.errors import CheckpointError
 
@@ -64,7 +65,7 @@ class EmbeddingFiles:
             encoding: The prompt, and all arguments.
         """
         try:
-            data = self._path(encoding).read_bytes()
+            data = read_regular(self._path(encoding), MOST_BYTES)
             if not seal_holds(data):
                 return None
             return (unpack(data, self._device)["value"],)

@@ -15,7 +15,7 @@ from flowblend_cli.recipe.expand.checks import own_seeds, repeats_of, with_shift
 from flowblend_cli.recipe.expand.drafts import add_drafts, find_selections, with_origins
 from flowblend_cli.recipe.expand.file_names import Candidate, Fields, name_jobs
 from flowblend_cli.recipe.expand.hints import find_hints
-from flowblend_cli.recipe.expand.images import fit_to_picture, shape_problems
+from flowblend_cli.recipe.expand.images import NoSuchArea, fit_to_picture, shape_problems
 from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.expand.settings import (
     PromptSettings,
@@ -272,9 +272,12 @@ class _JobMaker:
         path = variant.combination.axis_path("pixel_area") or own or ("scene", self._scene.index)
         for problem in found:
             self.problems.add(path, problem, at="key", related=(*_LAYERS, "model"))
-        if image is None or found:
-            return {key: value for key, value in values.items() if key != "pixel_area"}
-        return fit_to_picture(values, image, self._folder)
+        if image is not None and not found:
+            try:
+                return fit_to_picture(values, image, self._folder)
+            except NoSuchArea as error:
+                self.problems.add(path, str(error), at="value", related=(*_LAYERS, "model"))
+        return {key: value for key, value in values.items() if key != "pixel_area"}
 
     def _with_stages(self, job: Job, variant: Variant) -> Job:
         """The job with its own stages, where they are left to data."""

@@ -18,6 +18,7 @@ from flowblend_cli.utils.images import examine_image, load_image
 from flowblend_cli.utils.toml_positions import KeyPath
 
 MULTIPLE = 16
+MAX_SIDE = 16_384
 _SIDES = ("height", "width")
 
 
@@ -107,21 +108,36 @@ def fit_to_picture(values: Mapping[str, Any], image: ImageSpec, recipe_dir: Path
         recipe_dir: Folder that it is relative to.
 
     Returns:
-        The arguments with both sides, in multiples of 16 and in all no more than the area, but 16
-        at least.
+        The arguments with both sides, in multiples of 16 and in all no more than the area.
 
     Raises:
         ImageError: The picture can't be read any more.
+        NoSuchArea: No such sides have the picture's shape.
     """
     left = {key: value for key, value in values.items() if key != "pixel_area"}
     width, height = _size(image, recipe_dir)
     scale = math.sqrt(values["pixel_area"] / (width * height))
-    return left | {"height": _rounded(height * scale), "width": _rounded(width * scale)}
+    short, long = sorted((_rounded(height * scale), _rounded(width * scale)))
+    if short >= MULTIPLE and long <= MAX_SIDE:
+        return left | {"height": _rounded(height * scale), "width": _rounded(width * scale)}
+    ratio = max(width, height) / min(width, height)
+    least, most = math.ceil(MULTIPLE**2 * ratio), math.floor(MAX_SIDE**2 / ratio)
+    found = f"can't be {values['pixel_area']:,} in the shape of {image.path}, {width}x{height}"
+    if least > most:
+        raise NoSuchArea(f"{found}, whose sides differ too much: set height and width")
+    raise NoSuchArea(
+        f"{found}, with sides from {MULTIPLE} to {MAX_SIDE:,} in multiples of {MULTIPLE}: the "
+        f"nearest is {least if short < MULTIPLE else most}, or set height and width"
+    )
+
+
+class NoSuchArea(ValueError):  # noqa: N818 - the loader says it as a problem
+    """A ``pixel_area`` in which a picture's shape has no size."""
 
 
 def _rounded(side: float) -> int:
     # A side that only rounding makes smaller keeps its multiple.
-    return max(MULTIPLE, math.floor(side / MULTIPLE + 1e-9) * MULTIPLE)
+    return math.floor(side / MULTIPLE + 1e-9) * MULTIPLE
 
 
 @functools.lru_cache(maxsize=256)

@@ -266,9 +266,8 @@ def test_foreign_and_damaged_files_are_warnings(tmp_path: Path) -> None:
     (tmp_path / "holiday.mp4").write_bytes(b"somebody else's")
     damaged = tmp_path / "square-s1-n30-ode.mp4"
     shutil.copy(damaged, tmp_path / "copy.mp4")
-    data = bytearray((tmp_path / "square-s1-n50-ode.mp4").read_bytes())
-    data[-40] ^= 1
-    (tmp_path / "square-s1-n50-ode.mp4").write_bytes(data)
+    data = (tmp_path / "square-s1-n50-ode.mp4").read_bytes()
+    (tmp_path / "square-s1-n50-ode.mp4").write_bytes(data[: len(data) // 2])
 
     warnings = " ".join(gather(tmp_path).warnings)
 

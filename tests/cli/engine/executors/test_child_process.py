@@ -170,6 +170,32 @@ def test_a_process_that_never_gets_its_models_loaded_ends_the_batch(render: Rend
     assert "model 'sprites' can't be loaded: the render process died of SIGKILL" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [("torch", "ImportError: libtorch.so is missing"), ("numpy", "libtorch.so is missing")],
+)
+def test_a_broken_installation_ends_the_batch_with_the_reason(
+    tmp_path: Path, module: str, said: str
+) -> None:
+    recipe = write_recipe(tmp_path, {"one": 1})
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / f"{module}.py").write_text('raise ImportError("libtorch.so is missing")')
+    paths = os.pathsep.join([str(broken), str(ROOT), str(ROOT / "cli")])
+    done = subprocess.run(
+        [sys.executable, "-m", "flowblend_cli", "render", str(recipe), "--json"],
+        env={**os.environ, "FLOWBLEND_ISOLATE": "1", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert done.returncode == 5, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert events(done.stdout)[-1]["event"] == "summary"
+
+
 def test_a_death_at_the_job_and_one_while_loading_again_cost_no_job(render: Render) -> None:
     result = render(
         {"first": 1, "second": 1},

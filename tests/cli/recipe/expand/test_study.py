@@ -591,6 +591,26 @@ def test_pixel_area_keeps_the_pictures_shape(
     assert sides[0] * sides[1] <= 921600
 
 
+@pytest.mark.parametrize(
+    ("size", "area", "nearest"),
+    [((2000, 20), 1536, 25_600), ((20, 2000), 25_599, 25_600), ((2000, 20), 2**28, 2_684_354)],
+)
+def test_an_area_that_the_picture_s_shape_cannot_have_is_refused_with_the_nearest(
+    problems_of: Problems, batch_of: Load, tmp_path: Path,
+    size: tuple[int, int], area: int, nearest: int,
+) -> None:  # fmt: skip
+    Image.new("RGB", size).save(tmp_path / "first.png")
+    text = '[model]\npipeline = "wan2.2-i2v"\n[defaults]\npixel_area = {}\n'
+    text += '[[scene]]\nname = "a"\nprompt = "b"\nimage = "first.png"\n'
+
+    (line,) = problems_of(text.format(area))
+    assert f"can't be {area:,} in the shape of first.png, {size[0]}x{size[1]}" in line
+    assert f"the nearest is {nearest}, or" in line
+
+    (job,) = batch_of(text.format(nearest)).jobs
+    assert job.argument("height") * job.argument("width") <= nearest
+
+
 def test_pixel_area_needs_a_picture_and_no_other_size(problems_of: Problems, minimal: str) -> None:
     lines = problems_of(minimal + "pixel_area = 4096\nheight = 64\n")
 

@@ -67,7 +67,11 @@ def put(module: str, **names: Any) -> None:
 
 
 if "flowblend_cli.engine.executors.worker" in sys.orig_argv:  # all that meets torch there
-    put("engine.runtime.pipeline", PipelineRuntime=Runtime, versions=lambda: {"flowblend": "test"})
+    put(
+        "engine.runtime.pipeline",
+        PipelineRuntime=Runtime,
+        versions=lambda device: {"flowblend": "test"},
+    )
     put(
         "engine.runtime.placement",
         OFFLOADS=("none",),
