@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def write_clip(
     elapsed_s: tuple[float, ...] = (1.0,),
     pixels: tuple[str, ...] = (),
     name: str = "",
+    versions: Mapping[str, str] = VERSIONS,
     **record: Any,
 ) -> str:
     """Publish a job's file, and its record unless ``metrics`` is None; returns its pixels' hash."""
@@ -80,7 +81,7 @@ def write_clip(
         "flowblend": "0.1.0", "v": 1, "job": job.to_document(), "job_key": "key",
         "resolved": {"seed": job.seed or 7, "denoisers": "L" * job.num_inference_steps,
                      "device": "cpu", "sampling_s": elapsed_s[0], "source": str(folder)},
-        "models": {}, "versions": VERSIONS, "pixels_sha256": digest,
+        "models": {}, "versions": dict(versions), "pixels_sha256": digest,
     }  # fmt: skip
     path = folder / (name or job.filename)
     if job.extension == ".png":
@@ -96,11 +97,17 @@ def write_clip(
     return digest
 
 
-def keep_recipe(folder: Path, jobs: list[Job], study: Study | None = None, text: str = "") -> None:
+def keep_recipe(
+    folder: Path,
+    jobs: list[Job],
+    study: Study | None = None,
+    text: str = "",
+    warnings: Sequence[str] = (),
+) -> None:
     """Keep a recipe beside its clips, as a render does."""
     document = {
         "v": 1, "recipe": "study", "path": "study.toml", "text": text or "[recipe]\n",
-        "overrides": [], "warnings": [], "study": asdict(study or Study()),
+        "overrides": [], "warnings": list(warnings), "study": asdict(study or Study()),
         "jobs": [job.id for job in jobs],
     }  # fmt: skip
     write_json(recipe_path(folder, "study"), json.loads(json.dumps(document)))

@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 import click
 
 from flowblend_cli import __version__
-from flowblend_cli.errors import OutputError, RecipeError
-from flowblend_cli.text import printable
+from flowblend_cli.errors import OutputError, RecipeError, UsageError
+from flowblend_cli.text import printable, shorten
 from flowblend_cli.utils.streams import open_missing_streams
 from flowblend_plugin.errors import FlowBlendError
 
@@ -98,6 +98,10 @@ def main() -> None:
     """Render clips with a large and a small denoiser taking turns in one trajectory."""
 
 
+# What the system says of a path that can't be anybody's, whichever call it came from.
+_NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
+
+
 def _exit_code_of(run: Any) -> int:
     """Run, say what went wrong in one clear message on stderr, and map it to an exit code."""
     try:
@@ -113,6 +117,9 @@ def _exit_code_of(run: Any) -> int:
         _complain(error)
         return int(getattr(error, "exit_code", 2 if isinstance(error, ValueError) else 1))
     except OSError as error:
+        if error.errno in _NO_PATH and error.filename is not None:
+            _complain(f"{shorten(error.filename)}: {error.strerror}: give another path")
+            return UsageError.exit_code
         if error.errno not in (errno.ENOSPC, errno.EIO, errno.EPIPE, errno.EDQUOT):
             raise
         _complain(error)

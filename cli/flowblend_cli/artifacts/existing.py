@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flowblend_cli.artifacts.finished import FileState, Finished, inspect_final
 from flowblend_cli.artifacts.manifest import Entry, Manifest, fingerprint, matches
+from flowblend_cli.errors import DocumentError
 from flowblend_cli.jobs import Job
 
 
@@ -74,6 +74,12 @@ class Finder:
         document = found.document or {}
         if found.state is not FileState.INTACT or document.get("job_key") != key:
             return Existing(is_damaged=found.state is FileState.DAMAGED)
+        from flowblend_cli.artifacts.schema.description import ResolvedDocument
+
+        try:  # the job is this one, as the key says
+            said = ResolvedDocument.read(document.get("resolved", {}))
+        except DocumentError as error:
+            return Existing(edited=f"has a record that can't be used ({error})")
         size, digest = mark or (0, None)
         entry = Entry(
             file=path.name,
@@ -82,8 +88,8 @@ class Finder:
             recipe=job.recipe,
             job_key=key,
             pixels_sha256=str(document.get("pixels_sha256")),
-            seed=recorded(document, "seed", job.seed),
-            sampling_s=recorded(document, "sampling_s", 0.0),
+            seed=job.seed if said.seed is None else said.seed,
+            sampling_s=said.sampling_s or 0.0,
         )
         if self._manifest is not None and digest is not None:
             self._manifest.note(entry)
@@ -114,13 +120,6 @@ class Finder:
         """Close the manifest."""
         if self._manifest is not None:
             self._manifest.close()
-
-
-def recorded(document: dict[str, Any], name: str, default: Any) -> Any:
-    """One resolved value of a file's document, of the default's type, or the default."""
-    resolved = document.get("resolved")
-    value = resolved.get(name, default) if isinstance(resolved, dict) else default
-    return value if isinstance(value, type(default)) else default
 
 
 def _other_owner(found: Finished, job: Job) -> str:

@@ -181,7 +181,7 @@ def _scale(document: dict[str, Any]) -> int:
     found: Any = document.get("job")
     for name in ("output", "scale"):
         found = found.get(name) if isinstance(found, dict) else None
-    return found if isinstance(found, int) and found >= 1 else 1
+    return found if type(found) is int and found >= 1 else 1
 
 
 def _recipe_in(start: bytes) -> object:

@@ -14,12 +14,12 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from flowblend_cli.artifacts.records import is_number, make_folders
-from flowblend_cli.errors import OutputError
+from flowblend_cli.artifacts.records import make_folders
+from flowblend_cli.errors import DocumentError, OutputError
 from flowblend_cli.utils.files import open_appending, open_regular, publish, read_regular
 from flowblend_cli.utils.folders import FOLDER
+from flowblend_cli.utils.json_files import NotJson, parse_json
 from flowblend_cli.utils.limits import MAX_FINISHED_BYTES, MAX_MANIFEST_BYTES
 
 NAME = "manifest.jsonl"
@@ -162,14 +162,10 @@ def _line(entry: Entry) -> bytes:
 
 def _entry(line: bytes) -> Entry | None:
     """The entry of a line; None where it was cut off or isn't ours."""
+    from flowblend_cli.artifacts.schema.records import ManifestLine
+
     try:
-        document: Any = json.loads(line)
-        if document.pop("v") != MANIFEST_VERSION:
-            return None
-        entry = Entry(**document)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        found = ManifestLine.read(parse_json(line))
+    except (NotJson, DocumentError):
         return None
-    texts = (entry.file, entry.sha256, entry.recipe, entry.job_key, entry.pixels_sha256)
-    numbers = (entry.size, entry.seed, entry.sampling_s)
-    is_sound = all(isinstance(text, str) for text in texts) and all(map(is_number, numbers))
-    return entry if is_sound else None
+    return Entry(**{name: getattr(found, name) for name in Entry.__match_args__})

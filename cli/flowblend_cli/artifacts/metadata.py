@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from flowblend_cli.artifacts import png
 from flowblend_cli.errors import OutputError
 from flowblend_cli.utils.files import open_regular
+from flowblend_cli.utils.json_files import NotJson, parse_json
 from flowblend_cli.utils.limits import MAX_DOCUMENT_BYTES
 
 COMMENT = "comment"
@@ -44,8 +45,8 @@ def from_text(text: str) -> dict[str, Any] | None:
     if len(text) > MAX_DOCUMENT_BYTES:
         return None
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
+        document = parse_json(text)
+    except NotJson:
         return None
     if not isinstance(document, dict) or not isinstance(document.get("flowblend"), str):
         return None

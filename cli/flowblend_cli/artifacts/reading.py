@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +19,7 @@ from flowblend_cli.artifacts.video import CONVERSION
 from flowblend_cli.errors import OutputError
 from flowblend_cli.utils.files import open_regular
 from flowblend_cli.utils.frames import Frames, pixels_sha256
-from flowblend_cli.utils.limits import MAX_DECODED_PIXELS, MAX_FINISHED_BYTES
+from flowblend_cli.utils.limits import MAX_DECODED_PIXELS, MAX_FINISHED_BYTES, MAX_FRAMES
 
 
 class Undecodable(ValueError):  # noqa: N818 - callers say it in their own words
@@ -119,10 +121,11 @@ def require_decodable(file: BinaryIO, container_format: str) -> None:
         with av.open(file, "r", format=container_format, metadata_errors="replace") as container:
             stream = container.streams.video[0]
             stream.thread_count = 1
+            _require_few(stream.frames, 0)
             for frame in container.decode(stream):
                 count += 1
                 pixels += frame.width * frame.height
-                _require_few(pixels)
+                _require_few(count, pixels)
             said = stream.frames
     except TooLarge:
         raise
@@ -136,10 +139,12 @@ def _rgb_frames(file: BinaryIO, container_format: str = "mp4") -> Iterator[Frame
     reformatter = VideoReformatter()
     pixels_so_far = 0
     with av.open(file, "r", format=container_format, metadata_errors="replace") as container:
-        container.streams.video[0].thread_count = 1
-        for frame in container.decode(video=0):
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        _require_few(stream.frames, 0)
+        for count, frame in enumerate(container.decode(stream), 1):
             pixels_so_far += frame.width * frame.height
-            _require_few(pixels_so_far)
+            _require_few(count, pixels_so_far)
             pixels = reformatter.reformat(
                 frame,
                 format="rgb24",
@@ -152,7 +157,32 @@ def _rgb_frames(file: BinaryIO, container_format: str = "mp4") -> Iterator[Frame
             yield pixels.to_ndarray().astype(np.uint8, copy=False)
 
 
-def _require_few(pixels: int) -> None:
+def middle_frame(file: BinaryIO) -> Frames:
+    """Decode one frame of an open clip, from its middle, at the size that it is encoded in.
+
+    Returns:
+        Its pixels, (H, W, 3), uint8.
+
+    Raises:
+        TooLarge: It has more frames or pixels than are decoded.
+        Undecodable: It can't be decoded.
+    """
+    try:
+        with av.open(file, "r", format="mp4", metadata_errors="replace") as container:
+            stream = container.streams.video[0]
+            _require_few(stream.frames, stream.frames // 2 * stream.width * stream.height)
+            frames = itertools.islice(container.decode(stream), stream.frames // 2 + 1)
+            frame = deque(frames, maxlen=1).pop()
+            return frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+    except TooLarge:
+        raise
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        raise Undecodable(str(error)) from error
+
+
+def _require_few(frames: int, pixels: int) -> None:
+    if frames > MAX_FRAMES:
+        raise TooLarge(f"it has more than {MAX_FRAMES:,} frames")
     if pixels > MAX_DECODED_PIXELS:
         raise TooLarge(f"its frames have more than {MAX_DECODED_PIXELS:,} pixels")
 

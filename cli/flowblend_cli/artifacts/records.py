@@ -8,16 +8,21 @@ rendered it. All of these files can be deleted: reports then measure the clips t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
-from flowblend_cli.errors import OutputError
+from flowblend_cli.errors import DocumentError, OutputError
 from flowblend_cli.study import Selection
+from flowblend_cli.text import shorten
 from flowblend_cli.utils.files import publish, read_regular
 from flowblend_cli.utils.folders import FOLDER, opened
+from flowblend_cli.utils.json_files import NotJson, read_json
 from flowblend_cli.utils.limits import MAX_JSON_BYTES
+
+if TYPE_CHECKING:
+    from flowblend_cli.artifacts.schema.base import Document
 
 RECORD_VERSION = 1
 LOOKS_VERSION = 1
@@ -100,22 +105,28 @@ def write_record(output_dir: Path, record: JobRecord) -> None:
     write_json(record_path(output_dir, record.job), {"v": RECORD_VERSION, **document})
 
 
-def read_record(output_dir: Path, job_id: str) -> JobRecord | None:
-    """Read a job's record, which anybody may have edited; None where there is no sound one."""
-    document = read_json(record_path(output_dir, job_id))
-    if document is None or document.pop("v", None) != RECORD_VERSION:
+def read_record(
+    output_dir: Path, job_id: str, warn: Callable[[str], None] | None = None
+) -> JobRecord | None:
+    """Read a job's record, which anybody may have edited; None where there is no sound one.
+
+    Args:
+        output_dir: Folder of the clips.
+        job_id: Id of the job.
+        warn: Called with what is wrong with it.
+    """
+    from flowblend_cli.artifacts.schema.records import RecordDocument
+
+    path = record_path(output_dir, job_id)
+    document = read_checked(path, RecordDocument, warn)
+    if document is None:
+        return None
+    if document["job"] != job_id:
+        _tell(warn, path, f"is of job {shorten(document['job'])}")
         return None
     document["measurement_key"] = document.pop(_KEY_IN_FILES, "")
-    known: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in document.items()
-        if key in JobRecord.__match_args__
-    }
-    try:
-        record = JobRecord(**known)
-    except TypeError:
-        return None
-    return record if _is_sound(record) else None
+    known = JobRecord.__match_args__
+    return JobRecord(**{name: _tuple(document[name]) for name in known if name in document})
 
 
 def is_measured(output_dir: Path, job_id: str, pixels: str, measurement_key: str) -> bool:
@@ -138,28 +149,6 @@ def is_measured(output_dir: Path, job_id: str, pixels: str, measurement_key: str
     is_whole = text.startswith(b'{"v": %d, ' % RECORD_VERSION) and text.endswith(b"}\n")
     wanted = {"pixels_sha256": pixels, _KEY_IN_FILES: measurement_key}
     return is_whole and all(json.dumps({k: v})[1:-1].encode() in text for k, v in wanted.items())
-
-
-def _is_sound(record: JobRecord) -> bool:
-    """Whether a record's values have the types that they should."""
-    numbers = (record.elapsed_s, record.step_s)
-    whole = (record.peak_rss_bytes, record.peak_vram_bytes)
-    return (
-        all(isinstance(some, tuple) and all(map(is_number, some)) for some in numbers)
-        and isinstance(record.pixels, tuple)
-        and all(isinstance(digest, str) for digest in record.pixels)
-        and all(value is None or is_number(value) for value in whole)
-        and isinstance(record.metrics, dict)
-        and all(is_number(value) for value in record.metrics.values())
-        and record.measured_on in ("frames", "file")
-        and record.accepted in (None, True, False)
-        and isinstance(record.tracks, tuple)
-    )
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value read from JSON is a finite number, and no boolean."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 @dataclass(frozen=True)
@@ -242,20 +231,11 @@ def looks_s(output_dir: Path, selection: Selection) -> dict[str, float]:
 
 def _read_looks(output_dir: Path, selection: Selection) -> dict[str, Any]:
     """The document of a selection's looks; empty where there is none after as many steps."""
-    document = read_json(looks_path(output_dir, selection.drafts[0])) or {}
-    looks: Any = document.get("looks")
-    wanted = (LOOKS_VERSION, selection.reject_after)
-    is_same = (document.get("v"), document.get("after_steps")) == wanted
-    if selection.reject_after is None or not is_same or not isinstance(looks, dict):
-        return {}
-    known = {
-        draft: look
-        for draft, look in looks.items()
-        if isinstance(look, dict)
-        and isinstance(look.get("score"), (float, type(None)))
-        and isinstance(look.get("elapsed_s"), float)
-    }
-    return {**document, "looks": known}
+    from flowblend_cli.artifacts.schema.records import LooksDocument
+
+    document = read_checked(looks_path(output_dir, selection.drafts[0]), LooksDocument) or {}
+    is_same = document.get("after_steps") == selection.reject_after
+    return document if is_same and selection.reject_after is not None else {}
 
 
 def write_json(path: Path, document: Mapping[str, Any], *, durable: bool = True) -> None:
@@ -292,10 +272,35 @@ def make_folders(path: Path) -> None:
         ) from error
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Read one JSON object; None where the file isn't there or holds none."""
+def read_checked(
+    path: Path, schema: type[Document], warn: Callable[[str], None] | None = None
+) -> dict[str, Any] | None:
+    """Read one JSON object that a run wrote, and that anybody may have edited.
+
+    Args:
+        path: The file.
+        schema: What it must hold.
+        warn: Called with what is wrong with it, where it is there.
+
+    Returns:
+        The object; None where it isn't there, or isn't what it should be.
+    """
     try:
-        document = json.loads(read_regular(path, MAX_JSON_BYTES))
-    except (OSError, ValueError, RecursionError):
+        document = read_json(path)
+        schema.read(document)
+    except FileNotFoundError:
         return None
-    return document if isinstance(document, dict) else None
+    except (OSError, NotJson, DocumentError) as error:
+        _tell(warn, path, f"can't be used ({getattr(error, 'strerror', None) or error})")
+        return None
+    assert isinstance(document, dict)
+    return document
+
+
+def _tell(warn: Callable[[str], None] | None, path: Path, what: str) -> None:
+    if warn is not None:
+        warn(f"{'/'.join(path.parts[-3:])} {what}, and is left out")
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

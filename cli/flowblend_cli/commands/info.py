@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from flowblend_cli.artifacts.finished import FileState, inspect_final
-from flowblend_cli.errors import UsageError
+from flowblend_cli.errors import DocumentError, UsageError
 from flowblend_cli.text import printable
 from flowblend_plugin.errors import StageError
 from flowblend_plugin.stages import LETTERS, Stage
@@ -40,6 +40,12 @@ def info(file: Path, as_json: bool) -> None:
             f"{file}: holds no record of a render: it isn't flowblend's, or another tool removed "
             "its 'comment' tag; give a file that `flowblend render` wrote"
         )
+    from flowblend_cli.artifacts.schema.description import describe as check
+
+    try:
+        check(document)
+    except DocumentError as error:
+        raise DocumentError(f"{file}: {error}") from error
     note = ""
     if found.state is FileState.EDITED:
         note = f"the file {found.change}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 import sys
 import textwrap
@@ -16,6 +15,7 @@ from flowblend_cli.commands._next_steps import recipe_steps, say_next
 from flowblend_cli.errors import OutputError, UsageError
 from flowblend_cli.models.bundled import bundled_recipes
 from flowblend_cli.text import printable
+from flowblend_cli.utils.json_files import NotJson, read_json
 
 _NO_END = 1_000_000
 SCHEMA = "flowblend.schema.json"
@@ -83,8 +83,8 @@ def cp(name: str, dest: Path) -> None:
 def _is_schema(path: Path, title: str) -> bool:
     """Whether a file is the schema of some version of flowblend; an older one is left as it is."""
     try:
-        return path.is_file() and bool(json.loads(path.read_bytes())["title"] == title)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return path.is_file() and bool(read_json(path, follow=True)["title"] == title)
+    except (OSError, NotJson, KeyError, TypeError):
         return False
 
 

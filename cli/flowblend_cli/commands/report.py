@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flowblend_cli.artifacts.records import read_json
 from flowblend_cli.commands._options import TakesManyFiles, output_folder
 from flowblend_cli.errors import UsageError
 from flowblend_cli.text import printable
@@ -38,10 +37,10 @@ def report(folder: Path, promote: Path | None, reviews: tuple[Path, ...], as_jso
 
     Exit codes: 0 done, 2 nothing to report, or bad usage, 4 disk.
     """
-    from flowblend_cli.analysis.report.write import NUMBERS, draw_up, sentences, write
+    from flowblend_cli.analysis.report.write import draw_up, has_reviews, sentences, write
 
     drawn = draw_up(folder, reviews)
-    if not reviews and "reviews" in (read_json(folder / NUMBERS) or {}):
+    if not reviews and has_reviews(folder):
         click.echo("note: the last report had reviews: name them again with --reviews", err=True)
     recipe = _promoted(drawn.found, promote) if promote is not None else None
     write(drawn, folder)

@@ -28,7 +28,11 @@ def status(folder: Path, as_json: bool) -> int:
 
     Exit codes: 0 nothing failed, 1 jobs failed or a run was killed, 2 nothing was rendered there.
     """
-    found = read_statuses(folder)
+
+    def warn(text: str) -> None:
+        click.echo(f"warning: {printable(text)}", err=True)
+
+    found = read_statuses(folder, warn)
     if as_json:
         recipes = [one.to_document() for one in found]
         told = {"v": STATUS_VERSION, "output_dir": str(folder.absolute()), "recipes": recipes}

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowblend_cli.artifacts.records import is_number, read_json, run_path, write_json
+from flowblend_cli.artifacts.records import read_checked, run_path, write_json
 from flowblend_cli.errors import OutputError
 from flowblend_cli.events import (
     Event,
@@ -38,15 +38,7 @@ if TYPE_CHECKING:
     from flowblend_cli.planning.run_progress import JobProgress, RunProgress
 
 STATE_VERSION = 1
-_ABSENT = object()
 _SECONDS_BETWEEN = 1.0
-_KINDS: dict[str, tuple[type, ...]] = {
-    "recipe": (str,), "command": (list,), "folder": (str,), "jobs": (int,), "started": (str,),
-    "process": (dict,), "ended": (str, type(None)), "elapsed_s": (int, float),
-    "clock_s": (int, float), "rendered": (int,), "skipped": (int,), "added": (int,),
-    "added_done": (int,), "dropped": (list,), "failed": (dict,), "present": (dict, type(None)),
-    "waiting": (str,), "error": (str,), "remaining_s": (int, float, type(None)),
-}  # fmt: skip
 
 
 class RunState:
@@ -159,13 +151,13 @@ def _present(job: JobProgress) -> dict[str, Any]:
     }
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """Read a run's state; empty where the file isn't there or doesn't hold what it should."""
-    state = read_json(path)
-    if state is None or state.get("v") != STATE_VERSION:
-        return {}
-    sound = all(isinstance(state.get(name, _ABSENT), kinds) for name, kinds in _KINDS.items())
-    numbers = [value for name in _KINDS if type(value := state.get(name)) in (int, float)]
-    sound = sound and all(map(is_number, numbers))
-    failures = state["failed"].values() if sound else ()
-    return state if sound and all(isinstance(told, dict) for told in failures) else {}
+def read_state(path: Path, warn: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Read a run's state; empty where the file isn't there or doesn't hold what it should.
+
+    Args:
+        path: The file.
+        warn: Called with what is wrong with it.
+    """
+    from flowblend_cli.artifacts.schema.records import RunStateDocument
+
+    return read_checked(path, RunStateDocument, warn) or {}

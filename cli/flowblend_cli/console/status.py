@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flowblend_cli.artifacts.existing import present_files
-from flowblend_cli.artifacts.records import read_json, recipe_path, run_path
+from flowblend_cli.artifacts.records import read_checked, recipe_path, run_path
 from flowblend_cli.console.run_state import read_state
 from flowblend_cli.errors import UsageError
 from flowblend_cli.utils.folders import FOLDER
@@ -88,11 +89,12 @@ class RecipeStatus:
         }
 
 
-def read_statuses(folder: Path) -> list[RecipeStatus]:
+def read_statuses(folder: Path, warn: Callable[[str], None]) -> list[RecipeStatus]:
     """Read how far each recipe of an output folder is.
 
     Args:
         folder: The output folder.
+        warn: Called with what is wrong with a file that is left out.
 
     Returns:
         One status a recipe, in the order of their names.
@@ -107,7 +109,7 @@ def read_statuses(folder: Path) -> list[RecipeStatus]:
         for kept in ("runs", "recipes")
         for path in sorted((folder / FOLDER / kept).glob("*.json"))
     }
-    found = [_status(folder, name) for name in sorted(names)]
+    found = [_status(folder, name, warn) for name in sorted(names)]
     statuses = [status for status in found if status is not None]
     if not statuses:
         raise UsageError(
@@ -117,23 +119,25 @@ def read_statuses(folder: Path) -> list[RecipeStatus]:
     return statuses
 
 
-def _status(folder: Path, recipe: str) -> RecipeStatus | None:
-    kept = read_json(recipe_path(folder, recipe)) or {}
-    ids = _strings(kept.get("jobs"))
-    run = read_state(run_path(folder, recipe))
+def _status(folder: Path, recipe: str, warn: Callable[[str], None]) -> RecipeStatus | None:
+    from flowblend_cli.artifacts.schema.records import KeptRecipeDocument
+
+    kept = read_checked(recipe_path(folder, recipe), KeptRecipeDocument, warn) or {}
+    ids: list[str] = kept.get("jobs", [])
+    run = read_state(run_path(folder, recipe), warn)
     if not ids and not run:
         return None
     there = present_files(folder)
     failures = run.get("failed", {})
     done = [job for job in ids if any(job + suffix in there for suffix in _SUFFIXES)]
-    missed = {*failures, *_strings(run.get("dropped"))}
-    present = [one.get("job") for one in _under_way(run)]
+    missed = {*failures, *run.get("dropped", ())}
+    present = [one["job"] for one in _under_way(run)]
     ready = sum(job not in missed and job not in present for job in done)
     jobs = (len(ids) or run["jobs"]) + run.get("added", 0)
     if not run:
         return RecipeStatus(recipe, "unknown", jobs, ready, 0, {})
     ready = (ready if ids else run["rendered"] + run["skipped"]) + run["added_done"]
-    dropped = len(_strings(run["dropped"]))
+    dropped = len(run["dropped"])
     command = _command(run, os.path.abspath(folder))
     told = _of_run(run)
     return RecipeStatus(recipe, jobs=jobs, done=ready, dropped=dropped, command=command, **told)
@@ -167,14 +171,13 @@ def _of_run(run: dict[str, Any]) -> dict[str, Any]:
 
 def _under_way(run: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     present = run.get("present")
-    listed = run.get("under_way", [present] if present else [])
-    return tuple(one for one in listed if isinstance(one, dict)) if isinstance(listed, list) else ()
+    return tuple(run.get("under_way", [present] if present else []))
 
 
 def _command(run: dict[str, Any], today: str) -> str:
     """What goes on with a run, whose output folder may have been moved since."""
-    words, folder, former = [*map(str, run["command"])], run["folder"], run.get("output_dir")
-    if isinstance(former, str) and former != today:
+    words, folder, former = [*run["command"]], run["folder"], run.get("output_dir")
+    if former is not None and former != today:
         inside = os.path.relpath(former, folder)
         around = today.removesuffix(os.sep + inside)
         is_all_moved = around != today and not inside.startswith(os.pardir)
@@ -183,7 +186,3 @@ def _command(run: dict[str, Any], today: str) -> str:
             words += ["--out", today]
     told = shlex.join(words)
     return f"cd {shlex.quote(folder)} && {told}" if folder != os.sep else told
-
-
-def _strings(values: Any) -> list[str]:
-    return [v for v in values if isinstance(v, str)] if isinstance(values, list) else []

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from flowblend_cli.artifacts.existing import recorded
 from flowblend_cli.artifacts.finished import FileState, Finished, inspect_final, shows_the_same
+from flowblend_cli.artifacts.schema.description import describe
 from flowblend_cli.engine.batch_run import SOME_FAILED, BatchRun
 from flowblend_cli.engine.run_options import RunOptions
+from flowblend_cli.errors import DocumentError, UsageError
 from flowblend_cli.events import Message, Reporter
-from flowblend_cli.jobs import Batch, Job
+from flowblend_cli.jobs import Batch
 from flowblend_cli.planning.run_progress import RunProgress
+from flowblend_cli.recipe.schema.names import check_job_id
 
 
 def render_again(
@@ -34,12 +36,21 @@ def render_again(
         stopped the run before that could be told; 1 if not; other codes as ``BatchRun.run``.
 
     Raises:
-        DocumentError: The document's job can't be read.
+        DocumentError: The document doesn't hold what it should.
+        UsageError: The new file's name isn't one that a job may have.
     """
-    document = found.document or {}
-    job = Job.from_document(document.get("job") or {})
-    job = replace(job, id=f"{path.stem}.again", seed=recorded(document, "seed", job.seed))
-    source = Path(recorded(document, "source", str(path.parent))) / path.name
+    try:
+        said = describe(found.document or {})
+    except DocumentError as error:
+        raise DocumentError(f"{path}: {error}") from error
+    if said.job is None:
+        raise DocumentError(f"{path}: is a picture of the gallery, and no job rendered it")
+    try:
+        name = check_job_id(f"{path.stem}.again")
+    except ValueError as error:
+        raise UsageError(f"{path}: the name of the new file {error}: rename the file") from error
+    job = replace(said.job, id=name, seed=said.seed)
+    source = Path(said.source or path.parent) / path.name
     batch = Batch(job.recipe, path.parent, (job,), (), source)
     again = batch.path_of(job)
     progress = RunProgress(batch)
@@ -49,7 +60,7 @@ def render_again(
     if code or run.remaining:
         return code
     mine = (inspect_final(again).document or {}).get("pixels_sha256")
-    same = mine == document.get("pixels_sha256")
+    same = mine == said.pixels_sha256
     verdict = "the same pixels" if same else "other pixels"
     if found.state is FileState.INTACT:
         reporter(Message(f"{again.name} has {verdict} as {path.name}", is_error=not same))

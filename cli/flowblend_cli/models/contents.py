@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from flowblend_cli.errors import ModelMissingError, ModelNameError
+from flowblend_cli.utils.json_files import NotJson, read_config
 
 INDEX = "model_index.json"
 # All that a pipeline reads, and nothing that can run code while it is read.
@@ -46,8 +46,8 @@ def files_of(folder: Path) -> set[str]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; empty where there is none or it can't be read."""
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = read_config(path)
+    except (OSError, NotJson):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -200,6 +200,7 @@ def check_contents(folder: Path, name: str, subfolder: str | None, *, pipeline: 
         ModelMissingError: Files of it are missing, or its weights are pickles.
     """
     names, read = files_of(folder), reader_of(folder)
+    _require_json(folder, names, name)
     code = next(code_of(names, read), None)
     if code is not None:
         raise ModelNameError(
@@ -223,6 +224,22 @@ def check_contents(folder: Path, name: str, subfolder: str | None, *, pipeline: 
             f"model {name!r} is only half there: {name_files(missing)} missing in {folder}; "
             "`flowblend models fetch` completes a model of the Hub"
         )
+
+
+def _require_json(folder: Path, names: Collection[str], model: str) -> None:
+    """Raise unless every config of a model is a JSON object, which loading it takes for granted."""
+    for name in sorted(names):
+        if name == INDEX or name.rpartition("/")[2] in _CONFIGS:
+            try:
+                found = read_config(folder / name)
+                reason = "" if isinstance(found, dict) else "is no JSON object"
+            except (OSError, NotJson) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+            if reason:
+                raise ModelMissingError(
+                    f"model {model!r} can't be used: {name} in {folder} {reason}: fetch or copy it "
+                    "again"
+                )
 
 
 def name_files(names: Collection[str]) -> str:

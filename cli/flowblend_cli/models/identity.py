@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -154,6 +155,9 @@ def model_identity(
     return resolve_models(model, recipe_dir, adapters).identity
 
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
 def text_identity(pipeline: ResolvedModel) -> str:
     """Hash whatever of a pipeline its prompts go through: all but denoisers, VAE and scheduler."""
     if pipeline.commit is not None:
@@ -162,7 +166,7 @@ def text_identity(pipeline: ResolvedModel) -> str:
     index = folder / "model_index.json"
     parts = [
         name
-        for name in sorted(json.loads(index.read_text("utf-8")))
+        for name in sorted(read_json(index))
         if (folder / name).is_dir() and not name.startswith(_NO_TEXT)
     ]
     hashes = [(name, hash_folder(folder / name)) for name in parts]
@@ -235,7 +239,7 @@ def hash_folder(folder: Path) -> str:
     if not paths:
         raise ModelMissingError(f"{folder}: no model is there (no .json or .safetensors file)")
     cache = cache_path("hashes.json")
-    known = read_json(cache)
+    known = _known_hashes(cache)
     before = len(known)
     lines = [f"{path.relative_to(folder).as_posix()} {_kept_sha256(path, known)}" for path in paths]
     if len(known) > before:
@@ -247,6 +251,15 @@ def hash_folder(folder: Path) -> str:
         except OSError:
             pass  # the next run only takes longer
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _known_hashes(cache: Path) -> dict[str, str]:
+    """Hashes of large files that were kept, by path, size and times."""
+    return {
+        mark: digest
+        for mark, digest in read_json(cache).items()
+        if isinstance(digest, str) and _SHA256.fullmatch(digest)
+    }
 
 
 def adapter_sha256(path: Path) -> str:

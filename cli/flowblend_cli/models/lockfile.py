@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.errors import Problem, RecipeError
-from flowblend_cli.utils.streams import without_waiting
+from flowblend_cli.utils.files import read_regular
 from flowblend_cli.utils.toml_positions import (
     START,
     InvalidToml,
@@ -25,6 +26,7 @@ from flowblend_cli.utils.toml_positions import (
 LOCK_NAME = "flowblend.lock"
 VERSION = 1
 MAX_BYTES = 1024 * 1024
+_TOO_LARGE = "larger than the limit of 1 MiB for a lock"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _KEYS = ("repo", "revision", "asked")
@@ -66,11 +68,12 @@ def read_lock(folder: Path, aliases: Aliases) -> Mapping[str, Pin]:
     """
     path = folder / LOCK_NAME
     try:
-        with open(path, "rb", opener=without_waiting) as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_regular(path, MAX_BYTES, follow=True)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) == errno.EFBIG:
+            raise _error(path, START, _TOO_LARGE) from error
         reason = getattr(error, "strerror", None) or str(error)
         raise _error(path, None, f"can't be read: {reason}") from error
     return _parse(path, data, aliases)
@@ -95,8 +98,6 @@ def write_lock(folder: Path, pins: Iterable[Pin]) -> Path:
 
 @lru_cache(maxsize=64)
 def _parse(path: Path, data: bytes, aliases: Aliases) -> Mapping[str, Pin]:
-    if len(data) > MAX_BYTES:
-        raise _error(path, START, "larger than the limit of 1 MiB for a lock")
     try:
         text, document = parse_toml(data)
     except InvalidToml as error:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.utils.cache_dirs import cache_path
+from flowblend_cli.utils.json_files import NotJson, read_json
 from flowblend_cli.utils.worker_process import run_worker
 
 # Raised when a change here or in the library's counting makes other numbers of the same request.
 COUNTING_VERSION = 1
 _PATIENCE_S = 600
+_MOST_FLOPS = 10**24
 
 
 @dataclass(frozen=True)
@@ -101,15 +103,15 @@ def _path_of(asked: str) -> Path:
 def _read(path: Path) -> Count | None:
     """A count from the disk; None where there is none, or where it is damaged."""
     try:
-        answer = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        answer = read_json(path)
+    except (OSError, NotJson):
         return None
     if not isinstance(answer, dict):
         return None
     if isinstance(answer.get("reason"), str):
         return _count_of(answer)
     numbers = [answer.get("linear_only"), answer.get("full")]
-    is_sound = all(type(number) is int and number > 0 for number in numbers)
+    is_sound = all(type(number) is int and 0 < number < _MOST_FLOPS for number in numbers)
     return _count_of(answer) if is_sound else None
 
 

@@ -51,6 +51,21 @@ class UnsafeName(ValueError):  # noqa: N818 - callers say it in their own words
         self.reason = reason
 
 
+def check_relative(name: str) -> None:
+    """Check a path as it is written: what ``resolve_inside`` refuses without asking the disk.
+
+    Raises:
+        UnsafeName: It can't stay inside of a folder.
+    """
+    if not name.strip() or any(is_unsafe(character) for character in name):
+        raise UnsafeName("characters")
+    if _ADDRESS.match(name):
+        raise UnsafeName("address")
+    is_rooted = name.startswith(("/", "~")) or _DRIVE.match(name)
+    if is_rooted or "\\" in name or ".." in name.split("/"):
+        raise UnsafeName("outside")
+
+
 def resolve_inside(name: str, folder: Path) -> Path:
     """Tell where a name leads to inside a folder, links followed; nothing need be there.
 
@@ -69,13 +84,7 @@ def resolve_inside(name: str, folder: Path) -> Path:
         UnsafeName: The name is one of those, leads out of the folder through a link, or can't
             be looked up, because it is too long or its links go in a circle.
     """
-    if not name.strip() or any(is_unsafe(character) for character in name):
-        raise UnsafeName("characters")
-    if _ADDRESS.match(name):
-        raise UnsafeName("address")
-    is_rooted = name.startswith(("/", "~")) or _DRIVE.match(name)
-    if is_rooted or "\\" in name or ".." in name.split("/"):
-        raise UnsafeName("outside")
+    check_relative(name)
     try:
         root = folder.resolve()
         path = (root / name).resolve()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from rendered import a_job
 
 from flowblend_cli import main
 from flowblend_cli.artifacts.image import publish_image
@@ -17,16 +18,17 @@ from flowblend_cli.commands.info import describe, describe_denoisers
 DOCUMENT = {
     "flowblend": "0.1.0",
     "v": 1,
-    "job": {
-        "id": "square-s1-n10",
-        "prompt": "a red square \x1b[31m[/b]\nmoving left",
-        "negative_prompt": "blur",
-        "seed": 0,
-        "stage_string": "LSL",
-        "arguments": {"num_inference_steps": 10, "guidance_scale": 5.0},
-        "sampling": {"mode": "ode", "scheduler": None, "flow_shift": 3.0},
-        "model": {"pipeline": "sprites", "small": "sprites"},
-    },
+    "job": json.loads(
+        json.dumps(
+            a_job(
+                steps=10,
+                seed=0,
+                prompt="a red square \x1b[31m[/b]\nmoving left",
+                negative_prompt="blur",
+                sampling={"flow_shift": 3.0},
+            ).to_document()
+        )
+    ),
     "resolved": {"seed": 41, "denoisers": "LLLLSSSSLL"},
     "models": {"transformer": "0123456789abcdef" * 4, "commit": "main"},
     "versions": {"torch": "2.13.0"},
@@ -86,6 +88,29 @@ def test_info_of_a_foreign_file_is_a_clear_usage_error(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "holiday.mp4" in result.stderr
     assert "isn't flowblend's" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ({"output": {"container": "/../x.mp4"}}, "job.output.container must be one of"),
+        ({"id": "../../x"}, "job.id must not hold /"),
+        ({"seed": True}, "job.seed must be a whole number, got true"),
+        ({"stages": []}, "job.stages must not be empty"),
+        ({"surprise": 1}, "job.surprise is no key that this version of flowblend knows"),
+    ],
+)
+def test_info_of_a_document_that_breaks_a_rule_of_recipes_says_which(
+    tmp_path: Path, damage: dict[str, object], told: str
+) -> None:
+    path = tmp_path / "a.png"
+    document = {**DOCUMENT, "job": {**DOCUMENT["job"], **damage}}
+    publish_image(np.zeros((16, 16, 3), np.uint8), path, document=document)
+
+    result = run(str(path))
+
+    assert result.exit_code == 2
+    assert told in result.stderr
 
 
 def test_info_of_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import NoReturn
 import pytest
 from rich.console import Console
 
-from flowblend_cli.artifacts.records import read_json, run_path
+from flowblend_cli.artifacts.records import run_path
 from flowblend_cli.console.factory import make_reporter
 from flowblend_cli.console.lines import count_runs, one_line
 from flowblend_cli.console.live import MOST_SHOWN, LiveReporter, step_bar
@@ -45,6 +45,7 @@ from flowblend_cli.events import (
 from flowblend_cli.jobs import Batch
 from flowblend_cli.planning.run_progress import RunProgress
 from flowblend_cli.text import clock
+from flowblend_cli.utils.json_files import read_json
 from tests.faults import drawn
 from tests.rendered import a_job
 

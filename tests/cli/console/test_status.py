@@ -228,16 +228,17 @@ def test_the_state_of_a_former_version_which_knew_one_job_is_still_read(
 @pytest.mark.parametrize(
     "under_way", [None, 7, "clip-1", {"job": "clip-1"}, [None, 7, ["clip-1"]], [{"job": ["a"]}]]
 )
-def test_jobs_under_way_that_make_no_sense_cost_nothing_else(
+def test_a_state_whose_jobs_under_way_make_no_sense_is_named_and_left_out(
     night: Night, under_way: object
 ) -> None:
     with night:
         night.finish(night.jobs[0])
         path = run_path(night.folder, "study")
         path.write_text(json.dumps({**night.kept(), "under_way": under_way}), "utf-8")
-        found = only(night.folder)
+        found, shown = only(night.folder), status(night.folder)
 
-    assert (found["state"], found["done"]) == ("running", 1)
+    assert (found["state"], found["done"], shown.exit_code) == ("unknown", 1, 0)
+    assert "warning: .flowblend/runs/study.json can't be used (under_way" in shown.stderr
 
 
 def test_a_killed_run_says_so_and_how_to_go_on(night: Night) -> None:

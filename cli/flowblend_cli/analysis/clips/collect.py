@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,17 @@ from flowblend_cli.analysis.clips.variants import group
 from flowblend_cli.artifacts.finished import FileState, inspect_final
 from flowblend_cli.artifacts.records import (
     JobRecord,
-    is_number,
     looks_s,
-    read_json,
+    read_checked,
     read_record,
     recipe_path,
 )
+from flowblend_cli.artifacts.schema.base import Document
+from flowblend_cli.artifacts.schema.description import Description, describe
+from flowblend_cli.artifacts.schema.records import KeptRecipeDocument, StudyDocument
 from flowblend_cli.errors import DocumentError, OutputError, UsageError
 from flowblend_cli.jobs import Job, freeze
-from flowblend_cli.study import AdaptSpec, MeasureSpec, ReviewSpec, Selection, Study
+from flowblend_cli.study import AdaptSpec, MeasureSpec, ReviewSpec, Selection, StepChoice, Study
 from flowblend_cli.text import count
 
 _MEDIA = (".mp4", ".png")
@@ -114,8 +115,8 @@ def _read_clip(path: Path, warnings: list[str], foreign: list[str]) -> Clip | No
             warnings.append(f"{path.name} {finished.change}, left out")
         elif finished.state is FileState.FOREIGN or path.suffix not in _MEDIA:
             foreign.append(path.name)
-        elif isinstance(document.get("job"), dict):  # a contact sheet is ours, but nobody's job
-            return _clip(path, document)
+        else:
+            return _clip(path, document, warnings)
     except DocumentError as error:
         warnings.append(f"{path.name} is left out: {error}")
     except OutputError as error:
@@ -123,40 +124,41 @@ def _read_clip(path: Path, warnings: list[str], foreign: list[str]) -> Clip | No
     return None
 
 
-def _clip(path: Path, document: Mapping[str, Any]) -> Clip:
-    job = Job.from_document(document["job"])
-    resolved = _mapping(document.get("resolved"))
-    seed = resolved.get("seed", job.seed)
+def _clip(path: Path, document: Mapping[str, Any], warnings: list[str]) -> Clip | None:
+    """The clip of a file of ours; None for one of the gallery, which is nobody's job."""
+    found = describe(document)
+    if found.job is None:
+        return None
     return Clip(
-        job=job,
+        job=found.job,
         name=path.name,
-        seed=seed if isinstance(seed, int) else job.seed,
-        record=_record(path.parent, job, document),
-        denoisers=_text(resolved.get("denoisers")),
-        device=_text(resolved.get("device")),
-        versions={str(k): str(v) for k, v in _mapping(document.get("versions")).items()},
-        source=_text(resolved.get("source")),
+        seed=found.seed,
+        record=_record(path.parent, found.job, found, warnings),
+        denoisers=found.denoisers,
+        device=found.device,
+        versions=found.versions,
+        source=found.source,
     )
 
 
-def _record(folder: Path, job: Job, document: Mapping[str, Any]) -> JobRecord:
+def _record(folder: Path, job: Job, found: Description, warnings: list[str]) -> JobRecord:
     """The record of a file's very pixels; what it lacks is taken from the file's document."""
-    digest = str(document.get("pixels_sha256", ""))
-    record = read_record(folder, job.id)
+    digest, sampling_s = found.pixels_sha256, found.sampling_s
+    record = read_record(folder, job.id, warnings.append)
     if record is None or record.pixels_sha256 != digest:
         record = JobRecord(job.id, job.recipe, digest)
-    sampling_s: Any = _mapping(document.get("resolved")).get("sampling_s")
     return replace(
         record,
-        elapsed_s=record.elapsed_s or ((sampling_s,) if is_number(sampling_s) else ()),
+        elapsed_s=record.elapsed_s or (() if sampling_s is None else (sampling_s,)),
         pixels=record.pixels or (digest,),
         measured_on=record.measured_on if record.metrics else "",
     )
 
 
 def _section(folder: Path, name: str, clips: list[Clip]) -> tuple[Section, list[str]]:
-    recipe = kept_recipe(folder, name)
-    warnings = [f"{name}: {warning}" for warning in recipe.warnings] if recipe else []
+    warnings: list[str] = []
+    recipe = kept_recipe(folder, name, warnings.append)
+    warnings += [f"{name}: {warning}" for warning in recipe.warnings] if recipe else []
     if recipe:
         finals = (job for one in recipe.study.selections for job in one.finals)
         order = {job: place for place, job in enumerate((*recipe.jobs, *finals))}
@@ -210,62 +212,45 @@ def _looks_s(
     return abandoned, others
 
 
-def kept_recipe(folder: Path, name: str) -> KeptRecipe | None:
+def kept_recipe(
+    folder: Path, name: str, warn: Callable[[str], None] | None = None
+) -> KeptRecipe | None:
     """A recipe as it was last rendered into a folder; None where none can be read.
 
     Args:
         folder: The output folder.
         name: Name of the recipe.
+        warn: Called with what is wrong with it.
     """
-    if "/" in name or name in ("", ".", ".."):
+    document = read_checked(recipe_path(folder, name), KeptRecipeDocument, warn)
+    if document is None:
         return None
-    document = read_json(recipe_path(folder, name))
-    if document is None or document.get("v") != 1:
-        return None
-    try:
-        study = _study(document.get("study") or {})
-    except (TypeError, ValueError, KeyError, AttributeError):
-        study = Study()
+    found = KeptRecipeDocument.read(document)
     return KeptRecipe(
-        _text(document.get("path")),
-        _text(document.get("text")),
-        _texts(document.get("overrides")),
-        _texts(document.get("warnings")),
-        study,
-        _texts(document.get("jobs")),
+        found.path,
+        found.text,
+        tuple(found.overrides),
+        tuple(found.warnings),
+        _study(found.study),
+        tuple(found.jobs),
     )
 
 
-def _study(document: Mapping[str, Any]) -> Study:
-    """Read a study back from its JSON form; keys of another version are left out."""
-    values = _known(Study, document)
-    values["measure"] = MeasureSpec(**_known(MeasureSpec, document.get("measure") or {}))
-    values["axes"] = _texts(document.get("axes"))
-    values["review"] = ReviewSpec(_texts((document.get("review") or {}).get("criteria")))
-    if document.get("adapt") is not None:
-        values["adapt"] = AdaptSpec(**_known(AdaptSpec, document["adapt"]))
-    selections = document.get("selections") or ()
-    values["selections"] = tuple(Selection(**_known(Selection, one)) for one in selections)
+def _study(found: StudyDocument) -> Study:
+    """A study, of a document that was checked."""
+    values = _plain(found)
+    values["measure"] = MeasureSpec(**_plain(found.measure))
+    values["review"] = ReviewSpec(**_plain(found.review))
+    values["adapt"] = None if found.adapt is None else AdaptSpec(**_plain(found.adapt))
+    values["selections"] = tuple(Selection(**_plain(one)) for one in found.selections)
+    values["choices"] = tuple(StepChoice(**_plain(one)) for one in found.choices)
     return Study(**values)
 
 
-def _known(cls: Any, document: Mapping[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in dataclasses.fields(cls)}
-    return {key: freeze(value) for key, value in document.items() if key in names}
+def _plain(found: Document) -> dict[str, Any]:
+    return {name: freeze(value) for name, value in found}
 
 
 def _some(names: list[str]) -> str:
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    return tuple(v for v in value if isinstance(v, str)) if isinstance(value, list) else ()

@@ -12,10 +12,10 @@ from flowblend_cli.analysis.gallery.contact_sheet import (
     contact_sheet,
     side_by_side,
 )
-from flowblend_cli.artifacts.existing import recorded
 from flowblend_cli.artifacts.finished import FileState, inspect_final
 from flowblend_cli.artifacts.metadata import read_document
 from flowblend_cli.artifacts.reading import read_native_frames
+from flowblend_cli.artifacts.schema.description import Description, describe
 from flowblend_cli.engine.batch_run import BatchRun
 from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.errors import OutputError
@@ -91,8 +91,7 @@ def ours(path: Path) -> Path:
 
 def compared(batch: Batch, job: Job) -> Batch:
     """The same job and seed all large, as it is, and all small, in a folder of its own."""
-    document = read_document(batch.path_of(job)) or {}
-    job = replace(job, seed=recorded(document, "seed", job.seed))
+    job = replace(job, seed=_said(batch.path_of(job)).seed or job.seed)
     large = replace(job, stages=(Stage("large"),), stage_string="LLL", adapters=())
     small = replace(large, stages=(Stage("small"),), stage_string="SSS")
     jobs = tuple(replace(one, id=f"compare-{one.stage_string}") for one in (large, job, small))
@@ -111,8 +110,8 @@ def _compare(batch: Batch, comparison: Batch) -> list[str]:
     names = [job.stage_string for job in comparison.jobs]
     paths = [comparison.path_of(job) for job in comparison.jobs]
     clips = [read_native_frames(path) for path in paths]
-    documents = [read_document(path) or {} for path in paths]
-    seconds = [recorded(document, "sampling_s", 0.0) for document in documents]
+    said = [_said(path) for path in paths]
+    seconds = [one.sampling_s or 0.0 for one in said]
     captioned = [
         (f"{name}  {second:.2f} s", frames)
         for name, second, frames in zip(names, seconds, clips, strict=True)
@@ -125,14 +124,23 @@ def _compare(batch: Batch, comparison: Batch) -> list[str]:
         raise OutputError(f"{moving} is a symbolic link and is left alone: move it away")
     animated_webp(side_by_side(captioned), moving, fps=fps)
     lines = [f"comparison:    {path}", f"  prompt: {comparison.jobs[0].prompt}"]
-    for name, second, frames, document in zip(names, seconds, clips, documents, strict=True):
-        ran = recorded(document, "denoisers", "")
+    for name, second, frames, one in zip(names, seconds, clips, said, strict=True):
         close = "" if frames is clips[0] else f"  {psnr(frames, clips[0]):.1f} dB PSNR to LLL"
         lines.append(
-            f"  {name}  {count_steps(ran)}"
+            f"  {name}  {count_steps(one.denoisers)}"
             f"  {second:6.2f} s  {second / max(seconds[0], 1e-9):4.0%} of LLL's time{close}"
         )
     return lines
+
+
+def _said(path: Path) -> Description:
+    """What a file of this batch says about itself.
+
+    Raises:
+        DocumentError: It can't be used.
+    """
+    document = read_document(path)
+    return Description(None) if document is None else describe(document)
 
 
 def count_steps(ran: str) -> str:

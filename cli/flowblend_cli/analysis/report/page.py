@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,10 +20,13 @@ from flowblend_cli.analysis.report.json_report import distinct_versions
 from flowblend_cli.analysis.report.plots import draw
 from flowblend_cli.analysis.web import render_page
 from flowblend_cli.text import count, printable
+from flowblend_cli.utils.files import open_regular
+from flowblend_cli.utils.limits import MAX_FINISHED_BYTES
 from flowblend_plugin.metrics.catalogue import METRICS
 
 if TYPE_CHECKING:
     from flowblend_cli.analysis.review.unblinding import Reviews
+    from flowblend_cli.utils.frames import Frames
 
 MARK = "flowblend report"
 MOST_POSTERS = 60
@@ -230,7 +232,7 @@ def poster(path: Path) -> str:
     from PIL import Image
 
     try:
-        image = _still(path)
+        image = Image.fromarray(_still(path))
         image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", quality=_QUALITY, method=6)
@@ -239,17 +241,8 @@ def poster(path: Path) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _still(path: Path) -> Any:
-    from PIL import Image
+def _still(path: Path) -> Frames:
+    from flowblend_cli.artifacts.reading import decode_picture, middle_frame
 
-    if path.suffix == ".png":
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    import av
-
-    with av.open(str(path), format="mp4") as container:
-        stream = container.streams.video[0]
-        middle = max(stream.frames // 2, 0)
-        frames = itertools.islice(container.decode(stream), middle + 1)
-        *_, frame = frames
-        return Image.fromarray(frame.to_ndarray(format="rgb24"))
+    with open_regular(path, MAX_FINISHED_BYTES) as file:
+        return decode_picture(file) if path.suffix == ".png" else middle_frame(file)

@@ -20,6 +20,7 @@ from flowblend_cli.errors import UsageError
 from flowblend_cli.text import printable
 from flowblend_cli.utils.files import open_regular, publish
 from flowblend_cli.utils.folders import holding
+from flowblend_cli.utils.json_files import NotJson, read_json
 
 PAGE, NUMBERS = "report.html", "report.json"
 _LOOKED_AT = 64 * 1024
@@ -84,6 +85,15 @@ def write(drawn: ReportContents, folder: Path) -> None:
             _require_ours(folder / name)
         for name, content in contents.items():
             publish(folder / name, content.encode())
+
+
+def has_reviews(folder: Path) -> bool:
+    """Whether the report that lies in a folder was joined with reviews."""
+    try:
+        document = read_json(folder / NUMBERS)
+    except (OSError, NotJson):
+        return False
+    return isinstance(document, dict) and "reviews" in document
 
 
 def sentences(drawn: ReportContents, folder: Path) -> Iterator[str]:

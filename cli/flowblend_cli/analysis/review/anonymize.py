@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import av
-import numpy as np
 from av.bitstream import BitStreamFilterContext
-from PIL import Image
 
 from flowblend_cli.artifacts.image import encode_png
+from flowblend_cli.artifacts.reading import decode_picture
 from flowblend_cli.errors import OutputError
+from flowblend_cli.utils.files import open_regular
+from flowblend_cli.utils.limits import MAX_FINISHED_BYTES, MAX_FRAMES
 
 # H.264 units of supplementary information: x264 writes its settings, crf among them, into one.
 _WITHOUT_SETTINGS = "filter_units=remove_types=6"
@@ -45,21 +47,21 @@ def copy_anonymously(path: Path) -> AnonymousCopy:
         OutputError: It can't be read.
     """
     try:
-        if path.suffix == ".png":
-            with Image.open(path) as image:
-                return AnonymousCopy(encode_png(np.asarray(image.convert("RGB"))), 0, 1)
-        return _remux(path)
+        with open_regular(path, MAX_FINISHED_BYTES) as file:
+            if path.suffix == ".png":
+                return AnonymousCopy(encode_png(decode_picture(file)), 0, 1)
+            return _remux(file)
     except (OSError, ValueError, IndexError) as error:  # FFmpeg's errors are among them
         raise OutputError(
             f"{path}: can't be read ({error}): move it away, and render it again"
         ) from error
 
 
-def _remux(path: Path) -> AnonymousCopy:
+def _remux(file: BinaryIO) -> AnonymousCopy:
     buffer = io.BytesIO()
     frames = 0
     with (
-        av.open(str(path), format="mp4") as source,
+        av.open(file, "r", format="mp4", metadata_errors="replace") as source,
         av.open(
             buffer,
             "w",
@@ -76,6 +78,8 @@ def _remux(path: Path) -> AnonymousCopy:
             if packet.dts is None:
                 continue
             frames += 1
+            if frames > MAX_FRAMES:
+                raise ValueError(f"it has more than {MAX_FRAMES:,} frames")
             for kept in without_settings.filter(packet):
                 kept.stream = stream
                 target.mux(kept)

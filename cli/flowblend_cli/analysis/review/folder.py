@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from flowblend_cli.analysis.clips.collect import find_clips, kept_recipe
 from flowblend_cli.analysis.review.anonymize import AnonymousCopy, copy_anonymously
 from flowblend_cli.analysis.review.arrangement import Arrangement, arrange
 from flowblend_cli.analysis.web import render_page
-from flowblend_cli.artifacts.records import read_json, review_path, write_json
+from flowblend_cli.artifacts.records import read_checked, review_path, write_json
+from flowblend_cli.artifacts.schema.reviews import ReviewKeyDocument
 from flowblend_cli.errors import OutputError, UsageError
 from flowblend_cli.study import Study
 from flowblend_cli.utils.files import publish, read_regular, remove
@@ -65,7 +66,7 @@ def write_review(
     found, warnings = find_clips(output_dir)
     clips = _of_scenes(output_dir, found, scenes)
     recipes = {clip.job.recipe for clip in clips}
-    kept = {name: kept_recipe(output_dir, name) for name in sorted(recipes)}
+    kept = {name: kept_recipe(output_dir, name, warnings.append) for name in sorted(recipes)}
     studies = {name: recipe.study if recipe else Study() for name, recipe in kept.items()}
     asked = {name: tuple(criteria) or study.review.criteria for name, study in studies.items()}
     axes = {name: study.axes for name, study in studies.items()}
@@ -161,9 +162,8 @@ def _remove_former(output_dir: Path, kept: set[str]) -> None:
     """Remove the copies of former reviews: only names that a key of this folder holds."""
     former: set[str] = set()
     for key in (output_dir / FOLDER / "reviews").glob("*.json"):
-        items = (read_json(key) or {}).get("items")
-        ids: Iterable[Any] = items if isinstance(items, dict) else ()
-        former |= {f"{item}{suffix}" for item in ids for suffix in (".mp4", ".png")}
+        items = (read_checked(key, ReviewKeyDocument) or {}).get("items", {})
+        former |= {f"{item}{suffix}" for item in items for suffix in (".mp4", ".png")}
     for name in former - kept:
         path = output_dir / COPIES / name
         if _COPY_NAME.fullmatch(name):

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from flowblend_cli.analysis.review.arrangement import KEY_VERSION
-from flowblend_cli.artifacts.records import is_number, read_json, review_path
-from flowblend_cli.errors import UsageError
+from flowblend_cli.artifacts.records import read_checked, review_path
+from flowblend_cli.artifacts.schema.reviews import RatingsDocument, ReviewKeyDocument
+from flowblend_cli.errors import DocumentError, UsageError
 from flowblend_cli.text import printable, shorten
-from flowblend_cli.utils.files import read_regular
-from flowblend_cli.utils.limits import MAX_JSON_BYTES
-
-LEAST, MOST = 0, 10
-RATINGS_VERSION = 1
+from flowblend_cli.utils.json_files import NotJson, read_json
 
 
 class RatingsError(UsageError):
@@ -133,75 +127,31 @@ def read_keys(output_dir: Path, ratings: Iterable[Rating]) -> dict[str, ReviewKe
 
 
 def _read_one(path: Path) -> Rating:
-    document = _load(path)
-    if document.get("v") != RATINGS_VERSION:
-        raise _wrong(path, f'"v" is {shorten(repr(document.get("v")))}, not {RATINGS_VERSION}')
-    review, rater = document.get("review"), document.get("rater")
-    if not isinstance(review, str) or not review.isalnum() or not review.isascii():
-        raise _wrong(path, f'"review" is {shorten(repr(review))}, not the id of a review')
-    if not isinstance(rater, str) or not rater.strip():
-        raise _wrong(path, '"rater" is no name')
-    scores: dict[tuple[str, str], float] = {}
-    for entry in _entries(path, document, "scores"):
-        place = (_text(path, entry, "item"), _text(path, entry, "criterion"))
-        if place in scores:
-            raise _wrong(path, f"{shorten(place[1])} of item {shorten(place[0])} is scored twice")
-        scores[place] = _score(path, place, entry.get("score"))
-    notes = {
-        _text(path, entry, "item"): _text(path, entry, "note")
-        for entry in _entries(path, document, "notes")
-    }
-    session, saved = document.get("session"), document.get("saved")
-    return Rating(
-        str(path),
-        review,
-        " ".join(rater.split()),
-        session if isinstance(session, str) else "",
-        saved if isinstance(saved, str) else "",
-        scores,
-        notes,
-    )
-
-
-def _load(path: Path) -> dict[str, Any]:
     try:
-        data = read_regular(path, MAX_JSON_BYTES, follow=True)
+        document = RatingsDocument.read(read_json(path, follow=True))
     except OSError as error:
         raise RatingsError(
             f"{path}: can't be read ({error.strerror or error}): give the file that a review "
             "page saved"
         ) from error
-    try:
-        document = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise _wrong(path, f"it is no JSON ({shorten(error)})") from error
-    if not isinstance(document, dict):
-        raise _wrong(path, "it is no JSON object")
-    return document
-
-
-def _entries(path: Path, document: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    found = document.get(name, [])
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise _wrong(path, f'"{name}" is no list of objects')
-    return found
-
-
-def _text(path: Path, entry: Mapping[str, Any], name: str) -> str:
-    found = entry.get(name)
-    if not isinstance(found, str):
-        raise _wrong(path, f'"{name}" of an entry is {shorten(repr(found))}, not text')
-    return found
-
-
-def _score(path: Path, place: tuple[str, str], score: object) -> float:
-    if not is_number(score) or not LEAST <= score <= MOST:
-        raise _wrong(
-            path,
-            f"{shorten(place[1])} of item {shorten(place[0])} is {shorten(repr(score))}, not a "
-            f"number from {LEAST} to {MOST}",
-        )
-    return float(score)
+    except (NotJson, DocumentError) as error:
+        raise _wrong(path, str(error)) from error
+    scores: dict[tuple[str, str], float] = {}
+    for entry in document.scores:
+        place = (entry.item, entry.criterion)
+        if place in scores:
+            raise _wrong(path, f"{shorten(place[1])} of item {shorten(place[0])} is scored twice")
+        scores[place] = entry.score
+    notes = {entry.item: entry.note for entry in document.notes}
+    return Rating(
+        str(path),
+        document.review,
+        document.rater,
+        document.session,
+        document.saved,
+        scores,
+        notes,
+    )
 
 
 def _wrong(path: Path, what: str) -> RatingsError:
@@ -215,21 +165,20 @@ def _read_key(output_dir: Path, rating: Rating) -> ReviewKey:
             f"{rating.path}: is of review {rating.review}, whose key isn't in {output_dir}: give "
             "the folder that `flowblend review` was run on"
         )
-    document = read_json(path)
-    try:
-        if document is None or document["v"] != KEY_VERSION or document["review"] != rating.review:
-            raise ValueError
-        items = document["items"]
-        return ReviewKey(
-            rating.review,
-            {item: tuple(told["criteria"]) for item, told in items.items()},
-            {
-                item: tuple(ReviewedClip(**clip) for clip in told["clips"])
-                for item, told in items.items()
-            },
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    wrong: list[str] = []
+    document = read_checked(path, ReviewKeyDocument, wrong.append)
+    if document is None or document["review"] != rating.review:
+        why = f" ({wrong[0]})" if wrong else ""
         raise RatingsError(
-            f"{path}: is no key of a review: run `flowblend review` again, with the same options "
-            "and clips; ids and letters come out the same"
-        ) from error
+            f"{path}: is no key of this review{why}: run `flowblend review` again, with the same "
+            "options and clips; ids and letters come out the same"
+        )
+    items = ReviewKeyDocument.read(document).items
+    return ReviewKey(
+        rating.review,
+        {item: tuple(told.criteria) for item, told in items.items()},
+        {
+            item: tuple(ReviewedClip(**dict(clip)) for clip in told.clips)
+            for item, told in items.items()
+        },
+    )

@@ -10,14 +10,13 @@ from pathlib import Path
 
 from flowblend_cli.analysis.compare.statistics import summarise
 from flowblend_cli.analysis.review.ratings import (
-    LEAST,
-    MOST,
     Rating,
     ReviewedClip,
     ReviewKey,
     read,
     read_keys,
 )
+from flowblend_cli.artifacts.schema.reviews import LEAST, MOST
 from flowblend_cli.errors import UsageError
 
 # (rater, unit, score): a unit is what several raters scored, such as an item of a review.

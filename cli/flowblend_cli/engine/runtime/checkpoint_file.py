@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.artifacts.records import make_folders
+from flowblend_cli.errors import DocumentError
 from flowblend_cli.utils.files import (
     SEAL_KEY,
     UNSEALED,
@@ -25,6 +26,7 @@ from flowblend_cli.utils.files import (
     temporary_path,
 )
 from flowblend_cli.utils.folders import FOLDER
+from flowblend_cli.utils.json_files import NotJson, parse_json
 from flowblend_cli.utils.limits import MAX_TENSOR_BYTES
 from flowblend_plugin.checkpoints.safetensors_header import LENGTH_BYTES, header_length, metadata_of
 from flowblend_plugin.errors import CheckpointError
@@ -137,12 +139,17 @@ class CheckpointFile:
 
 
 def _header_of(data: bytes) -> CheckpointHeader:
+    from flowblend_cli.artifacts.schema.records import CheckpointDocument
+
     try:
-        about = json.loads(metadata_of(data)[_ABOUT])
-        lists = {name: tuple(about[name]) for name in ("step_s", "roles")}
-        header = CheckpointHeader(**{**about, **lists})
-    except (ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
+        about = parse_json(metadata_of(data)[_ABOUT])
+    except (KeyError, NotJson, CheckpointError) as error:
         raise CheckpointError("is damaged") from error
-    if header.v != STATE_VERSION:
+    if isinstance(about, dict) and about.get("v") not in (None, STATE_VERSION):
         raise CheckpointError("is of another version of flowblend")
-    return header
+    try:
+        found = CheckpointDocument.read(about)
+    except DocumentError as error:
+        raise CheckpointError("is damaged") from error
+    lists = {"step_s": tuple(found.step_s), "roles": tuple(found.roles)}
+    return CheckpointHeader(**{**dict(found), **lists})

@@ -6,7 +6,6 @@ It compares hashes, reads headers of safetensors and configs, and looks for miss
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,9 @@ from flowblend_cli.models.contents import (
     reader_of,
 )
 from flowblend_cli.models.hub.requirements import CacheEntry
+from flowblend_cli.utils.files import read_regular
+from flowblend_cli.utils.json_files import NotJson, parse_json
+from flowblend_cli.utils.limits import MAX_TOKENIZER_BYTES
 
 _MAX_HEADER = 100_000_000  # safetensors' own limit
 _FETCH = "fetch it with `flowblend models fetch`"
@@ -112,11 +114,11 @@ def _problems_of(path: Path, digest: str | None) -> Iterator[str]:
         elif path.suffix == ".safetensors":
             yield from _header_problems(path)
         elif path.suffix == ".json":
-            json.loads(path.read_text("utf-8"))
+            parse_json(read_regular(path, MAX_TOKENIZER_BYTES, follow=True), lenient=True)
     except OSError as error:
         yield f"can't be read ({error.strerror or error})"
-    except (ValueError, RecursionError):
-        yield "isn't JSON"
+    except NotJson as error:
+        yield f"isn't JSON that can be used: it {error}"
 
 
 def _recorded(path: Path) -> str | None:
@@ -149,10 +151,10 @@ def _header_problems(path: Path) -> Iterator[str]:
             return
         header = file.read(length)
     try:
-        tensors = json.loads(header)
+        tensors = parse_json(header)
         ends = [one["data_offsets"][1] for name, one in tensors.items() if name != "__metadata__"]
         end = int(max(ends, default=0))
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         yield "has a header that can't be read"
         return
     if 8 + length + end != size:

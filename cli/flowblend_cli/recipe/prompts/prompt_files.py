@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from flowblend_cli.recipe.schema import tables
-from flowblend_cli.recipe.schema.tables import FlowShift, Seed, Text
-from flowblend_cli.recipe.schema.validation import SEED_HINT, explain
+from flowblend_cli.recipe.schema.explanations import SEED_HINT, explain
+from flowblend_cli.recipe.schema.fields import FlowShift, Seed, Text
 from flowblend_cli.recipe.source.text_files import Entry, entries, read_lines
 from flowblend_cli.text import shorten
 from flowblend_cli.utils.suggestions import closest

@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 
 from pydantic import Field
 
+from flowblend_cli.recipe.schema.fields import Text
 from flowblend_cli.recipe.schema.study_tables import (
     AdaptTable,
     DraftTable,
@@ -27,7 +28,6 @@ from flowblend_cli.recipe.schema.tables import (
     SamplingTable,
     SceneTable,
     Table,
-    Text,
 )
 from flowblend_cli.utils.toml_positions import KeyPath
 

@@ -17,6 +17,8 @@ from typing import Any
 from flowblend_cli.text import is_unsafe
 
 MAX_NAME_BYTES = 200
+# A job's id, which may say more than the name that it was given: -draft, -adapt2, .again.
+MAX_ID_BYTES = 240
 # Free text in a file name.
 MAX_VALUE_BYTES = 40
 DEFAULT_TEMPLATE = "{scene}-s{seed}-n{num_inference_steps}"
@@ -37,8 +39,12 @@ _DOTS = re.compile(r"\.{2,}")
 _NOT_IN_VALUE = re.compile(r"[^\w.+-]+")
 
 
-def check_name(name: str) -> str:
+def check_name(name: str, most_bytes: int = MAX_NAME_BYTES) -> str:
     """Return a name that is safe as a file's stem on every system.
+
+    Args:
+        name: The name.
+        most_bytes: Most bytes that it may have.
 
     Raises:
         ValueError: It is empty, too long, or holds what could leave the folder or confuse a shell.
@@ -46,8 +52,8 @@ def check_name(name: str) -> str:
     if not name.strip():
         raise ValueError("must not be empty")
     size = len(name.encode("utf-8", "surrogatepass"))
-    if size > MAX_NAME_BYTES:
-        raise ValueError(f"must be at most {MAX_NAME_BYTES} bytes as a file name, got {size}")
+    if size > most_bytes:
+        raise ValueError(f"must be at most {most_bytes} bytes as a file name, got {size}")
     bad = sorted(_FORBIDDEN.intersection(name))
     if bad:
         raise ValueError(f"must not hold {' '.join(bad)}, got {name!r}")
@@ -62,6 +68,15 @@ def check_name(name: str) -> str:
     if _RESERVED.fullmatch(name):
         raise ValueError(f"must not be a reserved device name, got {name!r}")
     return name
+
+
+def check_job_id(name: str) -> str:
+    """Return the id of a job, which is its file's stem.
+
+    Raises:
+        ValueError: See ``check_name``.
+    """
+    return check_name(name, MAX_ID_BYTES)
 
 
 def check_template(template: str) -> str:

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from flowblend_cli.recipe.schema.fields import Text
 from flowblend_cli.recipe.schema.ranges import MAX_STEPS
 from flowblend_cli.recipe.schema.stage_values import is_letter
-from flowblend_cli.recipe.schema.tables import Table, Text, extended
+from flowblend_cli.recipe.schema.tables import Table, extended
 from flowblend_cli.utils.suggestions import did_you_mean
 from flowblend_plugin.metrics.catalogue import METRICS
 

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from flowblend_cli.recipe.schema.fields import Seed
 from flowblend_cli.recipe.schema.ranges import Ranges, is_numeric, parse_range, refuse_text
 from flowblend_cli.recipe.schema.tables import (
     SETTINGS,
@@ -23,7 +24,6 @@ from flowblend_cli.recipe.schema.tables import (
     OutputTable,
     Repeats,
     SamplingTable,
-    Seed,
     Table,
     extended,
 )

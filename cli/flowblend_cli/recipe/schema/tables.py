@@ -5,8 +5,6 @@ What depends on several tables is checked in ``recipe.expand.checks``.
 
 from __future__ import annotations
 
-import functools
-import operator
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -20,10 +18,31 @@ from pydantic import (
     create_model,
 )
 
-from flowblend_cli.models.pipeline_arguments import argument_table
-from flowblend_cli.recipe.schema.names import check_name, check_template
+from flowblend_cli.recipe.schema.fields import (
+    Container,
+    Crf,
+    Device,
+    Dtype,
+    FlowShift,
+    Fps,
+    Fraction,
+    Guidance,
+    History,
+    Mode,
+    Name,
+    Offload,
+    Scale,
+    Seed,
+    SigmaMax,
+    Solver,
+    StageSolver,
+    StepCount,
+    Text,
+    Threshold,
+    argument_types,
+)
+from flowblend_cli.recipe.schema.names import check_template
 from flowblend_cli.recipe.schema.ranges import (
-    MAX_SEED,
     MAX_STEPS,
     SEEDS_SCHEMA,
     Exploration,
@@ -42,17 +61,12 @@ from flowblend_cli.recipe.schema.stage_values import (
 from flowblend_cli.recipe.source.limits import MAX_PROMPT, MAX_SAMPLE
 from flowblend_plugin.stages import Cache
 
-Name = Annotated[str, AfterValidator(check_name)]
-Text = Annotated[str, Field(min_length=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Seeds = Annotated[
     Annotated[list[Seed], Field(min_length=1)] | InstanceOf[Exploration],
     BeforeValidator(Exploration.parse_or_keep),
     WithJsonSchema(SEEDS_SCHEMA),
 ]
 Repeats = Annotated[int, Field(ge=1)]
-FlowShift = Annotated[float, Field(gt=0, le=100)]
 SampleSize = Annotated[int, Field(ge=1, le=MAX_SAMPLE)]
 Steps = Annotated[
     StepRange,
@@ -100,7 +114,7 @@ class RecipeTable(Table):
     """Name of the final files without extension, such as "{scene}-s{seed}"."""
     passes: Annotated[list[Literal["draft", "final"]], AfterValidator(check_passes)] | None = None
     """Drafts of every job, its finals, or both."""
-    max_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    max_steps: StepCount | None = None
     """Most steps that a job may have."""
     report: bool = False
     """Whether a render ends with a report of the folder."""
@@ -119,11 +133,11 @@ class ModelTable(Table):
     """A bundled or known pair, ./folder, an absolute folder, or owner/name on the Hub."""
     small: Text | None = None
     """Where the small denoiser comes from, likewise; a known pair has its own."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     """Number format of the weights."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?)$")] = "auto"
+    device: Device = "auto"
     """Where to render: auto, cpu, cuda, cuda:1, mps."""
-    offload: Literal["none", "model", "group", "sequential"] = "none"
+    offload: Offload = "none"
     """What waits in main memory until it runs: nothing, whole models, or single layers."""
     batch_size: Annotated[int, Field(ge=1)] = 1
     """Jobs rendered together; only 1, because more change pixels."""
@@ -156,7 +170,7 @@ class StageTable(Table):
     """Fraction of the steps where the stage ends; left out in the last stage."""
     until_sigma: Fraction | None = None
     """Noise level where the stage ends, instead of until."""
-    guidance_scale: Annotated[float, Field(ge=1)] | None = None
+    guidance_scale: Guidance | None = None
     """Guidance of this stage; 1.0 runs no unconditional pass. Without it, the call's own."""
     adapters: list[AdapterTable] = []
     """LoRA adapters at work in this stage."""
@@ -166,12 +180,9 @@ class StageTable(Table):
     """Kind of cache in this stage, or a table of kind and options."""
     attention_backend: Annotated[str, AfterValidator(check_backend)] | None = None
     """One of diffusers' attention backends in this stage."""
-    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    steps: StepCount | None = None
     """Steps that the stage spends on noise levels of its own; all stages have them, or none."""
-    scheduler: (
-        Literal["flow_match_euler", "unipc", "dpmpp_2m", "dpmpp_2m_sde", "deis", "sa_solver", "lcm"]
-        | None
-    ) = None
+    scheduler: StageSolver | None = None
     """Solver of a stage with steps; without it, that of the pipeline or of [sampling]."""
 
 
@@ -194,36 +205,22 @@ class BlendTable(Table):
     """Of "auto": how stages are chosen; without it, by the smallest predicted error."""
     max_stages: Annotated[int, Field(ge=1, le=5)] | None = None
     """Of "auto": most stages of the criterion "contiguous"; 3."""
-    threshold: Annotated[float, Field(ge=0)] | None = None
+    threshold: Threshold | None = None
     """Of "adaptive": change of the velocity at which the small denoiser takes over; 0.05."""
 
 
 class SamplingTable(Table):
     """How the trajectory is sampled."""
 
-    mode: Literal["ode", "sde"] = "ode"
+    mode: Mode = "ode"
     """Deterministic, or with noise added back at every step."""
-    scheduler: (
-        Literal[
-            "flow_match_euler",
-            "heun",
-            "unipc",
-            "dpmpp_2m",
-            "dpmpp_2m_sde",
-            "deis",
-            "sa_solver",
-            "lcm",
-            "dpmpp_2m_karras",
-            "euler_a",
-        ]
-        | None
-    ) = None
+    scheduler: Solver | None = None
     """The solver; without it, the pipeline's own."""
     flow_shift: FlowShift | None = None
     """Shift of the noise levels; without it, the scheduler's own."""
-    solver_history: Literal["keep", "reset"] = "keep"
+    solver_history: History = "keep"
     """What a multi-step solver does with its memory where the denoiser changes."""
-    sigma_max: Annotated[float, Field(gt=0)] | None = None
+    sigma_max: SigmaMax | None = None
     """Noise level that sampling begins at, by EDM's convention; without it, pure noise."""
     noise_seed: Seed | None = None
     """Seed of the noise that "sde" adds; without it, the job's own seed."""
@@ -232,46 +229,17 @@ class SamplingTable(Table):
 class OutputTable(Table):
     """How the final files are written."""
 
-    container: Literal["mp4", "png"] | None = None
+    container: Container | None = None
     """Kind of file; without it, png for a single frame and mp4 for a clip."""
-    fps: Annotated[int, Field(ge=1, le=240)] | None = None
+    fps: Fps | None = None
     """Frames per second; without it, what the models were trained on."""
-    scale: Annotated[int, Field(ge=1, le=64)] = 1
+    scale: Scale = 1
     """Whole-number upscale of every pixel."""
-    crf: Annotated[int, Field(ge=0, le=51)] = 10
+    crf: Crf = 10
     """H.264 quality: 0 is lossless, 51 the smallest."""
 
 
-_KINDS: dict[str, Any] = {
-    "bool": bool,
-    "int": int,
-    "float": float,
-    "str": str,
-    "list[int]": list[int],
-    "list[float]": list[float],
-    "list[str]": list[str],
-}
-_BOUNDS: dict[str, Any] = {
-    "num_inference_steps": Field(ge=1, le=MAX_STEPS),
-    "num_frames": Field(ge=1, le=100_000),
-    "height": Field(ge=1, le=16_384),
-    "width": Field(ge=1, le=16_384),
-    "max_sequence_length": Field(ge=1),
-    "guidance_scale": Field(ge=0),
-    "guidance_scale_2": Field(ge=0),
-}
-
-
-def _annotation(name: str, kinds: tuple[str, ...]) -> Any:
-    """The type of a pipeline argument; a whole number is a float too, so float wins over int."""
-    kept = [_KINDS[kind] for kind in kinds if not (kind == "int" and "float" in kinds)]
-    union = functools.reduce(operator.or_, kept)
-    return Annotated[union, _BOUNDS[name]] if name in _BOUNDS else union
-
-
-ARGUMENTS: dict[str, Any] = {
-    name: _annotation(name, kinds) for name, kinds in argument_table().arguments.items()
-}
+ARGUMENTS: dict[str, Any] = argument_types()
 PIXEL_AREA = Annotated[int, Field(ge=256, le=16_384**2)]
 NEGATIVE = Annotated[str, Field(max_length=MAX_PROMPT)]
 # What defaults, presets, scenes and the sweep may set.

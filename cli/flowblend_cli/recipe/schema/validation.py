@@ -6,7 +6,6 @@ One broken table hides no problem of another one.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from flowblend_cli.recipe.schema.explanations import explain, show
 from flowblend_cli.recipe.schema.foreign_names import our_name
 from flowblend_cli.recipe.schema.json_schema import RecipeDocument
 from flowblend_cli.recipe.schema.study_tables import (
@@ -40,8 +40,7 @@ from flowblend_cli.recipe.schema.tables import (
 )
 from flowblend_cli.recipe.source.limits import MAX_PROBLEMS
 from flowblend_cli.recipe.source.problems import Problems
-from flowblend_cli.text import shorten
-from flowblend_cli.utils.suggestions import closest, did_you_mean
+from flowblend_cli.utils.suggestions import closest
 from flowblend_cli.utils.toml_positions import MAX_SHOWN, KeyPath
 
 
@@ -96,18 +95,6 @@ _SHOWN_AS = {
 # What other programs call the share of keys that sparse attention keeps.
 _SPARSE = ("attention_top_k", "attention_topk", "sla_topk", "sla_top_k")
 _NO_SPARSE = "no pipeline of diffusers 0.42.1 has sparse attention with a top-k: leave it out"
-SEED_HINT = "0 draws one, and records it"
-_ARTICLES = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "string_type": "a string",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "dict_type": "a table",
-    "model_type": "a table",
-}
 
 
 def validate(document: dict[str, Any], problems: Problems) -> Tables:
@@ -140,7 +127,7 @@ def validate(document: dict[str, Any], problems: Problems) -> Tables:
             path = (key, name)
             tables.presets[name] = _check(PresetTable, value, path, problems)
     else:
-        problems.add((key,), f"must be a table, got {_show(presets)}")
+        problems.add((key,), f"must be a table, got {show(presets)}")
     if written_as("scene", document) == "scene":
         tables.scenes = _scenes(document.get("scene"), problems)
     return tables
@@ -215,11 +202,8 @@ def _add_errors(
             continue  # the key that was meant is reported already
         elif kind == "missing":
             problems.add(path, "is missing", at="key")
-        elif len(group) > 1:
-            wanted = " or ".join(dict.fromkeys(_wanted(error) for error in group))
-            problems.add(path, f"must be {wanted}, got {_show(group[0]['input'])}")
         else:
-            problems.add(path, explain(group[0]))
+            problems.add(path, explain(*group))
 
 
 def _real_path(error: ErrorDetails, value: Any) -> KeyPath:
@@ -308,58 +292,3 @@ def _owners(key: str) -> str:
         for name, model in tables.items()
         if name not in ("defaults", "sweep", "matrix", "score") and key in model.model_fields
     )
-
-
-def _wanted(error: ErrorDetails) -> str:
-    kind, context = error["type"], error.get("ctx", {})
-    if kind in _ARTICLES:
-        return _ARTICLES[kind]
-    if kind == "greater_than_equal":
-        return f"at least {_number(context['ge'])}"
-    if kind == "less_than_equal":
-        return f"at most {_number(context['le'])}"
-    if kind == "greater_than":
-        return f"above {_number(context['gt'])}"
-    if kind == "literal_error":
-        return f"one of {context['expected']}"
-    return str(error["msg"])
-
-
-def explain(error: ErrorDetails) -> str:
-    """Say what is wrong with a value: what was found, and what was expected."""
-    value = error["input"]
-    is_seed = not {"seed", "seeds", "sample_seed", "noise_seed"}.isdisjoint(error["loc"])
-    hint = f": {SEED_HINT}" if is_seed and isinstance(value, int) and value < 0 else ""
-    return f"{_explained(error)}{hint}"
-
-
-def _explained(error: ErrorDetails) -> str:
-    kind, context, value = error["type"], error.get("ctx", {}), error["input"]
-    if kind == "value_error":
-        return str(context["error"])
-    if kind == "string_too_long":
-        return f"has {len(value):,} characters, more than the limit of {context['max_length']:,}"
-    if kind in ("string_too_short", "too_short"):
-        return "must not be empty"
-    if kind == "string_pattern_mismatch" and error["loc"][-1] == "device":
-        return f"must be auto, cpu, cuda, cuda:0, mps or xpu, got {_show(value)}"
-    message = f"must be {_wanted(error)}, got {_show(value)}"
-    if kind == "list_type" and error["loc"][-1] == "stage" and isinstance(value, str):
-        return f"{message}; did you mean 'stages'?"
-    if kind == "literal_error" and isinstance(value, str):
-        message += did_you_mean(value, re.findall(r"'([^']*)'", context["expected"]))
-    return message
-
-
-def _number(value: float) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _show(value: Any) -> str:
-    """A found value as TOML has it, cut short."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        return "a table"
-    is_plain = isinstance(value, (str, int, float, list))
-    return shorten(repr(value) if is_plain else value)

@@ -201,18 +201,18 @@ def test_plots_take_their_colours_from_the_page(study: Path) -> None:
 
 def test_hostile_words_add_no_element(tmp_path: Path) -> None:
     def make(folder: Path, word: str) -> list[str]:
-        name = re.sub(r"[/\0\n]", "", word)[:60]
+        name = "clip"
         jobs = []
         for steps in (30, 50):
             job = a_job(
-                f"{name}{steps}", steps=steps, scene=word, prompt=word, negative_prompt=word,
-                stage_string=word, origin=None,
+                f"{name}{steps}", steps=steps, prompt=word, negative_prompt=word, origin=None,
             )  # fmt: skip
-            write_clip(folder, job, metrics=values_for(steps / 100))
+            write_clip(folder, job, metrics=values_for(steps / 100), versions={word[:90]: word})
             jobs.append(job)
-        again = a_job(f"{name}a", scene=word, origin=Origin("adapted", jobs[0].id, word, 1))
+        again = a_job(f"{name}a", prompt=word, origin=Origin("adapted", jobs[0].id, word, 1))
         write_clip(folder, again, metrics=values_for(0.4), accepted=False)
-        (folder / f"{name}.png").write_bytes(b"foreign")
+        foreign = re.sub(r"[/\0\n]", "", word)[:60]
+        (folder / f"{foreign}.png").write_bytes(b"foreign")
         keep_recipe(folder, jobs, SIMPLE, word)
         assert report(folder).exit_code == 0
         return page_of(folder).elements
@@ -229,13 +229,16 @@ def test_hostile_words_add_no_element(tmp_path: Path) -> None:
 
 def test_what_is_printed_cant_control_a_terminal(tmp_path: Path) -> None:
     for steps in (30, 50):
-        job = a_job(f"a{steps}", steps=steps, scene="\x1b]0;x\x07\u202e", prompt="x")
+        word = "\x1b]0;x\x07\u202e"
+        arguments = {"prompt_template": word, "prompt": word, "negative_prompt": word}
+        job = a_job(f"a{steps}", steps=steps, **arguments)
         write_clip(tmp_path, job, metrics=values_for(steps / 100))
+    keep_recipe(tmp_path, [job], SIMPLE, warnings=[word])
 
     result = report(tmp_path)
 
     assert not re.search("[\u202e\x1b\x07]", result.output)
-    assert "Winner of \\x1b]0;x\\x07\\u202e" in result.output
+    assert "study: \\x1b]0;x\\x07\\u202e" in result.output
 
 
 def test_files_of_any_name_are_found_from_the_page(tmp_path: Path) -> None:

@@ -218,17 +218,31 @@ def test_the_same_review_again_keeps_its_ids_and_another_one_replaces_its_clips(
     assert not names() & before
 
 
-def test_what_a_recipe_asks_is_asked_as_far_as_it_is_sound_and_an_option_overrides_it(
+def test_what_a_sound_recipe_asks_is_asked_and_an_option_overrides_it(
     tmp_path: Path, batch: Batch
 ) -> None:
     finish(tmp_path, batch)
-    kept = {"v": 1, "study": {"axes": 5, "review": {"criteria": ["charm", 7, "wit"]}}}
+    kept = {"v": 1, "recipe": "harbour", "study": {"review": {"criteria": ["charm", "wit"]}}}
     write_json(recipe_path(tmp_path, "harbour"), kept)
 
     assert write_review(tmp_path).arrangement.sets[0].criteria == ("charm", "wit")
     own = write_review(tmp_path, criteria=["grace"], scenes=["ring"]).arrangement
     assert {comparison.criteria for comparison in own.sets} == {("grace",)}
     assert len(own.items) == 6
+
+
+def test_a_recipe_that_asks_what_is_no_text_is_named_and_left_out(
+    tmp_path: Path, batch: Batch
+) -> None:
+    finish(tmp_path, batch)
+    kept = {"v": 1, "recipe": "harbour", "study": {"review": {"criteria": ["charm", 7]}}}
+    write_json(recipe_path(tmp_path, "harbour"), kept)
+
+    written = write_review(tmp_path)
+
+    assert written.arrangement.sets[0].criteria != ("charm",)
+    told = "study.review.criteria[1] must be a string, got 7"
+    assert [told in warning for warning in written.warnings] == [True]
 
 
 @pytest.mark.parametrize(
@@ -382,30 +396,33 @@ ITEM = {"item": "a", "criterion": "b"}
     ("document", "told"),
     [
         ("not json", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
+        ("[" * 100_000, "is nested more than"),
         ([], "is no JSON object"),
-        ({"v": 2}, '"v" is 2, not 1'),
-        ({"v": 1, "review": "../../etc"}, "not the id of a review"),
-        ({"v": 1, "review": "r", "rater": " "}, '"rater" is no name'),
-        ({"v": 1, "review": "r", "rater": "a", "scores": {}}, '"scores" is no list'),
-        ({"v": 1, "review": "r", "rater": "a", "scores": [{}]}, '"item" of an entry is None'),
+        ({"v": 2}, "v must be one of 1, got 2"),
+        ({"v": 1, "review": "../../etc"}, "must be the id of a review, got '../../etc'"),
+        ({"v": 1, "review": "r", "rater": " "}, "rater must not be empty"),
+        ({"v": 1, "review": "r", "rater": "a", "scores": {}}, "scores must be a list"),
+        ({"v": 1, "review": "r", "rater": "a", "scores": [{}]}, "scores[0].item is missing"),
         *(
             ({"v": 1, "review": "r", "rater": "a", "scores": [{**ITEM, "score": score}]}, told)
             for score, told in [
-                (11, "b of item a is 11, not a number from 0 to 10"),
-                (10**400, "not a number from 0 to 10"),
-                (-0.5, "is -0.5, not"),
-                (True, "is True, not"),
-                ("9", "is '9', not"),
-                (None, "is None, not"),
-                (float("nan"), "is nan, not"),
+                (11, "scores[0].score must be at most 10, got 11"),
+                (10**400, "holds a number of 401 digits"),
+                (-0.5, "must be at least 0, got -0.5"),
+                (True, "must be a number, got true"),
+                ("9", "must be a number, got '9'"),
+                (None, "must be a number, got None"),
+                (float("nan"), "holds NaN"),
             ]
         ),
         (
             {"v": 1, "review": "r", "rater": "a", "scores": [{**ITEM, "score": 1}] * 2},
             "is scored twice",
         ),
-        ({"v": 1, "review": "r", "rater": "a", "notes": [{"item": "a"}]}, '"note" of an entry'),
+        (
+            {"v": 1, "review": "r", "rater": "a", "notes": [{"item": "a"}]},
+            "notes[0].note is",
+        ),
     ],
 )
 def test_a_file_that_no_review_page_saved_says_what_is_wrong(

@@ -1,0 +1,1 @@
+"""Schema of what is read back: every file that a run leaves, by the rules that recipes have."""
