@@ -24,7 +24,8 @@ from flowblend_plugin.denoisers.conditioning import fit_inputs
 from flowblend_plugin.denoisers.placement import check_pair, uncompiled
 from flowblend_plugin.errors import StageError, SwitchError
 from flowblend_plugin.schedulers.flow_blend import make_stages
-from flowblend_plugin.schedulers.solver_state import reset_history, step_sigmas
+from flowblend_plugin.schedulers.solver_state import check_resettable, reset_history, step_sigmas
+from flowblend_plugin.schedulers.support import check_supported
 from flowblend_plugin.stages import StageSchedule
 
 
@@ -129,6 +130,9 @@ class FlowBlendBlock(ModularPipelineBlocks):
         return _View(pipe, dict.fromkeys(self._places(pipe), small)), block_state
 
     def _begin(self, pipe: Any) -> None:
+        check_supported(type(pipe.scheduler))
+        if self._solver_history == "reset":
+            check_resettable(pipe.scheduler)
         levels = step_sigmas(pipe.scheduler)
         self._roles = self.stages.denoisers(len(levels), levels)
         self._fitted.close()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from flowblend_plugin.errors import SchedulerConfigError, SwitchError
-from flowblend_plugin.schedulers.solver_state import ROUNDING, predicts_flow
+from flowblend_plugin.schedulers.predictions import clean_weights
 from flowblend_plugin.schedulers.stage_mixin import StageMixin
 
 _RIDGE = 3e-3  # of latents of deviation 1: costs encoded clips 0.3 dB, gains others 4 to 12
@@ -24,33 +24,31 @@ PROJECTION_NAME = "preview.safetensors"  # in the folder of the pipeline that it
 
 
 def clean_latents(
-    scheduler: Any, velocity: torch.Tensor, sample: torch.Tensor, index: int
+    scheduler: Any, output: torch.Tensor, sample: torch.Tensor, index: int
 ) -> torch.Tensor:
-    """Compute the clean latents that one step's velocity points to: ``x - sigma v``.
+    """Compute the clean latents that one step's output points to, such as ``x - sigma v``.
 
     Args:
-        scheduler: A flow-matching diffusers scheduler whose timesteps are set.
-        velocity: What the solver took as the denoiser's output.
+        scheduler: A diffusers scheduler whose timesteps are set.
+        output: What the solver took as the denoiser's output.
         sample: The latents that it belongs to, likewise shaped.
-        index: Index of the step in ``scheduler.sigmas``.
+        index: Index of the step in ``scheduler.timesteps``.
 
     Returns:
         The clean latents, of the sample's shape and dtype.
 
     Raises:
-        SchedulerConfigError: The scheduler isn't a flow-matching one with noise levels from 1 to 0.
+        SchedulerConfigError: It isn't known what this scheduler's outputs say of clean latents.
     """
-    if (
-        not predicts_flow(scheduler)
-        or scheduler.config.get("invert_sigmas")
-        or scheduler.sigmas[index] > 1 + ROUNDING
-    ):
+    weights = clean_weights(scheduler, index)
+    if weights is None:
         raise SchedulerConfigError(
-            f"{type(scheduler).__name__} isn't a flow-matching scheduler with noise levels from 1 "
-            "to 0, which clean latents are told from: render the clip instead"
+            f"clean latents can't be told from what {type(scheduler).__name__} is handed, so "
+            "nothing can be seen early: render the clip instead"
         )
-    sigma = float(scheduler.sigmas[index])
-    return (sample.float() - sigma * velocity.float()).to(sample.dtype)
+    of_sample, of_output = weights
+    clean: torch.Tensor = of_sample * sample.float() + of_output * output.float()
+    return clean.to(sample.dtype)
 
 
 class EarlyLook:
@@ -83,11 +81,13 @@ class EarlyLook:
         self._pipe = pipe
         self._left = after_steps
         self._on_step = on_step
-        self._seen: tuple[torch.Tensor, torch.Tensor, int] | None = None
+        self._seen: torch.Tensor | None = None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Note what the pipeline hands its scheduler, which has stages.
+
+        Within, a step raises SchedulerConfigError where clean latents can't be told from it.
 
         Raises:
             SwitchError: The pipeline's scheduler has no stages.
@@ -102,8 +102,9 @@ class EarlyLook:
             scheduler.watch(None)
             self._pipe._interrupt = False
 
-    def _see(self, velocity: torch.Tensor, sample: torch.Tensor, index: int) -> None:
-        self._seen = (velocity, sample, index)
+    def _see(self, output: torch.Tensor, sample: torch.Tensor, index: int) -> None:
+        # Now: pipelines write into their latents.
+        self._seen = clean_latents(self._pipe.scheduler, output, sample, index)
 
     @property
     def latents(self) -> torch.Tensor:
@@ -111,14 +112,13 @@ class EarlyLook:
 
         Raises:
             SwitchError: The pipeline stepped something else than its own scheduler.
-            SchedulerConfigError: See ``clean_latents``.
         """
         if self._seen is None:
             raise SwitchError(
                 f"{type(self._pipe).__name__} steps private copies of its scheduler, so nothing "
                 "can be seen early: render the clip instead"
             )
-        return clean_latents(self._pipe.scheduler, *self._seen)
+        return self._seen
 
     def on_step(self, step_index: int, role: str) -> None:
         """Count a whole step; called by the DenoiserSwitch."""

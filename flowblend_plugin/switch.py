@@ -27,9 +27,11 @@ from flowblend_plugin.denoisers.placement import (
 )
 from flowblend_plugin.errors import CheckpointError, SwitchError
 from flowblend_plugin.schedulers.flow_blend import agreed_stages, make_stages, wrap_scheduler
-from flowblend_plugin.schedulers.solver_state import reset_history
-from flowblend_plugin.schedulers.stage_mixin import Seed, StageMixin
+from flowblend_plugin.schedulers.noise import Seed
+from flowblend_plugin.schedulers.solver_state import check_resettable, reset_history
+from flowblend_plugin.schedulers.stage_mixin import StageMixin
 from flowblend_plugin.schedulers.stage_solvers import spread_stages
+from flowblend_plugin.schedulers.support import check_supported
 from flowblend_plugin.stage_hooks.attention import StageAttention
 from flowblend_plugin.stage_hooks.base import StageHook, StageStep
 from flowblend_plugin.stage_hooks.cache import CacheReport, StageCaches
@@ -109,6 +111,9 @@ class DenoiserSwitch(PipelineCallback):
         super().__init__()
         if solver_history not in ("keep", "reset"):
             raise SwitchError(f"solver_history must be 'keep' or 'reset', got {solver_history!r}")
+        check_supported(type(pipe.scheduler))
+        if solver_history == "reset":
+            check_resettable(pipe.scheduler)
         own = take_back(pipe)
         given = all_denoisers(small, denoisers)
         self._pipe = pipe

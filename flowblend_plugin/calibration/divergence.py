@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,9 +17,15 @@ from torch import Tensor, nn
 
 from flowblend_plugin.denoisers.placement import Denoiser
 from flowblend_plugin.errors import SwitchError
+from flowblend_plugin.schedulers.noise import Seed
+from flowblend_plugin.schedulers.predictions import Weight
 from flowblend_plugin.schedulers.solver_state import step_sigmas
-from flowblend_plugin.schedulers.stage_mixin import Seed, StageMixin
-from flowblend_plugin.stage_hooks.extrapolation import Continued, continued
+from flowblend_plugin.schedulers.stage_mixin import StageMixin
+from flowblend_plugin.stage_hooks.extrapolation import (
+    Continued,
+    continued,
+    prediction_weights,
+)
 from flowblend_plugin.switch import DenoiserSwitch
 
 _LOW_BAND = 0.5  # of the highest spatial frequency
@@ -39,6 +45,9 @@ class StepVelocities:
         small_passes: The small one's.
         continued: What extrapolated steps would continue: the noise that a flow velocity sees in
             the latents, the clean latents, or the output itself.
+        clean: The clean latents that the large velocity points to, likewise shaped, where those are
+            continued; None takes them to change as along a trajectory without new noise.
+        clean_weight: Weight that the velocity has in them.
     """
 
     step: int
@@ -48,6 +57,8 @@ class StepVelocities:
     large_passes: tuple[Tensor, ...] = ()
     small_passes: tuple[Tensor, ...] = ()
     continued: Continued = "noise"
+    clean: Tensor | None = None
+    clean_weight: Weight = 1.0
 
 
 @dataclass(frozen=True)
@@ -172,8 +183,14 @@ def _bend(before: StepVelocities, present: StepVelocities, after: StepVelocities
     """Second derivative by sigma of what extrapolated steps continue, on the velocity's scale.
 
     Along a trajectory the noise ``x + (1 - sigma) v`` changes by ``(1 - sigma)`` times what the
-    velocity v changes by, and the clean latents ``x - sigma v`` by ``-sigma`` times that.
+    velocity v changes by, and the clean latents ``x - sigma v`` by ``-sigma`` times that. Where
+    noise is added on the way, only the clean latents themselves tell.
     """
+    width = (after.sigma - before.sigma) / 2 or math.inf
+    if before.clean is not None and present.clean is not None and after.clean is not None:
+        first = (present.clean - before.clean) / (present.sigma - before.sigma or math.inf)
+        second = (after.clean - present.clean) / (after.sigma - present.sigma or math.inf)
+        return (second - first) / width / present.clean_weight
 
     def weigh(sigma: float) -> float:
         return {"noise": 1 - sigma, "clean": sigma, "output": 1.0}[present.continued]
@@ -182,7 +199,7 @@ def _bend(before: StepVelocities, present: StepVelocities, after: StepVelocities
     for a, b in ((before, present), (present, after)):
         weight = weigh((a.sigma + b.sigma) / 2) / (weigh(present.sigma) or math.inf)
         slopes.append(_slope(a, b) * weight)
-    return (slopes[1] - slopes[0]) / ((after.sigma - before.sigma) / 2 or math.inf)
+    return (slopes[1] - slopes[0]) / width
 
 
 def _slope(a: StepVelocities, b: StepVelocities) -> Tensor:
@@ -244,7 +261,9 @@ class VelocityLog(DenoiserSwitch):
             self._asking = True
             try:
                 with torch.no_grad():
-                    self._passes.append((_tensor(output), _tensor(small(*args, **kwargs))))
+                    # A copy: compiled denoisers write into their outputs again.
+                    large = _tensor(output).clone()
+                    self._passes.append((large, _tensor(small(*args, **kwargs)).clone()))
             finally:
                 self._asking = False
 
@@ -283,10 +302,12 @@ class VelocityLog(DenoiserSwitch):
         passes, self._passes = self._passes, []
         step = len(self.denoisers_run)
         if passes and not (self._window and self._window[-1].step == step):
-            self._note(step, output, passes)
+            self._note(step, output, sample, passes)
         return super().model_output(output, sample)
 
-    def _note(self, step: int, output: Tensor, passes: list[tuple[Tensor, Tensor]]) -> None:
+    def _note(
+        self, step: int, output: Tensor, sample: Tensor, passes: list[tuple[Tensor, Tensor]]
+    ) -> None:
         # One forward of a doubled batch is two passes.
         batch = len(output)
         large = [part for pair in passes for part in torch.split(pair[0], batch)]
@@ -297,13 +318,15 @@ class VelocityLog(DenoiserSwitch):
         guided = torch.zeros_like(output, dtype=torch.float)
         for k, part in enumerate(small):
             guided += weights[:, k].view(shape) * part
-        levels = step_sigmas(self._scheduler)
-        self._window.append(
-            StepVelocities(
-                step, levels[step], output, guided, tuple(large), tuple(small),
-                continued=continued(self._scheduler),
-            )
-        )  # fmt: skip
+        levels, what = step_sigmas(self._scheduler), continued(self._scheduler)
+        present = StepVelocities(
+            step, levels[step], output, guided, tuple(large), tuple(small), continued=what
+        )
+        terms = prediction_weights(self._scheduler, step * self._scheduler.order)
+        if what == "clean" and terms is not None:
+            clean = terms[0] * sample.float() + terms[1] * output.float()
+            present = replace(present, clean=clean, clean_weight=terms[1])
+        self._window.append(present)
         if len(self._window) > 1:
             before = self._window[-3] if len(self._window) > 2 else None
             self._on_divergence(measure_step(before, *self._window[-2:]))

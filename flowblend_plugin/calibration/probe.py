@@ -20,7 +20,7 @@ from flowblend_plugin.calibration.sensitivity import (
 )
 from flowblend_plugin.denoisers.placement import Denoiser
 from flowblend_plugin.errors import CalibrationError
-from flowblend_plugin.schedulers.stage_mixin import Seed
+from flowblend_plugin.schedulers.noise import Seed
 
 SENSITIVITY_PROMPTS = 8
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flowblend_plugin.denoisers.placement import Denoiser, StandIns
 from flowblend_plugin.errors import StageError, SwitchError
-from flowblend_plugin.schedulers.stage_mixin import Seed
+from flowblend_plugin.schedulers.noise import Seed
 from flowblend_plugin.stage_hooks.base import StageHook, StageStep
 from flowblend_plugin.stages import StageSchedule
 from flowblend_plugin.switch import DenoiserSwitch
@@ -130,7 +130,7 @@ class _Record(StageHook):
             )
 
     def model_output(self, output: Tensor, sample: Tensor) -> Tensor:
-        self.outputs.append(output.detach().cpu())
+        self.outputs.append(output.detach().to("cpu", copy=True))
         return output
 
     def leave(self) -> None:

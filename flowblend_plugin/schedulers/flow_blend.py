@@ -13,8 +13,9 @@ from diffusers.configuration_utils import register_to_config
 
 from flowblend_plugin.errors import SchedulerConfigError, StageError, SwitchError
 from flowblend_plugin.schedulers.factory import lost_settings
+from flowblend_plugin.schedulers.noise import Seed
 from flowblend_plugin.schedulers.sigmas import PLAIN_PIPELINES, start_level
-from flowblend_plugin.schedulers.stage_mixin import Seed, StageMixin, with_stages
+from flowblend_plugin.schedulers.stage_mixin import StageMixin, with_stages
 from flowblend_plugin.schedulers.stage_solvers import check_grid
 from flowblend_plugin.stages import StageSchedule
 
@@ -101,9 +102,12 @@ def wrap_scheduler(
 
     Raises:
         StageError: The stages make no schedule.
+        SwitchError: It isn't a scheduler of latents, so that it can't have stages.
     """
+    kind = with_stages(type(scheduler))
     wrapped = copy.deepcopy(scheduler)
-    wrapped.__class__ = with_stages(type(scheduler))
+    wrapped.__class__ = kind
+    wrapped._copy_number, wrapped.was_copied = 0, False  # type: ignore[attr-defined]
     wrapped._stages = make_stages(stages, boundaries, boundary_sigmas)  # type: ignore[attr-defined]
     if seed is not None:
         wrapped._seed = seed  # type: ignore[attr-defined]
@@ -123,7 +127,8 @@ class FlowBlendScheduler(with_stages(FlowMatchEulerDiscreteScheduler)):  # type:
         mode: ``"ode"`` (deterministic) or ``"sde"`` (fresh noise at every step:
             ``x0 = x - sigma v``, then ``(1 - sigma') x0 + sigma' noise``).
         seed: Seed of the SDE's noise; the same seed gives the same bits although pipelines hand
-            schedulers no generator. Sample b of a batch uses ``seed + b``.
+            schedulers no generator. Sample b of a batch uses ``seed + b``. None draws one for each
+            trajectory, which ``seed_used`` then tells.
         **kwargs: Anything else that ``FlowMatchEulerDiscreteScheduler`` takes.
 
     Raises:
@@ -154,7 +159,7 @@ class FlowBlendScheduler(with_stages(FlowMatchEulerDiscreteScheduler)):  # type:
         boundaries: Sequence[float] | None = None,
         boundary_sigmas: Sequence[float] | None = None,
         mode: str = "ode",
-        seed: int = 0,
+        seed: int | Sequence[int] | None = None,
     ) -> None:
         if mode not in ("ode", "sde"):
             raise SchedulerConfigError(f"mode must be 'ode' or 'sde', got {mode!r}")
@@ -175,18 +180,31 @@ class FlowBlendScheduler(with_stages(FlowMatchEulerDiscreteScheduler)):  # type:
             stochastic_sampling=mode == "sde",
         )
         self._stages = make_stages(stages, boundaries, boundary_sigmas)
+        # JSON, which configs are saved as, knows lists only.
+        given = {"boundaries": boundaries, "boundary_sigmas": boundary_sigmas, "seed": seed}
+        spelt: dict[str, Any] = {
+            name: tuple(value) for name, value in given.items() if isinstance(value, Sequence)
+        }
         if isinstance(stages, StageSchedule):
-            spelt: dict[str, Any] = {"stages": stages.to_document()}
+            spelt["stages"] = stages.to_document()
             if stages.is_spelt:
-                spelt = {
+                spelt |= {
                     "stages": stages.letters,
                     "boundaries": stages.boundaries,
                     "boundary_sigmas": stages.boundary_sigmas,
                 }
+        if spelt:
             # diffusers leaves values that it noted as defaults out of a round trip.
             noted = [k for k in self.config.get("_use_default_values", []) if k not in spelt]
             self.register_to_config(**spelt, _use_default_values=noted)
         self._seed = seed if mode == "sde" else None
+        self._draws_seed = mode == "sde"
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        # diffusers looks its names up among its own classes.
+        found: list[type] = super()._get_compatibles()
+        return [cls, *found, FlowMatchEulerDiscreteScheduler]
 
     @classmethod
     def from_config(

@@ -8,24 +8,31 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import inspect
 import logging
+import secrets
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 
 from flowblend_plugin.errors import SwitchError
-from flowblend_plugin.schedulers.solver_state import solver_state_dict, step_sigmas
+from flowblend_plugin.schedulers.noise import Seed, noise_generators
+from flowblend_plugin.schedulers.solver_state import solver_state_dict, step_calls, step_sigmas
 from flowblend_plugin.schedulers.stage_solvers import StageSolvers, advance, set_grid
+from flowblend_plugin.schedulers.support import (
+    bind_step,
+    check_supported,
+    step_defaults,
+    step_signature,
+)
 from flowblend_plugin.stages import StageSchedule
 
 logger = logging.getLogger(__name__)
 
-Seed = int | Sequence[int]
-# Called after a step: the output that the solver took, its sample, and the index in ``sigmas``.
+# Called after a step: the output that the solver took, its sample, and the index in ``timesteps``.
 Watcher = Callable[[torch.Tensor, torch.Tensor, int], None]
 
 
@@ -67,6 +74,8 @@ class StageMixin:
     timesteps: torch.Tensor
     _stages: StageSchedule | None = None
     _seed: Seed | None = None
+    _draws_seed: bool = False  # anew for every trajectory, where there is none
+    _seed_used: Seed | None = None
     own_noise: bool = False  # whether the seed counts where a pipeline hands over a generator
     _listener: weakref.ref[StageListener] | None = None
     _copy_of: weakref.ref[StageListener] | None = None
@@ -74,11 +83,16 @@ class StageMixin:
     _generators: list[torch.Generator] | None = None
     _watcher: Watcher | None = None
     _wrapper: StepWrapper | None = None
+    _copies: int = 0  # made in the present trajectory
+    _copy_number: int = 0  # counted from 1; the scheduler itself is 0
     was_copied: bool = False  # a pipeline may be stepping private copies beside this one
     _start_level: float | None = None
     _stage_solvers: StageSolvers | None = None
     _calls: int = 0
     _first: int = 0
+    # Of what the present step is handed, what says how to read its output.
+    step_arguments: Mapping[str, Any] = MappingProxyType({})
+    begins_anew: bool = False  # the next step is to forget what its pipeline kept of the former
 
     @property
     def stages(self) -> StageSchedule | None:
@@ -94,6 +108,15 @@ class StageMixin:
     def stage_solvers(self) -> tuple[Any, ...]:
         """The further solvers of stages that name one."""
         return tuple(self._stage_solvers.further) if self._stage_solvers is not None else ()
+
+    @property
+    def seed_used(self) -> Seed | None:
+        """Seed of what noise the solver added in the present, or last, trajectory.
+
+        Given as the seed, it makes the same noise again. None where it isn't this scheduler that
+        decides on the noise.
+        """
+        return self._seed_used
 
     def attach_listener(self, listener: StageListener) -> None:
         """Announce stages to ``listener``, which is held weakly.
@@ -125,7 +148,7 @@ class StageMixin:
         """Index of the step that comes next, the number of steps at the end; None within one."""
         index = getattr(self, "step_index", None)
         done = self._first + self._calls if index is None else int(index)
-        if done >= len(self.timesteps):
+        if done >= step_calls(self):
             return len(self._stage_indices)
         return None if done % self.order else done // self.order
 
@@ -137,6 +160,8 @@ class StageMixin:
             "solver": solver_state_dict(self, _OWN_ATTRIBUTES),
             "phases": None if solvers is None else solvers.state_dict(),
             "noise": None if generators is None else [one.get_state() for one in generators],
+            # Only of a seed that was drawn: a given one is given again.
+            **({"seed": self._seed_used} if self._seed is None and generators is not None else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -147,10 +172,12 @@ class StageMixin:
             self._stage_solvers.load_state_dict(state["phases"])
         if state["noise"] is not None:
             self._generators = [torch.Generator().set_state(one) for one in state["noise"]]
+            self._seed_used = state.get("seed", self._seed)
 
     def skip_step(self, timestep: Any) -> None:
         """Count a call of ``step`` that nothing is computed for, and announce what follows."""
         solver: Any = self
+        self.begins_anew = False
         if hasattr(solver, "_init_step_index"):
             if solver.step_index is None:
                 solver._init_step_index(timestep)
@@ -161,7 +188,9 @@ class StageMixin:
         # Some pipelines deep-copy their scheduler in mid-call (a second modality, one copy a
         # frame). A copy must not reach the denoisers through the listener; and a copy of a
         # scheduler at work isn't the one that announces, so it announces nothing.
-        left_out = ("_listener", "_copy_of", "_generators", "_watcher", "_wrapper")
+        left_out = (
+            "_listener", "_copy_of", "_generators", "_watcher", "_wrapper", "step_arguments",
+        )  # fmt: skip
         state = {k: v for k, v in self.__dict__.items() if k not in left_out}
         if self._current_listener() is not None:
             state["_stages"] = None
@@ -177,13 +206,18 @@ class StageMixin:
         base, state = self.__reduce__()[1]
         again = _rebuild(base, copy.deepcopy(state, memo))
         again._copy_of = self._listener or self._copy_of
+        if self._current_listener() is not None:
+            self._copies += 1
+            again._copy_number = self._copies
         return again
 
     def _current_listener(self) -> StageListener | None:
         return self._listener() if self._listener is not None else None
 
     def _start_trajectory(self) -> None:
-        self._calls, self._first, self._generators = 0, 0, None
+        self._calls = self._first = self._copies = 0
+        self._generators = self._seed_used = None
+        self.step_arguments, self.begins_anew = MappingProxyType({}), False
         if self._stages is None:
             self._start_copy()
             return
@@ -264,56 +298,76 @@ class StageMixin:
             )
         return self._stage_solvers.solver(self, timestep)
 
-    def _step(
-        self, step: Callable[..., Any], output: Any, timestep: Any, sample: Any,
-        args: tuple[Any, ...], kwargs: dict[str, Any],
-    ) -> Any:  # fmt: skip
+    def _step(self, step: Callable[..., Any], given: inspect.BoundArguments) -> Any:
+        handed = given.arguments
+        output, timestep, sample = (handed[name] for name in ("model_output", "timestep", "sample"))
         solver = self._solver(timestep)
-        kind: Any = type(solver)
-        is_ours = self.own_noise or kwargs.get("generator") is None
-        if _takes_generator(kind) and not args and is_ours:
-            generators = self._generators_for(sample)
-            if generators is not None:
-                kwargs["generator"] = generators
-        taken = self._model_output(output, sample)
-        result = advance(self, solver, step, (taken, timestep, sample, *args), kwargs)
-        if self._watcher is not None and getattr(self, "step_index", None) is not None:
-            self._watcher(taken, sample, self.step_index - 1)  # type: ignore[attr-defined]
+        if self.begins_anew and "old_pred_original_sample" in handed:
+            handed["old_pred_original_sample"] = None
+        self.begins_anew = False
+        kind: Any = type(self)
+        known = step_defaults(kind) | handed
+        self.step_arguments = {name: known[name] for name in _TOLD if name in known}
+        self._check_tokens()
+        if self.own_noise or handed.get("generator") is None:
+            self._give_noise(solver, handed, sample)
+        # A scheduler that is handed a timestep for each token takes clean minus noise.
+        negated = handed.get("per_token_timesteps") is not None
+        taken = self._model_output(-output if negated else output, sample)
+        handed["model_output"] = -taken if negated else taken
+        result = advance(self, solver, step, given)
+        if self._watcher is not None:
+            self._watcher(taken, sample, self._index_done(timestep))
         self._finish_step()
         return result
 
+    def _check_tokens(self) -> None:
+        by_token = self.step_arguments.get("per_token_timesteps") is not None
+        if by_token and self.config.get("stochastic_sampling"):  # type: ignore[attr-defined]
+            raise SwitchError(
+                f"this pipeline hands {type(self).__name__} a timestep for each token "
+                "(per_token_timesteps), and with them its stochastic form makes noise of the "
+                "latents: choose mode = 'ode' (stochastic_sampling=False)"
+            )
+
+    def _index_done(self, timestep: Any) -> int:
+        """Index of the step that was just done in the timesteps."""
+        index = getattr(self, "step_index", None)
+        if index is not None:
+            return int(index) - 1
+        found = (self.timesteps == torch.as_tensor(timestep).to(self.timesteps)).nonzero()
+        return int(found[0]) if len(found) else self._first + self._calls
+
+    def _give_noise(self, solver: Any, handed: dict[str, Any], sample: torch.Tensor) -> None:
+        """Let the seed decide on the noise of a solver that may add some."""
+        tree = getattr(solver, "noise_sampler", None)
+        kind: Any = type(solver)
+        if "generator" in step_signature(kind).parameters:
+            generators = self._generators_for(sample)
+            if generators is not None:
+                handed["generator"] = generators
+        elif hasattr(solver, "noise_sampler_seed") and tree is None:
+            generators = self._generators_for(sample)
+            if generators is not None:
+                solver.noise_sampler_seed = [one.initial_seed() for one in generators]
+
     def _generators_for(self, sample: torch.Tensor) -> list[torch.Generator] | None:
         """Give one generator per sample, begun anew in every trajectory."""
-        if self._seed is None:
-            return None
         if self._generators is None:
-            seeds = _seeds(self._seed, sample.shape[0])
-            self._generators = [torch.Generator().manual_seed(_stream(s)) for s in seeds]
+            seed = self._seed
+            if seed is None and self._draws_seed:
+                seed = secrets.randbits(32)
+                logger.info("the sampler's noise has no seed, and is drawn with %d", seed)
+            if seed is None:
+                return None
+            self._seed_used = seed
+            self._generators = noise_generators(seed, len(sample), self._copy_number)
         return self._generators
 
 
-def _seeds(seed: Seed, batch: int) -> list[int]:
-    if isinstance(seed, int):
-        return [seed + i for i in range(batch)]
-    if len(seed) != batch:
-        raise SwitchError(
-            f"the scheduler has {len(seed)} seeds for a batch of {batch} samples: give one a sample"
-        )
-    return list(seed)
-
-
-def _stream(seed: int) -> int:
-    """Make a seed for the sampler's noise, unrelated to those that made the initial latents."""
-    digest = hashlib.sha256(f"flowblend sde {seed}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
+# What a step is handed that says how to read its output.
+_TOLD = ("eta", "s_churn", "per_token_timesteps")
 _OWN_ATTRIBUTES = {*StageMixin.__annotations__, "_flowblend_original"} - {"timesteps"}
-
-
-@functools.cache
-def _takes_generator(kind: Any) -> bool:
-    return "generator" in inspect.signature(kind.step).parameters
 
 
 @functools.cache
@@ -327,9 +381,13 @@ def with_stages(base: type) -> type:
 
     Returns:
         The subclass; the same one for the same base.
+
+    Raises:
+        SwitchError: It isn't a scheduler of latents.
     """
     if issubclass(base, StageMixin):
         return base
+    check_supported(base)
     grid = inspect.signature(base.set_timesteps)  # type: ignore[attr-defined]
 
     @functools.wraps(base.set_timesteps)  # type: ignore[attr-defined]
@@ -343,12 +401,13 @@ def with_stages(base: type) -> type:
         return result
 
     @functools.wraps(base.step)  # type: ignore[attr-defined]
-    def step(
-        self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any
-    ) -> Any:
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         stock = base.step  # type: ignore[attr-defined]
-        take = functools.partial(self._step, stock, model_output, timestep, sample, args, kwargs)
-        return take() if self._wrapper is None else self._wrapper.step(take, timestep)
+        given = bind_step(base, self, args, kwargs)
+        take = functools.partial(self._step, stock, given)
+        if self._wrapper is None:
+            return take()
+        return self._wrapper.step(take, given.arguments["timestep"])
 
     members: dict[str, Any] = {
         "set_timesteps": set_timesteps,

@@ -189,31 +189,29 @@ def _assign(scheduler: Any, grid: SigmaGrid) -> None:
     scheduler.timesteps = torch.tensor(grid.timesteps, dtype=torch.float64).to(where, kind)
 
 
-def advance(
-    own: Any, solver: Any, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def advance(own: Any, solver: Any, step: Callable[..., Any], given: inspect.BoundArguments) -> Any:
     """Do one step with the solver of its stage, and count it.
 
     Args:
         own: The pipeline's scheduler.
         solver: What ``StageSolvers.solver`` said.
         step: The own scheduler's step.
-        args: What the step is called with.
-        kwargs: Likewise.
+        given: What the step is called with, its scheduler first.
 
     Raises:
         SwitchError: The pipeline hands its solver more than others take.
     """
     if solver is own:
-        return step(own, *args, **kwargs)
+        return step(*given.args, **given.kwargs)
     known = inspect.signature(type(solver).step).parameters
-    more = [key for key in kwargs if key not in known and key != "generator"]
-    if len(args) > 3 or more:
+    handed = dict(list(given.arguments.items())[1:])
+    more = [key for key in handed if key not in known and key != "generator"]
+    if more:
         raise SwitchError(
-            f"this pipeline hands its solver {', '.join(more) or 'more than latents'}, which "
+            f"this pipeline hands its solver {', '.join(more)}, which "
             f"{type(solver).__name__} doesn't take: leave scheduler out of the stages"
         )
-    result = solver.step(*args, **{key: kwargs[key] for key in kwargs if key in known})
+    result = solver.step(**{key: handed[key] for key in handed if key in known})
     own._step_index = solver.step_index
     return result
 

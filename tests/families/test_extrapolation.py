@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import pytest
@@ -37,25 +38,43 @@ def by_hand(family: Family) -> torch.Tensor:
     roles = letters(LEL.denoisers(STEPS))
     first = round(STEPS * family.skipped / family.steps)
 
+    def parts(index: int, given: Any) -> tuple[Any, Any, Any, int]:
+        """Weights of latents and output in what is continued, the level, and the output's sign."""
+        scheduler, level = pipe.scheduler, step_sigmas(pipe.scheduler)[index]
+        if given.get("per_token_timesteps") is not None:
+            # The scheduler takes clean minus noise, and every token has a level of its own.
+            levels = given["per_token_timesteps"][..., None] / 1000
+            return 1.0, 1 - levels, levels, -1
+        if "CogVideoXDPM" in type(scheduler).__name__:  # it adds noise: clean latents
+            signal = float(scheduler.alphas_cumprod[int(given["timestep"])])
+            return 1 / signal**0.5, -((1 - signal) ** 0.5) / signal**0.5, level, 1
+        if sees_noise(scheduler):
+            return 1.0, 1 - float(scheduler.sigmas[index]), level, 1
+        return 0.0, 1.0, level, 1
+
     @functools.wraps(step)
-    def stepped(output: Any, t: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+    def stepped(*args: Any, **kwargs: Any) -> Any:
         nonlocal count
+        bound = inspect.signature(step).bind(*args, **kwargs)
+        given = bound.arguments
         index = first + count % (STEPS - first)
         count += 1
-        level = step_sigmas(pipe.scheduler)[index]
         if index == first:
             ran.clear()
-        weight = 1 - float(pipe.scheduler.sigmas[index]) if sees_noise(pipe.scheduler) else 0
+        a, b, level, sign = parts(index, given)
+        sample, output = given["sample"].float(), given["model_output"]
         if roles[index] == "L":
-            seen = sample.float() + weight * output.float() if weight else output.float()
-            ran.append((level, seen))
+            ran.append((level, a * sample + b * (sign * output.float())))
         else:
             told = ran[-1][1]
             if len(ran) > 1:
                 (former, before), (latest, last) = ran[-2:]
-                told = last + (last - before) / (latest - former) * (level - latest)
-            output = ((told - sample) / weight if weight else told).to(output.dtype)
-        return step(output, t, sample, *args, **kwargs)
+                width = latest - former
+                if isinstance(width, torch.Tensor):  # what has one level twice is held
+                    width = torch.where(width == 0, torch.inf, width)
+                told = last + (last - before) / width * (level - latest)
+            given["model_output"] = sign * ((told - a * sample) / b).to(output.dtype)
+        return step(*bound.args, **bound.kwargs)
 
     pipe.scheduler.step = stepped
     return run(family, pipe)

@@ -9,9 +9,17 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    DDIMScheduler,
+    DDPMScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeliosScheduler,
     I2VGenXLPipeline,
+    KDPM2DiscreteScheduler,
+    LTXEulerAncestralRFScheduler,
+    MiniMaxH3Scheduler,
+    SCMScheduler,
     UniPCMultistepScheduler,
 )
 from tiny import FLOW, run_wan, wan_denoiser, wan_pipe
@@ -81,12 +89,66 @@ def test_a_velocity_that_is_noise_minus_clean_points_to_the_clean_latents(schedu
 
 @pytest.mark.parametrize(
     "scheduler",
-    [DDIMScheduler(), FlowMatchEulerDiscreteScheduler(invert_sigmas=True)],
+    [
+        FlowMapEulerDiscreteScheduler(),  # a velocity towards any later step
+        KDPM2DiscreteScheduler(),
+        DDPMScheduler(variance_type="learned_range"),  # outputs hold a variance too
+        FlowMatchEulerDiscreteScheduler(invert_sigmas=True, stochastic_sampling=True),
+    ],
 )
-def test_clean_latents_are_told_of_flow_matching_only(scheduler: Any) -> None:
+def test_schedulers_whose_outputs_say_something_else_are_refused_by_name(scheduler: Any) -> None:
     scheduler.set_timesteps(4)
-    with pytest.raises(SchedulerConfigError, match="isn't a flow-matching scheduler"):
+    with pytest.raises(
+        SchedulerConfigError, match=f"can't be told from.*{type(scheduler).__name__}"
+    ):
         clean_latents(scheduler, torch.zeros(1), torch.zeros(1), 0)
+
+
+def test_helios_pyramid_of_flows_is_refused_and_its_single_flow_is_not() -> None:
+    one, pyramid = HeliosScheduler(stages=1, stage_range=[0, 1]), HeliosScheduler()
+    one.set_timesteps(4)
+    pyramid.set_timesteps(4, stage_index=0)
+    clean, noise, sigma = torch.tensor([0.7]), torch.tensor([-1.0]), one.sigmas[1]
+    found = clean_latents(one, noise - clean, (1 - sigma) * clean + sigma * noise, 1)
+    assert torch.allclose(found, clean)
+    with pytest.raises(SchedulerConfigError, match="HeliosScheduler"):
+        clean_latents(pyramid, noise, clean, 1)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "sign"), [(MiniMaxH3Scheduler(), -1), (LTXEulerAncestralRFScheduler(), 1)]
+)
+def test_flows_of_other_classes_are_known_with_their_sign(scheduler: Any, sign: int) -> None:
+    scheduler.set_timesteps(5)
+    clean, noise = torch.tensor([0.7, -2.0]), torch.tensor([1.0, 0.5])
+    for index in (0, 2, 3):
+        sigma = scheduler.sigmas[index]
+        sample = (1 - sigma) * clean + sigma * noise
+        found = clean_latents(scheduler, sign * (noise - clean), sample, index)
+        assert torch.allclose(found, clean, atol=1e-6)
+
+
+def test_a_trigonometric_flow_is_known() -> None:
+    scheduler = SCMScheduler()
+    scheduler.set_timesteps(4, max_timesteps=1.5, intermediate_timesteps=None)
+    clean, noise, angle = torch.tensor([0.7]), torch.tensor([-1.0]), scheduler.timesteps[2]
+    sample = torch.cos(angle) * clean + torch.sin(angle) * noise
+    output = torch.cos(angle) * noise - torch.sin(angle) * clean
+    assert torch.allclose(clean_latents(scheduler, output, sample, 2), clean, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_preconditioned_outputs_are_known(kind: Any, prediction: str) -> None:
+    scheduler = kind(prediction_type=prediction)
+    scheduler.set_timesteps(6)
+    sample, output = torch.tensor([3.0, -1.0]), torch.tensor([0.5, 2.0])
+    result = scheduler.step(output, scheduler.timesteps[0], sample)
+    if kind is EDMEulerScheduler:
+        expected = result.pred_original_sample
+    else:
+        expected = scheduler.model_outputs[-1]
+    assert torch.allclose(clean_latents(scheduler, output, sample, 0), expected, rtol=1e-4)
 
 
 def test_the_steps_after_the_look_are_left_out_and_its_latents_come_back() -> None:

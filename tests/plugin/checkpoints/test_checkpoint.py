@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
+from families.registry import FAMILIES
 from tiny import SCHEDULERS, ltx_denoiser, ltx_pipe, run_ltx, run_wan, wan_denoiser, wan_pipe
 
-from flowblend_plugin import DenoiserSwitch, StageSchedule
+from flowblend_plugin import DenoiserSwitch, FlowBlendScheduler, StageSchedule
 from flowblend_plugin.checkpoints.checkpoint import Checkpoint, Checkpoints
 from flowblend_plugin.checkpoints.safetensors_header import metadata_of
 from flowblend_plugin.checkpoints.serialization import pack, unpack
@@ -259,3 +260,40 @@ def test_values_come_back_as_they_were_and_damage_is_found() -> None:
     for damaged in (b"", data[:40], b"\xff" * 64):
         with pytest.raises(CheckpointError):
             unpack(damaged, CPU)
+
+
+@pytest.mark.parametrize("step", [3, 4, 5])
+def test_what_a_pipeline_keeps_for_its_solver_is_forgotten_at_the_same_switch(step: int) -> None:
+    family = next(family for family in FAMILIES if family.name == "CogVideoX, DPM")
+    stored: dict[int, Checkpoint] = {}
+
+    def call(resumed: Checkpoint | None = None) -> torch.Tensor:
+        pipe = family.make_pipe()
+        kept = Checkpoints(1, lambda one: stored.setdefault(one.step, one), resumed)
+        with (
+            DenoiserSwitch(
+                pipe, family.make_small(), "LSL", (0.4, 0.8), solver_history="reset", seed=3
+            ) as switch,
+            kept.keep(switch),
+        ):
+            switch.scheduler.own_noise = True
+            return family.run(pipe, steps=8)
+
+    whole = call()
+    data = stored[step].to_bytes()
+    assert torch.equal(call(Checkpoint.from_bytes(data, torch.device("cpu"))), whole)
+
+
+def test_a_seed_that_was_drawn_is_told_after_going_on_too() -> None:
+    stored: list[bytes] = []
+
+    def call(resumed: Checkpoint | None = None) -> tuple[torch.Tensor, Any]:
+        pipe = wan_pipe(FlowBlendScheduler(mode="sde"), transformer=LARGE)
+        kept = Checkpoints(2, lambda one: stored.append(one.to_bytes()), resumed)
+        with DenoiserSwitch(pipe, SMALL, "LSL", (0.4, 0.8)) as switch, kept.keep(switch):
+            return run_wan(pipe, STEPS), switch.scheduler.seed_used
+
+    whole, seed = call()
+    again, told = call(Checkpoint.from_bytes(stored[0], CPU))
+    assert torch.equal(again, whole)
+    assert told == seed is not None
