@@ -73,6 +73,7 @@ TABLE: dict[str, set[str]] = {
         f"{LIB}.switch", *HEAVY,
     },
     f"{LIB}.flops": {f"{LIB}.errors", *HEAVY},
+    f"{LIB}.completeness": set(HEAVY),
     f"{LIB}.metrics": {f"{LIB}.errors", "cv2", "numpy", "skimage"},
     f"{LIB}.metrics.learned": {f"{LIB}.errors", "numpy", "huggingface_hub", *HEAVY},
     f"{LIB}.prompt_cache": {f"{LIB}.errors", *HEAVY},
@@ -90,9 +91,10 @@ TABLE: dict[str, set[str]] = {
                      *PIXELS},
     f"{CLI}.models": {
         *ROOT_NOUNS, f"{CLI}.utils", f"{LIB}.errors", f"{LIB}.stages", f"{LIB}.schedulers.sigmas",
-        f"{LIB}.calibration.calibration", f"{LIB}.denoisers.adapter_header", "huggingface_hub",
-        "tomli",
+        f"{LIB}.calibration.calibration", f"{LIB}.denoisers.adapter_header",
+        f"{LIB}.denoisers.compatibility", "ftfy", "huggingface_hub", "tokenizers", "tomli",
     },
+    f"{CLI}.models.completeness_worker": {f"{CLI}.utils.worker_process", f"{LIB}.completeness"},
     f"{CLI}.artifacts": {*ROOT_NOUNS, f"{CLI}.utils", f"{LIB}.errors", *PIXELS},
     f"{CLI}.artifacts.schema": {
         *ROOT_NOUNS, f"{CLI}.recipe.schema", f"{CLI}.recipe.source.limits", f"{CLI}.utils",
@@ -154,10 +156,11 @@ ORDER = {
     "< executors < publisher | extra_renders < batch_run < reproduce",
     f"{CLI}.analysis": "clips < compare < review < report",
     f"{CLI}.models": "bundled | contents | hub_cache | lockfile | pipeline_arguments | forwards "
-    "| calibrations < registry < adapters | solvers < identity | hub",
+    "| calibrations < completeness_worker < completeness | registry < adapters | solvers "
+    "| pair_fit < pipeline_rules < prompt_length | identity < hub",
 }
 # These know nobody beside them in their folder.
-APART = {LIB: {"metrics", "flops"}, f"{CLI}.analysis": {"web", "gallery"}}
+APART = {LIB: {"completeness", "metrics", "flops"}, f"{CLI}.analysis": {"web", "gallery"}}
 MAY_LOAD_TORCH = {LIB, f"{CLI}.engine.runtime"}
 PURE = {
     f"{LIB}.errors",

@@ -9,6 +9,7 @@
     │   ├── ImageError                       a picture that can't be used
     │   └── DocumentError                    a recorded job that can't be read back
     ├── ModelMissingError (RuntimeError) 3   a model that isn't there, is gated or offline
+    │   └── ModelFaultError                  models whose files are missing, damaged or don't fit
     ├── OutputError (OSError)            4   the disk is full or refuses
     ├── DeviceLostError (RuntimeError)   5   the device is gone or out of memory after retries
     │   └── DeviceFailedError                a device that was there: a new process may get it back
@@ -98,6 +99,10 @@ class ModelMissingError(FlowBlendError, RuntimeError):
     """A model that isn't on this machine: missing, gated, or offline."""
 
     exit_code = 3
+
+
+class ModelFaultError(ModelMissingError):
+    """Models of a recipe that can't be loaded as they are; one line a problem."""
 
 
 class OutputError(FlowBlendError, OSError):

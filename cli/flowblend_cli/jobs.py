@@ -37,6 +37,7 @@ class ModelSpec:
         offload: ``"none"``: all models stay on the device. ``"model"``, ``"group"`` or
             ``"sequential"``: what doesn't run waits in main memory.
         denoisers: Further denoisers: the letter of each, and where it comes from, as ``small``.
+        variant: Variant of the weights, such as ``"fp16"``, taken wherever there are files of it.
     """
 
     pipeline: str
@@ -45,6 +46,7 @@ class ModelSpec:
     device: str = "auto"
     offload: str = "none"
     denoisers: tuple[tuple[str, str], ...] = ()
+    variant: str | None = None
 
     def to_document(self) -> dict[str, Any]:
         """The models as plain JSON values; ``from_document`` reads them back equal."""
@@ -316,6 +318,7 @@ _LEFT_OUT: tuple[tuple[str, str, Any], ...] = (
     ("", "adaptive", None),
     ("", "origin", None),
     ("model", "denoisers", {}),
+    ("model", "variant", None),
     ("sampling", "solver_history", "keep"),
     ("sampling", "sigma_max", None),
     ("sampling", "noise_seed", None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def load_denoiser(
     name: str,
     vae_config: Any = None,
     subfolder: str | None = None,
+    variant: str | None = None,
 ) -> nn.Module:
     """Load a denoiser that is to share a trajectory with ``large``.
 
@@ -54,13 +56,15 @@ def load_denoiser(
         name: The pipeline's attribute, ``"transformer"`` or ``"unet"``.
         vae_config: Config of the pipeline's VAE; compared with that of a pipeline's folder.
         subfolder: Where in the pipeline's folder or repository the denoiser lies, if known.
+        variant: Variant of the weights, such as ``"fp16"``.
 
     Returns:
         The denoiser, in evaluation mode.
 
     Raises:
         PairMismatchError: Its config doesn't fit the large one's; raised before weights are read.
-        SwitchError: The folder isn't there, or holds no denoiser.
+        SwitchError: The folder isn't there, or holds no denoiser; or its weights aren't those that
+            its config asks for, so that some would be left to chance.
     """
     source = os.fspath(source)
     if source.endswith(".gguf"):
@@ -80,7 +84,14 @@ def load_denoiser(
     if "quantization_config" not in config and quantization is not None:
         where["quantization_config"] = quantization
     # The dtype of a module is that of most of it; single parameters may be kept in float32.
-    module = kind.from_pretrained(source, dtype=compute_dtype(large), use_safetensors=True, **where)
+    where |= {"variant": variant, "dtype": compute_dtype(large), "use_safetensors": True}
+    try:
+        module, told = kind.from_pretrained(source, output_loading_info=True, **where)
+    except ValueError as error:  # shapes that differ
+        raise SwitchError(f"{place} isn't whole: {error}") from error
+    # A quantiser gives weights further tensors.
+    unexpected = told["unexpected_keys"] if quantization is None else []
+    _check_whole(place, told["missing_keys"], unexpected)
     return _on_storage_device(module, large)
 
 
@@ -117,7 +128,23 @@ def _load_gguf(path: Path, large: nn.Module) -> nn.Module:
         dtype=dtype,
         **options,
     )
+    _check_whole(path, [name for name, each in module.named_parameters() if each.is_meta], [])
     return _on_storage_device(module, large)
+
+
+def _check_whole(place: Path, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    """Check that every weight was in the files: those that weren't would be left to chance.
+
+    Raises:
+        SwitchError: They weren't, or the files have others, too; names all of them.
+    """
+    found = {"are missing": missing, "are unexpected": unexpected}
+    problems = [f"{', '.join(sorted(names))} {what}" for what, names in found.items() if names]
+    if problems:
+        raise SwitchError(
+            f"{place} isn't whole: the tensors {' and '.join(problems)}; fetch or copy it again, "
+            "or give it the config.json that belongs to its weights"
+        )
 
 
 def _on_storage_device(module: nn.Module, large: nn.Module) -> nn.Module:

@@ -47,7 +47,7 @@ def _check(recipe: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], lis
     """Check one recipe: its part of the JSON object, and lines with problems or explanations."""
     report: dict[str, Any] = {"path": recipe, "ok": True, "jobs": 0, "warnings": [], "problems": []}
     try:
-        batch = load_batch(recipe, overrides)
+        batch = load_batch(recipe, overrides, with_models=True)
     except RecipeError as error:
         problems = [asdict(problem) for problem in error.problems]
         return {**report, "ok": False, "problems": problems}, [str(p) for p in error.problems]

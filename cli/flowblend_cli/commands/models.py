@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flowblend_cli.models.contents import components, files_of, missing_of_pipeline, reader_of
+from flowblend_cli.models.identity import local_places
 from flowblend_cli.models.registry import find_pair, known_pairs, resolve_model
 from flowblend_cli.text import count, printable
 
@@ -133,20 +134,22 @@ def _look_up(name: str) -> list[CacheEntry] | Batch:
 
 
 def _results(name: str) -> Iterator[VerifyResult]:
+    from flowblend_cli.jobs import ModelSpec
     from flowblend_cli.models.hub.requirements import batch_requirements, find_in_cache
     from flowblend_cli.models.hub.verify import verify_entry, verify_folder
 
-    meant = _look_up(name)
+    meant, folder = _look_up(name), Path.cwd()
     if isinstance(meant, list):
         yield from map(verify_entry, meant)
-        local = {name: Path.cwd()} if not meant else {}
+        pair = find_pair(name)
+        specs = [] if meant else [ModelSpec(name, pair.implied_small if pair else None)]
     else:
         yield from (verify_entry(find_in_cache(one)) for one in batch_requirements(meant))
-        local = {job.model.pipeline: meant.source.absolute().parent for job in meant.jobs}
-    for model, folder in local.items():
-        path = resolve_model(model, folder).path
-        if path is not None:
-            yield verify_folder(model, path)
+        specs = list(dict.fromkeys(job.model for job in (*meant.jobs, *meant.reserve)))
+        folder = meant.source.absolute().parent
+    found = (local for spec in specs for local in local_places(spec, folder))
+    for model, place in dict.fromkeys(found):
+        yield verify_folder(model, place)
 
 
 def _pairs() -> Iterator[dict[str, Any]]:

@@ -29,7 +29,7 @@ def plan(recipe: str, overrides: tuple[str, ...], as_json: bool, verbose: bool) 
       flowblend plan quickstart
       flowblend plan recipe.toml --set defaults.num_inference_steps=12
     """
-    show_plan(load_batch(recipe, overrides), as_json=as_json, verbose=verbose)
+    show_plan(load_batch(recipe, overrides, with_models=True), as_json=as_json, verbose=verbose)
 
 
 def show_plan(batch: Batch, *, as_json: bool, verbose: bool = False) -> None:

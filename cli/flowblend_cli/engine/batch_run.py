@@ -35,7 +35,13 @@ from flowblend_cli.engine.publisher import Pending, Publication, Publisher
 from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.engine.runtime.checkpoint_file import CheckpointFile
 from flowblend_cli.engine.signals import StatusSignal, StopSignals
-from flowblend_cli.errors import ENDS_THE_BATCH, RemoteError, StopRequested
+from flowblend_cli.errors import (
+    ENDS_THE_BATCH,
+    ModelFaultError,
+    ModelMissingError,
+    RemoteError,
+    StopRequested,
+)
 from flowblend_cli.events import (
     JobAssigned,
     JobDone,
@@ -172,9 +178,15 @@ class BatchRun:
         """See that every model is there before any of them works, and order the jobs."""
         may_fetch = self._options.allow_download
         prepare_models(self._batch, may_fetch, lambda text: self._tell(Message(text)), self._check)
+        problems: dict[str, None] = {}
         for job in (*self._batch.jobs, *self._batch.reserve):
             self._stop.check()  # hashing large models takes a while
-            self._models(job)
+            try:
+                self._models(job)
+            except ModelMissingError as error:
+                problems |= dict.fromkeys(str(error).split("\n"))
+        if problems:
+            raise ModelFaultError("\n".join(problems))
         self._queue = self._study.begin()
         if self._is_kept:
             manifest = Manifest(self._batch.output_dir, self._complain)

@@ -17,11 +17,13 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 DENOISER_FOLDERS = ("transformer_small", "transformer", "unet")
 
 _WHOLE = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
-# Weights without a variant in their name (fp16, ema): those that are loaded.
-_PLAIN = re.compile(
-    r"(?:diffusion_pytorch_model|model)(?:-\d{5}-of-\d{5})?\.safetensors(?:\.index\.json)?"
+# Weights by their name: a variant (fp16, ema) stands in it, or none does.
+_WEIGHTS = re.compile(
+    r"(?P<stem>diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?"
+    r"(?P<shard>-\d{5}-of-(?P<total>\d{5}))?(?:\.(?P<after>\w+))?\.safetensors"
+    r"(?P<index>\.index(?:\.(?P<of_index>\w+))?\.json)?",
+    re.ASCII,
 )
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _COMPONENT = re.compile(r"\w+", re.ASCII)
 _READS_NO_WEIGHTS = ("Tokenizer", "Processor", "FeatureExtractor")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
@@ -74,49 +76,92 @@ def denoiser_folder(names: Collection[str]) -> str | None:
     return next((one for one in DENOISER_FOLDERS if f"{one}/config.json" in names), None)
 
 
-def wanted(names: Collection[str], folders: Collection[str]) -> list[str]:
+def variant_of(file: str) -> str | None:
+    """The variant that the name of a weights file, or of their index, has; empty for none.
+
+    Returns:
+        None where the file is neither.
+    """
+    match = _WEIGHTS.fullmatch(file)
+    return match and (match["variant"] or match["after"] or match["of_index"] or "")
+
+
+def variant_in(files: Collection[str], variant: str | None) -> str:
+    """Which weights of a component's folder are loaded: the variant's where there are any."""
+    return variant if variant and any(variant_of(file) == variant for file in files) else ""
+
+
+def wanted(
+    names: Collection[str], folders: Collection[str], variant: str | None = None
+) -> list[str]:
     """Choose the files of a repository that loading some of its folders reads.
 
     Args:
         names: All files of the repository.
         folders: The folders.
+        variant: Variant of the weights, taken in each folder that has it.
     """
-    return sorted(name for name in names if name == INDEX or _is_wanted(name, folders))
+    chosen = {INDEX} & set(names)
+    for folder in folders:
+        inside = {
+            file: name
+            for name in names
+            for before, _, file in [name.partition("/")]
+            if before == folder and "/" not in file and file.endswith(SUFFIXES)
+        }
+        taken = variant_in(inside, variant)
+        for file, name in inside.items():
+            if variant_of(file) == (taken if ".safetensors" in file else None):
+                chosen.add(name)
+    return sorted(chosen)
 
 
-def _is_wanted(name: str, folders: Collection[str]) -> bool:
-    folder, _, file = name.partition("/")
-    if folder not in folders or not file or "/" in file or not file.endswith(SUFFIXES):
-        return False
-    return ".safetensors" not in file or _PLAIN.fullmatch(file) is not None
-
-
-def missing_of_pipeline(names: Collection[str], read: Read) -> list[str]:
+def missing_of_pipeline(
+    names: Collection[str], read: Read, variant: str | None = None
+) -> list[str]:
     """List files that a pipeline can't be loaded without, and that aren't among ``names``.
 
     Args:
         names: The files that are there.
         read: Reads one of them as a JSON object; empty where it can't.
+        variant: See ``wanted``.
     """
     if INDEX not in names:
         return [INDEX]
     missing: list[str] = []
     for name, (library, kind) in components(read(INDEX)).items():
-        missing += _missing_of_component(names, read, name, library, kind)
+        missing += missing_of_component(names, read, name, library, kind, variant)
     return missing
 
 
-def missing_of_denoiser(names: Collection[str], read: Read, folder: str | None) -> list[str]:
+def missing_of_denoiser(
+    names: Collection[str], read: Read, folder: str | None, variant: str | None = None
+) -> list[str]:
     """List such files of one denoiser, in a folder of its repository; None finds the folder."""
     folder = denoiser_folder(names) if folder is None else folder
     if folder is None:
         return [f"{DENOISER_FOLDERS[1]}/config.json"]
-    return _missing_of_component(names, read, folder, "diffusers", "")
+    return missing_of_component(names, read, folder, "diffusers", "", variant)
 
 
-def _missing_of_component(
-    names: Collection[str], read: Read, name: str, library: str, kind: str
+def missing_of_component(
+    names: Collection[str],
+    read: Read,
+    name: str,
+    library: str,
+    kind: str,
+    variant: str | None = None,
 ) -> list[str]:
+    """List such files of one component.
+
+    Args:
+        names: See ``missing_of_pipeline``.
+        read: Likewise.
+        name: Folder of the component; empty where its files lie at the top.
+        library: The library of its class.
+        kind: The class.
+        variant: See ``wanted``.
+    """
     prefix = f"{name}/" if name else ""
     inside = {one.removeprefix(prefix) for one in names if one.startswith(prefix)}
     if kind.endswith("Scheduler"):
@@ -127,7 +172,7 @@ def _missing_of_component(
         lacking = [] if inside else [""]
     else:
         lacking = [] if "config.json" in inside else ["config.json"]
-        lacking += _missing_weights(inside, read, prefix, _WHOLE[library])
+        lacking += _missing_weights(inside, read, prefix, _WHOLE[library], variant)
     return [prefix + file for file in lacking]
 
 
@@ -139,23 +184,76 @@ def _missing_of_tokenizer(inside: set[str], kind: str) -> list[str]:
     return lacking
 
 
-def _missing_weights(inside: set[str], read: Read, prefix: str, whole: str) -> list[str]:
+def _missing_weights(
+    inside: set[str], read: Read, prefix: str, whole: str, variant: str | None
+) -> list[str]:
     """The weights of one model: one file, or an index and all of its shards."""
-    if whole in inside:
+    taken = variant_in(inside, variant)
+    single, index = weight_names(whole, taken)
+    if single in inside:
         return []
-    index = f"{whole}.index.json"
     if index in inside:
         shards = read(prefix + index).get("weight_map")
         listed = {str(one) for one in shards.values()} if isinstance(shards, dict) else set()
         return sorted(listed - inside)
-    stem = whole.removesuffix(".safetensors")
     for name in sorted(inside):
-        match = _SHARD.fullmatch(name)
-        if match and match[1] == stem:
-            total = int(match[3])
-            numbered = {f"{stem}-{n:05}-of-{match[3]}.safetensors" for n in range(1, total + 1)}
+        match = _WEIGHTS.fullmatch(name)
+        if match and match["shard"] and variant_of(name) == taken:
+            if match["stem"] != whole.removesuffix(".safetensors"):
+                continue
+            numbered = {
+                name.replace(match["shard"], f"-{number:05}-of-{match['total']}")
+                for number in range(1, int(match["total"]) + 1)
+            }
             return [index, *sorted(numbered - inside)]
-    return [whole]
+    return [single]
+
+
+def weight_names(whole: str, variant: str) -> tuple[str, str]:
+    """Names of a model's single file of weights, and of the index of several.
+
+    Args:
+        whole: The file's name without a variant.
+        variant: The variant; empty for none.
+    """
+    if not variant:
+        return whole, f"{whole}.index.json"
+    stem = whole.removesuffix(".safetensors")
+    return f"{stem}.{variant}.safetensors", f"{whole}.index.{variant}.json"
+
+
+def weight_files(
+    inside: Collection[str], read: Read, prefix: str, variant: str | None
+) -> list[str]:
+    """The files that a component's weights are read from; empty where it has none.
+
+    Args:
+        inside: Names of the files in its folder.
+        read: Reads one of the model's files as a JSON object.
+        prefix: What stands before their names in the model.
+        variant: See ``wanted``.
+    """
+    taken = variant_in(inside, variant)
+    for whole in _WHOLE.values():
+        single, index = weight_names(whole, taken)
+        if single in inside:
+            return [single]
+        if index in inside:
+            shards = read(prefix + index).get("weight_map")
+            listed = {str(one) for one in shards.values()} if isinstance(shards, dict) else set()
+            return sorted(listed & set(inside))
+    return []
+
+
+def other_variants(names: Collection[str], missing: Collection[str]) -> list[str]:
+    """The variants that are there of weights that are missing."""
+    folders = {lacking.rpartition("/")[0] for lacking in missing if ".safetensors" in lacking}
+    found = {
+        variant_of(file)
+        for folder, _, file in (name.rpartition("/") for name in names)
+        if folder in folders
+    }
+    return sorted(variant for variant in found if variant)
 
 
 def pickled(names: Collection[str], missing: Collection[str]) -> str | None:
@@ -186,7 +284,14 @@ def code_of(names: Collection[str], read: Read) -> Iterator[str]:
                 yield f"{config}: {key}"
 
 
-def check_contents(folder: Path, name: str, subfolder: str | None, *, pipeline: bool) -> None:
+def check_contents(
+    folder: Path,
+    name: str,
+    subfolder: str | None,
+    *,
+    pipeline: bool,
+    variant: str | None = None,
+) -> None:
     """Check that a model's folder is complete and brings no code, before anything loads it.
 
     Args:
@@ -194,6 +299,7 @@ def check_contents(folder: Path, name: str, subfolder: str | None, *, pipeline: 
         name: The model as the recipe names it.
         subfolder: The denoiser's folder; None to look for it.
         pipeline: Whether a whole pipeline is wanted, instead of one denoiser.
+        variant: See ``wanted``.
 
     Raises:
         ModelNameError: It brings code of its own.
@@ -208,16 +314,32 @@ def check_contents(folder: Path, name: str, subfolder: str | None, *, pipeline: 
             "run: use a model that diffusers loads without it"
         )
     if pipeline:
-        missing = missing_of_pipeline(names, read)
+        missing = missing_of_pipeline(names, read, variant)
     elif "config.json" in names and subfolder is None:
-        missing = _missing_of_component(names, read, "", "diffusers", "")
+        missing = missing_of_component(names, read, "", "diffusers", "", variant)
     else:
-        missing = missing_of_denoiser(names, read, subfolder)
+        missing = missing_of_denoiser(names, read, subfolder, variant)
     pickle = pickled(names, missing)
     if pickle is not None:
         raise ModelMissingError(
             f"model {name!r} has pickle weights only ({pickle}), which can run any code: use a "
             "repository or folder with safetensors weights"
+        )
+    if (
+        variant
+        and pipeline
+        and not any(variant_of(name.rpartition("/")[2]) == variant for name in names)
+    ):
+        raise ModelMissingError(
+            f"model {name!r} has no weights of the variant {variant} in {folder}: remove variant "
+            "from [model], or fetch them with `flowblend models fetch`"
+        )
+    others = other_variants(names, missing)
+    if others:
+        have = " and ".join(others)
+        raise ModelMissingError(
+            f"model {name!r} has weights of the variant {have} only: {name_files(missing)} missing "
+            f'in {folder}; set variant = "{others[0]}" in [model]'
         )
     if missing:
         raise ModelMissingError(

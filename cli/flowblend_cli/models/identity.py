@@ -9,20 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flowblend_cli.errors import ModelMissingError
+from flowblend_cli.errors import ModelFaultError, ModelMissingError
 from flowblend_cli.jobs import AdapterSpec, Job, ModelSpec
 from flowblend_cli.models.adapters import adapter_file
 from flowblend_cli.models.calibrations import BUNDLED_NAME
-from flowblend_cli.models.contents import check_contents, read_json
+from flowblend_cli.models.completeness import Place, find_faults
+from flowblend_cli.models.contents import check_contents, files_of, read_json, variant_in
 from flowblend_cli.models.hub_cache import snapshot
+from flowblend_cli.models.pair_fit import check_pair
+from flowblend_cli.models.pipeline_rules import channel_problem
 from flowblend_cli.models.registry import ModelSource, resolve_model, resolve_small
 from flowblend_cli.utils.cache_dirs import cache_path
 from flowblend_plugin.denoisers.adapter_header import scale_file
+from flowblend_plugin.errors import PairMismatchError
 
 NUMERICS_VERSION = 1
 _MODEL_SUFFIXES = {".json", ".safetensors", ".model", ".txt"}
@@ -69,6 +73,7 @@ class ResolvedModel:
             for a whole pipeline.
         commit: Commit of a Hub model; None for a folder of this machine.
         sha256: Hash of its files, or of repository and commit.
+        variant: Variant of its weights; None where they have none.
     """
 
     name: str
@@ -76,6 +81,7 @@ class ResolvedModel:
     subfolder: str | None
     commit: str | None
     sha256: str
+    variant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,15 +133,32 @@ def resolve_models(
         adapters: The adapters as the stages name them.
 
     Raises:
-        ModelMissingError: A model isn't on this machine, or only half of it is.
+        ModelMissingError: Models aren't on this machine, or only half of them is, or their files
+            are damaged or don't fit; tells all of it.
         ModelNameError: A model brings code of its own.
     """
-    pipeline, about = _resolve(resolve_model(model.pipeline, recipe_dir), is_pipeline=True)
+    adapters = tuple(adapters)
+    problems = [problem for _, problem in model_problems(model, recipe_dir)]
+    for adapter in adapters:
+        try:
+            adapter_file(adapter.source, adapter.name, adapter.role, recipe_dir)
+        except ModelMissingError as error:
+            problems.append(str(error))
+    if problems:
+        raise ModelFaultError("\n".join(dict.fromkeys(problems)))
+    return _find_models(model, recipe_dir, adapters)
+
+
+def _find_models(
+    model: ModelSpec, recipe_dir: Path, adapters: Iterable[AdapterSpec]
+) -> ResolvedModels:
+    """The files of a job's models and adapters, and their hashes."""
+    pipeline, about = _resolve(resolve_model(model.pipeline, recipe_dir), model, is_pipeline=True)
     identity = {"pipeline": about}
     denoisers = []
     for role, name in [("small", model.small), *model.denoisers]:
         if name is not None:
-            found, identity[role] = _resolve(resolve_small(name, recipe_dir))
+            found, identity[role] = _resolve(resolve_small(name, recipe_dir), model)
             denoisers.append((role, found))
     files = []
     for adapter in adapters:
@@ -148,11 +171,77 @@ def resolve_models(
     )
 
 
+def model_problems(
+    model: ModelSpec, recipe_dir: Path, *, only_here: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Tell everything that keeps a recipe's models from being loaded, as far as files show it.
+
+    Args:
+        model: The models as the recipe names them.
+        recipe_dir: Folder that relative folders start from.
+        only_here: Whether models that aren't on this machine pass.
+
+    Returns:
+        Each problem after the key of the model: ``"pipeline"``, ``"small"`` or a letter.
+
+    Raises:
+        ModelNameError: A model brings code of its own.
+    """
+    pipeline = resolve_model(model.pipeline, recipe_dir)
+    named = [("small", model.small), *model.denoisers]
+    further = [(key, resolve_small(name, recipe_dir)) for key, name in named if name is not None]
+    places: dict[Place, tuple[str, str]] = {}
+    for key, source in [("pipeline", pipeline), *further]:
+        is_pipeline = key == "pipeline"
+        subfolder = None if is_pipeline else source.subfolder
+        try:
+            folder = local_folder(source)
+        except ModelMissingError as error:
+            if not only_here:
+                yield key, str(error)
+            continue
+        try:
+            check_contents(
+                folder, source.name, subfolder, pipeline=is_pipeline, variant=model.variant
+            )
+        except ModelMissingError as error:
+            yield key, str(error)
+        places[Place(folder, subfolder, is_pipeline, model.variant)] = key, source.name
+    for place, faults in find_faults(places).items():
+        key, name = places[place]
+        yield from ((key, f"model {name!r} can't be loaded: {fault}") for fault in faults)
+    problem = channel_problem(pipeline)
+    if problem is not None:
+        yield "pipeline", f"model {pipeline.name!r} can't be run: {problem}"
+    for key, source in further:
+        try:
+            check_pair(pipeline, source)
+        except PairMismatchError as error:
+            yield key, str(error)
+
+
+def local_places(model: ModelSpec, recipe_dir: Path) -> Iterator[tuple[str, Place]]:
+    """Name the models of a recipe that are folders of this machine, and where they lie."""
+    named = [model.pipeline, model.small, *(name for _, name in model.denoisers)]
+    for number, name in enumerate(named):
+        if name is None:
+            continue
+        source = resolve_small(name, recipe_dir) if number else resolve_model(name, recipe_dir)
+        if source.path is not None:
+            inside = source.subfolder if number else None
+            yield name, Place(source.path, inside, number == 0, model.variant)
+
+
 def model_identity(
     model: ModelSpec, recipe_dir: Path, adapters: Iterable[AdapterSpec] = ()
 ) -> Identity:
-    """Tell which weights a job's models and LoRA adapters are; see ``resolve_models``."""
-    return resolve_models(model, recipe_dir, adapters).identity
+    """Tell which weights a job's models and LoRA adapters are, whether or not they are whole.
+
+    Raises:
+        ModelMissingError: A model isn't on this machine, or only half of it is.
+        ModelNameError: A model brings code of its own.
+    """
+    return _find_models(model, recipe_dir, adapters).identity
 
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -174,12 +263,15 @@ def text_identity(pipeline: ResolvedModel) -> str:
 
 
 def _resolve(
-    source: ModelSource, *, is_pipeline: bool = False
+    source: ModelSource, spec: ModelSpec, *, is_pipeline: bool = False
 ) -> tuple[ResolvedModel, dict[str, Any]]:
     """A model's files, and what a finished file records of them."""
     place = local_folder(source)
     subfolder = None if is_pipeline else source.subfolder
-    check_contents(place, source.name, subfolder, pipeline=is_pipeline)
+    variant = spec.variant
+    check_contents(place, source.name, subfolder, pipeline=is_pipeline, variant=variant)
+    if not is_pipeline:
+        variant = variant_in(files_of(place / (subfolder or "")), variant) or None
     about: dict[str, Any]
     if source.path is not None:
         folder, commit = source.path / (subfolder or ""), None
@@ -188,7 +280,7 @@ def _resolve(
         commit = place.name
         digest = hashlib.sha256(_canonical([source.repo, commit, subfolder])).hexdigest()
         about = {"repo": source.repo, "commit": commit, "sha256": digest}
-    model = ResolvedModel(source.name, str(place), subfolder, commit, about["sha256"])
+    model = ResolvedModel(source.name, str(place), subfolder, commit, about["sha256"], variant)
     return model, about
 
 

@@ -167,6 +167,7 @@ class _Checker:
     def _check_pipelines(self) -> None:
         checks.check_noise_levels(self.tables, self.variants, self.folder, self.problems)
         classes = [variant.pipeline_class for variant in self.variants]
+        checks.check_needs(self.variants, self.folder, self.problems)
         checks.check_arguments(self.tables, self.presets, classes, self.problems)
         check_lines(self.prompts, classes, self.problems)
         self.pictures = scene_pictures(
@@ -209,6 +210,7 @@ def load_batch(
     output_dir: Path | None = None,
     *,
     settle: bool = True,
+    with_models: bool = False,
 ) -> Batch:
     """Read a recipe and make its jobs, in one step.
 
@@ -217,12 +219,19 @@ def load_batch(
         overrides: ``--set`` options.
         output_dir: Folder of the final files instead of the recipe's own.
         settle: See ``expand``.
+        with_models: Whether the files of its models, where they are on this machine, are checked
+            too. A render checks them by itself.
 
     Raises:
         RecipeError: See ``load_recipe`` and ``expand``.
     """
     with _without_garbage_collection():
-        batch = expand(load_recipe(path, overrides), settle=settle)
+        recipe = load_recipe(path, overrides)
+        batch = expand(recipe, settle=settle)
+    if with_models:
+        problems = Problems()
+        checks.check_models(recipe, problems)
+        recipe.source.fail(problems)
     return replace(batch, output_dir=output_dir.absolute()) if output_dir else batch
 
 

@@ -292,7 +292,7 @@ def test_every_solver_renders_as_planned(recipe: Any, scheduler: str) -> None:
 
 
 def test_a_failing_job_fails_alone(recipe: Any) -> None:
-    path = recipe(RECIPE.replace("num_frames = 1", "num_frames = 17\nheight = 8\nwidth = 8"))
+    path = recipe(RECIPE.replace("num_frames = 1", "num_frames = 17\nguidance_scale = 1e38"))
     result = invoke("render", path, "--json")
     assert result.exit_code == 1
     assert len(of_kind(result, "job_done")) == 2

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from flowblend_cli import main
 from flowblend_cli.errors import ModelMissingError, ModelNameError
@@ -285,24 +286,50 @@ def test_init_of_models_that_are_not_here_writes_the_recipe_and_says_so(
     assert load_batch(path).jobs
 
 
-@pytest.mark.parametrize("pipeline", ["owner/large", "qwen-image"])
-def test_init_of_a_model_without_a_small_one_asks_for_it(pipeline: str, tmp_path: Path) -> None:
-    result = init("--pipeline", pipeline, "-o", str(tmp_path / "new.toml"))
+def test_init_of_a_model_without_a_small_one_asks_for_it(tmp_path: Path) -> None:
+    result = init("--pipeline", "owner/large", "-o", str(tmp_path / "new.toml"))
 
     assert result.exit_code == 2
     assert "--small is needed" in result.stderr
 
 
-def test_init_of_a_pipeline_that_begins_with_a_picture_names_a_recipe_to_copy(
-    tmp_path: Path,
+@pytest.mark.parametrize("pipeline", ["qwen-image", "wan2.2-i2v", "i2vgen-xl"])
+def test_init_of_a_known_pipeline_without_a_small_one_is_all_large(
+    pipeline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "new.toml"
 
-    result = init("--pipeline", "wan2.2-i2v", "--small", "owner/small", "-o", str(path))
+    result = init("--pipeline", pipeline, "-o", str(path))
 
-    assert result.exit_code == 2
-    assert "flowblend recipes cp wan2.2-i2v" in result.stderr
-    assert not path.exists()
+    assert result.exit_code == 0, result.output
+    (job,) = load_batch(path).jobs
+    assert (job.stage_string, job.model.small) == ("L", None)
+    assert f"next: flowblend models fetch {path}" in result.stdout
+
+
+def test_init_of_a_pipeline_that_begins_with_a_picture_brings_one_or_takes_yours(
+    tmp_path: Path,
+) -> None:
+    mine = tmp_path / "mine.png"
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (32, 32), "red").save(mine)
+    small = ("--pipeline", "wan2.2-i2v", "--small", "owner/small")
+
+    example = init(*small, "-o", str(tmp_path / "a/one.toml"))
+    own = init(*small, "-o", str(tmp_path / "a/two.toml"), "--image", str(mine))
+    beside = init(*small, "-o", str(tmp_path / "three.toml"), "--image", str(mine))
+    refused = init("--pipeline", "sprites", "--image", str(mine), "-o", str(tmp_path / "four.toml"))
+
+    names = [
+        image.path
+        for name in ("a/one", "a/two", "three")
+        if (image := load_batch(tmp_path / f"{name}.toml").jobs[0].image) is not None
+    ]
+    assert names == ["walker.png", "mine.png", "mine.png"]
+    assert (tmp_path / "a/mine.png").read_bytes() == mine.read_bytes()
+    assert "put your own in its place" in example.stdout
+    assert (own.exit_code, beside.exit_code, refused.exit_code) == (0, 0, 2)
 
 
 @pytest.mark.parametrize("name", ["7", "[1, 2]", "null"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
 from tiny import run_wan, wan_denoiser, wan_pipe
 
 from flowblend_plugin import (
@@ -75,6 +77,30 @@ def test_a_damaged_file_is_refused_at_once(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(OSError, match="weights"):
         DenoiserSwitch(wan_pipe(), folder, LSL)
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (lambda t: t.pop("blocks.0.attn1.to_k.weight"), "blocks.0.attn1.to_k.weight are missing"),
+        (lambda t: t.update({"surprise": torch.zeros(2)}), "surprise are unexpected"),
+        (lambda t: t.update({"proj_out.bias": torch.zeros(5)}), "proj_out.bias"),
+    ],
+    ids=["missing", "unexpected", "misshapen"],
+)
+def test_weights_that_arent_those_of_the_config_are_refused_and_never_left_to_chance(
+    edit: Any, told: str, folder: Path
+) -> None:
+    file = next(folder.rglob("*.safetensors"))
+    tensors = load_file(file)
+    edit(tensors)
+    save_file(tensors, file, {"format": "pt"})
+    pipe = wan_pipe()
+
+    with pytest.raises(SwitchError, match=f"isn't whole.*{re.escape(told)}"):
+        DenoiserSwitch(pipe, folder, LSL)
+
+    run_wan(pipe, steps=1)  # the pipe is as it was
 
 
 # Beside a large denoiser that isn't plain.

@@ -369,6 +369,7 @@ def _load_pipeline(source: ResolvedModel, dtype: torch.dtype) -> Any:
     return diffusers.DiffusionPipeline.from_pretrained(
         source.folder,
         dtype=dtype,
+        variant=source.variant,
         use_safetensors=True,
         local_files_only=True,
     )
@@ -377,7 +378,8 @@ def _load_pipeline(source: ResolvedModel, dtype: torch.dtype) -> Any:
 def _load_denoiser(source: ResolvedModel, pipe: Any) -> torch.nn.Module:
     name = denoiser_name(pipe)
     vae_config = getattr(getattr(pipe, "vae", None), "config", None)
-    return load_denoiser(source.folder, getattr(pipe, name), name, vae_config, source.subfolder)
+    large, where = getattr(pipe, name), source.subfolder
+    return load_denoiser(source.folder, large, name, vae_config, where, source.variant)
 
 
 def _missing(source: ResolvedModel, error: Exception) -> ModelMissingError:

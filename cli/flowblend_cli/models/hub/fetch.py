@@ -43,6 +43,8 @@ _WORDS = {
     "--update",
     "no_file": "{repo} has no {detail}: expected a diffusers pipeline, or a denoiser, as "
     "safetensors",
+    "variant": '{repo} has weights of a variant only: set variant = "{detail}" in [model], and '
+    "fetch with the recipe",
     "pickle": "{repo} has pickle weights only ({detail}), which can run any code: use a repository "
     "with safetensors weights",
     "moved": "{repo} changed while it was looked up: run the same command again",
@@ -91,7 +93,8 @@ def fetch(
         if entry.folder is not None and entry.requirement.kind != "file":
             is_pipeline = entry.requirement.kind == "pipeline"
             where = (entry.folder, entry.requirement.asked, entry.requirement.inside)
-            check_contents(*where, pipeline=is_pipeline)
+            variant = entry.requirement.variant
+            check_contents(*where, pipeline=is_pipeline, variant=variant)
     return entries
 
 

@@ -30,6 +30,7 @@ from flowblend_cli.models.contents import (
     denoiser_folder,
     missing_of_denoiser,
     missing_of_pipeline,
+    other_variants,
     pickled,
     reader_of,
     wanted,
@@ -170,20 +171,24 @@ def _probe(requirement: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
 
 def _choose(requirement: Mapping[str, Any], sizes: Mapping[str, int], probe: Path) -> list[str]:
     """All files that the requirement consists of."""
+    variant = requirement["variant"]
     if requirement["kind"] == "pipeline":
         read = reader_of(probe.parent)
-        missing = missing_of_pipeline(sizes, read)
-        chosen = wanted(sizes, components(read(INDEX)))
+        missing = missing_of_pipeline(sizes, read, variant)
+        chosen = wanted(sizes, components(read(INDEX)), variant)
     else:
         folder = probe.parent.name
         read = reader_of(probe.parent.parent)
-        missing = missing_of_denoiser(sizes, read, folder)
+        missing = missing_of_denoiser(sizes, read, folder, variant)
         # The VAE's config shows whether the latent spaces fit.
-        chosen = [*wanted(sizes, [folder]), *({"vae/config.json"} & set(sizes))]
+        chosen = [*wanted(sizes, [folder], variant), *({"vae/config.json"} & set(sizes))]
     pickle = pickled(sizes, missing)
     if pickle is not None:
         raise Refused("pickle", pickle)
     if missing:
+        others = other_variants(sizes, missing)
+        if others:
+            raise Refused("variant", others[0])
         raise Refused("no_file", missing[0])
     return chosen
 

@@ -35,6 +35,7 @@ class Requirement:
         revision: The commit; None for the newest.
         kind: Whether a whole pipeline, one denoiser or one file is wanted.
         inside: The denoiser's folder, or the file; None where the folder is to be found.
+        variant: Variant of the weights, taken wherever there are files of it.
     """
 
     asked: str
@@ -42,6 +43,7 @@ class Requirement:
     revision: str | None
     kind: RequirementKind
     inside: str | None = None
+    variant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,9 @@ def batch_requirements(batch: Batch) -> list[Requirement]:
 
 def model_requirements(model: ModelSpec, folder: Path) -> Iterator[Requirement]:
     """List what a recipe's models need of the Hub; nothing for bundled ones and folders."""
-    yield from _requirement(resolve_model(model.pipeline, folder), "pipeline")
+    yield from _requirement(resolve_model(model.pipeline, folder), "pipeline", model.variant)
     for name in ([model.small] if model.small else []) + [name for _, name in model.denoisers]:
-        yield from _requirement(resolve_small(name, folder), "denoiser")
+        yield from _requirement(resolve_small(name, folder), "denoiser", model.variant)
 
 
 def name_requirements(name: str, folder: Path) -> list[Requirement]:
@@ -120,9 +122,12 @@ def name_requirements(name: str, folder: Path) -> list[Requirement]:
     return found
 
 
-def _requirement(source: ModelSource, kind: RequirementKind) -> Iterator[Requirement]:
+def _requirement(
+    source: ModelSource, kind: RequirementKind, variant: str | None = None
+) -> Iterator[Requirement]:
     if source.repo is not None:
-        yield Requirement(source.name, source.repo, source.revision, kind, source.subfolder)
+        inside = source.subfolder
+        yield Requirement(source.name, source.repo, source.revision, kind, inside, variant)
 
 
 def find_in_cache(requirement: Requirement) -> CacheEntry:
@@ -137,11 +142,12 @@ def find_in_cache(requirement: Requirement) -> CacheEntry:
         return CacheEntry(requirement, folder, tuple(there), () if there else (requirement.inside,))
     if requirement.kind == "pipeline":
         inside = list(components(read("model_index.json")))
-        missing = missing_of_pipeline(names, read)
+        missing = missing_of_pipeline(names, read, requirement.variant)
     else:
         inside = [requirement.inside or denoiser_folder(names) or ""]
-        missing = missing_of_denoiser(names, read, requirement.inside)
-    return CacheEntry(requirement, folder, tuple(wanted(names, inside)), tuple(missing))
+        missing = missing_of_denoiser(names, read, requirement.inside, requirement.variant)
+    chosen = wanted(names, inside, requirement.variant)
+    return CacheEntry(requirement, folder, tuple(chosen), tuple(missing))
 
 
 def pins_of(entries: Iterable[CacheEntry]) -> list[Pin]:

@@ -11,11 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flowblend_cli.models.completeness import Place, find_faults, read_header
 from flowblend_cli.models.contents import (
     SUFFIXES,
     code_of,
     files_of,
+    missing_of_component,
     missing_of_pipeline,
+    other_variants,
     reader_of,
 )
 from flowblend_cli.models.hub.requirements import CacheEntry
@@ -23,7 +26,6 @@ from flowblend_cli.utils.files import read_regular
 from flowblend_cli.utils.json_files import NotJson, parse_json
 from flowblend_cli.utils.limits import MAX_TOKENIZER_BYTES
 
-_MAX_HEADER = 100_000_000  # safetensors' own limit
 _FETCH = "fetch it with `flowblend models fetch`"
 
 
@@ -73,18 +75,32 @@ def verify_entry(entry: CacheEntry) -> VerifyResult:
     problems = [FileProblem(name, "is missing", _FETCH) for name in entry.missing]
     if requirement.kind != "file":
         problems += _code_problems(folder)
+        is_pipeline = requirement.kind == "pipeline"
+        inside = None if is_pipeline else requirement.inside
+        problems += _faults(Place(folder, inside, is_pipeline, requirement.variant), _FETCH)
     return _check_files(requirement.repo, folder, entry.files, problems)
 
 
-def verify_folder(name: str, folder: Path) -> VerifyResult:
-    """Check that a pipeline's files, which have no recorded hashes, are there and can be read."""
-    names = files_of(folder)
-    missing = missing_of_pipeline(names, reader_of(folder))
-    problems = [
-        FileProblem(lacking, "is missing", "copy or install it again") for lacking in missing
-    ]
-    chosen = sorted(one for one in names if one.endswith(SUFFIXES))
-    return _check_files(name, folder, chosen, problems + _code_problems(folder))
+def verify_folder(name: str, place: Place) -> VerifyResult:
+    """Check that a folder's files, which have no recorded hashes, are there and can be read.
+
+    Args:
+        name: The model as it was named.
+        place: Its folder.
+    """
+    names, read = files_of(place.folder), reader_of(place.folder)
+    prefix = f"{place.subfolder}/" if place.subfolder else ""
+    missing = (
+        missing_of_pipeline(names, read, place.variant)
+        if place.is_pipeline
+        else missing_of_component(names, read, prefix[:-1], "diffusers", "", place.variant)
+    )
+    others = other_variants(names, missing)
+    remedy = f'set variant = "{others[0]}" in [model]' if others else "copy or install it again"
+    problems = [FileProblem(lacking, "is missing", remedy) for lacking in missing]
+    problems += _faults(place, "install or copy it again")
+    chosen = sorted(one for one in names if one.endswith(SUFFIXES) and one.startswith(prefix))
+    return _check_files(name, place.folder, chosen, problems + _code_problems(place.folder))
 
 
 def _check_files(
@@ -101,6 +117,13 @@ def _check_files(
     return VerifyResult(name, folder, len(files), size, unhashed, tuple(problems))
 
 
+def _faults(place: Place, remedy: str) -> Iterator[FileProblem]:
+    """What its components' classes miss in a model's files, or find too much or misshapen."""
+    for fault in find_faults([place])[place]:
+        if not fault.is_of_file:
+            yield FileProblem(fault.file, fault.problem, remedy)
+
+
 def _code_problems(folder: Path) -> list[FileProblem]:
     remedy = "use a model that needs no code of its own"
     found = (code.partition(": ") for code in code_of(files_of(folder), reader_of(folder)))
@@ -112,7 +135,9 @@ def _problems_of(path: Path, digest: str | None) -> Iterator[str]:
         if digest is not None and _hash(path, digest) != digest:
             yield f"has other bytes than were published (hash {digest[:12]} expected)"
         elif path.suffix == ".safetensors":
-            yield from _header_problems(path)
+            problem = read_header(path)[1]
+            if problem is not None:
+                yield problem
         elif path.suffix == ".json":
             parse_json(read_regular(path, MAX_TOKENIZER_BYTES, follow=True), lenient=True)
     except OSError as error:
@@ -139,23 +164,3 @@ def _hash(path: Path, like: str) -> str:
         digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: digest).hexdigest()
-
-
-def _header_problems(path: Path) -> Iterator[str]:
-    """What is wrong with a safetensors file: its header, or how many bytes follow it."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(_MAX_HEADER, size - 8):
-            yield "is no safetensors file, or is cut short"
-            return
-        header = file.read(length)
-    try:
-        tensors = parse_json(header)
-        ends = [one["data_offsets"][1] for name, one in tensors.items() if name != "__metadata__"]
-        end = int(max(ends, default=0))
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-        yield "has a header that can't be read"
-        return
-    if 8 + length + end != size:
-        yield f"has {size} bytes, and its header tells of {8 + length + end}"

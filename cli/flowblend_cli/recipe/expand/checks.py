@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flowblend_cli.errors import UsageError
-from flowblend_cli.jobs import SamplingSpec, schedule_of
+from flowblend_cli.errors import ModelNameError, UsageError
+from flowblend_cli.jobs import ModelSpec, SamplingSpec, schedule_of
+from flowblend_cli.models.identity import model_problems
 from flowblend_cli.models.pipeline_arguments import argument_table
+from flowblend_cli.models.pipeline_rules import rules_of
 from flowblend_cli.models.solvers import find_solver
 from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.expand.settings import scene_settings
@@ -227,6 +229,51 @@ def _check_grids(variants: Iterable[Variant], recipe_dir: Path, problems: Proble
                 join_segments(segments, solver.flow_shift, solver.start)
             except StageError as error:
                 problems.add(path, str(error), at="key", related=related)
+
+
+def check_needs(variants: Iterable[Variant], recipe_dir: Path, problems: Problems) -> None:
+    """Check that a recipe can give its pipelines everything that they need.
+
+    Args:
+        variants: The combinations.
+        recipe_dir: Folder that relative folders start from.
+        problems: Where problems go.
+    """
+    for variant in variants:
+        rules = rules_of(variant.model.pipeline, recipe_dir)
+        if rules is not None and rules.needs:
+            message = (
+                f"{rules.pipeline_class} needs {' and '.join(rules.needs)}, which no recipe can "
+                "give: name another pipeline"
+            )
+            path = variant.combination.path("model", "pipeline")
+            problems.add(path, message, related=("model",))
+
+
+def check_models(recipe: Recipe, problems: Problems) -> None:
+    """Check the files of the models that are on this machine: whether they are whole, and fit.
+
+    Args:
+        recipe: The recipe.
+        problems: Where problems go, each at the key that names the model.
+    """
+    folder = recipe.path.absolute().parent
+    known: set[ModelSpec] = set()
+    for variant in recipe.variants:
+        # What a device does with them is of no matter here.
+        model = replace(variant.model, dtype="auto", device="auto", offload="none")
+        if model in known:
+            continue
+        known.add(model)
+        try:
+            found = list(model_problems(model, folder, only_here=True))
+        except ModelNameError as error:
+            found = [("pipeline", str(error))]
+        for key, message in found:
+            path: KeyPath = variant.combination.path("model", key)
+            if key not in ("pipeline", "small"):
+                path = ("model", "denoisers", key)
+            problems.add(path, message, related=("model",))
 
 
 def check_adapters_used(tables: Tables, variants: Sequence[Variant], problems: Problems) -> None:

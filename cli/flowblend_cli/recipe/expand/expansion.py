@@ -10,12 +10,18 @@ from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import Batch, ImageSpec, Job, OutputSpec, freeze, schedule_of
 from flowblend_cli.models.forwards import PIPELINES
 from flowblend_cli.models.pipeline_arguments import argument_table
+from flowblend_cli.models.pipeline_rules import rules_of
 from flowblend_cli.models.solvers import find_solver
 from flowblend_cli.recipe.expand.checks import own_seeds, repeats_of, with_shift
 from flowblend_cli.recipe.expand.drafts import add_drafts, find_selections, with_origins
 from flowblend_cli.recipe.expand.file_names import Candidate, Fields, name_jobs
 from flowblend_cli.recipe.expand.hints import find_hints
-from flowblend_cli.recipe.expand.images import NoSuchArea, fit_to_picture, shape_problems
+from flowblend_cli.recipe.expand.images import (
+    MULTIPLE,
+    NoSuchArea,
+    fit_to_picture,
+    shape_problems,
+)
 from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.expand.settings import (
     PromptSettings,
@@ -218,6 +224,7 @@ class _JobMaker:
         self._check_steps(found, variant)
         picture = self._recipe.picture_of(scene.index, line)
         settings = self._with_shape(found.values, variant, picture)
+        self._check_rules(settings, found, variant)
         negative = settings.pop("negative_prompt", None)
         problem = too_long() if len(negative or "") > MAX_PROMPT else problem_of(text)
         if problem:
@@ -272,12 +279,22 @@ class _JobMaker:
         path = variant.combination.axis_path("pixel_area") or own or ("scene", self._scene.index)
         for problem in found:
             self.problems.add(path, problem, at="key", related=(*_LAYERS, "model"))
+        rules = rules_of(variant.model.pipeline, self._folder)
+        multiples = rules.multiples if rules is not None else (MULTIPLE, MULTIPLE)
         if image is not None and not found:
             try:
-                return fit_to_picture(values, image, self._folder)
+                return fit_to_picture(values, image, self._folder, multiples)
             except NoSuchArea as error:
                 self.problems.add(path, str(error), at="value", related=(*_LAYERS, "model"))
         return {key: value for key, value in values.items() if key != "pixel_area"}
+
+    def _check_rules(self, values: dict[str, Any], found: PromptSettings, variant: Variant) -> None:
+        """Check what the pipeline would refuse, or change without a word."""
+        rules = rules_of(variant.model.pipeline, self._folder)
+        for key, message in rules.problems(values) if rules is not None else ():
+            path = found.paths.get(key) or (found.paths.get("width") if key == "height" else None)
+            if path is not None:
+                self.problems.add(path, message, related=(*_LAYERS, "model"))
 
     def _with_stages(self, job: Job, variant: Variant) -> Job:
         """The job with its own stages, where they are left to data."""
@@ -356,7 +373,10 @@ class _JobMaker:
         odd = [
             f"{side} {settings[side]}"
             for side in ("height", "width")
-            if not makes_picture and settings.get(side, 0) * values["scale"] % 2
+            if not makes_picture
+            and settings.get(side, 0) * values["scale"] % 2
+            # What the pipeline itself renders is even, and told already where it isn't.
+            and rules_of(variant.model.pipeline, self._folder) is None
         ]
         if odd:
             message = f"H.264 needs even sizes, and {' and '.join(odd)} is odd: set scale = 2"

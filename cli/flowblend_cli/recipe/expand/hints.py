@@ -10,11 +10,12 @@ from flowblend_cli.errors import LESS_MEMORY
 from flowblend_cli.jobs import Job
 from flowblend_cli.models.adapters import text_encoder_weights
 from flowblend_cli.models.forwards import PIPELINES
+from flowblend_cli.models.prompt_length import prompt_readers
 from flowblend_cli.recipe.expand.file_names import Candidate
 from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.prompts.keywords import find_words, word_lists
 from flowblend_cli.recipe.schema.ranges import MANY_STEPS
-from flowblend_cli.text import count
+from flowblend_cli.text import count, shorten
 from flowblend_cli.utils.images import CONVERSIONS
 
 LARGE_SIDE = 768
@@ -33,6 +34,7 @@ def find_hints(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterator[str]
     yield from _unsuited_steps(candidates)
     yield from _idle_drafts(candidates)
     yield from _words_of_chance(recipe, candidates)
+    yield from _cut_prompts(recipe, candidates)
     yield from _words_of_others(recipe)
     yield from _empty_stages([candidate.job for candidate in candidates])
     yield from _text_encoders(recipe, candidates)
@@ -107,6 +109,26 @@ def _words_of_chance(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterato
             f'"ode" adds none: use anchors instead ({anchors}), or mode = "sde"; lint = false in '
             "the scene silences this"
         )
+
+
+def _cut_prompts(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterator[str]:
+    """Warn of prompts whose end no text encoder reads."""
+    folder = recipe.path.absolute().parent
+    asked: dict[tuple[str, str, str, str, int | None], None] = {}
+    for job in (candidate.job for candidate in candidates):
+        most = job.argument("max_sequence_length")
+        for what, text in (("prompt", job.prompt), ("negative prompt", job.negative_prompt)):
+            if text:
+                asked[job.model.pipeline, job.scene, what, text, most] = None
+    for pipeline, scene, what, text, most in asked:
+        readers = prompt_readers(pipeline, folder)
+        cut = readers.unread(text, most) if readers is not None else None
+        if readers is not None and cut is not None:
+            words, tokens = cut
+            yield (
+                f"{scene}: the {what} is longer than the {tokens} tokens that "
+                f"{readers.pipeline_class} reads, and its end is cut off: {shorten(words, 400)}"
+            )
 
 
 def _words_of_others(recipe: Recipe) -> Iterator[str]:

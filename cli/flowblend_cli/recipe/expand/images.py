@@ -99,16 +99,22 @@ class _Pictures:
             return str(error)
 
 
-def fit_to_picture(values: Mapping[str, Any], image: ImageSpec, recipe_dir: Path) -> dict[str, Any]:
+def fit_to_picture(
+    values: Mapping[str, Any],
+    image: ImageSpec,
+    recipe_dir: Path,
+    multiples: tuple[int, int] = (MULTIPLE, MULTIPLE),
+) -> dict[str, Any]:
     """Turn ``pixel_area`` into height and width in the picture's shape.
 
     Args:
         values: The arguments, ``pixel_area`` among them.
         image: The picture.
         recipe_dir: Folder that it is relative to.
+        multiples: What height and width are to be multiples of.
 
     Returns:
-        The arguments with both sides, in multiples of 16 and in all no more than the area.
+        The arguments with both sides, in these multiples and in all no more than the area.
 
     Raises:
         ImageError: The picture can't be read any more.
@@ -117,17 +123,21 @@ def fit_to_picture(values: Mapping[str, Any], image: ImageSpec, recipe_dir: Path
     left = {key: value for key, value in values.items() if key != "pixel_area"}
     width, height = _size(image, recipe_dir)
     scale = math.sqrt(values["pixel_area"] / (width * height))
-    short, long = sorted((_rounded(height * scale), _rounded(width * scale)))
-    if short >= MULTIPLE and long <= MAX_SIDE:
-        return left | {"height": _rounded(height * scale), "width": _rounded(width * scale)}
-    ratio = max(width, height) / min(width, height)
-    least, most = math.ceil(MULTIPLE**2 * ratio), math.floor(MAX_SIDE**2 / ratio)
+    down, across = multiples
+    high, wide = _rounded(height * scale, down), _rounded(width * scale, across)
+    is_large_enough = high >= down and wide >= across
+    if is_large_enough and max(high, wide) <= MAX_SIDE:
+        return left | {"height": high, "width": wide}
+    # The least area is that in which each side has its multiple.
+    least = math.ceil(max(down**2 * width / height, across**2 * height / width))
+    most = math.floor(MAX_SIDE**2 * min(width, height) / max(width, height))
     found = f"can't be {values['pixel_area']:,} in the shape of {image.path}, {width}x{height}"
     if least > most:
         raise NoSuchArea(f"{found}, whose sides differ too much: set height and width")
+    step = str(down) if down == across else f"{down} and {across}"
     raise NoSuchArea(
-        f"{found}, with sides from {MULTIPLE} to {MAX_SIDE:,} in multiples of {MULTIPLE}: the "
-        f"nearest is {least if short < MULTIPLE else most}, or set height and width"
+        f"{found}, with sides from {step} to {MAX_SIDE:,} in multiples of {step}: the "
+        f"nearest is {most if is_large_enough else least}, or set height and width"
     )
 
 
@@ -135,9 +145,9 @@ class NoSuchArea(ValueError):  # noqa: N818 - the loader says it as a problem
     """A ``pixel_area`` in which a picture's shape has no size."""
 
 
-def _rounded(side: float) -> int:
+def _rounded(side: float, multiple: int) -> int:
     # A side that only rounding makes smaller keeps its multiple.
-    return math.floor(side / MULTIPLE + 1e-9) * MULTIPLE
+    return math.floor(side / multiple + 1e-9) * multiple
 
 
 @functools.lru_cache(maxsize=256)

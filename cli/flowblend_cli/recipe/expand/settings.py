@@ -96,12 +96,14 @@ class PromptSettings:
         steps: How many steps it has, and why.
         path: The key that says how many.
         suits: How many steps suit it, where a preset says so.
+        paths: The key that each argument was read from, where the recipe has it.
     """
 
     values: dict[str, Any]
     steps: StepChoice
     path: KeyPath
     suits: StepRange | None
+    paths: Mapping[str, KeyPath]
 
 
 def prompt_settings(
@@ -159,6 +161,10 @@ def prompt_settings(
         ),
         variant.combination.axis_path(_STEPS) or path or ("scene", index, "preset"),
         choice.suits if choice is not None else preset.steps if preset is not None else None,
+        {
+            **{key: setting.path or ("scene", index, "preset") for key, setting in layers.items()},
+            **{key: place for key in swept if (place := variant.combination.axis_path(key))},
+        },
     )
 
 

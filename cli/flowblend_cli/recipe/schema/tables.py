@@ -139,6 +139,8 @@ class ModelTable(Table):
     """Where to render: auto, cpu, cuda, cuda:1, mps."""
     offload: Offload = "none"
     """What waits in main memory until it runs: nothing, whole models, or single layers."""
+    variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")] | None = None
+    """Variant of the weights, as in model.fp16.safetensors, where a folder has files of it."""
     batch_size: Annotated[int, Field(ge=1)] = 1
     """Jobs rendered together; only 1, because more change pixels."""
     denoisers: dict[Annotated[str, AfterValidator(check_letter)], Text] = {}

@@ -272,8 +272,22 @@ except DeviceLostError as error:
 def test_weights_larger_than_the_memory_are_no_missing_model(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(bundled_dir() / "models" / "sprites", folder)
-    size = 32 * 2**30  # a sparse file: it takes no room on the disk
-    table = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    config = json.loads((folder / "transformer" / "config.json").read_text("utf-8"))
+    config["ffn_dim"] = 5 * 2**18
+    (folder / "transformer" / "config.json").write_text(json.dumps(config))
+    with torch.device("meta"):
+        large = diffusers.WanTransformer3DModel.from_config(config).state_dict()
+    offsets, size = {}, 0  # a sparse file: it takes no room on the disk
+    for name, tensor in large.items():
+        offsets[name] = [size, size + 4 * tensor.numel()]
+        size += 4 * tensor.numel()
+    assert size > 8 * 2**30
+    table = json.dumps(
+        {
+            name: {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": offsets[name]}
+            for name, tensor in large.items()
+        }
+    ).encode()
     with (folder / "transformer" / "diffusion_pytorch_model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(table)) + table)
         file.truncate(8 + len(table) + size)

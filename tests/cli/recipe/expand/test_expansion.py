@@ -193,9 +193,13 @@ def test_a_clip_can_not_be_a_png(problems_of: Problems, minimal: str) -> None:
 def test_odd_sizes_are_refused_before_anything_is_rendered(
     problems_of: Problems, minimal: str
 ) -> None:
-    (line,) = problems_of(minimal + "height = 65\n")
+    unknown = minimal.replace('"sprites"', '"owner/clips"\nsmall = "owner/small"')
+
+    (line,) = problems_of(unknown + "height = 65\n")
+    (known,) = problems_of(minimal + "height = 65\n")
 
     assert "height 65 is odd: set scale = 2" in line
+    assert "65 is no multiple of 16, which WanPipeline asks for: use 64 or 80" in known
 
 
 def test_two_jobs_of_one_file_are_refused_with_both_lines(

@@ -82,7 +82,7 @@ def test_an_option_edits_the_document_before_it_is_checked(
         ("defaults={a=", "the value isn't valid TOML"),
         ("fo.bar=1", "fo: unknown key"),
         ("scene.square.repeats=1000000", "the recipe makes 1,000,000 jobs"),
-        ("scene.square.height=65", "H.264 needs even sizes"),
+        ("scene.square.height=65", "no multiple of 16"),
         ("num_inference_steps=1", "unknown key; use [defaults]"),
         ("blend.boundaries=[]", "blend.stages: stages 'LSL' needs 2 boundaries"),
         ("blend.stages=LXL", "blend.stages: stages 'LXL' has unknown letter 'X'"),
