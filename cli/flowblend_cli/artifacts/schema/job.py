@@ -38,6 +38,7 @@ from flowblend_cli.recipe.schema.fields import (
     StageSolver,
     StepCount,
     Threshold,
+    Variant,
     argument_types,
 )
 from flowblend_cli.recipe.schema.names import check_job_id
@@ -50,6 +51,7 @@ from flowblend_cli.recipe.schema.stage_values import (
 )
 from flowblend_cli.recipe.source.limits import MAX_PROMPT
 from flowblend_cli.utils.files import UnsafeName, check_relative
+from flowblend_cli.utils.images import CONVERSIONS
 
 
 def _check_image_path(path: str) -> str:
@@ -90,7 +92,14 @@ def _check_cache(cache: dict[str, Any]) -> dict[str, Any]:
     return cache
 
 
+def _check_conversion(name: str) -> str:
+    if name not in CONVERSIONS:
+        raise ValueError(f"must be one of {', '.join(CONVERSIONS)}, got {name!r}")
+    return name
+
+
 Letter = Annotated[str, AfterValidator(check_letter)]
+Conversion = Annotated[str, AfterValidator(_check_conversion)]
 
 
 class AdapterInStage(Closed):
@@ -124,6 +133,7 @@ class ModelDocument(Closed):
     device: Device = "auto"
     offload: Offload = "none"
     denoisers: dict[Letter, ModelName] = Field(default_factory=dict)
+    variant: Variant | None = None
 
 
 class SamplingDocument(Closed):
@@ -151,6 +161,7 @@ class ImageDocument(Closed):
 
     path: Annotated[str, Field(max_length=4096), AfterValidator(_check_image_path)]
     sha256: Word
+    conversions: list[Conversion] = Field(default_factory=list)
 
 
 class AdapterDocument(Closed):

@@ -40,6 +40,7 @@ Solver = Literal[
 ]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?)$")]
+Variant = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=64)]
 Offload = Literal["none", "model", "group", "sequential"]
 Container = Literal["mp4", "png"]
 Fps = Annotated[int, Field(ge=1, le=240)]

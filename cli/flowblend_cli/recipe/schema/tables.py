@@ -39,6 +39,7 @@ from flowblend_cli.recipe.schema.fields import (
     StepCount,
     Text,
     Threshold,
+    Variant,
     argument_types,
 )
 from flowblend_cli.recipe.schema.names import check_template
@@ -139,7 +140,7 @@ class ModelTable(Table):
     """Where to render: auto, cpu, cuda, cuda:1, mps."""
     offload: Offload = "none"
     """What waits in main memory until it runs: nothing, whole models, or single layers."""
-    variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")] | None = None
+    variant: Variant | None = None
     """Variant of the weights, as in model.fp16.safetensors, where a folder has files of it."""
     batch_size: Annotated[int, Field(ge=1)] = 1
     """Jobs rendered together; only 1, because more change pixels."""
