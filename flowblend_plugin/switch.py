@@ -34,7 +34,7 @@ from flowblend_plugin.schedulers.stage_solvers import spread_stages
 from flowblend_plugin.schedulers.support import check_supported
 from flowblend_plugin.stage_hooks.attention import StageAttention
 from flowblend_plugin.stage_hooks.base import StageHook, StageStep
-from flowblend_plugin.stage_hooks.cache import CacheReport, StageCaches
+from flowblend_plugin.stage_hooks.cache import CacheReport, StageCaches, forget_cached
 from flowblend_plugin.stage_hooks.early_exit import EarlyExit, SelfDifference
 from flowblend_plugin.stage_hooks.extrapolation import StageExtrapolation
 from flowblend_plugin.stage_hooks.guidance import StageGuidance
@@ -50,9 +50,12 @@ class DenoiserSwitch(PipelineCallback):
 
     The constructor attaches: a scheduler without stages is replaced by a wrapped copy that drives
     the swaps. ``detach``, or leaving a ``with`` block, puts the pipe back as it was, whatever
-    happened; the large denoiser also comes back after the last step of every call. A call that
+    happened, and holds no model any longer. The large denoiser also comes back after the last step
+    of every call, and where a call ends before it (``pipe._interrupt``, SDXL's ``denoising_end``)
+    at the pipeline's ``maybe_free_model_hooks``, which nearly all pipelines end with. A call that
     failed outside ``with`` leaves the pipe as the failure found it until the next call's
-    ``set_timesteps``, or ``detach``.
+    ``set_timesteps``, or ``detach``. A copy of the pipe, made between two calls, has no switch; the
+    switch itself can't be copied.
 
     The switch is also a ``callback_on_step_end``. Passing it is optional: it does nothing more than
     the scheduler does, unless a pipeline steps private copies of its scheduler. Then it drives the
@@ -197,13 +200,14 @@ class DenoiserSwitch(PipelineCallback):
     @property
     def attached(self) -> bool:
         """Whether the switch still drives its pipe."""
-        return living_switch(self._pipe) is self
+        return self._pipe is not None and living_switch(self._pipe) is self
 
     def detach(self) -> None:
         """Put the pipe back as it was; doing it twice does nothing."""
         if not self.attached:
             return
         with ExitStack() as undo:  # last in, first out, and all of it where one of them raises
+            undo.callback(self._let_go)
             undo.callback(forget_switch, self._pipe)
             undo.callback(setattr, self._pipe, "scheduler", self._original_scheduler)
             undo.callback(self._scheduler.detach_listener)
@@ -211,6 +215,17 @@ class DenoiserSwitch(PipelineCallback):
                 undo.callback(hook.remove)
             undo.callback(self._inputs.close)
             undo.callback(self.trajectory_finished)
+
+    def _let_go(self) -> None:
+        """Hold no model any longer; what was noted of the last trajectory stays readable."""
+        self._pipe = None
+        self._slots, self._hooks, self._states = {}, (), {}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise SwitchError(
+            "a DenoiserSwitch belongs to one pipe, and can't be copied or pickled: copy the pipe, "
+            "and attach another switch to the copy"
+        )
 
     def __enter__(self) -> DenoiserSwitch:
         return self
@@ -223,6 +238,7 @@ class DenoiserSwitch(PipelineCallback):
     def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
         """Install the first stage's denoiser: the scheduler's ``set_timesteps`` was called."""
         self._leave_stage()
+        self._install("large")  # a call that failed may have left another one there
         self._stage_indices = stage_indices
         self._first_iteration = None
         self.denoisers_run = []
@@ -248,6 +264,11 @@ class DenoiserSwitch(PipelineCallback):
                 undo.callback(hook.finish)
             undo.callback(self._leave_stage)
 
+    def call_finished(self) -> None:
+        """Give everything back, where the call ended before the last step of its trajectory."""
+        if not self.is_at_rest:
+            self.trajectory_finished()
+
     def copy_stepped(self, copied: StageMixin, calls: int) -> None:
         """Note a copy of the scheduler, and check that the stages are announced.
 
@@ -268,11 +289,16 @@ class DenoiserSwitch(PipelineCallback):
             "pass the switch as callback_on_step_end, which follows such pipelines too"
         )
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether no trajectory is under way, so that the pipe holds its own denoiser."""
+        return self._stage < 0
+
     # For checkpoints.
 
     @property
     def pipe(self) -> Any:
-        """The pipeline."""
+        """The pipeline; None once the switch is detached."""
         return self._pipe
 
     @property
@@ -406,11 +432,11 @@ class DenoiserSwitch(PipelineCallback):
     def _install(self, role: str) -> None:
         self._role = role
         for name, module in self._slots[role].items():
-            if getattr(self._pipe, name) is module:
+            leaving = getattr(self._pipe, name)
+            if leaving is module:
                 continue
-            if getattr(module, "is_cache_enabled", False):
-                # It kept its cache of the former run; a cache only holds within one stage.
-                module._reset_stateful_cache()  # type: ignore[operator]
+            forget_cached(leaving)
+            forget_cached(module)  # which may have kept something of a former run
             setattr(self._pipe, name, module)
 
 

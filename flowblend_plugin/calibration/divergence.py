@@ -320,7 +320,7 @@ class VelocityLog(DenoiserSwitch):
             guided += weights[:, k].view(shape) * part
         levels, what = step_sigmas(self._scheduler), continued(self._scheduler)
         present = StepVelocities(
-            step, levels[step], output, guided, tuple(large), tuple(small), continued=what
+            step, levels[step], output.clone(), guided, tuple(large), tuple(small), continued=what
         )
         terms = prediction_weights(self._scheduler, step * self._scheduler.order)
         if what == "clean" and terms is not None:
@@ -351,4 +351,4 @@ class VelocityLog(DenoiserSwitch):
 
 def _tensor(output: Any) -> Tensor:
     first: Tensor = output[0] if isinstance(output, (tuple, list)) else output.sample
-    return first.detach()
+    return first.detach().clone()  # compiled denoisers write into their outputs again

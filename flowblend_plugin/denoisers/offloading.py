@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,33 @@ def follow(module: nn.Module, like: nn.Module) -> ExitStack:
                 if way(module, like, undo):
                     break
         return undo.pop_all()
+
+
+def traces(module: nn.Module) -> Callable[[], None]:
+    """Note what hooks of accelerate and diffusers leave on a denoiser's parts when they go.
+
+    They write the class's own ``forward`` to each part, which then holds itself alive, and keep an
+    empty registry.
+
+    Returns:
+        What takes away all that came since.
+    """
+    names = ("forward", "_diffusers_hook")
+    before = {part: vars(part).keys() & names for part in module.modules()}
+
+    def remove() -> None:
+        for part in module.modules():
+            for name in (vars(part).keys() & names) - before.get(part, set()):
+                if _is_trace(part, vars(part)[name]):
+                    delattr(part, name)
+
+    return remove
+
+
+def _is_trace(part: nn.Module, value: Any) -> bool:
+    if isinstance(value, HookRegistry):
+        return not value.hooks
+    return getattr(value, "__func__", None) is type(part).forward and value.__self__ is part
 
 
 def _hooks(module: nn.Module, name: str) -> Iterator[tuple[str, Any]]:

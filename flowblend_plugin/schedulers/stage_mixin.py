@@ -41,6 +41,14 @@ class StageListener(Protocol):
 
     denoisers_run: list[str]  # the roles of the present trajectory's steps so far
 
+    @property
+    def pipe(self) -> Any:
+        """The pipeline whose stages they are."""
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether the pipeline is as it was before: no trajectory is under way."""
+
     def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
         """Hear that a trajectory begins at ``first_step``; each step has its stage's index."""
 
@@ -52,6 +60,9 @@ class StageListener(Protocol):
 
     def trajectory_finished(self) -> None:
         """Hear that the last step of the trajectory is done."""
+
+    def call_finished(self) -> None:
+        """Hear that the pipeline's call ends, maybe before the last step of a trajectory."""
 
     def copy_stepped(self, copied: StageMixin, calls: int) -> None:
         """Hear that a private copy of the scheduler did its step number ``calls``, from 1."""
@@ -184,6 +195,13 @@ class StageMixin:
             solver._step_index += 1
         self._finish_step()
 
+    def _reset_stateful_cache(self) -> None:
+        # Pipelines ask it of each component at the end of a call (maybe_free_model_hooks), before
+        # they build their chain of offloaded models anew. It tells of calls that end early, too.
+        listener = self._current_listener()
+        if listener is not None:
+            listener.call_finished()
+
     def __getstate__(self) -> dict[str, Any]:
         # Some pipelines deep-copy their scheduler in mid-call (a second modality, one copy a
         # frame). A copy must not reach the denoisers through the listener; and a copy of a
@@ -202,6 +220,9 @@ class StageMixin:
         return _rebuild, (base, self.__getstate__())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        listener = self._current_listener()
+        if listener is not None and id(listener.pipe) in memo:
+            return self._copy_with_pipe(listener, memo)
         self.was_copied = True
         base, state = self.__reduce__()[1]
         again = _rebuild(base, copy.deepcopy(state, memo))
@@ -210,6 +231,19 @@ class StageMixin:
             self._copies += 1
             again._copy_number = self._copies
         return again
+
+    def _copy_with_pipe(self, listener: StageListener, memo: dict[int, Any]) -> Any:
+        # The whole pipe is copied: nobody listens to the copy, so it has the scheduler of before.
+        if not listener.is_at_rest:
+            raise SwitchError(
+                "this pipe can't be copied within a call: its DenoiserSwitch has put a stage's "
+                "settings into it; copy it before the call, or after it"
+            )
+        original = getattr(self, "_flowblend_original", None)
+        if original is not None:
+            return copy.deepcopy(original, memo)
+        base, state = self.__reduce__()[1]
+        return _rebuild(base, copy.deepcopy({**state, "_stages": self._stages}, memo))
 
     def _current_listener(self) -> StageListener | None:
         return self._listener() if self._listener is not None else None

@@ -69,8 +69,9 @@ class StageHook:
     raises, the other hooks are still undone, and the error is raised after that.
 
     A call may end in many ways. At its last step, and in ``detach`` or at the end of ``with``, the
-    switch calls ``leave``, then ``finish``. A call that failed, was interrupted (also by Ctrl-C) or
-    was given up (``pipe._interrupt``) calls nothing by itself: then ``detach`` does, or the next
+    switch calls ``leave``, then ``finish``; so it does at the end of a call that was given up
+    (``pipe._interrupt``), where the pipeline ends with ``maybe_free_model_hooks``. A call that
+    failed, or was interrupted by Ctrl-C, calls nothing by itself: then ``detach`` does, or the next
     call, which begins with ``leave`` and ``start``, without ``finish``. So ``leave`` and ``finish``
     have to undo everything from any state, twice in a row and without ``enter`` too.
     """

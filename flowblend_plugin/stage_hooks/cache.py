@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -273,6 +273,20 @@ class _Counter:
             handle.remove()
 
 
+def forget_cached(denoiser: Any) -> None:
+    """Empty a cache that the user enabled on a denoiser: it only holds within one stage.
+
+    FasterCache takes it for granted that its first forward is one of the trajectory's first, which
+    it never skips. In a later stage it has to be told to compute that one.
+    """
+    if not getattr(denoiser, "is_cache_enabled", False):
+        return
+    denoiser._reset_stateful_cache()
+    for hook in _cache_hooks(denoiser):
+        if isinstance(hook, FasterCacheBlockHook):
+            hook.state.iteration = hook.block_skip_range
+
+
 # PAB and FasterCache keep one memory for all passes of a step; here each pass has its own.
 
 _STATE_MANAGER_FIELDS = ("_state_cls", "_init_args", "_init_kwargs", "_state_cache", "_context")
@@ -317,11 +331,14 @@ def remember_per_pass(denoiser: nn.Module) -> None:
     Args:
         denoiser: A denoiser on which the cache was just enabled.
     """
+    for hook in _cache_hooks(denoiser):
+        if isinstance(hook, PyramidAttentionBroadcastHook):
+            hook.state = _PassMemory(PyramidAttentionBroadcastState)
+        elif isinstance(hook, FasterCacheBlockHook):
+            hook.state = _PassMemory(_ComputeFirstState, (hook.block_skip_range,))
+
+
+def _cache_hooks(denoiser: nn.Module) -> Iterator[Any]:
     for module in denoiser.modules():
         registry = getattr(module, "_diffusers_hook", None)
-        hooks: list[Any] = list(registry.hooks.values()) if registry is not None else []
-        for hook in hooks:
-            if isinstance(hook, PyramidAttentionBroadcastHook):
-                hook.state = _PassMemory(PyramidAttentionBroadcastState)
-            elif isinstance(hook, FasterCacheBlockHook):
-                hook.state = _PassMemory(_ComputeFirstState, (hook.block_skip_range,))
+        yield from registry.hooks.values() if registry is not None else ()

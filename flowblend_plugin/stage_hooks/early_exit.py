@@ -91,7 +91,7 @@ class EarlyExit(StageHook):
             size = self._before.float().flatten(1).norm(dim=1)
             # The sample of the batch that changes most decides.
             self.differences.append(float(torch.where(change == 0, 0.0, change / size).max()))
-        self._before = output
+        self._before = output.clone()  # compiled denoisers write into their outputs again
         return output
 
     def revise_stages(self, done: int, stage_indices: tuple[int, ...]) -> tuple[int, ...]:

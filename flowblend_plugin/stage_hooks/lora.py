@@ -10,6 +10,7 @@ from torch import nn
 from flowblend_plugin.denoisers.adapter_files import AdapterSource, load_adapter
 from flowblend_plugin.errors import AdapterError
 from flowblend_plugin.stage_hooks.base import StageHook, StageStep
+from flowblend_plugin.stage_hooks.lora_state import DenoiserAdapters
 from flowblend_plugin.stages import Stage
 
 
@@ -39,7 +40,7 @@ class StageLora(StageHook):
         modules: Mapping[str, Iterable[nn.Module]],
         sources: Mapping[str, AdapterSource | Mapping[str, AdapterSource]] | None = None,
     ) -> None:
-        self._touched: dict[nn.Module, _FormerAdapters] = {}
+        self._adapters: dict[nn.Module, DenoiserAdapters] = {}
         self._active: dict[nn.Module, tuple[tuple[str, float], ...]] = {}
         stages = tuple(stages)
         self._is_used = any(stage.adapters for stage in stages)
@@ -53,10 +54,13 @@ class StageLora(StageHook):
         try:
             for stage in stages:
                 for module in dict.fromkeys(modules.get(stage.denoiser, ())):
-                    self._touched.setdefault(module, _FormerAdapters(module))
+                    if module not in self._adapters:
+                        self._adapters[module] = DenoiserAdapters(module, stage.denoiser)
+            for stage in stages:
+                for module in dict.fromkeys(modules.get(stage.denoiser, ())):
                     for adapter in stage.adapters:
-                        self._load(pipe, stage.denoiser, module, adapter.name, sources or {})
-            self.finish()
+                        with self._adapters[module].loading(adapter.name):
+                            self._load(pipe, stage.denoiser, module, adapter.name, sources or {})
         except BaseException:
             self.remove()
             raise
@@ -76,8 +80,16 @@ class StageLora(StageHook):
             )
         load_adapter(pipe, role, module, name, source)
 
+    def start(self, scheduler: Any) -> None:
+        """Set all adapters as the user did: a call that failed may have left a stage's."""
+        self.finish()
+
     def begin_step(self, step: StageStep) -> None:
-        """Set the adapters of a step, with the weights that its place in its stage gives them."""
+        """Set the adapters of a step, with the weights that its place in its stage gives them.
+
+        Raises:
+            AdapterError: The user has deleted one since, or fused some.
+        """
         if not self._is_used or step.stage.is_extrapolated:
             return
         adapters = step.stage.adapters
@@ -85,64 +97,17 @@ class StageLora(StageHook):
         for module in step.modules:
             if self._active.get(module) == wanted:
                 continue
-            _activate(module, dict(wanted))
+            self._adapters[module].activate(dict(wanted))
             self._active[module] = wanted
 
     def finish(self) -> None:
-        """Reactivate the adapters that were active before; what was loaded stays loaded."""
-        for module, before in self._touched.items():
-            before.reactivate(module)
+        """Set all adapters as the user did; what was loaded stays loaded, and is inactive."""
+        for adapters in self._adapters.values():
+            adapters.give_back()
         self._active = {}
 
     def remove(self) -> None:
-        """Unload what was loaded, and reactivate what was active."""
-        for module, before in self._touched.items():
-            before.restore(module)
-        self._touched, self._active = {}, {}
-
-
-class _FormerAdapters:
-    """The adapters that a denoiser had before the switch."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.loaded = set(getattr(module, "peft_config", {}))
-        self.active: dict[str, float] = _active_adapters(module) if self.loaded else {}
-
-    def reactivate(self, module: nn.Module) -> None:
-        if getattr(module, "peft_config", None):
-            _activate(module, self.active)
-
-    def restore(self, module: nn.Module) -> None:
-        ours = sorted(set(getattr(module, "peft_config", {})) - self.loaded)
-        if ours and not self.loaded:
-            module.unload_lora()  # type: ignore[operator]
-        elif ours:
-            module.delete_adapters(ours)  # type: ignore[operator]
-        if self.loaded:
-            _activate(module, self.active)
-
-
-def _lora_layers(module: nn.Module) -> list[Any]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
-
-
-def _active_adapters(module: nn.Module) -> dict[str, float]:
-    active: dict[str, float] = {}
-    for layer in _lora_layers(module):
-        if layer.disable_adapters:
-            continue
-        for name in layer.active_adapters:
-            if name in layer.scaling:
-                initial = layer.lora_alpha[name] / layer.r[name]
-                active[name] = layer.scaling[name] / initial
-    return active
-
-
-def _activate(module: nn.Module, weights: Mapping[str, float]) -> None:
-    if weights:
-        module.enable_lora()  # type: ignore[operator]
-        module.set_adapters(list(weights), list(weights.values()))  # type: ignore[operator]
-    else:
-        module.disable_lora()  # type: ignore[operator]
+        """Unload what was loaded here, and nothing else."""
+        for adapters in self._adapters.values():
+            adapters.unload()
+        self._adapters, self._active = {}, {}

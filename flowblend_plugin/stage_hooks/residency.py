@@ -15,7 +15,7 @@ from accelerate.hooks import UserCpuOffloadHook  # type: ignore[import-untyped]
 from accelerate.utils.memory import clear_device_cache  # type: ignore[import-untyped]
 from torch import nn
 
-from flowblend_plugin.denoisers.offloading import follow, storage_choice
+from flowblend_plugin.denoisers.offloading import follow, storage_choice, traces
 from flowblend_plugin.denoisers.placement import DenoiserSlots, followed, uncompiled
 from flowblend_plugin.stage_hooks.base import StageHook, StageStep
 
@@ -42,6 +42,8 @@ class Residency(StageHook):
         self._followed = followed(slots)
         self._ways: dict[nn.Module, tuple[Hashable, ExitStack]] = {}
         self._links: dict[nn.Module, UserCpuOffloadHook] = {}
+        self._chain: list[tuple[UserCpuOffloadHook, Any]] = []
+        self._traces = [traces(uncompiled(module)) for module in self._followed]
         try:
             self._set_up()
         except BaseException:
@@ -51,9 +53,11 @@ class Residency(StageHook):
     def _set_up(self) -> None:
         if len(self._denoisers) < 2:
             return
+        self._unchain()
         for module in self._denoisers:
             self._set_up_one(module)
         if self._offloads:
+            self._chain_up()
             self._offload(self._denoisers)
 
     def start(self, scheduler: Any) -> None:
@@ -75,9 +79,12 @@ class Residency(StageHook):
 
     def remove(self) -> None:
         """Take away everything that was put on any denoiser."""
+        self._unchain()
         for module in self._followed:
             self._unlink(module)
             self._unfollow(module)
+        for remove_trace in self._traces:
+            remove_trace()
 
     # One denoiser.
 
@@ -102,6 +109,31 @@ class Residency(StageHook):
     @property
     def _offloads(self) -> bool:
         return bool(getattr(self._pipe, "_all_hooks", None))
+
+    def _chain_up(self) -> None:
+        """Let the model after the denoisers send whichever is on the device away.
+
+        A call that is given up goes on to it with any of them there.
+        """
+        for link in self._pipe._all_hooks:
+            before = link.hook.prev_module_hook
+            self._chain.append((link, before))
+            if before is not None and before.model in self._denoisers:
+                link.hook.prev_module_hook = _OtherModels(self, link.model)
+
+    def _unchain(self) -> None:
+        """Leave the pipe a chain of its own models only, whatever it was built around."""
+        for link, before in self._chain:
+            link.hook.prev_module_hook = before
+            is_dropped = link not in self._pipe._all_hooks
+            if is_dropped and getattr(link.model, "_hf_hook", None) is link.hook:
+                link.remove()  # its model wasn't in the pipe when the pipe removed them all
+        self._chain = []
+        strangers = [h for h in getattr(self._pipe, "_all_hooks", []) if h.model in self._followed]
+        for link in strangers:
+            link.remove()
+        if strangers:
+            self._pipe.enable_model_cpu_offload(device=self._pipe._offload_device)
 
     @property
     def _first(self) -> Any:

@@ -22,6 +22,7 @@ from tiny import (
     snapshot,
     wan_denoiser,
     wan_pipe,
+    with_one_buffer,
 )
 from torch import Tensor
 
@@ -327,3 +328,12 @@ def test_a_call_that_begins_late_cant_be_probed() -> None:
         pytest.raises(SwitchError, match="a pair is probed over a whole one"),
     ):
         family.run(pipe)
+
+
+def test_denoisers_that_write_into_their_outputs_again_are_measured_alike() -> None:
+    pipe, reused = wan_pipe(), wan_pipe()
+    with_one_buffer(reused.transformer)
+    clip, found = log_wan(pipe, small(), guidance_scale=1.0)
+    again, found_again = log_wan(reused, with_one_buffer(small()), guidance_scale=1.0)
+    assert torch.equal(clip, again)
+    assert found == found_again

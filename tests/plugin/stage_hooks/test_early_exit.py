@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import SCHEDULERS, run_wan, wan_denoiser, wan_pipe
+from tiny import SCHEDULERS, run_wan, wan_denoiser, wan_pipe, with_one_buffer
 
 from flowblend_plugin import DenoiserSwitch, StageError, StageSchedule
 from flowblend_plugin.stage_hooks.early_exit import EarlyExit, SelfDifference
@@ -107,3 +107,17 @@ def test_solvers_that_ask_twice_a_step_are_refused() -> None:
     pipe = wan_pipe(SCHEDULERS["heun"]())
     with pytest.raises(StageError, match="twice a step"):
         DenoiserSwitch(pipe, wan_denoiser(layers=1), LATEST, adaptive=SelfDifference())
+
+
+def test_a_denoiser_that_writes_into_its_output_again_changes_no_decision() -> None:
+    found = []
+    for is_reused in (False, True):
+        pipe = wan_pipe()
+        if is_reused:
+            with_one_buffer(pipe.transformer)
+        with DenoiserSwitch(
+            pipe, wan_denoiser(seed=1), LATEST, adaptive=SelfDifference(0.0)
+        ) as switch:
+            run_wan(pipe, steps=10, guidance_scale=1.0)
+            found.append(switch.denoisers_run)
+    assert found[0] == found[1] == list(LATEST.denoisers(10))
