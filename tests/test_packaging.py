@@ -119,10 +119,7 @@ def test_nothing_but_lower_bounds_is_required() -> None:
 def test_every_direct_dependency_has_a_tested_release() -> None:
     constraints = (ROOT / "constraints.txt").read_text("utf-8").lower().replace("_", "-")
     wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    names = [re.split(r"[>\[]", line)[0].lower().replace("_", "-") for line in wanted]
 
-    missing = [
-        name
-        for line in wanted
-        if f"\n{(name := re.split('[[>]', line)[0].lower().replace('_', '-'))}==" not in constraints
-    ]
+    missing = [name for name in names if f"\n{name}==" not in constraints]
     assert not missing

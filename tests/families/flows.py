@@ -72,7 +72,9 @@ class Known:
                     return found
                 return Transformer2DModelOutput(sample=found[0])
 
-            module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
+            module.__class__ = type(
+                kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__}
+            )
 
     def answer(self, module: Any, given: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         x = given["hidden_states"] if "hidden_states" in given else given["sample"]

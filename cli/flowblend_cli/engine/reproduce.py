@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,13 +59,15 @@ def render_again(
     code = run.run()
     if code or run.remaining:
         return code
-    mine = (inspect_final(again).document or {}).get("pixels_sha256")
-    same = mine == said.pixels_sha256
-    verdict = "the same pixels" if same else "other pixels"
+    new = describe(inspect_final(again).document or {})
+    same = new.pixels_sha256 == said.pixels_sha256
+    verdict = "the same pixels as" if same else "other pixels than"
+    if not same:
+        reporter(Message(_surroundings(said.versions, new.versions), is_error=True))
     if found.state is FileState.INTACT:
-        reporter(Message(f"{again.name} has {verdict} as {path.name}", is_error=not same))
+        reporter(Message(f"{again.name} has {verdict} {path.name}", is_error=not same))
         return 0 if same else SOME_FAILED
-    reporter(Message(f"{again.name} has {verdict} as the record of {path.name}", is_error=not same))
+    reporter(Message(f"{again.name} has {verdict} the record of {path.name}", is_error=not same))
     is_shown = same and shows_the_same(path, again)
     if is_shown:
         told = f"{path.name} {found.change}, but shows the same pixels as its record says"
@@ -75,3 +77,12 @@ def render_again(
         told = f"the pixels of {path.name} differ from its record: it was edited since its render"
     reporter(Message(told, is_error=not is_shown))
     return 0 if is_shown else SOME_FAILED
+
+
+def _surroundings(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Say in which versions and numeric settings two renders differ, which may be why bits do."""
+    names = [name for name in before if name in now and before[name] != now[name]]
+    if not names:
+        return "both renders record the same versions and numeric settings"
+    listed = ", ".join(f"{name} {before[name]} then and {now[name]} now" for name in names)
+    return f"rendered under other conditions: {listed}"

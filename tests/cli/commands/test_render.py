@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -247,6 +248,25 @@ def test_a_file_that_was_edited_is_told_from_its_record_when_it_is_rendered_agai
     assert "the pixels of picture.png differ from its record" in result.stderr
     told = invoke("info", still)
     assert "note             the file has pixels that differ from its record" in told.stdout
+
+
+def test_other_pixels_come_with_the_conditions_that_differ(
+    rendered: tuple[Path, Result], tmp_path: Path
+) -> None:
+    still = shutil.copy(rendered[0].parent / "out" / "picture-s1-n3.png", tmp_path / "picture.png")
+    with Image.open(still) as image:
+        document = json.loads(image.text["comment"])  # type: ignore[attr-defined]
+        image.putpixel((0, 0), (255, 0, 255))
+        document["pixels_sha256"] = pixels_sha256(np.asarray(image)[None])
+        document["versions"]["threads"] = "77"
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("comment", json.dumps(document))
+        image.save(still, pnginfo=info)
+    result = invoke("render", still)
+    assert result.exit_code == 1, result.stderr
+    assert "picture.again.png has other pixels as picture.png" not in result.stderr
+    assert "picture.again.png has other pixels than picture.png" in result.stderr
+    assert f"threads 77 then and {torch.get_num_threads()} now" in result.stderr
 
 
 def test_the_document_holds_the_whole_job(rendered: tuple[Path, Result]) -> None:
