@@ -138,7 +138,8 @@ def count_forward(module: nn.Module, clip: Clip) -> ForwardFlops:
         FlopsError: See ``count_flops``.
     """
     name = type(module).__name__
-    counter = FlopCounterMode(display=False)
+    counter: Any = FlopCounterMode(display=False)
+    counter.mod_tracker = _OneSum()
     try:
         inputs = MAKERS[name](module.config, clip)
         with torch.no_grad(), _NoPadding(), counter:
@@ -152,6 +153,21 @@ def count_forward(module: nn.Module, clip: Clip) -> ForwardFlops:
         if str(operation).rpartition(".")[2] in _WITH_WEIGHTS:
             linear_only += flops
     return ForwardFlops(linear_only, full)
+
+
+class _OneSum:
+    """Stands for the counter's module tracker, whose hooks all modules of the process would run.
+
+    Compiled ones, in other threads, would be compiled anew for them.
+    """
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
 
 
 class _NoPadding(TorchFunctionMode):

@@ -12,12 +12,15 @@ import torch
 from diffusers.callbacks import PipelineCallback
 
 from flowblend_plugin.denoisers.adapter_files import AdapterSource
+from flowblend_plugin.denoisers.calls import PipeCalls, calling_pipe
 from flowblend_plugin.denoisers.conditioning import fit_inputs
 from flowblend_plugin.denoisers.placement import (
     Denoiser,
     DenoiserSlots,
     all_denoisers,
     check_names,
+    check_present,
+    check_storage,
     followed,
     forget_switch,
     living_switch,
@@ -40,7 +43,7 @@ from flowblend_plugin.stage_hooks.extrapolation import StageExtrapolation
 from flowblend_plugin.stage_hooks.guidance import StageGuidance
 from flowblend_plugin.stage_hooks.lora import StageLora
 from flowblend_plugin.stage_hooks.residency import Residency
-from flowblend_plugin.stages import EXTRAPOLATED, StageSchedule, stage_letters
+from flowblend_plugin.stages import EXTRAPOLATED, Stage, StageSchedule, stage_letters
 
 _STAGES = "stage_indices"  # beside the hooks' names in a stored state
 
@@ -138,6 +141,7 @@ class DenoiserSwitch(PipelineCallback):
         self._stage = -1
         self._role = "large"
         self._first_iteration: Any = None
+        self._followed: int | None = None
         self._copies: weakref.WeakSet[StageMixin] = weakref.WeakSet()
         self.denoisers_run: list[str] = []
         self._attach(guidance, early_exit, hooks, adapters, seed)
@@ -167,11 +171,14 @@ class DenoiserSwitch(PipelineCallback):
             self._hooks: tuple[StageHook, ...] = (*own, *further)
             self._states = _states(self._hooks)
             self._scheduler = self._wrapped_scheduler(seed)
+            every = itertools.chain(*modules.values())
+            self._calls = PipeCalls(pipe, self._scheduler, every, self._hooks)
+            undo.callback(self._calls.close)
             self._scheduler.attach_listener(self)
             undo.pop_all()
         if pipe.scheduler is not self._scheduler:
             pipe.scheduler = self._scheduler
-        note_switch(pipe, self, self._slots["large"])
+        note_switch(pipe, self, self._slots)
 
     def _wrapped_scheduler(self, seed: Seed | None) -> Any:
         """The pipe's scheduler, wrapped where it has no stages or another seed is asked for."""
@@ -209,12 +216,17 @@ class DenoiserSwitch(PipelineCallback):
         with ExitStack() as undo:  # last in, first out, and all of it where one of them raises
             undo.callback(self._let_go)
             undo.callback(forget_switch, self._pipe)
-            undo.callback(setattr, self._pipe, "scheduler", self._original_scheduler)
+            undo.callback(self._give_scheduler_back)
             undo.callback(self._scheduler.detach_listener)
+            undo.callback(self._calls.close)
             for hook in self._hooks:
                 undo.callback(hook.remove)
             undo.callback(self._inputs.close)
             undo.callback(self.trajectory_finished)
+
+    def _give_scheduler_back(self) -> None:
+        if self._pipe.scheduler is self._scheduler:  # otherwise the user has set another
+            self._pipe.scheduler = self._original_scheduler
 
     def _let_go(self) -> None:
         """Hold no model any longer; what was noted of the last trajectory stays readable."""
@@ -236,21 +248,84 @@ class DenoiserSwitch(PipelineCallback):
     # Called by the scheduler.
 
     def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
-        """Install the first stage's denoiser: the scheduler's ``set_timesteps`` was called."""
+        """Install the first stage's denoiser: the scheduler's ``set_timesteps`` was called.
+
+        Raises:
+            SwitchError: Another pipe called it; or a denoiser in the pipe was replaced, moved or
+                cast since the switch was attached.
+        """
+        self._check_caller()
+        check_present(self._pipe, self._slots)
         self._leave_stage()
         self._install("large")  # a call that failed may have left another one there
         self._stage_indices = stage_indices
-        self._first_iteration = None
+        self._first_iteration = self._followed = None
         self.denoisers_run = []
         for hook in self._hooks:
             hook.start(self._scheduler)
+        check_storage(self._slots, self.stages.roles)
+        self._calls.begin(first_step > 0)
         self._begin_step(first_step)
 
+    def _check_caller(self) -> bool:
+        """Check that no other pipe uses this one's scheduler; say whether a pipe does at all."""
+        caller, _ = calling_pipe(self)
+        if caller is not None and caller is not self._pipe:
+            raise SwitchError(
+                f"another {type(caller).__name__} uses the scheduler of a DenoiserSwitch, which "
+                "swaps the denoisers of its own pipe only: give the other pipe a scheduler of its "
+                "own, such as copy.deepcopy(scheduler), and a switch of its own where it is to "
+                "blend"
+            )
+        return caller is not None
+
     def model_output(self, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """Give the output that the solver takes: what the hooks make of it, one after another."""
+        """Give the output that the solver takes: what the hooks make of it, one after another.
+
+        Raises:
+            SwitchError: The planned denoiser didn't run, or not for this pipe; or a hook refuses.
+        """
+        self._check_ran()
         for hook in self._hooks:
             output = hook.model_output(output, sample)
         return output
+
+    def _check_ran(self) -> None:
+        """Check that what was called since the last step is what was planned, and nothing else.
+
+        A loop of the user's own may call what can't be seen, but nothing that wasn't planned.
+        """
+        is_pipes = self._check_caller()
+        if not self._calls.is_here:
+            raise SwitchError(
+                "this pipe's trajectory was begun in another thread: one pipe runs one call at a "
+                "time, so give each thread copy.copy(pipe) with a scheduler of its own"
+            )
+        ran = self._calls.take()
+        planned = list(self._slots[self._role].values())
+        if not ran or any(module not in planned for module in ran):
+            check_present(self._pipe, {self._role: self._slots[self._role]})
+            if ran or is_pipes:
+                raise SwitchError(self._not_planned(ran))
+
+    def _not_planned(self, ran: Sequence[Any]) -> str:
+        step, places = len(self.denoisers_run), " or ".join(self._slots[self._role])
+        what = (
+            f"step {step} was planned for the {self._role} denoiser, in {places}, and this "
+            f"{type(self._pipe).__name__} called"
+        )
+        if not ran:
+            return (
+                f"{what} none: it skips its denoiser, or calls a copy of it, or calls it past the "
+                "module itself, as forward(). Let it call the module in its attribute, or leave "
+                "the switch out"
+            )
+        slots = self._slots.items()
+        others = [r for r, own in slots if r != self._role and not {*ran}.isdisjoint(own.values())]
+        return (
+            f"{what} the {' and the '.join(others)} one: it keeps a denoiser of an earlier step. "
+            "Let it read its attribute at every step"
+        )
 
     def step_finished(self, step_index: int) -> None:
         """Install the denoiser of the step after ``step_index`` (0-based)."""
@@ -259,6 +334,7 @@ class DenoiserSwitch(PipelineCallback):
     def trajectory_finished(self) -> None:
         """Give the pipe its large denoiser, and everything else of its own, back."""
         with ExitStack() as undo:
+            undo.callback(self._calls.end)
             undo.callback(self._install, "large")
             for hook in self._hooks:
                 undo.callback(hook.finish)
@@ -305,6 +381,11 @@ class DenoiserSwitch(PipelineCallback):
     def scheduler(self) -> Any:
         """The scheduler that drives the swaps."""
         return self._scheduler
+
+    @property
+    def calls(self) -> PipeCalls:
+        """The calls of its denoisers that the pipe makes."""
+        return self._calls
 
     @property
     def slots(self) -> Mapping[str, DenoiserSlots]:
@@ -355,12 +436,10 @@ class DenoiserSwitch(PipelineCallback):
         """Drive the stages after a step, where the scheduler itself announced none."""
         if not self.attached:
             raise SwitchError("this switch was detached: attach a new one for this call")
-        if pipeline.scheduler is not self._scheduler:
-            raise SwitchError(
-                "the pipe's scheduler was replaced while the switch was attached, so its stages "
-                "did not run: set the scheduler first, then attach the switch"
-            )
-        if not self._scheduler.calls and self._stage_indices:
+        self._calls.check_scheduler()
+        if not self._scheduler.calls and self._stage_indices and step_index != self._followed:
+            self._followed = step_index
+            self._check_ran()
             self._follow(step_index)
         return callback_kwargs
 
@@ -380,6 +459,7 @@ class DenoiserSwitch(PipelineCallback):
     # Stages.
 
     def _finish(self, step_index: int) -> None:
+        self._calls.take()  # of a step that was skipped, whose calls were answered
         # What was installed, not what was planned.
         is_extrapolated = self._stage >= 0 and self.stages.stages[self._stage].is_extrapolated
         role = EXTRAPOLATED if is_extrapolated else self._role
@@ -409,10 +489,16 @@ class DenoiserSwitch(PipelineCallback):
             self._leave_stage()
             self._change(role)
             self._stage = stage_index
+            self._calls.claim(step.modules if self._touches(stage) else ())
             for hook in self._hooks:
                 hook.enter(step)
         for hook in self._hooks:
             hook.begin_step(step)
+
+    def _touches(self, stage: Stage) -> bool:
+        """Whether a stage sets something on its denoiser itself."""
+        has_adapters = any(one.adapters for one in self.stages.stages)
+        return has_adapters or bool(stage.cache or stage.attention_backend)
 
     def _leave_stage(self) -> None:
         self._stage = -1
@@ -433,10 +519,11 @@ class DenoiserSwitch(PipelineCallback):
         self._role = role
         for name, module in self._slots[role].items():
             leaving = getattr(self._pipe, name)
-            if leaving is module:
-                continue
-            forget_cached(leaving)
-            forget_cached(module)  # which may have kept something of a former run
+            if leaving is module or all(leaving is not s[name] for s in self._slots.values()):
+                continue  # it is there, or the user has put another in its place
+            for one in (leaving, module):  # which may have kept something of a former run
+                if self._calls.is_free(one):
+                    forget_cached(one)
             setattr(self._pipe, name, module)
 
 

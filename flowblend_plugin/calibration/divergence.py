@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowblend_plugin.denoisers.calls import Call
 from flowblend_plugin.denoisers.placement import Denoiser
 from flowblend_plugin.errors import SwitchError
 from flowblend_plugin.schedulers.noise import Seed
 from flowblend_plugin.schedulers.predictions import Weight
 from flowblend_plugin.schedulers.solver_state import step_sigmas
 from flowblend_plugin.schedulers.stage_mixin import StageMixin
+from flowblend_plugin.stage_hooks.base import StageHook
 from flowblend_plugin.stage_hooks.extrapolation import (
     Continued,
     continued,
@@ -238,36 +240,12 @@ class VelocityLog(DenoiserSwitch):
         on_divergence: Callable[[StepDivergence], None],
         seed: Seed | None = None,
     ) -> None:
-        super().__init__(pipe, small=small, stages="L", seed=seed)
+        self._asker = _Asker()
+        super().__init__(pipe, small=small, stages="L", seed=seed, hooks=[self._asker])
         self._on_divergence = on_divergence
-        self._passes: list[tuple[Tensor, Tensor]] = []
         self._window: list[StepVelocities] = []
-        self._asking = False
         own, other = self._slots["large"], self._slots["small"]
-        self._handles = [
-            module.register_forward_hook(self._ask(other[name]), with_kwargs=True)
-            for name, module in own.items()
-        ]
-
-    def _ask(self, small: nn.Module) -> Callable[..., None]:
-        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if self._asking:  # the small one may be this very module
-                return
-            if next(small.parameters()).device != next(module.parameters()).device:
-                raise SwitchError(
-                    "the two denoisers are on different devices, and a velocity log asks both at "
-                    'once: load them without offloading (offload = "none")'
-                )
-            self._asking = True
-            try:
-                with torch.no_grad():
-                    # A copy: compiled denoisers write into their outputs again.
-                    large = _tensor(output).clone()
-                    self._passes.append((large, _tensor(small(*args, **kwargs)).clone()))
-            finally:
-                self._asking = False
-
-        return after
+        self._asker.small = {module: other[name] for name, module in own.items()}
 
     def trajectory_started(self, stage_indices: tuple[int, ...], first_step: int) -> None:
         """Forget the former trajectory.
@@ -280,7 +258,7 @@ class VelocityLog(DenoiserSwitch):
                 f"this call begins at step {first_step} of its trajectory, and a pair is probed "
                 "over a whole one: probe without an image to start from (strength = 1)"
             )
-        self._passes, self._window = [], []
+        self._asker.passes, self._window = [], []
         super().trajectory_started(stage_indices, first_step)
 
     def copy_stepped(self, copied: StageMixin, calls: int) -> None:
@@ -299,7 +277,7 @@ class VelocityLog(DenoiserSwitch):
 
     def model_output(self, output: Tensor, sample: Tensor) -> Tensor:
         """Note both denoisers' velocities of this step; the solver gets the large one's."""
-        passes, self._passes = self._passes, []
+        passes, self._asker.passes = self._asker.passes, []
         step = len(self.denoisers_run)
         if passes and not (self._window and self._window[-1].step == step):
             self._note(step, output, sample, passes)
@@ -341,12 +319,25 @@ class VelocityLog(DenoiserSwitch):
                 self._on_divergence(measure_step(before, window[-1], None))
         super().trajectory_finished()
 
-    def detach(self) -> None:
-        """Remove the log's hooks from the denoisers, and put the pipe back as it was."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        super().detach()
+
+class _Asker(StageHook):
+    """Asks the small denoiser whatever the large one was asked."""
+
+    def __init__(self) -> None:
+        self.small: dict[nn.Module, nn.Module] = {}
+        self.passes: list[tuple[Tensor, Tensor]] = []
+
+    def denoiser_ran(self, call: Call, output: Any) -> None:
+        small = self.small[call.module]
+        if next(small.parameters()).device != next(call.module.parameters()).device:
+            raise SwitchError(
+                "the two denoisers are on different devices, and a velocity log asks both at "
+                'once: load them without offloading (offload = "none")'
+            )
+        with torch.no_grad():
+            # A copy: compiled denoisers write into their outputs again.
+            large = _tensor(output).clone()
+            self.passes.append((large, _tensor(small(*call.args, **call.kwargs)).clone()))
 
 
 def _tensor(output: Any) -> Tensor:

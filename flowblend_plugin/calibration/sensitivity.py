@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowblend_plugin.denoisers.placement import Denoiser, StandIns
+from flowblend_plugin.denoisers.calls import Call
+from flowblend_plugin.denoisers.placement import Denoiser
 from flowblend_plugin.errors import StageError, SwitchError
 from flowblend_plugin.schedulers.noise import Seed
 from flowblend_plugin.stage_hooks.base import StageHook, StageStep
@@ -99,7 +100,7 @@ def measure_sensitivities(
     for position in positions:
         roles = ["small" if step == position else "large" for step in range(steps)]
         stages = StageSchedule.from_denoisers(roles)
-        changes.append((run(_Replay(pipe, record, position), stages) - final).flatten())
+        changes.append((run(_Replay(record, position), stages) - final).flatten())
     stacked = torch.stack(changes).double()
     energy = final.double().square().sum()
     gram = stacked @ stacked.T / energy
@@ -114,13 +115,9 @@ class _Record(StageHook):
         self.outputs: list[Tensor] = []
         self.answer: Any = None
         self.steps = 0
-        self._handles: list[Any] = []
 
     def start(self, scheduler: Any) -> None:
         self.outputs = []
-
-    def enter(self, step: StageStep) -> None:
-        self._handles = [module.register_forward_hook(self._keep) for module in step.modules]
 
     def begin_step(self, step: StageStep) -> None:
         self.steps = step.total
@@ -133,33 +130,28 @@ class _Record(StageHook):
         self.outputs.append(output.detach().to("cpu", copy=True))
         return output
 
-    def leave(self) -> None:
-        while self._handles:
-            self._handles.pop().remove()
-
-    def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
+    def denoiser_ran(self, call: Call, output: Any) -> None:
         self.answer = output
 
 
 class _Replay(StageHook):
     """Gives the solver what a record holds, up to one step; nothing is computed before that."""
 
-    def __init__(self, pipe: Any, record: _Record, position: int) -> None:
+    def __init__(self, record: _Record, position: int) -> None:
         self._record, self._position, self._calls = record, position, 0
-        self._stand_ins = StandIns(pipe)
+        self._is_replaying = False
 
     def start(self, scheduler: Any) -> None:
         self._calls = 0
 
     def begin_step(self, step: StageStep) -> None:
-        if step.index < self._position:
-            self._stand_ins.put(step.denoisers, lambda *args, **kwargs: self._record.answer)
+        self._is_replaying = step.index < self._position
+
+    def denoiser_answer(self, call: Call) -> Any:
+        return self._record.answer if self._is_replaying else None
 
     def model_output(self, output: Tensor, sample: Tensor) -> Tensor:
-        if self._stand_ins:
+        if self._is_replaying:
             output = self._record.outputs[self._calls].to(output)
         self._calls += 1
         return output
-
-    def leave(self) -> None:
-        self._stand_ins.remove()

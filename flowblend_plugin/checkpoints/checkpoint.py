@@ -1,25 +1,24 @@
 """Checkpoints: store a trajectory's state after a step, and go on from it with the same bits.
 
 A pipeline loops over all timesteps, whatever happened before. So a call that goes on does the same,
-but up to the stored step nothing is computed: each denoiser is seen through a copy that answers
-with zeros, the scheduler counts its step and hands back what the stored step gave, and stages come
-and go as ever. At the stored step solver, generators and what stages remember are set to what they
-were. Prompts are encoded anew, and the initial latents drawn anew.
+but up to the stored step nothing is computed: each call of a denoiser is answered with zeros, the
+scheduler counts its step and hands back what the stored step gave, and stages come and go as ever.
+At the stored step solver, generators and what stages remember are set to what they were. Prompts
+are encoded anew, and the initial latents drawn anew.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from flowblend_plugin.checkpoints.serialization import blank, outline, pack, unpack
-from flowblend_plugin.denoisers.placement import StandIns
+from flowblend_plugin.denoisers.calls import Call
 from flowblend_plugin.errors import CheckpointError
 from flowblend_plugin.switch import DenoiserSwitch
 
@@ -128,11 +127,13 @@ class Checkpoints:
         """
         call = _CheckpointedCall(self, switch, list(generators))
         switch.scheduler.wrap_steps(call)
+        switch.calls.listeners.insert(0, call)
         try:
             yield
         finally:
             switch.scheduler.wrap_steps(None)
-            call.close()
+            with suppress(ValueError):  # the switch was detached meanwhile
+                switch.calls.listeners.remove(call)
 
 
 class _CheckpointedCall:
@@ -148,26 +149,19 @@ class _CheckpointedCall:
         self._torch = _global_state()
         self._resumed = owner._resumed
         self._has_begun = self._is_over = False
-        self._stand_ins = StandIns(switch.pipe)
         self._answers: list[list[Any]] = [[]]  # of each step so far, those of the present one last
         self._next_answer = 0
-        self._handles: list[Any] = []
         self._problem = _problem(switch) if owner._every else ""
         if self._resumed is not None:
             self._answers = [list(step) for step in self._resumed.values["answers"]]
         if self._problem:
             owner._tell(self._problem)
-        elif owner._every:
-            modules = {m for slots in switch.slots.values() for m in slots.values()}
-            self._handles = [module.register_forward_hook(self._note) for module in modules]
 
     # Called by the scheduler.
 
     def started(self) -> None:
         """Note that a trajectory begins; of several in a call only the first is stored."""
         self._is_over = self._is_over or self._has_begun
-        if not self._is_over and self._resumed is not None:
-            self._stand_ins.put(self._switch.slots["large"], self._answer)
 
     def step(self, take: Callable[[], Any], timestep: Any) -> Any:
         """Take the step, or skip it."""
@@ -194,8 +188,9 @@ class _CheckpointedCall:
 
     # Storing.
 
-    def _note(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._problem or self._is_over:
+    def denoiser_ran(self, call: Call, output: Any) -> None:
+        """Note the structure of an output."""
+        if self._problem or self._is_over or not self._owner._every:
             return
         try:
             self._answers[-1].append(outline(output))
@@ -214,7 +209,7 @@ class _CheckpointedCall:
             self._give_up("the pipeline steps private copies of its scheduler")
             return
         if not any(self._answers):
-            self._give_up("the pipeline calls its denoiser past the module's hooks")
+            self._give_up("what its denoiser gives isn't known")
             return
         present = _global_state()
         moved = {k: v for k, v in present.items() if not torch.equal(v, self._torch[k])}
@@ -241,12 +236,9 @@ class _CheckpointedCall:
             ran = [step for step in self._answers if step]
             answer = blank(ran[-1][-1], self._device) if ran else None
             self._switch.prepare_skip(values["switch"], answer)
-        self._stand_ins.remove()
         scheduler.skip_step(timestep)
         self._next_answer = 0
-        if scheduler.calls < values["scheduler"]["calls"]:
-            self._stand_ins.put(self._switch.slots["large"], self._answer)
-        else:
+        if scheduler.calls >= values["scheduler"]["calls"]:
             scheduler.load_state_dict(values["scheduler"])
             self._switch.load_state_dict(values["switch"])
             for generator, state in zip(self._generators, values["generators"], strict=True):
@@ -264,8 +256,10 @@ class _CheckpointedCall:
                 "the stored state is of another trajectory: begin this one at its first step"
             )
 
-    def _answer(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer with zeros, in the structure of the denoiser's output in the stored run."""
+    def denoiser_answer(self, call: Call) -> Any:
+        """Answer with zeros in skipped steps, in the structure of the stored run's outputs."""
+        if self._is_over or self._resumed is None:
+            return None
         step = self._scheduler.calls // self._scheduler.order
         known = [answers for answers in self._answers[: step + 1] if answers] or self._answers
         answers = known[-1]
@@ -275,12 +269,6 @@ class _CheckpointedCall:
     @property
     def _device(self) -> torch.device:
         return torch.device(self._switch.pipe._execution_device)
-
-    def close(self) -> None:
-        """Undo everything: the call is over, or was given up."""
-        self._stand_ins.remove()
-        for handle in self._handles:
-            handle.remove()
 
 
 def _problem(switch: DenoiserSwitch) -> str:

@@ -18,7 +18,7 @@ from flowblend_plugin.denoisers.offloading import storage_device
 from flowblend_plugin.errors import PairMismatchError, SwitchError
 
 # The pipelines' attributes that hold a denoiser, in the order in which they are looked for.
-DENOISER_NAMES = ("transformer", "unet")
+DENOISER_NAMES = ("transformer", "unet", "transformer_2")
 
 
 def denoiser_name(pipe: Any) -> str:

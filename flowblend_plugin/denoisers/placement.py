@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from flowblend_plugin.denoisers.compatibility import config_mismatches
@@ -40,13 +39,23 @@ def all_denoisers(
 
 
 def own_slots(pipe: Any) -> DenoiserSlots:
-    """Find the pipe's own denoiser; for Wan 2.2 both, ``transformer`` and ``transformer_2``.
+    """Find the pipe's own denoiser; for Wan 2.2 ``transformer`` and ``transformer_2``, or one.
 
     Raises:
-        SwitchError: The pipeline has no denoiser.
+        SwitchError: The pipeline has no denoiser, or another pipeline inside it runs that.
     """
-    names = (denoiser_name(pipe), _SECOND_EXPERT)
-    return {n: getattr(pipe, n) for n in names if isinstance(getattr(pipe, n, None), nn.Module)}
+    names = dict.fromkeys((denoiser_name(pipe), _SECOND_EXPERT))
+    found = {n: getattr(pipe, n) for n in names if isinstance(getattr(pipe, n, None), nn.Module)}
+    for name, part in vars(pipe).items():
+        inner = (
+            [getattr(part, n, None) for n in found] if isinstance(part, DiffusionPipeline) else []
+        )
+        if any(module in found.values() for module in inner):
+            raise SwitchError(
+                f"{type(pipe).__name__} has its steps run by another pipeline, in pipe.{name}: "
+                f"attach the switch to pipe.{name}"
+            )
+    return found
 
 
 def followed(slots: Mapping[str, DenoiserSlots]) -> dict[nn.Module, nn.Module]:
@@ -134,47 +143,6 @@ def uncompiled(module: nn.Module) -> Any:
     return getattr(module, "_orig_mod", module)
 
 
-class StandIns:
-    """Denoisers in a pipe, seen through copies with the same weights and config that run nothing.
-
-    Args:
-        pipe: The pipeline.
-    """
-
-    def __init__(self, pipe: Any) -> None:
-        self._pipe = pipe
-        self._put: dict[str, tuple[nn.Module, nn.Module]] = {}
-
-    def __bool__(self) -> bool:
-        """Whether any copy is in the pipe."""
-        return bool(self._put)
-
-    def put(self, names: Iterable[str], answer: Callable[..., Any]) -> None:
-        """Replace what is in some attributes of the pipe now, unless it was replaced already.
-
-        Args:
-            names: The attributes.
-            answer: Called instead of each forward, with the same arguments.
-        """
-        for name in names:
-            module = getattr(self._pipe, name)
-            if name in self._put and module is self._put[name][1]:
-                continue
-            stand_in = copy.copy(uncompiled(module))
-            for hooks in ("_forward_hooks", "_forward_pre_hooks"):
-                vars(stand_in)[hooks] = OrderedDict()
-            vars(stand_in)["forward"] = answer
-            self._put[name] = module, stand_in
-            setattr(self._pipe, name, stand_in)
-
-    def remove(self) -> None:
-        """Put the denoisers themselves back, where the copies are still in the pipe."""
-        while self._put:
-            name, (module, stand_in) = self._put.popitem()
-            if getattr(self._pipe, name) is stand_in:
-                setattr(self._pipe, name, module)
-
-
 def check_pair(large: nn.Module, small: nn.Module) -> None:
     """Check that two loaded denoisers can take turns.
 
@@ -183,32 +151,80 @@ def check_pair(large: nn.Module, small: nn.Module) -> None:
     """
     configs = [{**m.config, "_class_name": type(m).__name__} for m in (large, small)]  # type: ignore[dict-item]
     found = list(config_mismatches(*configs))
+    found += [f"{what}; move the small one with .to(...)" for what in _apart(large, small)]
+    if found:
+        raise PairMismatchError(type(large).__name__, type(small).__name__, tuple(found))
+
+
+def _apart(large: Any, small: Any) -> list[str]:
+    """Say in what two denoisers' weights are kept apart, where that is for the user to say."""
     comparable = []
     if not (_is_quantized(large) or _is_quantized(small)):
         comparable.append("dtype")
     if not (is_placed(large) or is_placed(small)):  # otherwise hooks bring it to its device
         comparable.append("device")
-    for what in comparable:
-        a, b = getattr(large, what), getattr(small, what)
-        if a != b:
-            found.append(f"{what}: large {a}, small {b}; move the small one with .to(...)")
-    if found:
-        raise PairMismatchError(type(large).__name__, type(small).__name__, tuple(found))
+    pairs = ((what, getattr(large, what), getattr(small, what)) for what in comparable)
+    return [f"{what}: large {a}, small {b}" for what, a, b in pairs if a != b]
+
+
+def check_storage(slots: Mapping[str, DenoiserSlots], roles: Sequence[str]) -> None:
+    """Check that the pipe's own denoiser wasn't moved or cast away from the others since.
+
+    Args:
+        slots: Role -> its denoisers; ``"large"`` is the pipe's own.
+        roles: Those that the trajectory runs.
+
+    Raises:
+        SwitchError: It was.
+    """
+    for role in roles:
+        for name, module in slots.get(role, {}).items():
+            large = slots["large"][name]
+            found = _apart(uncompiled(large), uncompiled(module)) if module is not large else []
+            if found:
+                raise SwitchError(
+                    f"the {role} denoiser isn't where and what the pipe's own is any more: "
+                    f"{'; '.join(found)}. Call pipe.to(...) before the switch is attached, or move "
+                    f"the {role} one too, with .to(...)"
+                )
+
+
+def check_present(pipe: Any, slots: Mapping[str, DenoiserSlots]) -> None:
+    """Check that nobody has replaced a denoiser in the pipe.
+
+    Args:
+        pipe: The pipeline.
+        slots: Role -> its denoisers, of which one role's may be there.
+
+    Raises:
+        SwitchError: There is another.
+    """
+    for name in next(iter(slots.values())):
+        present = getattr(pipe, name, None)
+        if all(present is not denoisers[name] for denoisers in slots.values()):
+            raise SwitchError(
+                f"pipe.{name} was replaced while the switch was attached, by a "
+                f"{type(present).__name__} that it didn't put there: load, compile and set the "
+                "pipe's denoiser first, then attach the switch"
+            )
 
 
 def _is_quantized(module: nn.Module) -> bool:
     return getattr(module, "hf_quantizer", None) is not None
 
 
-# Per pipe its switch, and its own denoisers: a switch may be forgotten while another is installed.
-_attached: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], DenoiserSlots]] = (
+# Per pipe its switch, its own denoisers, and the others: a switch may be forgotten while one of
+# them is installed.
+_Others = weakref.WeakSet[nn.Module]
+_attached: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], DenoiserSlots, _Others]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def note_switch(pipe: Any, switch: Any, own: DenoiserSlots) -> None:
-    """Note that a switch is attached to a pipe with these denoisers of its own."""
-    _attached[pipe] = (weakref.ref(switch), own)
+def note_switch(pipe: Any, switch: Any, slots: Mapping[str, DenoiserSlots]) -> None:
+    """Note that a switch is attached to a pipe with these denoisers, ``"large"`` its own."""
+    others = weakref.WeakSet(followed(slots))
+    _attached[pipe] = (weakref.ref(switch), slots["large"], others)
 
 
 def forget_switch(pipe: Any) -> None:
@@ -238,6 +254,6 @@ def take_back(pipe: Any) -> DenoiserSlots:
     if entry is None:
         return found
     for name, module in entry[1].items():
-        if getattr(pipe, name) is not module:
+        if getattr(pipe, name) in entry[2]:  # otherwise the user has set another since
             setattr(pipe, name, module)
     return own_slots(pipe)

@@ -188,6 +188,7 @@ class StageMixin:
     def skip_step(self, timestep: Any) -> None:
         """Count a call of ``step`` that nothing is computed for, and announce what follows."""
         solver: Any = self
+        self.begin_late(timestep)
         self.begins_anew = False
         if hasattr(solver, "_init_step_index"):
             if solver.step_index is None:
@@ -284,15 +285,22 @@ class StageMixin:
         if self._wrapper is not None:
             self._wrapper.started()
 
-    def _noised(self, timestep: Any) -> None:
-        # Pipelines that start late without set_begin_index noise their input up to that timestep.
-        if getattr(self, "begin_index", None) is not None:
+    def begin_late(self, timestep: Any) -> None:
+        """Begin the trajectory at a timestep, where it begins late and nothing has said so yet.
+
+        Args:
+            timestep: That of the first step: pipelines that start late noise their input up to it,
+                scale it for the denoiser, or tell it when they step. Others are ignored.
+        """
+        if timestep is None or self._calls or getattr(self, "begin_index", None) is not None:
             return
         first = torch.as_tensor(timestep).flatten()[:1].to(self.timesteps)
-        found = (self.timesteps == first).nonzero()
-        if len(first) and len(found):
+        found = (self.timesteps == first).nonzero().flatten().tolist() if len(first) else []
+        if found and 0 not in found:
             # Of equal timesteps, diffusers' solvers begin with the second.
-            self._start_late(int(found[min(1, len(found) - 1)]))
+            index = found[min(1, len(found) - 1)]
+            if index != self._first:
+                self._start_late(index)
 
     def _start_copy(self) -> None:
         # Long videos run several trajectories on private copies, after one set_timesteps.
@@ -335,6 +343,7 @@ class StageMixin:
     def _step(self, step: Callable[..., Any], given: inspect.BoundArguments) -> Any:
         handed = given.arguments
         output, timestep, sample = (handed[name] for name in ("model_output", "timestep", "sample"))
+        self.begin_late(timestep)
         solver = self._solver(timestep)
         if self.begins_anew and "old_pred_original_sample" in handed:
             handed["old_pred_original_sample"] = None
@@ -452,9 +461,9 @@ def with_stages(base: type) -> type:
         "_flowblend_base": base,
     }
     # What pipelines call before the first step with the timestep that they start from.
-    for name in ("add_noise", "scale_noise"):
+    for name in ("add_noise", "scale_noise", "scale_model_input"):
         if hasattr(base, name):
-            members[name] = _noising(getattr(base, name))
+            members[name] = _beginning(getattr(base, name))
     if hasattr(base, "set_begin_index"):
 
         @functools.wraps(base.set_begin_index)
@@ -466,18 +475,17 @@ def with_stages(base: type) -> type:
     return type(base.__name__, (StageMixin, base), members)
 
 
-def _noising(method: Callable[..., Any]) -> Callable[..., Any]:
-    parameters = list(inspect.signature(method).parameters)
-    word = "timesteps" if "timesteps" in parameters else "timestep"
-    place = parameters.index(word) - 1
+def _beginning(method: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(method)
 
     @functools.wraps(method)
-    def noise(self: Any, *args: Any, **kwargs: Any) -> Any:
-        timestep = kwargs[word] if word in kwargs else args[place]
-        self._noised(timestep)
+    def begin(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind_partial(self, *args, **kwargs).arguments
+        timestep = given.get("timesteps", given.get("timestep"))
+        self.begin_late(timestep)
         return method(self, *args, **kwargs)
 
-    return noise
+    return begin
 
 
 def _rebuild(base: type, state: dict[str, Any]) -> Any:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from flowblend_plugin.denoisers.calls import Call
     from flowblend_plugin.stages import Stage
 
 
@@ -62,7 +63,8 @@ class StageHook:
 
     The order of the calls in a trajectory::
 
-        start, (enter, (begin_step, model_output, revise_stages) per step, leave) per stage, finish
+        start, (enter, (begin_step, denoiser_ran, model_output, revise_stages) per step, leave)
+        per stage, finish
 
     A switch calls ``start``, ``enter``, ``begin_step`` and ``model_output`` of its hooks in their
     order, ``leave``, ``finish`` and ``remove`` in the reverse order. Where one of these three
@@ -123,6 +125,22 @@ class StageHook:
             SwitchError: There is nothing to take; ends the call.
         """
         return output
+
+    def denoiser_answer(self, call: Call) -> Any:
+        """Answer a call of a denoiser that this switch's pipe makes, so that nothing is computed.
+
+        Returns:
+            What the pipeline gets, in the structure of the denoiser's own outputs; None lets it
+            run. Of several hooks the first to answer counts.
+        """
+        return None
+
+    def denoiser_ran(self, call: Call, output: Any) -> None:
+        """Hear what a denoiser gave to this switch's pipe, in its own structure; not for change.
+
+        Other pipes' calls of the same module are never told, nor are those within a call, or those
+        that a callback makes.
+        """
 
     def revise_stages(self, done: int, stage_indices: tuple[int, ...]) -> tuple[int, ...]:
         """Give the stage of every step; called after each one, before the next begins.

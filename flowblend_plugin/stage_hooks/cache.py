@@ -23,9 +23,11 @@ from diffusers.hooks.pyramid_attention_broadcast import (
 )
 from torch import nn
 
+from flowblend_plugin.denoisers.calls import Call
 from flowblend_plugin.errors import SwitchError
 from flowblend_plugin.stage_hooks import cache_dit
 from flowblend_plugin.stage_hooks.base import StageHook, StageStep
+from flowblend_plugin.stage_hooks.layer_counts import LayerCounts
 from flowblend_plugin.stages import Cache, Stage
 
 logger = logging.getLogger(__name__)
@@ -148,7 +150,7 @@ class StageCaches(StageHook):
     def __init__(self, pipe: Any, stages: Iterable[Stage], modules: Iterable[nn.Module]) -> None:
         self._pipe = weakref.ref(pipe)
         self.reports: list[CacheReport] = []
-        self._running: tuple[_Counter, int, Stage] | None = None
+        self._running: tuple[LayerCounts, int, Stage] | None = None
         self._disable: list[Callable[[], None]] = []
         caches = [stage.cache for stage in stages if stage.cache is not None]
         denoisers = list(modules) if caches else []
@@ -191,7 +193,6 @@ class StageCaches(StageHook):
         cache = step.stage.cache
         if cache is None:
             return
-        self._running = (_Counter(step.modules), step.stage_index, step.stage)
         module: Any
         for module in step.modules:
             if cache.kind == _CACHE_DIT:
@@ -205,6 +206,17 @@ class StageCaches(StageHook):
                     remember_per_pass(module)
                 disable = module.disable_cache
             self._disable.append(disable)
+        self._running = (LayerCounts(step.modules), step.stage_index, step.stage)
+
+    def denoiser_answer(self, call: Call) -> None:
+        """Count a forward that begins."""
+        if self._running is not None:
+            self._running[0].begin()
+
+    def denoiser_ran(self, call: Call, output: Any) -> None:
+        """Count a forward that ended."""
+        if self._running is not None:
+            self._running[0].end(call.module)
 
     @property
     def can_be_stored(self) -> bool:
@@ -221,13 +233,14 @@ class StageCaches(StageHook):
 
     def leave(self) -> None:
         """Disable the running stage's cache, if any, and note what it saved."""
-        if self._running is None:
-            return
-        counter, index, stage = self._running
-        self._running = None
+        running, self._running = self._running, None
+        if running is not None:
+            running[0].close()
         while self._disable:
             self._disable.pop()()
-        counter.remove()
+        if running is None:
+            return
+        counter, index, stage = running
         assert stage.cache is not None
         if counter.forwards:
             kind = stage.cache.kind
@@ -237,40 +250,6 @@ class StageCaches(StageHook):
                 logger.warning(
                     "cache %r of stage %d (%s) skipped nothing", kind, index, stage.denoiser
                 )
-
-
-class _Counter:
-    """Counts forwards of denoisers, and how many of their linear layers each one called."""
-
-    def __init__(self, modules: list[nn.Module]) -> None:
-        self._calls: list[int] = []
-        self._handles = [m.register_forward_pre_hook(self._forward_began) for m in modules]
-        self._handles += [
-            layer.register_forward_pre_hook(self._layer_ran)
-            for module in modules
-            for layer in module.modules()
-            if isinstance(layer, (nn.Linear, nn.Conv2d, nn.Conv3d))
-        ]
-
-    def _forward_began(self, module: nn.Module, args: Any) -> None:
-        self._calls.append(0)
-
-    def _layer_ran(self, module: nn.Module, args: Any) -> None:
-        self._calls[-1] += 1
-
-    @property
-    def forwards(self) -> int:
-        return len(self._calls)
-
-    def summary(self) -> tuple[int, float]:
-        """Forwards that did less than the fullest one, and the share of calls that ran."""
-        full = max(self._calls)
-        skipped = sum(calls < full for calls in self._calls)
-        return skipped, sum(self._calls) / (full * len(self._calls)) if full else 1.0
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
 
 def forget_cached(denoiser: Any) -> None:

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
-from flowblend_plugin.denoisers.placement import StandIns
+from flowblend_plugin.denoisers.calls import Call
 from flowblend_plugin.errors import SwitchError
 from flowblend_plugin.schedulers.predictions import (
     Weight,
@@ -97,10 +96,9 @@ def extrapolate(history: Sequence[tuple[Weight, torch.Tensor]], level: Weight) -
 class StageExtrapolation(StageHook):
     """Runs the extrapolated stages of a switch; without one among them it does nothing.
 
-    In such a stage the pipe's denoiser stays, seen through a copy that answers each forward with
-    the last output of any, so that nothing is computed or moved and what comes back has the right
-    shape. Its contents don't matter: what the pipeline makes of it is replaced on its way into the
-    solver.
+    In such a stage the pipe's denoiser stays, and each of its calls is answered with the last
+    output of any, so that nothing is computed or moved and what comes back has the right shape. Its
+    contents don't matter: what the pipeline makes of it is replaced on its way into the solver.
 
     Args:
         pipe: The pipeline.
@@ -121,8 +119,7 @@ class StageExtrapolation(StageHook):
         self._answer: Any = None
         self._last: torch.Tensor | None = None
         self._step = 0
-        self._stand_ins = StandIns(pipe)
-        self._handles: list[Any] = []
+        self._is_answering = False
         if self._is_used and pipe.scheduler.order > 1:
             raise SwitchError(
                 f"{type(pipe.scheduler).__name__} asks the denoiser twice a step, which "
@@ -137,7 +134,7 @@ class StageExtrapolation(StageHook):
             self._scheduler, self._levels = scheduler, step_sigmas(scheduler)
 
     def begin_step(self, step: StageStep) -> None:
-        """Watch the denoisers that run the step, or replace them where it is extrapolated.
+        """Note the step's noise level, and whether it is extrapolated.
 
         Raises:
             SwitchError: It is extrapolated, and no denoiser has run before it.
@@ -145,12 +142,9 @@ class StageExtrapolation(StageHook):
         if not self._is_used:
             return
         self._step = step.index
-        if not step.stage.is_extrapolated:
-            if not self._handles:
-                self._handles = [m.register_forward_hook(self._keep) for m in step.modules]
-        elif not self._stand_ins:
+        if step.stage.is_extrapolated and not self._is_answering:
             self._check(step.index)
-            self._stand_ins.put(step.denoisers, self._give)
+            self._is_answering = True
 
     def _check(self, step: int) -> None:
         if not self._history:
@@ -161,15 +155,18 @@ class StageExtrapolation(StageHook):
             )
         if self._answer is None:
             raise SwitchError(
-                f"{type(self._pipe).__name__} calls its denoiser past the module's hooks, so that "
-                "its outputs aren't known: leave extrapolated stages out"
+                f"{type(self._pipe).__name__} takes an output of its denoiser that isn't known: "
+                "leave extrapolated stages out"
             )
 
-    def _give(self, *args: Any, **kwargs: Any) -> Any:
-        return self._answer
+    def denoiser_answer(self, call: Call) -> Any:
+        """Give the last output of any denoiser, in extrapolated steps."""
+        return self._answer if self._is_answering else None
 
-    def _keep(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._answer = output
+    def denoiser_ran(self, call: Call, output: Any) -> None:
+        """Keep an output, whose structure counts."""
+        if self._is_used:
+            self._answer = output
 
     def model_output(self, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """Give the output itself, or the extrapolated one."""
@@ -177,7 +174,7 @@ class StageExtrapolation(StageHook):
             return output
         weights = prediction_weights(self._scheduler, self._step)
         level = self._level_here()
-        if self._stand_ins:
+        if self._is_answering:
             return self._told(output, sample, weights, level)
         if self._history and _is_same(self._history[-1][0], level):
             self._history.pop()  # two steps of one level, which no line goes through
@@ -241,10 +238,8 @@ class StageExtrapolation(StageHook):
         self._answer = answer
 
     def leave(self) -> None:
-        """Put the denoisers themselves back into the pipe."""
-        while self._handles:
-            self._handles.pop().remove()
-        self._stand_ins.remove()
+        """Let the denoisers run again."""
+        self._is_answering = False
 
     def finish(self) -> None:
         """Forget the trajectory's outputs."""

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
 
+from flowblend_plugin.denoisers.calls import Call
 from flowblend_plugin.errors import SwitchError
 from flowblend_plugin.stage_hooks.base import StageHook, StageStep
 from flowblend_plugin.stages import Stage
@@ -30,64 +30,90 @@ class StageGuidance(StageHook):
     """
 
     def __init__(self, pipe: Any, stages: Iterable[Stage]) -> None:
-        for stage in stages:
-            if stage.guidance_scale is not None:
-                problem = guidance_problem(type(pipe).__name__, stage.guidance_scale)
-                if problem is not None:
-                    raise SwitchError(problem)
+        scales = [stage.guidance_scale for stage in stages if stage.guidance_scale is not None]
+        for scale in scales:
+            problem = guidance_problem(type(pipe).__name__, scale)
+            if problem is not None:
+                raise SwitchError(problem)
         self._pipe = pipe
+        self._is_used = bool(scales)
         self._recombines = type(pipe).__name__ in RECOMBINED
-        self._own: float | None = None
-        self._left: float | None = None
+        self._own: Any = None  # the call's own scale
+        self._left: Any = None  # the very object that a stage has put in its place
         self._wanted: float | None = None
         self._checked = False
-        self._handles: list[Any] = []
-        self._passes: list[tuple[nn.Module, torch.Tensor]] = []
+        self._passes: list[torch.Tensor] = []
 
     def start(self, scheduler: Any) -> None:
         """Note the call's own scale."""
+        if not self._is_used:
+            return
         present = getattr(self._pipe, "_guidance_scale", None)
         # What a stage has left there belongs to this same call; anything else is a new call's own.
-        if self._own is None or present != self._left:
-            self._own = present
+        if self._own is None or present is not self._left:
+            self._own, self._left = present, None
 
     def enter(self, step: StageStep) -> None:
         """Set the scale of a stage from its first step on.
 
         Raises:
-            SwitchError: The call runs without guidance and has no unconditional pass to add.
+            SwitchError: The call runs without guidance and has no unconditional pass to add; or a
+                callback has changed the scale.
         """
-        wanted, own = step.stage.guidance_scale, self._own
-        if own is None:
+        if self._own is None:
             return
-        if wanted is not None and wanted > 1 >= own:
+        self._check_untouched()
+        wanted = None if step.stage.is_extrapolated else step.stage.guidance_scale
+        if wanted is not None and wanted > 1 >= self._own:
             raise SwitchError(
-                f"a stage wants guidance_scale {wanted}, but the call runs with {own} and so has "
-                "no unconditional pass: call the pipe with a guidance_scale above 1.0"
+                f"a stage wants guidance_scale {wanted}, but the call runs with {self._own} and so "
+                "has no unconditional pass: call the pipe with a guidance_scale above 1.0"
             )
         self._wanted, self._checked = wanted, False
-        drops_pass = wanted == 1.0
-        if self._recombines and not drops_pass:
-            self._pipe._guidance_scale = own
-            if wanted is not None:
-                self._handles = [m.register_forward_hook(self._record) for m in step.modules]
-        else:
-            self._pipe._guidance_scale = own if wanted is None else wanted
-        self._left = self._pipe._guidance_scale
+        scale = self._own
+        if wanted is not None and (wanted == 1.0 or not self._recombines):
+            scale = wanted
+        # A new object, which is told from whatever a caller or a callback puts there.
+        self._left = float(scale) + 0.0
+        self._pipe._guidance_scale = self._left
+
+    def _check_untouched(self) -> None:
+        present = getattr(self._pipe, "_guidance_scale", None)
+        if self._left is not None and present is not self._left:
+            raise SwitchError(
+                f"the pipe's guidance scale became {present} during the call, as a callback such "
+                "as a CFG cutoff sets it, and the stages set it too: leave guidance_scale out of "
+                "the stages, or leave that callback out"
+            )
+
+    def denoiser_ran(self, call: Call, output: Any) -> None:
+        """Keep a pass of a stage whose scale is put in afterwards."""
+        if self._recombines and self._wanted is not None:
+            self._passes.append(output[0] if isinstance(output, (tuple, list)) else output.sample)
 
     def model_output(self, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """Give the model output with the stage's scale; ``output`` where that is the call's own.
 
         Raises:
-            SwitchError: The recorded passes don't give what the pipeline made of them.
+            SwitchError: A callback has changed the scale; or the recorded passes aren't as many as
+                there should be, or don't give what the pipeline made of them.
         """
         passes, self._passes = self._passes, []
-        if not self._handles or len(passes) != 2 or self._wanted is None:
+        if self._own is not None:
+            self._check_untouched()
+        if not self._recombines or self._wanted is None or self._own is None:
             return output
-        (module, conditional), (_, unconditional) = passes
-        own = self._own_scale(module)
-        if own == self._wanted:
+        own, wanted = self._own_scale(), self._wanted
+        count = 1 if wanted == 1.0 else 2
+        if len(passes) != count:
+            raise SwitchError(
+                f"a stage sets guidance_scale {wanted}, for which this {type(self._pipe).__name__} "
+                f"has to run {count} of its passes a step, but it ran {len(passes)}: leave "
+                "guidance_scale out of the stages, or leave out what adds or skips passes"
+            )
+        if count == 1 or own == wanted:
             return output
+        conditional, unconditional = passes
         if not self._checked:
             again = unconditional + own * (conditional - unconditional)
             if not torch.equal(output, again):
@@ -96,31 +122,25 @@ class StageGuidance(StageHook):
                     "can't repeat: leave guidance_scale out of the stages"
                 )
             self._checked = True
-        return unconditional + self._wanted * (conditional - unconditional)
+        return unconditional + wanted * (conditional - unconditional)
 
-    def _own_scale(self, module: nn.Module) -> float:
-        # Wan's second expert may have a scale of its own.
+    def _own_scale(self) -> Any:
+        """The call's scale at this step; where Wan has two experts, each has one."""
         pipe = self._pipe
         second = getattr(pipe, "_guidance_scale_2", None)
-        is_second = getattr(pipe, "transformer_2", None) is module
-        is_first = pipe.transformer is module
-        scale = second if is_second and not is_first and second is not None else self._own
-        assert scale is not None
-        return scale
-
-    def _record(self, module: nn.Module, args: Any, output: Any) -> None:
-        first = output[0] if isinstance(output, (tuple, list)) else output.sample
-        self._passes.append((module, first))
+        ratio = pipe.config.get("boundary_ratio")
+        if second is None or ratio is None:
+            return self._own
+        is_first = pipe.current_timestep >= ratio * pipe.scheduler.config.num_train_timesteps
+        return self._own if is_first else second
 
     def leave(self) -> None:
         """Record no passes any more; the scale stays until the next stage or ``finish``."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._passes = [], []
+        self._wanted, self._passes = None, []
 
     def finish(self) -> None:
-        """Give the pipe the call's own scale back."""
+        """Give the pipe the call's own scale back, unless a callback has set another."""
         self.leave()
-        if self._own is not None:
+        if self._left is not None and self._pipe._guidance_scale is self._left:
             self._pipe._guidance_scale = self._own
-        self._own = None
+        self._own = self._left = None

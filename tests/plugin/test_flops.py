@@ -345,3 +345,19 @@ def test_a_config_may_name_the_size_that_a_call_leaves_out() -> None:
 def test_what_cant_be_counted_says_why(config: dict[str, Any], clip: Clip, message: str) -> None:
     with pytest.raises(FlopsError, match=message):
         count_flops(config, clip)
+
+
+def test_counting_hangs_nothing_on_the_modules_of_other_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[bool] = []
+    forward = torch.nn.Linear.forward
+
+    def look(self: Any, x: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.nn.modules.module._has_any_global_hook())
+        return forward(self, x)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", look)
+    count_flops({"_class_name": "WanTransformer3DModel", **WAN}, SMALL_CLIP)
+    assert seen
+    assert not any(seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from tiny import run_wan, wan_denoiser, wan_pipe
 
-from flowblend_plugin import DenoiserSwitch, StageSchedule
+from flowblend_plugin import Cache, DenoiserSwitch, Stage, StageSchedule
+from flowblend_plugin.stage_hooks.cache import cache_config
 
 LSL = StageSchedule.parse("LSL", boundaries=(0.4, 0.8))
 
@@ -76,3 +78,93 @@ def test_compiled_blocks_are_not_compiled_again(backend: Backend) -> None:
         with torch.compiler.set_stance("fail_on_recompile"):
             assert torch.equal(run_wan(pipe, steps=5), first)
     assert backend.graphs == graphs
+
+
+SETTINGS = {
+    "guidance": StageSchedule((Stage("large", 0.5, guidance_scale=5.0), Stage("small"))),
+    "no guidance": StageSchedule((Stage("large", 0.5, guidance_scale=1.0), Stage("small"))),
+    "extrapolated": StageSchedule.parse("LSEL", boundaries=(0.3, 0.5, 0.7)),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_a_stage_sets_compiles_nothing_more(setting: str, backend: Backend) -> None:
+    pipe, other = wan_pipe(), wan_denoiser(layers=1, heads=1, seed=1)
+    with DenoiserSwitch(pipe, other, SETTINGS[setting]):
+        expected = run_wan(pipe, steps=5)
+    pipe.transformer.compile_repeated_blocks(backend=backend)
+    other.compile(backend=backend)
+    strictly = torch._dynamo.config.patch(error_on_recompile=True)
+    with DenoiserSwitch(pipe, other, SETTINGS[setting]), strictly:
+        assert torch.equal(run_wan(pipe, steps=5), expected)
+        run_wan(pipe, steps=5)
+    assert backend.graphs == 2
+
+
+@pytest.fixture
+def recompiled() -> Iterator[list[str]]:
+    """What torch.compile says of everything that it compiles again."""
+    said: list[str] = []
+
+    class Keeps(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    logger, keeps = logging.getLogger("torch._dynamo.guards.__recompiles"), Keeps()
+    torch._logging.set_logs(recompiles=True)
+    logger.addHandler(keeps)
+    yield said
+    logger.removeHandler(keeps)
+    torch._logging.set_logs()
+
+
+CACHES = {
+    "first_block": {"threshold": 0.5},
+    "mag": {"mag_ratios": (1.0,) * 5, "retention_ratio": 0.0, "max_skip_steps": 1},
+    "taylorseer": {
+        "cache_interval": 3, "disable_cache_before_step": 1, "taylor_factors_dtype": "float32",
+        "cache_identifiers": (r"blocks\.\d+\.attn1",),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("first_block", "blocks"),
+        *(pytest.param(kind, "blocks", marks=pytest.mark.night) for kind in ("mag", "taylorseer")),
+        *(pytest.param(kind, "whole", marks=pytest.mark.night) for kind in CACHES),
+    ],
+)
+def test_a_stages_cache_compiles_as_much_as_one_enabled_by_hand(
+    kind: str, how: str, backend: Backend, recompiled: list[str]
+) -> None:
+    cache = Cache.of(kind, CACHES[kind])
+    stages = StageSchedule((Stage("large", cache=cache),))
+
+    def compiled_pipe() -> Any:
+        torch._dynamo.reset()
+        pipe = wan_pipe()
+        if how == "blocks":
+            pipe.transformer.compile_repeated_blocks(backend=backend)
+        else:
+            pipe.transformer.compile(backend=backend)
+        run_wan(pipe, steps=2)
+        backend.graphs = 0
+        recompiled.clear()
+        return pipe
+
+    eager = wan_pipe()
+    with DenoiserSwitch(eager, stages=stages) as switch:
+        run_wan(eager, steps=5)
+    reports = switch.cache_reports
+    pipe = compiled_pipe()
+    pipe.transformer.enable_cache(cache_config(cache, 0, 5, 5, lambda: 0))
+    expected = run_wan(pipe, steps=5)
+    graphs, messages = backend.graphs, len(recompiled)
+    pipe = compiled_pipe()
+    with DenoiserSwitch(pipe, stages=stages) as switch:
+        assert torch.equal(run_wan(pipe, steps=5), expected)
+    assert switch.cache_reports == reports
+    assert (backend.graphs, len(recompiled)) == (graphs, messages)
+    assert not [said for said in recompiled if "flowblend" in said]

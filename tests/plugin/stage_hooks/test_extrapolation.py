@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +214,6 @@ def test_the_call_after_a_failed_one_is_like_any_other() -> None:
         expected = run_wan(pipe, steps=5)
         with pytest.raises(StopError):
             run_wan(pipe, steps=5, callback_on_step_end=stop_after(1))
-        assert pipe.transformer is not large  # in an extrapolated stage
         assert torch.equal(run_wan(pipe, steps=5), expected)
     assert pipe.transformer is large
 
@@ -230,14 +228,8 @@ def test_the_pipe_looks_the_same_in_an_extrapolated_stage() -> None:
 
     with DenoiserSwitch(pipe, stages="LEL", boundaries=(0.3, 0.8)):
         run_wan(pipe, steps=6, callback_on_step_end=look)
-    ours = [denoiser is large for denoiser, *_ in seen]
-    assert ours == [True, False, False, False, True, True]
-    assert all(isinstance(denoiser, WanTransformer3DModel) for denoiser, *_ in seen)
+    assert all(denoiser is large for denoiser, *_ in seen)
     assert len({tuple(rest) for _, *rest in seen}) == 1
-    assert all(denoiser.config == large.config for denoiser, *_ in seen)
-    weights = [dict(denoiser.named_parameters()) for denoiser, *_ in seen]
-    assert all(a.keys() == b.keys() for a, b in pairwise(weights))
-    assert all(a[name] is b[name] for a, b in pairwise(weights) for name in a)
 
 
 def test_without_extrapolated_stages_nothing_hangs_on_a_denoiser() -> None:
@@ -432,11 +424,11 @@ class Direct(WanTransformer3DModel):
         return self.forward(*args, **kwargs)
 
 
-def test_a_denoiser_whose_outputs_arent_known_is_refused() -> None:
+def test_a_denoiser_that_is_called_past_the_module_is_refused() -> None:
     pipe = wan_pipe(transformer=Direct(**wan_denoiser().config))
     with (
         DenoiserSwitch(pipe, stages=LEL),
-        pytest.raises(SwitchError, match="calls its denoiser past the module's hooks"),
+        pytest.raises(SwitchError, match="or calls it past the module itself"),
     ):
         run_wan(pipe)
 
