@@ -99,6 +99,7 @@ def test_a_recipe_whose_weights_are_elsewhere_begins_with_fetching_them(
     assert "Usage" not in fetched.output
 
 
+@pytest.mark.night
 def test_a_gallery_of_a_bundled_recipe_leads_to_ones_own_and_that_to_its_report(
     here: Path,
 ) -> None:

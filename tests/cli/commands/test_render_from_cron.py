@@ -75,6 +75,7 @@ width = 32
 max_sequence_length = 64
 
 [[scene]]
+lint = false
 name = "naughty"
 prompt = [{", ".join(map(quoted, prompts))}]
 seeds = [1]
@@ -117,8 +118,7 @@ def test_a_night_under_cron_with_a_full_stdout_and_a_log_that_is_rotated(tmp_pat
     assert process.returncode == 0, told
     stderr = told.decode("utf-8")
     assert not HARM.search(stderr)
-    *warnings, line = stderr.splitlines()
-    assert all("is text here, brackets and all" in warning for warning in warnings)
+    (line,) = stderr.splitlines()
     assert line.startswith("error: standard output can't be written (No space left on device)")
     assert (set(os.listdir("/")), tree(work)) == before
 

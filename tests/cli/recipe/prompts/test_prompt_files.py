@@ -182,7 +182,7 @@ def test_every_problem_of_a_file_names_its_line(problems_of: Problems, write: Wr
 @pytest.mark.parametrize(
     ("line", "options", "message"),
     [
-        ("a --h 65", (), "prompts.txt:1: H.264 needs even sizes"),
+        ("a --h 65", (), "prompts.txt:1: 65 is no multiple of 16"),
         ("a --s 9", ("recipe.max_steps=8",), "prompts.txt:1: 9 steps are more than max_steps = 8"),
         ("a --fs 400", (), "prompts.txt:1:3: --fs (flow_shift) must be at most 100"),
         ("a --d 1", ('scene.a.seeds="explore 4"',), "prompts.txt:1: --d sets a seed"),
@@ -381,7 +381,7 @@ def test_an_imported_recipe_makes_the_jobs_of_its_file(write: Write, tmp_path: P
         ("# nothing\n", "night.txt has no prompt"),
         ("a\n\n{|b}\n", "night.txt:3:1: prompt: makes a blank prompt"),
         ("a\nb __none__\n", "night.txt:2:1: prompt: there is no file 'wildcards/none.txt'"),
-        ("a --w 63\n", "night.txt: output.scale: H.264 needs even sizes"),
+        ("a --w 63\n", "night.txt:1:1: width: 63 is no multiple of 16"),
     ],
 )
 def test_a_file_that_can_not_be_imported_leaves_nothing(
