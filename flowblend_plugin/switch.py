@@ -76,7 +76,8 @@ class DenoiserSwitch(PipelineCallback):
         boundary_sigmas: See ``StageSchedule.parse``.
         solver_history: What a multi-step solver does at a switch: ``"keep"`` its memory of the
             former denoiser's outputs, so that equal denoisers change no bit, or ``"reset"`` it.
-        seed: Seed of a stochastic solver's noise; see ``wrap_scheduler``.
+        seed: Seed of a stochastic solver's noise, also where the pipeline hands its scheduler a
+            generator; see ``wrap_scheduler``.
         on_step: Called after every step with its index and the role that ran it; what it raises
             ends the call. Works for pipelines without ``callback_on_step_end`` too.
         denoisers: Denoisers by name, as ``small``; ``{"small": m}`` is ``small=m``.
@@ -186,6 +187,7 @@ class DenoiserSwitch(PipelineCallback):
         if isinstance(scheduler, StageMixin) and scheduler.stages is not None and seed is None:
             return scheduler
         scheduler = wrap_scheduler(scheduler, self.stages, seed=seed)
+        scheduler.own_noise = seed is not None
         scheduler._flowblend_original = self._original_scheduler
         return scheduler
 
@@ -267,6 +269,11 @@ class DenoiserSwitch(PipelineCallback):
         self._calls.begin(first_step > 0)
         self._begin_step(first_step)
 
+    def is_called_by_own_pipe(self) -> bool:
+        """Whether no other pipe makes the present call."""
+        caller, _ = calling_pipe(self)
+        return caller is None or caller is self._pipe
+
     def _check_caller(self) -> bool:
         """Check that no other pipe uses this one's scheduler; say whether a pipe does at all."""
         caller, _ = calling_pipe(self)
@@ -341,9 +348,20 @@ class DenoiserSwitch(PipelineCallback):
             undo.callback(self._leave_stage)
 
     def call_finished(self) -> None:
-        """Give everything back, where the call ended before the last step of its trajectory."""
-        if not self.is_at_rest:
-            self.trajectory_finished()
+        """Give everything back, where the call ended before the last step of its trajectory.
+
+        Raises:
+            SwitchError: The pipeline called its denoisers, and never its scheduler's ``step``.
+        """
+        if self.is_at_rest:
+            return
+        is_unseen = bool(self._calls.take()) and not (self.denoisers_run or self._copies)
+        self.trajectory_finished()
+        if is_unseen:
+            raise SwitchError(
+                f"{type(self._pipe).__name__} called its denoiser, and never its scheduler's step, "
+                "so its stages didn't run: stages follow pipelines that call scheduler.step alone"
+            )
 
     def copy_stepped(self, copied: StageMixin, calls: int) -> None:
         """Note a copy of the scheduler, and check that the stages are announced.

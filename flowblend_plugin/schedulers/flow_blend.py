@@ -94,8 +94,8 @@ def wrap_scheduler(
         boundaries: See ``StageSchedule.parse``.
         boundary_sigmas: See ``StageSchedule.parse``.
         seed: Seed of a stochastic solver's own noise, one number (sample b of a batch then uses
-            ``seed + b``) or one per sample; solvers without noise don't use it. None keeps what
-            the scheduler has: its own seed, or whatever its caller hands to ``step``.
+            ``seed + b``) or one per sample; solvers without noise don't use it. A generator that
+            ``step`` is handed goes before it. None keeps what the scheduler has.
 
     Returns:
         A scheduler of the same class name, config, state and save format.

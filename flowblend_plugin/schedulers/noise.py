@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -23,8 +24,9 @@ def noise_generators(seed: Seed, batch: int, copy_number: int = 0) -> list[torch
     Raises:
         SwitchError: There are more or fewer seeds than samples.
     """
-    if isinstance(seed, int):
-        seed = range(seed, seed + batch)
+    if not isinstance(seed, Sequence):
+        first = operator.index(seed)
+        seed = range(first, first + batch)
     if len(seed) != batch:
         raise SwitchError(
             f"the scheduler has {len(seed)} seeds for a batch of {batch} samples: give one a sample"

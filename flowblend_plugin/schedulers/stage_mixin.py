@@ -64,6 +64,9 @@ class StageListener(Protocol):
     def call_finished(self) -> None:
         """Hear that the pipeline's call ends, maybe before the last step of a trajectory."""
 
+    def is_called_by_own_pipe(self) -> bool:
+        """Whether no other pipe than this listener's makes the present call."""
+
     def copy_stepped(self, copied: StageMixin, calls: int) -> None:
         """Hear that a private copy of the scheduler did its step number ``calls``, from 1."""
 
@@ -87,7 +90,7 @@ class StageMixin:
     _seed: Seed | None = None
     _draws_seed: bool = False  # anew for every trajectory, where there is none
     _seed_used: Seed | None = None
-    own_noise: bool = False  # whether the seed counts where a pipeline hands over a generator
+    own_noise: bool = False  # whether a given seed counts where a pipeline hands over a generator
     _listener: weakref.ref[StageListener] | None = None
     _copy_of: weakref.ref[StageListener] | None = None
     _stage_indices: tuple[int, ...] = ()
@@ -252,7 +255,7 @@ class StageMixin:
     def _start_trajectory(self) -> None:
         self._calls = self._first = self._copies = 0
         self._generators = self._seed_used = None
-        self.step_arguments, self.begins_anew = MappingProxyType({}), False
+        self.step_arguments, self.begins_anew = {}, False
         if self._stages is None:
             self._start_copy()
             return
@@ -260,8 +263,8 @@ class StageMixin:
         if listener is None:
             raise SwitchError(
                 f"this scheduler has stages ({self._stages.letters}) but no living DenoiserSwitch: "
-                "keep the switch in a variable while the pipe runs, or give the pipe a scheduler "
-                "without stages"
+                "keep the switch in a variable while the pipe runs; or, where this pipe is a copy "
+                "of one that has a switch, give it a switch or a scheduler of its own"
             )
         levels = step_sigmas(self)
         self._stage_indices = self._stages.stage_indices(len(levels), levels)
@@ -304,10 +307,16 @@ class StageMixin:
 
     def _start_copy(self) -> None:
         # Long videos run several trajectories on private copies, after one set_timesteps.
-        listener = self._copy_of() if self._copy_of is not None else None
-        steps = self._stage_indices
+        listener, steps = self._origin(), self._stage_indices
         if listener is not None and 0 < len(steps) <= len(listener.denoisers_run):
             listener.trajectory_started(steps, 0)
+
+    def _origin(self) -> StageListener | None:
+        """The listener of what this is a private copy of; a copy in another pipe is its own."""
+        listener = self._copy_of() if self._copy_of is not None else None
+        if listener is not None and not listener.is_called_by_own_pipe():
+            self._copy_of = listener = None
+        return listener
 
     def _model_output(self, output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         listener = self._current_listener()
@@ -317,9 +326,9 @@ class StageMixin:
 
     def _finish_step(self) -> None:
         self._calls += 1
-        copy_of = self._copy_of() if self._copy_of is not None else None
-        if copy_of is not None:
-            copy_of.copy_stepped(self, self._calls)
+        origin = self._origin()
+        if origin is not None:
+            origin.copy_stepped(self, self._calls)
         listener = self._current_listener()
         if self._stages is None or listener is None:
             return
@@ -352,7 +361,7 @@ class StageMixin:
         known = step_defaults(kind) | handed
         self.step_arguments = {name: known[name] for name in _TOLD if name in known}
         self._check_tokens()
-        if self.own_noise or handed.get("generator") is None:
+        if handed.get("generator") is None or (self.own_noise and self._seed is not None):
             self._give_noise(solver, handed, sample)
         # A scheduler that is handed a timestep for each token takes clean minus noise.
         negated = handed.get("per_token_timesteps") is not None

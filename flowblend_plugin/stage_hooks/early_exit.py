@@ -62,6 +62,10 @@ class EarlyExit(StageHook):
         self.differences: list[float] = []
         if rule is None:
             return
+        if not isinstance(rule, SelfDifference):
+            raise StageError(
+                f"adaptive must be a SelfDifference, such as SelfDifference(0.1), got {rule!r}"
+            )
         if order > 1:
             raise StageError(
                 "adaptive stages compare one step with the next, and this solver asks the denoiser "
