@@ -38,6 +38,16 @@ class FileState(enum.Enum):
     FOREIGN = "foreign"
 
 
+# How files of formats begin that nothing is rendered in, and that a user may have converted to.
+_START_BYTES = 400
+_OTHER_FORMATS = (
+    rb"RIFF....(AVI |WEBP)", rb"FLV\x01", rb"OggS", rb"nut/multimedia", rb"\xff\xd8\xff",
+    rb"GIF8[79]a", rb"BM....\0\0\0\0", rb"II\*\0|MM\0\*", rb"\0\0\x01\xba", rb"\x06\x0e\x2b\x34",
+    rb"....(moov|mdat|wide|free)", rb"\x30\x26\xb2\x75\x8e\x66", rb"(.{4})?G.{187}(.{4})?G",
+    rb"\xff\x0a|\0\0\0\x0cJXL ",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Finished:
     """State and document of the file under a final name.
@@ -159,6 +169,10 @@ def _change_of_clip(file: BinaryIO, kind: str | None) -> str:
     from flowblend_cli.artifacts.reading import Undecodable, require_decodable
 
     if kind is None:
+        file.seek(0)
+        start = file.read(_START_BYTES)
+        if any(re.match(pattern, start, re.DOTALL) for pattern in _OTHER_FORMATS):
+            return "was converted to another format since it was rendered"
         raise Undecodable("it doesn't begin like a clip")
     require_decodable(file, kind)
     return "was altered since it was rendered"

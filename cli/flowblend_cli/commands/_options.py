@@ -100,6 +100,20 @@ def log_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return _OPTION(logged)
 
 
+class NamedPath(click.Path):
+    """A path that is no empty text, which an unset variable of a shell leaves."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(path_type=Path, **given)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse an empty path."""
+        if value == "":
+            option = param.opts[0] if param is not None else "the path"
+            raise UsageError(f"{option} is empty: name a path, or leave the option out")
+        return super().convert(value, param, ctx)
+
+
 class OutputFolder(click.Path):
     """``DIR``, the folder that clips were rendered into; left out, it is the present one."""
 

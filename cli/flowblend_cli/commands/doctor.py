@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
+from flowblend_cli.commands._options import NamedPath
 from flowblend_cli.diagnostics.doctor.checks import Finding
 from flowblend_cli.diagnostics.doctor.diagnose import examine
 from flowblend_cli.text import count, printable
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path(),
+@click.option("--out", type=NamedPath(), default=Path(),
               help="Folder that files would go to; the current one by default.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Leave out the self-test, which renders.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flowblend_cli.commands._options import NamedPath
 from flowblend_cli.text import count, printable
 from flowblend_plugin.calibration.criteria import CRITERIA, choose
 
@@ -25,7 +26,7 @@ _COUNT = click.IntRange(1)
 
 @click.command()
 @click.argument("recipe")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False),
+@click.option("--out", type=NamedPath(dir_okay=False),
               default=Path("calibration.json"), show_default=True,
               help="The calibration; its pictures get the same stem.")  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key.")

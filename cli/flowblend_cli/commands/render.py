@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from flowblend_cli.commands._next_steps import as_argument, say_next
-from flowblend_cli.commands._options import TakesManyFiles, command_line, log_option, run_options
+from flowblend_cli.commands._options import (
+    NamedPath,
+    TakesManyFiles,
+    command_line,
+    log_option,
+    run_options,
+)
 from flowblend_cli.console.factory import QUIET, make_reporter
 from flowblend_cli.errors import UsageError
 from flowblend_cli.events import Message, Reporter, chain
@@ -26,7 +32,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=TakesManyFiles)
 @click.argument("recipe", metavar="RECIPE|FILE")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--out", type=NamedPath(), help="Folder for the results.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Edit the recipe first: --set defaults.num_inference_steps=12")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON line per event on stdout.")

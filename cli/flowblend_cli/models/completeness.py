@@ -19,6 +19,7 @@ from typing import Any
 
 from flowblend_cli.models.contents import (
     INDEX,
+    SHARD,
     components,
     denoiser_folder,
     files_of,
@@ -183,8 +184,20 @@ def _index_faults(component: _Component, holders: Mapping[str, str]) -> Iterator
             continue
         listed = json.loads((component.folder / name).read_text("utf-8"))
         wanted = listed.get("weight_map") if isinstance(listed, dict) else None
-        if not isinstance(wanted, dict):
+        if not isinstance(wanted, dict) or not wanted:
             yield component.fault(name, "has no weight_map, which tells where each tensor is")
+            continue
+        if not isinstance(listed.get("metadata"), dict):
+            yield component.fault(name, "has no metadata, without which no loader reads it")
+        strange = [one for one in map(str, wanted.values()) if not SHARD.fullmatch(one)]
+        if strange:
+            yield component.fault(name, f"names {strange[0]!r}, which is no file of weights")
+        absent = set(map(str, wanted.values())) - set(component.names)
+        if absent and component.weights:  # a whole file, which diffusers reads after an index
+            if name.startswith("diffusion_pytorch_model"):
+                whole = component.weights[0]
+                problem = f"names shards that aren't here, and is read before {whole}: delete it"
+                yield component.fault(name, problem)
         elif set(map(str, wanted.values())) == set(component.weights):
             wrong = [one for one, shard in wanted.items() if holders.get(one) != shard]
             problems = [f"names {one} in {wanted[one]}, which hasn't got it" for one in wrong]

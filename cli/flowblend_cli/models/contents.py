@@ -18,6 +18,7 @@ DENOISER_FOLDERS = ("transformer_small", "transformer", "unet")
 
 _WHOLE = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
 # Weights by their name: a variant (fp16, ema) stands in it, or none does.
+SHARD = re.compile(r"[^/\\]+\.safetensors")
 _WEIGHTS = re.compile(
     r"(?P<stem>diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?"
     r"(?P<shard>-\d{5}-of-(?P<total>\d{5}))?(?:\.(?P<after>\w+))?\.safetensors"
@@ -193,9 +194,7 @@ def _missing_weights(
     if single in inside:
         return []
     if index in inside:
-        shards = read(prefix + index).get("weight_map")
-        listed = {str(one) for one in shards.values()} if isinstance(shards, dict) else set()
-        return sorted(listed - inside)
+        return sorted(_shards(read, prefix + index) - inside)
     for name in sorted(inside):
         match = _WEIGHTS.fullmatch(name)
         if match and match["shard"] and variant_of(name) == taken:
@@ -207,6 +206,13 @@ def _missing_weights(
             }
             return [index, *sorted(numbered - inside)]
     return [single]
+
+
+def _shards(read: Read, index: str) -> set[str]:
+    """The files that an index names; what is no file's name is told by ``completeness``."""
+    named = read(index).get("weight_map")
+    listed = named.values() if isinstance(named, dict) else ()
+    return {one for one in listed if isinstance(one, str) and SHARD.fullmatch(one)}
 
 
 def weight_names(whole: str, variant: str) -> tuple[str, str]:
@@ -239,9 +245,7 @@ def weight_files(
         if single in inside:
             return [single]
         if index in inside:
-            shards = read(prefix + index).get("weight_map")
-            listed = {str(one) for one in shards.values()} if isinstance(shards, dict) else set()
-            return sorted(listed & set(inside))
+            return sorted(_shards(read, prefix + index) & set(inside))
     return []
 
 

@@ -217,7 +217,9 @@ def model_problems(
         try:
             check_pair(pipeline, source)
         except PairMismatchError as error:
-            yield key, str(error)
+            listed = "; ".join(error.mismatches)
+            names = f"{source.name!r} doesn't fit {pipeline.name!r}"
+            yield key, f"{names}: {listed}: choose two of one family"
 
 
 def local_places(model: ModelSpec, recipe_dir: Path) -> Iterator[tuple[str, Place]]:

@@ -190,6 +190,41 @@ def test_what_was_ours_and_can_be_decoded_is_edited_and_never_damaged(
     assert (found.done, found.is_damaged, found.obstacle) == (None, False, "")
 
 
+@pytest.mark.parametrize("kind", ["avi", "flv", "nut", "mpegts"])
+def test_a_clip_converted_to_another_format_under_its_name_is_edited(
+    tmp_path: Path, kind: str
+) -> None:
+    codec = {"flv": "flv", "mpegts": "mpeg2video"}.get(kind, "mpeg4")
+
+    def convert(path: Path) -> None:
+        with av.open(str(path)) as clip:
+            comment = clip.metadata["comment"]
+            frames = [frame.to_image() for frame in clip.decode(video=0)]
+        target = path.with_suffix(".converted")
+        with av.open(str(target), "w", format=kind) as out:
+            out.metadata["comment"] = comment
+            stream: Any = out.add_stream(codec, rate=25)
+            stream.width, stream.height, stream.pix_fmt = *frames[0].size, "yuv420p"
+            for image in frames:
+                out.mux(stream.encode(av.VideoFrame.from_image(image)))
+            out.mux(stream.encode())
+        target.replace(path)
+
+    found = look(CLIP, tmp_path, convert)
+    assert found.edited or found.obstacle
+    assert (found.done, found.is_damaged) == (None, False)
+
+
+def test_a_still_saved_as_a_jpeg_under_its_name_is_kept(tmp_path: Path) -> None:
+    def convert(path: Path) -> None:
+        texts, image = texts_of(path), Image.open(path).convert("RGB")
+        image.save(path, format="JPEG", comment=texts["comment"].encode())
+
+    found = look(STILL, tmp_path, convert)
+    assert found.edited or found.obstacle
+    assert (found.done, found.is_damaged) == (None, False)
+
+
 @pytest.mark.parametrize("job", [STILL, CLIP], ids=["still", "clip"])
 def test_only_what_cannot_be_decoded_is_damaged(tmp_path: Path, job: Job) -> None:
     assert look(job, tmp_path, shortened) == Existing(is_damaged=True)

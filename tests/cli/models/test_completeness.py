@@ -181,6 +181,38 @@ def sharded(model: Path, edit: Callable[[dict[str, str]], object]) -> None:
     path.write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
+def test_an_index_that_names_nothing_is_wrong(model: Path) -> None:
+    sharded(model, lambda index: index.clear())
+
+    (fault,) = find_faults([Place(model)])[Place(model)]
+    assert str(fault).startswith(f"transformer: {DENOISER}.index.json has no weight_map")
+
+
+def test_an_index_without_what_loaders_read_is_wrong(model: Path) -> None:
+    sharded(model, lambda index: None)
+    path = model / f"{DENOISER}.index.json"
+    path.write_text(json.dumps({"weight_map": json.loads(path.read_text())["weight_map"]}))
+
+    (fault,) = find_faults([Place(model)])[Place(model)]
+    assert "has no metadata" in fault.problem
+
+
+def test_an_index_that_leads_elsewhere_is_named_itself(model: Path) -> None:
+    sharded(model, lambda index: index.update({min(index): "/etc/passwd"}))
+
+    told = [str(one) for one in find_faults([Place(model)])[Place(model)]]
+    assert any("index.json names '/etc/passwd', which is no file of weights" in one for one in told)
+
+
+def test_a_stale_index_beside_a_whole_file_is_wrong(model: Path) -> None:
+    path = model / f"{DENOISER}.index.json"
+    index = {"metadata": {}, "weight_map": {"proj_out.weight": "gone.safetensors"}}
+    path.write_text(json.dumps(index))
+
+    (fault,) = find_faults([Place(model)])[Place(model)]
+    assert "names shards that aren't here, and is read before" in fault.problem
+
+
 def test_shards_are_one_model(model: Path) -> None:
     sharded(model, lambda index: None)
 

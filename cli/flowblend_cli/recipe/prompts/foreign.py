@@ -23,12 +23,15 @@ _COMPEL_NUMBER = re.compile(r"\([^()]+\)(?:\d+\.\d+|\.\d+)(?![\w%])")
 _COMPEL = re.compile(
     r"\([^()]+\)(?:\++|-{1,3}(?=[\s,.]|\Z))|(?<![\w+])[^\W\d_]{2,}\+{1,4}(?=[\s,.]|\Z)"
 )
-_EDITED = re.compile(rf"\[[^\[\]]*:\s*{_NUMBER}\s*\]")
-_ALTERNATING = re.compile(r"\[[^\[\]]*\|[^\[\]]*\]")
+# [from:to:when], [from::when], [:to:when]; a time of day or a ratio has a digit before the colon.
+_EDITED = re.compile(rf"\[[^\[\]:]*:(?:[^\[\]:]*[^\W\d])?\s*:\s*{_NUMBER}\s*\]")
+_EDITED_LATE = re.compile(rf"\[[^\[\]:]*[^\W\d]:{_NUMBER}\]")
+_ALTERNATING = re.compile(r"\[[^\[\]|]*\w[^\[\]|]*\|[^\[\]]*\w[^\[\]]*\]")
 _EMBEDDING = re.compile(r"(?<!\w)embedding:[\w./\\-]+", re.IGNORECASE)
 _METHOD = re.compile(r"\([^()]*\)\.(?:swap|blend|and)\(|(?<=[\"'])\.swap\(")
 _MACRO = re.compile(
-    r"\b(?:AREA|MASK|IMASK|FEATHER|SHUFFLE|SHIFT|NOISE|COUPLE|STYLE|ATTN|CUT)\([^()]*\)"
+    r"\b(?:AREA|MASK|IMASK|FEATHER|SHUFFLE|SHIFT|NOISE|COUPLE|STYLE|ATTN|CUT)\((?:[^()]*[\s,.])?"
+    r"\d+(?:\.\d+)?\s*\)"
 )
 _REGIONAL = re.compile(r"\b(?:ADDCOMM|ADDBASE|ADDCOL|ADDROW)\b")
 _DOUBLE = re.compile(r"\(\(+[^()]+\)+\)|\[\[+[^\[\]]+\]+\]")
@@ -46,20 +49,19 @@ _QUICK = re.compile(r"[<(\[:+\\\u2013\u2014]|--|BREAK|AND|ADD|\{\{")
 
 _WEIGHT = "would weight words, which no pipeline here does: say it in words"
 _AS_TEXT = "; lint = false in the scene takes it as text"
+_CHANGE = "would change the prompt between two steps, which isn't done here: write one of them"
 _CERTAIN = (
-    (_ALTERNATING, "would take turns from step to step, which isn't done here: write {a|b}"),
-    (
-        _EDITED,
-        "would change the prompt between two steps, which isn't done here: write one of them",
-    ),
-    (_COMPEL_NUMBER, _WEIGHT),
+    (_EDITED, _CHANGE),
     (_EMBEDDING, "would load a textual inversion, which isn't done here: take it out"),
     (_METHOD, "would mix prompts as InvokeAI does, which isn't done here: write one prompt"),
-    (_MACRO, "would be read by a node of ComfyUI, which isn't here: take it out"),
     (_REGIONAL, "would divide the picture into regions, which isn't done here: take it out"),
     (_FLAG, "looks like a flag, and flags are read in a prompts_file only: write it as a key"),
 )
 _LIKELY = (
+    (_ALTERNATING, "would take turns from step to step in other programs, and is text here"),
+    (_EDITED_LATE, _CHANGE),
+    (_COMPEL_NUMBER, _WEIGHT),
+    (_MACRO, "would be read by a node of ComfyUI, and is text here"),
     (_DOUBLE, _WEIGHT),
     (_LESS, "would weaken words in other programs, and is text here, brackets and all"),
     (_COMPEL, _WEIGHT),
@@ -143,7 +145,8 @@ def _weighted(text: str) -> Iterator[tuple[int, int, str, bool]]:
         start = _opening(text, match.start())
         if start is None or start == match.start() - 1 or before[-1:].isdigit():
             continue
-        is_certain = "." in match["number"] and not match["number"][0].isspace()
+        is_a_word = not any(letter.isdigit() for letter in before.split()[-1])
+        is_certain = is_a_word and "." in match["number"] and not match["number"][0].isspace()
         yield start, match.end(), _WEIGHT, is_certain
 
 

@@ -56,7 +56,7 @@ _NUMERIC = "fs|[whfdslg]"
 _FLAG = re.compile(
     rf"(?:^|\s)(?:--(?P<name>[A-Za-z][\w-]*)(?=\s|=|$)"
     # What word processors make of two hyphens; before a word it is a dash.
-    rf"|[\u2012-\u2015\u2212]{{1,2}}-?(?P<dashed>(?:{_NUMERIC})(?=\s*=?\s*[+-]?[\d.])|n(?=[\s=])"
+    rf"|[\u2010-\u2015\u2212]{{1,2}}-?(?P<dashed>(?:{_NUMERIC})(?=\s*=?\s*[+-]?[\d.])|n(?=[\s=])"
     r"|i(?=[\s=]+\S+\.(?:png|jpe?g|webp|bmp)\b)))\s*=?",
     re.IGNORECASE,
 )
@@ -78,9 +78,11 @@ _LONG = {
     "image_path": "i",
 }
 _NEARLY = re.compile(
-    rf"(?P<glued>(?<=[^\s-])(?:--|[\u2012-\u2015\u2212])(?P<a>{_NUMERIC})(?=\s*=?\s*[+-]?\d))"
+    rf"(?P<glued>(?<=[^\s-])(?:--|[\u2010-\u2015\u2212])(?P<a>{_NUMERIC})(?=\s*=?\s*[+-]?\d))"
     rf"|(?:^|(?<=\s))(?P<single>-(?P<b>{_NUMERIC})(?=\s*=?\s*[+-]?\d|$))"
-    rf"|(?:^|(?<=\s))(?P<parted>(?:--|[\u2012-\u2015\u2212])\s+(?P<d>{_NUMERIC})(?=\s*=?\s*\d))"
+    rf"|(?:^|(?<=\s))(?P<parted>(?:--|[\u2010-\u2015\u2212])\s+(?P<d>{_NUMERIC})(?=\s*=?\s*\d))"
+    rf"|(?:^|(?<=\s))(?P<hyphens>-{{3,}}(?P<f>{_NUMERIC})(?=\s*=?\s*[+-]?\d))"
+    rf"|(?:^|(?<=\s))(?P<colon>--(?P<g>{_NUMERIC}):(?=\s*[+-]?\d))"
     r"|(?:^|(?<=\s))(?P<text>-(?P<e>[in])(?=\s+\S))",
     re.IGNORECASE,
 )
@@ -88,9 +90,11 @@ _NEARLY_IS = {
     "glued": "is glued to the word before it: write a space before --{flag}",
     "single": "has one hyphen, and flags have two: write --{flag}",
     "parted": "has a space in it: write --{flag}",
+    "hyphens": "has more than two hyphens: write --{flag}",
+    "colon": "has a colon: write --{flag} and a space",
     "text": "has one hyphen, and flags have two: write --{flag}",
 }
-_DASH = re.compile("-|[\u2012-\u2015\u2212]")
+_DASH = re.compile("-|[\u2010-\u2015\u2212]")
 _OTHER_FORMATS = (".json", ".jsonl", ".toml", ".yaml", ".yml", ".csv")
 _NUMBER = re.compile(r"[+-]?\d{1,19}(\.\d{1,19})?")
 
@@ -212,7 +216,7 @@ def _parse(name: str, entry: Entry, problems: list[LineProblem]) -> PromptLine |
             wrong.setdefault(at, str(error))
     for match in _NEARLY.finditer(entry.text):
         if not any(flag.start() <= match.start() < flag.end() for flag in found):
-            flag = next(match[group] for group in "abde" if match[group]).lower()
+            flag = next(match[group] for group in "abdefg" if match[group]).lower()
             message = _NEARLY_IS[str(match.lastgroup)].format(flag=flag)
             wrong[match.start()] = f"{match.group()!r} {message}"
     if wrong:

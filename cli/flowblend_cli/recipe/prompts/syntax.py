@@ -148,6 +148,13 @@ class _Parser:
             if "\n" in text or match["inline"]:
                 start, end = match.span(escape)
                 self._fixed[start] = (end, "")
+                if not escape and not match["inline"]:
+                    line = text[start:end].strip()
+                    message = (
+                        f"{shorten(line, 40)!r} is a comment, and is left out: write \\{line[:1]} "
+                        "to keep the line"
+                    )
+                    self._notes[Note(start, message, False)] = None
         self._pairs: dict[int, int] = {}
         self._match_braces()
         self._stops = sorted({*(m.start() for m in _MARK.finditer(text)), *self._fixed})
@@ -489,15 +496,20 @@ class _Parser:
         at = start
         while at < end:
             if text.startswith("__", at) and at > start:
-                return None if text[at - 1].isspace() or at + 2 > end else at + 2
+                is_text = text[at - 1].isspace() or self._is_within_word(start - 2, at + 2)
+                return None if is_text or at + 2 > end else at + 2
             if (
                 at in self._fixed
-                or text[at] in "|}\n"
+                or text[at] in '|}\n"'
                 or (text[at] == "{" and at not in self._pairs)
             ):
                 return None
             at = self._pairs[at] + 1 if at in self._pairs else at + 1
         return None
+
+    def _is_within_word(self, start: int, end: int) -> bool:
+        """Whether letters touch a place on both sides, as in ``my__file__v2`` or an address."""
+        return self._text[:start][-1:].isalnum() and self._text[end : end + 1].isalnum()
 
     def _look_up(self, start: int, end: int, values: Values) -> Alternatives:
         """What ``__name__`` stands for, or ``__~name(key=value)__``."""

@@ -18,13 +18,14 @@ CERTAIN = [
     "<random:red|blue>", "<wildcard:colour>", "<alternate:a,b>", "<fromto[0.5]:a,b>", "<embed:x>",
     "<preset:big>", "<setvar[x]:y>", "<comment:x>", "<break>",
     "(word:1.3)", "(two words:0.8)", "(a (b) c:1.25)", "({a|b}:1.2)", "(word:.5)",
-    "[from:to:0.5]", "[to:0.3]", "[from::10]", "[cow|horse]", "embedding:easynegative",
-    "embedding:dir/x.pt", "(sharp light)1.2", "('a','b').blend(1,1)", "MASK(0 0.5, 0 1)",
-    "ADDCOL", "--w 64", "--ar 16:9", "--seed 7", "\u2014w 64", "--no cats",
+    "[from:to:0.5]", "[a cat:a dog:12]", "[:to:0.3]", "[from::10]", "embedding:easynegative",
+    "embedding:dir/x.pt", "('a','b').blend(1,1)", "ADDCOL",
+    "--w 64", "--ar 16:9", "--seed 7", "\u2014w 64", "--no cats",
 ]  # fmt: skip
 LIKELY = [
     "((word))", "(((two words)))", "[word]", "[[word]]", "[{red|blue}]", "(word:2)", "(word: 1.3)",
     "BREAK", "AND", "word++", "(two words)++", "(two words)--", "word::2", "\\(word\\)", "{{a|b}}",
+    "[cow|horse]", "[to:0.3]", "(sharp light)1.2", "MASK(0 0.5, 0 1)", "(50mm:1.8)",
 ]  # fmt: skip
 PROSE = [
     "(smiling)", "a sign (at the left)", "at 10:30", "(16:9)", "(10:30)", "(John 3:16)", "a 4:3",
@@ -32,6 +33,10 @@ PROSE = [
     "$1.50 (about)", "50%", "brand and name", "x [1] y", "a -> b", "#1", "salt & pepper", "it: red",
     "no (really)", "{red|blue} and {0.5::a|b}", "{2$$ and $$a|b|c}", "A CAT AND A DOG", "e.g. (i)",
     "a 'quoted: thing'", "http://a.example/x", "<3", "<html>", "f(x)", "2 + 2",
+    "[00:00-00:03] a wide shot", "[0:00] opening", "[10:30]", "SMPTE [01:02:03:04]", "x[0:1]",
+    "volume [||||  ]", "STYLE(dark)", "SHIFT(Ctrl) key", "CUT(ting) board", "NOISE(loud)",
+    "https://example.com/a_b__c__d?x=1", "my__file__v2.png", "a__b and c__d",
+    'a mug with "__" and "__" on it',
 ]  # fmt: skip
 
 
@@ -54,6 +59,21 @@ def test_what_is_likely_is_a_warning_at_its_column(batch_of: Load, text: str) ->
 @pytest.mark.parametrize("text", PROSE)
 def test_prose_is_nothing_but_text(text: str) -> None:
     assert not parse_template(f"a cat, {text}, walking").notes
+
+
+@pytest.mark.parametrize("text", ["[Ratio: 16:9]", "[FPS: 24]", "[Line: 42]", "AREA(51)"])
+def test_labels_in_brackets_are_no_error(batch_of: Load, text: str) -> None:
+    (job,) = batch_of(f'{HEAD}prompt = "a cat, {text}, walking"\n').jobs
+    assert job.prompt == f"a cat, {text}, walking"
+
+
+def test_a_line_that_is_a_comment_is_told(batch_of: Load) -> None:
+    batch = batch_of(f'{HEAD}prompt = "a road\\n## Camera\\nslow pan"\n')
+
+    assert batch.jobs[0].prompt == "a road\nslow pan"
+    (warning,) = batch.warnings
+    assert "'## Camera' is a comment, and is left out: write \\# to keep the line" in warning
+    assert not batch_of(f'{HEAD}lint = false\nprompt = "a\\n# b\\nc"\n').warnings
 
 
 def test_lint_takes_everything_as_text(batch_of: Load) -> None:
