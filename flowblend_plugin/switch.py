@@ -12,7 +12,7 @@ import torch
 from diffusers.callbacks import PipelineCallback
 
 from flowblend_plugin.denoisers.adapter_files import AdapterSource
-from flowblend_plugin.denoisers.calls import PipeCalls, calling_pipe
+from flowblend_plugin.denoisers.calls import PipeCalls, calling_pipe, is_interrupted
 from flowblend_plugin.denoisers.conditioning import fit_inputs
 from flowblend_plugin.denoisers.placement import (
     Denoiser,
@@ -330,8 +330,9 @@ class DenoiserSwitch(PipelineCallback):
         slots = self._slots.items()
         others = [r for r, own in slots if r != self._role and not {*ran}.isdisjoint(own.values())]
         return (
-            f"{what} the {' and the '.join(others)} one: it keeps a denoiser of an earlier step. "
-            "Let it read its attribute at every step"
+            f"{what} the {' and the '.join(others)} one: it keeps a denoiser of an earlier step, "
+            "or something that is no callback called one between two steps. Let it read its "
+            "attribute at every step, and call denoisers yourself in callbacks only"
         )
 
     def step_finished(self, step_index: int) -> None:
@@ -350,10 +351,12 @@ class DenoiserSwitch(PipelineCallback):
     def call_finished(self) -> None:
         """Give everything back, where the call ended before the last step of its trajectory.
 
+        It goes on where a callback frees the pipe's offloaded models, as pipelines do at the end.
+
         Raises:
             SwitchError: The pipeline called its denoisers, and never its scheduler's ``step``.
         """
-        if self.is_at_rest:
+        if self.is_at_rest or is_interrupted(self._pipe):
             return
         is_unseen = bool(self._calls.take()) and not (self.denoisers_run or self._copies)
         self.trajectory_finished()

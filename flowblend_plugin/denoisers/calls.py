@@ -13,7 +13,7 @@ import itertools
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import CodeType, FrameType
@@ -29,10 +29,21 @@ from flowblend_plugin.errors import SwitchError
 
 _PLACE = "_compiled_call_impl"
 _CALLBACKS = ("callback_on_step_end", "callback")
+_WANTED = ("components", "self", *_CALLBACKS)
 _SHARED = (
     "this {} is shared with a pipe in a stage that sets LoRA adapters, a cache or an attention "
     "backend on it, which every pipe would see: give this pipe a denoiser of its own, or run one "
-    "after the other"
+    "after the other; where that one's last call failed, detach() its switch first"
+)
+_LEFT = (
+    "this {} is shared with a pipe whose last call failed, or was left, in a stage that sets LoRA "
+    "adapters, a cache or an attention backend on it, which every pipe would see: detach() that "
+    "pipe's switch first, or call that pipe again"
+)
+_IN_USE = (
+    "a stage sets LoRA adapters, a cache or an attention backend on this {}, which another call "
+    "that runs it at this moment would see: give this pipe a denoiser of its own, or run one after "
+    "the other"
 )
 _lock = threading.RLock()
 _turns = itertools.count(1)
@@ -60,9 +71,9 @@ class CallListener(Protocol):
 class PipeCalls:
     """The calls of some denoisers that one pipe makes, in one trajectory at a time.
 
-    Calls that no pipeline makes count too, where they are made in the trajectory's thread: a
-    denoising loop of the user's own. Calls within a call, and those that a pipeline's callback
-    makes, don't.
+    Calls that no pipeline makes count too, where they are made in the trajectory's thread and no
+    pipeline runs it: a denoising loop of the user's own. Calls within a call, and those that a
+    pipeline's callback makes, don't.
 
     Args:
         pipe: The pipe.
@@ -86,6 +97,7 @@ class PipeCalls:
         self._turn = 0  # above 0 in a trajectory, and higher the later it began
         self._thread = 0
         self._has_begun = False
+        self._is_pipes = False  # whether a pipeline has called a denoiser in this trajectory
         self._ran: list[nn.Module] = []
         self._alone: list[nn.Module] = []
         self.watch()
@@ -122,7 +134,7 @@ class PipeCalls:
         for module in self._modules:
             self.check_free(module)
         self._turn, self._thread = next(_turns), threading.get_ident()
-        self._has_begun = False
+        self._has_begun = self._is_pipes = False
         if not is_late:
             self._ran = []
         self.watch()
@@ -132,11 +144,23 @@ class PipeCalls:
         self._turn, self._ran, self._alone = 0, [], []
 
     def claim(self, modules: Iterable[nn.Module]) -> None:
-        """Let no other pipe call these modules, on which a stage has set something, from now on."""
-        self._alone = list(modules)
+        """Let nobody else call these modules, on which a stage is to set something, from now on.
+
+        Raises:
+            SwitchError: Another pipe has claimed one, or somebody else's call of it is under way,
+                if it began since the module is observed.
+        """
+        self._alone, wanted = [], list(modules)
+        with _lock:  # no call begins meanwhile
+            for module in wanted:
+                self.check_free(module)
+                seam = vars(module).get(_PLACE)
+                if isinstance(seam, _Seam) and seam.is_used_beside(self):
+                    raise SwitchError(_IN_USE.format(type(module).__name__))
+            self._alone = wanted
 
     def has_claimed(self, module: nn.Module) -> bool:
-        """Whether no other pipe may call a module now."""
+        """Whether nobody else may call a module now."""
         return any(module is claimed for claimed in self._alone)
 
     def check_free(self, module: nn.Module) -> None:
@@ -145,14 +169,23 @@ class PipeCalls:
         Raises:
             SwitchError: It has.
         """
-        if not self.is_free(module):
-            raise SwitchError(_SHARED.format(type(module).__name__))
+        for other in self._claimants(module):
+            raise other.refusal(module)
 
     def is_free(self, module: nn.Module) -> bool:
         """Whether no other pipe has claimed a module."""
+        return not self._claimants(module)
+
+    def _claimants(self, module: nn.Module) -> list[PipeCalls]:
         seam = vars(module).get(_PLACE)
-        others = seam.observers if isinstance(seam, _Seam) else ()
-        return not any(other is not self and other.has_claimed(module) for other in others)
+        others = seam.observers if isinstance(seam, _Seam) else []
+        return [other for other in others if other is not self and other.has_claimed(module)]
+
+    def refusal(self, module: nn.Module) -> SwitchError:
+        """Say to others why they may not call a module that this pipe has claimed."""
+        is_alive = any(thread.ident == self._thread for thread in threading.enumerate())
+        is_left = not is_alive or (self.is_here and not _is_at_work(self._pipe))
+        return SwitchError((_LEFT if is_left else _SHARED).format(type(module).__name__))
 
     @property
     def is_here(self) -> bool:
@@ -185,7 +218,7 @@ class PipeCalls:
             beneath: Pipelines whose callback it was made in.
         """
         if pipe is None:
-            is_ours = self._turn and self.is_here
+            is_ours = self._turn and self.is_here and not self._is_pipes
             return self._turn if is_ours and not any(p is self._pipe for p in beneath) else 0
         return max(1, self._turn) if pipe is self._pipe else 0
 
@@ -219,7 +252,7 @@ class PipeCalls:
         present = self._begin_late(call.module)
         if present is not call.module:
             return present(*call.args, **call.kwargs)
-        self._is_busy = True
+        self._is_busy, self._is_pipes = True, self._is_pipes or pipe is not None
         try:
             self._ran.append(call.module)
             for listener in self.listeners:
@@ -241,6 +274,7 @@ class _Seam:
         self._module = weakref.ref(module)
         self._former = former
         self._observers: tuple[weakref.ref[PipeCalls], ...] = ()
+        self._under_way: dict[object, PipeCalls | None] = {}  # whose they are
 
     def __bool__(self) -> bool:
         """Whether the module is compiled, as those who ask it take this for."""
@@ -271,16 +305,40 @@ class _Seam:
         assert module is not None
         compute = self._former or module._call_impl
         pipe, beneath = calling_pipe()
-        best, most = None, 0
+        token = object()
+        try:
+            with _lock:
+                owner = self._owner(module, pipe, beneath)
+                self._under_way[token] = owner
+            if owner is None:
+                return compute(*args, **kwargs)
+            return owner.call(pipe, compute, Call(module, args, kwargs))
+        finally:
+            with _lock:
+                self._under_way.pop(token, None)
+
+    def _owner(self, module: nn.Module, pipe: Any, beneath: list[Any]) -> PipeCalls | None:
+        """Find out to whom a call belongs.
+
+        Raises:
+            SwitchError: Somebody else has claimed the module. What is called in that one's own
+                thread by no pipeline, such as its callback, may see what the stage has set.
+        """
+        owner, most = None, 0
         for observer in self.observers:
             claim = observer.claims(pipe, beneath)
             if claim > most:
-                best, most = observer, claim
-            elif pipe is not None and observer.has_claimed(module):
-                raise SwitchError(_SHARED.format(type(module).__name__))
-        if best is None:
-            return compute(*args, **kwargs)
-        return best.call(pipe, compute, Call(module, args, kwargs))
+                owner, most = observer, claim
+        for other in self.observers:
+            if other is owner or not other.has_claimed(module):
+                continue
+            if pipe is not None or owner is not None or not other.is_here:
+                raise other.refusal(module)
+        return owner
+
+    def is_used_beside(self, observer: PipeCalls) -> bool:
+        """Whether a call is under way that doesn't belong to an observer."""
+        return any(owner is not observer for owner in self._under_way.values())
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -335,26 +393,81 @@ def calling_pipe(switch: Any = None) -> tuple[Any, list[Any]]:
     beneath: list[Any] = []
     is_in_callback = False
     inner: CodeType | None = None
+    for frame in _frames():
+        values = _arguments(frame)
+        for name in ("components", "self"):
+            found = values.get(name)
+            if isinstance(found, PipelineCallback) and found is not switch:
+                is_in_callback = True
+            if not _is_pipeline(found):
+                continue
+            callbacks = (_code(values.get(name)) for name in _CALLBACKS)
+            if not is_in_callback and (inner is None or inner not in callbacks):
+                return found, beneath
+            beneath.append(found)
+            is_in_callback = False
+        inner = frame.f_code
+    return None, beneath
+
+
+def is_interrupted(pipe: Any) -> bool:
+    """Whether a pipe's call is under way, and somebody whom it called makes the present call.
+
+    False for what the pipeline's own methods do, which are called by nobody else.
+    """
+    frames = (frame for frame in _frames() if not _is_torchs(frame))  # such as torch.no_grad's
+    at_work = [_pipeline(frame) for frame in frames]
+    outside = itertools.dropwhile(lambda found: found is None, at_work)
+    return any(found is pipe for found in itertools.dropwhile(lambda one: one is pipe, outside))
+
+
+def _is_at_work(pipe: Any) -> bool:
+    """Whether a pipe's call is under way in this thread."""
+    return any(_pipeline(frame) is pipe for frame in _frames())
+
+
+def _frames() -> Iterator[FrameType]:
+    """The frames on the stack, the nearest first."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        code = frame.f_code
-        names = code.co_varnames[: code.co_argcount]
-        if names and (names[0] == "self" or "components" in names):
-            values = frame.f_locals
-            for name in ("components", "self"):
-                found = values.get(name)
-                if isinstance(found, PipelineCallback) and found is not switch:
-                    is_in_callback = True
-                if not isinstance(found, (DiffusionPipeline, ModularPipeline)):
-                    continue
-                callbacks = (_code(values.get(name)) for name in _CALLBACKS)
-                if not is_in_callback and (inner is None or inner not in callbacks):
-                    return found, beneath
-                beneath.append(found)
-                is_in_callback = False
-        inner = code
+        yield frame
         frame = frame.f_back
-    return None, beneath
+
+
+def _is_torchs(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == "torch"
+
+
+def _pipeline(frame: FrameType) -> Any:
+    """The pipeline whose method, or block, a frame runs; None where it is none."""
+    values = _arguments(frame)
+    found = (values.get(name) for name in ("components", "self"))
+    return next(filter(_is_pipeline, found), None)
+
+
+def _is_pipeline(value: Any) -> bool:
+    return isinstance(value, (DiffusionPipeline, ModularPipeline))
+
+
+def _arguments(frame: FrameType) -> dict[str, Any]:
+    """Read what tells a pipeline's frame from others, and keep nothing else of it alive.
+
+    Up to Python 3.12 ``f_locals`` is a snapshot that the frame keeps until it ends, with tensors
+    that the function has deleted since. So it is emptied of all that the next reader finds anew,
+    unless somebody else holds it, or a debugger writes it back.
+    """
+    code = frame.f_code
+    names = code.co_varnames[: code.co_argcount]
+    if not names or not (names[0] == "self" or "components" in names):
+        return {}
+    values = frame.f_locals
+    found = {name: values[name] for name in _WANTED if name in values}
+    holders = 3  # the frame, ``values``, and the argument of getrefcount
+    is_held = not isinstance(values, dict) or sys.getrefcount(values) > holders
+    if not (is_held or sys.gettrace() or sys.getprofile()):
+        for name in (*code.co_varnames, *code.co_cellvars, *code.co_freevars):
+            values.pop(name, None)
+    return found
 
 
 def _code(function: Any) -> CodeType | None:

@@ -7,6 +7,7 @@ import copy
 import gc
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,11 +27,20 @@ from diffusers import (
     WanVideoToVideoPipeline,
 )
 from diffusers.callbacks import PipelineCallback
+from peft import LoraConfig
 from tiny import SCHEDULERS, ForwardRecorder, ltx_denoiser, ltx_pipe, run_ltx, run_wan
 from tiny import wan_denoiser as denoiser
 from tiny import wan_pipe as pipe_of
 
-from flowblend_plugin import Cache, DenoiserSwitch, Stage, StageHook, StageSchedule, SwitchError
+from flowblend_plugin import (
+    Adapter,
+    Cache,
+    DenoiserSwitch,
+    Stage,
+    StageHook,
+    StageSchedule,
+    SwitchError,
+)
 
 LSL = StageSchedule.parse("LSL", boundaries=(0.4, 0.8))
 LSEL = StageSchedule.parse("LSEL", boundaries=(0.3, 0.5, 0.7))
@@ -524,3 +534,108 @@ def test_solvers_that_count_no_steps_start_late_too(scheduler: Any) -> None:
     assert ran.per_step(1) == tuple(switch.denoisers_run)
     steps = 11 if scheduler is PNDMScheduler else 10
     assert tuple(switch.denoisers_run) == LSL.denoisers(steps)[5:]
+
+
+def test_a_stage_begins_to_set_nothing_while_another_pipe_is_within_a_call() -> None:
+    shared = denoiser(layers=1, seed=3)
+    config = LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    shared.add_adapter(config, adapter_name="x")
+    shared.disable_adapters()
+    plain = run_wan(pipe_of(transformer=shared))
+    inside, on = threading.Event(), threading.Event()
+
+    def wait(*_: Any) -> None:
+        if threading.current_thread().name == "other" and not inside.is_set():
+            inside.set()
+            assert on.wait(30)
+
+    handle = shared.blocks[0].register_forward_pre_hook(wait)
+    found: list[torch.Tensor] = []
+    other = threading.Thread(
+        target=lambda: found.append(run_wan(pipe_of(transformer=shared))), name="other"
+    )
+
+    def start(pipe: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
+        if step == 0:
+            other.start()
+            assert inside.wait(30)
+        return given
+
+    stages = StageSchedule(
+        (Stage("large", 0.4), Stage("small", 0.8, adapters=(Adapter("x"),)), Stage("large"))
+    )
+    pipe = pipe_of()
+    try:
+        with DenoiserSwitch(pipe, shared, stages):
+            with pytest.raises(SwitchError, match="another call that runs it at this moment"):
+                run_wan(pipe, callback_on_step_end=start)
+            on.set()
+            other.join()
+    finally:
+        on.set()
+        handle.remove()
+    assert torch.equal(found[0], plain)
+
+
+def test_a_callback_that_frees_offloaded_models_ends_nothing() -> None:
+    def free(pipe: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
+        pipe.maybe_free_model_hooks()
+        return given
+
+    pipe = pipe_of()
+    with DenoiserSwitch(pipe, small(), "LSL", (0.4, 0.8)) as switch:
+        found = run_wan(pipe, callback_on_step_end=free)
+        assert switch.denoisers_run == list(switch.denoisers)
+        assert torch.equal(found, run_wan(pipe))
+
+
+def test_numbers_that_overflow_are_the_pipelines_own() -> None:
+    broken = small()
+    with torch.no_grad():
+        broken.proj_out.weight.fill_(float("nan"))
+    assert blended(guided(5.0), broken).isnan().all()
+
+
+@pytest.mark.skipif(bool(sys.gettrace() or sys.getprofile()), reason="a debugger holds frames")
+def test_what_a_pipeline_deletes_is_freed_before_its_call_ends() -> None:
+    class Frugal(type(pipe_of())):  # type: ignore[misc]
+        def __call__(self, **given: Any) -> Any:
+            large = torch.zeros(1000)
+            seen = weakref.ref(large)
+            found = self._loop(given)
+            del large
+            self.is_freed = seen() is None
+            return found
+
+        def _loop(self, given: dict[str, Any]) -> Any:
+            return run_wan(super().__call__, **given)
+
+    pipe = pipe_of()
+    frugal = Frugal(**pipe.components)
+    frugal.set_progress_bar_config(disable=True)
+    with DenoiserSwitch(frugal, small(), "LSL", (0.4, 0.8)):
+        frugal()
+    assert frugal.is_freed
+
+
+def test_a_denoiser_answers_for_itself_after_a_call_that_failed_in_an_extrapolated_stage() -> None:
+    def fail(pipe: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
+        if step == 3:
+            raise RuntimeError("on purpose")
+        return given
+
+    pipe = pipe_of()
+    switch = DenoiserSwitch(pipe, small(), "LEL", (0.4, 0.8))
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run_wan(pipe, callback_on_step_end=fail)
+    inputs = {
+        "timestep": torch.tensor([5]),
+        "encoder_hidden_states": torch.randn(1, 4, 8),
+        "return_dict": False,
+    }
+    with torch.no_grad():
+        first, second = (
+            pipe.transformer(hidden_states=torch.randn(1, 4, 2, 4, 4), **inputs)[0] for _ in "ab"
+        )
+    assert not torch.equal(first, second)
+    switch.detach()
