@@ -78,7 +78,8 @@ def test_a_second_signal_ends_the_render_at_once_with_its_own_code(tmp_path: Pat
     stdout, stderr = process.communicate(timeout=120)
 
     assert process.returncode == 128 + signal.SIGTERM
-    assert stderr.count("stopping after this step") == 1
+    # The second one may come while the first is being told, and ends that too.
+    assert stderr.count("stopping after this step") <= 1
     assert "Traceback" not in stderr
     check_end([*seen, *map(json.loads, stdout.splitlines())], tmp_path, rendered=1)
 
