@@ -32,6 +32,8 @@ class StopSignals:
         self._tell = tell
         self._former: dict[int, Any] = {}
         self.received: int | None = None
+        self._is_telling = False
+        self._again: int | None = None  # a signal that came while the first one was told
 
     @property
     def exit_code(self) -> int | None:
@@ -67,11 +69,19 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received == number == HANG_UP:
             return
+        if self._is_telling and self._again is None:
+            self._again = number  # the word about the first one is said to its end
+            return
         if self.received is not None:
             # Unwinding still removes temporary files on the way out.
             raise SystemExit(128 + number)
-        self.received = number
-        self._tell("stopping after this step; the same signal again stops at once")
+        self.received, self._is_telling = number, True
+        try:
+            self._tell("stopping after this step; the same signal again stops at once")
+        finally:
+            self._is_telling = False
+        if self._again is not None:
+            raise SystemExit(128 + self._again)
 
 
 class StatusSignal:

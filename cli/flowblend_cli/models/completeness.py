@@ -29,12 +29,15 @@ from flowblend_cli.models.contents import (
 )
 from flowblend_cli.text import count
 from flowblend_cli.utils.cache_dirs import cache_path
+from flowblend_cli.utils.files import open_regular, read_regular
+from flowblend_cli.utils.json_files import keep_json, read_json
 from flowblend_cli.utils.worker_process import run_worker
 
 # Raised when a change here or in the library makes other answers to the same request.
 CHECK_VERSION = 1
 _PATIENCE_S = 600
 _MAX_HEADER = 100_000_000  # safetensors' own limit
+_MAX_JSON = 256 * 2**20
 _MOST_TENSORS = 20  # that are named of one component
 _LARGE_BYTES = 64 * 2**20
 _Tensors = dict[str, list[int]]
@@ -154,12 +157,17 @@ def _config_faults(component: _Component) -> Iterator[Fault]:
     for name in sorted(component.names):
         if name.endswith(".json"):
             try:
-                json.loads((component.folder / name).read_text("utf-8"))
+                _json_of(component.folder / name)
             except OSError as error:
                 reason = f"can't be read ({error.strerror or error})"
                 yield component.fault(name, reason, is_of_file=True)
             except (ValueError, RecursionError):
                 yield component.fault(name, "isn't JSON", is_of_file=True)
+
+
+def _json_of(path: Path) -> Any:
+    # Not ``read_config``: a tokenizer's vocabulary may be larger than its limit.
+    return json.loads(read_regular(path, _MAX_JSON, follow=True))
 
 
 def _read_tensors(component: _Component, faults: list[Fault]) -> _Tensors:
@@ -182,7 +190,7 @@ def _index_faults(component: _Component, holders: Mapping[str, str]) -> Iterator
     for name in sorted(component.names):
         if not name.endswith(".json") or ".safetensors.index" not in name:
             continue
-        listed = json.loads((component.folder / name).read_text("utf-8"))
+        listed = _json_of(component.folder / name)
         wanted = listed.get("weight_map") if isinstance(listed, dict) else None
         if not isinstance(wanted, dict) or not wanted:
             yield component.fault(name, "has no weight_map, which tells where each tensor is")
@@ -212,7 +220,7 @@ def read_header(path: Path) -> tuple[_Tensors, str | None]:
     """
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path, sys.maxsize, follow=True) as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(_MAX_HEADER, size - 8):
                 return {}, "is no safetensors file, or is cut short"
@@ -266,7 +274,7 @@ def _answers(requests: Collection[str]) -> dict[str, list[dict[str, str]]]:
     for request, answer in zip(unknown, told, strict=False):
         if "faults" in answer:
             answers[request] = answer["faults"]
-            _keep(json.loads(request)["key"], answer["faults"])
+            keep_json(_path_of(json.loads(request)["key"]), answer["faults"])
     return answers
 
 
@@ -338,20 +346,8 @@ def _path_of(key: str) -> Path:
 def _kept(key: str) -> list[dict[str, str]] | None:
     """An answer from the disk; None where there is none, or where it is damaged."""
     try:
-        answer = json.loads(_path_of(key).read_text("utf-8"))
+        answer = read_json(_path_of(key))
         faults = [{str(name): str(text) for name, text in one.items()} for one in answer]
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return None
     return faults if all("problem" in one for one in faults) else None
-
-
-def _keep(key: str, faults: list[dict[str, str]]) -> None:
-    """Keep an answer, whole or not at all; a cache that can't be written only costs time."""
-    path = _path_of(key)
-    temporary = path.with_suffix(f".{hashlib.sha256(key.encode()).hexdigest()[:8]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(faults), "utf-8")
-        temporary.replace(path)
-    except OSError:
-        return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flowblend_cli.utils.cache_dirs import cache_path
-from flowblend_cli.utils.json_files import NotJson, read_json
+from flowblend_cli.utils.json_files import NotJson, keep_json, read_json
 from flowblend_cli.utils.worker_process import run_worker
 
 # Raised when a change here or in the library's counting makes other numbers of the same request.
@@ -86,7 +85,7 @@ def _count(requests: list[str]) -> dict[str, Count]:
     for asked, answer in zip(requests, answers, strict=False):
         counts[asked] = _count_of(answer)
         if answer.get("lasting", True):
-            _write(_path_of(asked), answer)
+            keep_json(_path_of(asked), answer)
     return {asked: counts.get(asked, Count(reason=problem)) for asked in requests}
 
 
@@ -119,14 +118,3 @@ def _count_of(answer: Mapping[str, Any]) -> Count:
     if "reason" in answer:
         return Count(reason=answer["reason"])
     return Count(answer["linear_only"], answer["full"])
-
-
-def _write(path: Path, answer: Mapping[str, Any]) -> None:
-    """Keep an answer, whole or not at all; a cache that can't be written only costs time."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(answer), "utf-8")
-        temporary.replace(path)
-    except OSError:
-        return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,17 @@ def read_json(path: Path, *, follow: bool = False, lenient: bool = False) -> Any
         NotJson: It holds something else.
     """
     return parse_json(read_regular(path, MAX_JSON_BYTES, follow=follow), lenient=lenient)
+
+
+def keep_json(path: Path, value: Any) -> None:
+    """Keep a value in a cache, whole or not at all; one that can't be written only costs time."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(value), "utf-8")
+        temporary.replace(path)
+    except OSError:
+        return
 
 
 def read_config(path: Path) -> Any:

@@ -31,7 +31,9 @@ def test_every_field_has_its_rule(kind: Any, document: Any) -> None:
 
 def test_a_converted_picture_and_a_variant_are_read_back() -> None:
     picture = jobs.ImageSpec("first.png", "0" * 64, ("to_srgb", "over_white"))
-    schema.ImageDocument.model_validate(picture.to_document())
-    schema.ModelDocument.model_validate(
+    image = schema.ImageDocument.model_validate(picture.to_document())
+    assert image.conversions == ["to_srgb", "over_white"]
+    model = schema.ModelDocument.model_validate(
         {**jobs.ModelSpec("./wan", variant="fp16").to_document(), "denoisers": {}}
     )
+    assert model.variant == "fp16"

@@ -121,6 +121,7 @@ def test_a_lock_is_free_again_after_the_run(tmp_path: Path) -> None:
         with output_lock(tmp_path):
             publish(tmp_path / "clip.mp4", b"x")
     publish(tmp_path / "clip.mp4", b"y")
+    assert (tmp_path / "clip.mp4").read_bytes() == b"y"
 
 
 def as_pipe(path: Path) -> None:

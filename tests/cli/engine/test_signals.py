@@ -14,6 +14,8 @@ from typing import IO, Any
 
 import pytest
 
+from flowblend_cli.engine.signals import StopSignals
+
 ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENT = {
     **os.environ,
@@ -78,10 +80,36 @@ def test_a_second_signal_ends_the_render_at_once_with_its_own_code(tmp_path: Pat
     stdout, stderr = process.communicate(timeout=120)
 
     assert process.returncode == 128 + signal.SIGTERM
-    # The second one may come while the first is being told, and ends that too.
-    assert stderr.count("stopping after this step") <= 1
+    assert stderr.count("stopping after this step") == 1
     assert "Traceback" not in stderr
     check_end([*seen, *map(json.loads, stdout.splitlines())], tmp_path, rendered=1)
+
+
+def test_a_signal_that_comes_while_the_first_is_told_ends_the_run_after_that_word() -> None:
+    said: list[str] = []
+
+    def tell(message: str) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        said.append(message)
+
+    with pytest.raises(SystemExit) as ended, StopSignals(tell):
+        signal.raise_signal(signal.SIGINT)
+
+    assert ended.value.code == 128 + signal.SIGTERM
+    (message,) = said
+    assert message.startswith("stopping after this step")
+
+
+def test_a_third_signal_ends_the_run_though_the_first_cant_be_told() -> None:
+    def tell(message: str) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    with pytest.raises(SystemExit) as ended, StopSignals(tell):
+        signal.raise_signal(signal.SIGINT)
+
+    assert ended.value.code == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
