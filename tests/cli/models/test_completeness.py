@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -211,6 +212,17 @@ def test_a_stale_index_beside_a_whole_file_is_wrong(model: Path) -> None:
 
     (fault,) = find_faults([Place(model)])[Place(model)]
     assert "names shards that aren't here, and is read before" in fault.problem
+
+
+@pytest.mark.parametrize("name", [DENOISER, "vae/config.json", "tokenizer/tokenizer.json"])
+def test_a_pipe_in_place_of_a_file_holds_nobody_up(model: Path, name: str) -> None:
+    (model / name).unlink()
+    os.mkfifo(model / name)
+
+    told = invoke("check", model.parent / "recipe.toml")
+
+    assert told.exit_code in (2, 3)
+    assert name in told.stderr
 
 
 def test_shards_are_one_model(model: Path) -> None:
