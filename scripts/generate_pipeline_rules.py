@@ -62,23 +62,25 @@ CHANNELS = {
     "StableDiffusion3Pipeline": (1, 0), "StableDiffusionXLPipeline": (1, 0),
     "WanPipeline": (1, 0),
 }  # fmt: skip
-# Who reads the prompt: the tokenizers, and what limits each: an argument, or its own length.
+# Who reads the prompt: the tokenizers, and what limits each: an argument, its own length, a number.
 _OWN, _ARGUMENT = "model_max_length", "max_sequence_length"
 READERS: dict[str, list[tuple[str, str]]] = {
     "AnimateDiff": [("tokenizer", _OWN)],
     "AnimateDiffSDXL": [("tokenizer", _OWN), ("tokenizer_2", _OWN)],
     "CogVideoX": [("tokenizer", _ARGUMENT)],
     "Cosmos2TextToImage": [("tokenizer", _ARGUMENT)],
+    "Cosmos2_5": [("tokenizer", _ARGUMENT)],
     "Cosmos2VideoToWorld": [("tokenizer", _ARGUMENT)],
     "Flux": [("tokenizer", _OWN), ("tokenizer_2", _ARGUMENT)],
-    "Flux2": [],
+    "Flux2": [], "Flux2Klein": [("tokenizer", _ARGUMENT)],
     "HunyuanVideo": [("tokenizer", _ARGUMENT), ("tokenizer_2", _OWN)],
-    "HunyuanVideo15": [],
+    "HunyuanVideo15": [("tokenizer", "1000")],
     "I2VGenXL": [("tokenizer", _OWN)],
+    "Kandinsky5": [("tokenizer", _ARGUMENT), ("tokenizer_2", _OWN)],
     "LTX": [("tokenizer", _ARGUMENT)],
     "Mochi": [("tokenizer", _ARGUMENT)],
     "QwenImage": [("tokenizer", _ARGUMENT)],
-    "QwenImage2": [], "QwenImageEdit": [], "QwenImageLayered": [],
+    "QwenImage2": [], "QwenImageEdit": [],  # these cut nothing off
     "SkyReelsV2": [("tokenizer", _ARGUMENT)],
     "StableDiffusion3": [
         ("tokenizer", _OWN), ("tokenizer_2", _OWN), ("tokenizer_3", _ARGUMENT)
@@ -86,6 +88,12 @@ READERS: dict[str, list[tuple[str, str]]] = {
     "StableDiffusionXL": [("tokenizer", _OWN), ("tokenizer_2", _OWN)],
     "Wan": [("tokenizer", _ARGUMENT)],
 }  # fmt: skip
+# What Qwen's chat template makes of the messages that these build; it isn't in diffusers.
+_USER = "<|im_start|>user\n{}<|im_end|>\n"
+CHATS = {
+    "Cosmos2_5": ("<|im_start|>system\n{system}<|im_end|>\n", ""),
+    "Flux2Klein": ("", "<|im_start|>assistant\n<think>\n\n</think>\n\n"),
+}
 # Prompts that go through ftfy and lose doubled spaces first.
 CLEANED = ("SkyReelsV2", "Wan")
 # Inputs that a recipe can't give. Some have a default of None, and are needed all the same.
@@ -202,6 +210,14 @@ def template_of(cls: type, pipe: Any) -> dict[str, Any]:
     text = getattr(pipe, "prompt_template_encode", None)
     if isinstance(text, str):
         return {"template": text, "start": pipe.prompt_template_encode_start_idx}
+    text = getattr(pipe, "prompt_template", None)
+    if isinstance(text, str):
+        return {"template": text, "start": pipe.prompt_template_encode_start_idx}
+    chat = row_of(cls.__name__, CHATS)
+    if chat is not None:
+        told = re.search(r'"role": "system".*?"text": "([^"]+)"', inspect.getsource(cls), re.DOTALL)
+        before = chat[0].replace("{system}", told[1] if told else "")
+        return {"template": before + _USER + chat[1], "start": 0}
     known = vars(inspect.getmodule(cls)).get("DEFAULT_PROMPT_TEMPLATE")
     if isinstance(known, dict) and "crop_start" in known:
         return {"template": known["template"], "start": known["crop_start"]}

@@ -28,7 +28,7 @@ def recipes() -> None:
 
 @recipes.command()
 def ls() -> None:
-    """List the bundled recipes, with what each one shows."""
+    """List the bundled recipes, with what each one shows, and what has to be fetched first."""
     found = bundled_recipes()
     width = max((len(name) for name in found), default=0)
     # A terminal's lines are broken between words; other programs get a line for each recipe.
@@ -36,7 +36,7 @@ def ls() -> None:
     indent = width + 2 if columns >= 2 * width else 4
     for name, path in found.items():
         lines = textwrap.wrap(
-            f"{name:<{width}}  {printable(_headline(path))}",
+            f"{name:<{width}}  {printable(_shown(name, path))}",
             max(columns - 1, 20),
             subsequent_indent=" " * indent,
             break_on_hyphens=False,
@@ -106,6 +106,28 @@ def _copy(source: Path, target: Path) -> None:
     except OSError as error:
         raise OutputError(f"{target.parent} can't be made: {error.strerror}") from error
     write_new(target, content)
+
+
+def _shown(name: str, path: Path) -> str:
+    """A recipe's headline; where its models aren't here, with what to fetch before a render."""
+    headline, absent = _headline(path), _absent(path)
+    if not absent:
+        return headline
+    fetch = f"flowblend models fetch {name}"
+    what = f"models to fetch first ({', '.join(absent)})"
+    shown, command, options = headline.partition(f"flowblend render {name}")
+    if not command:
+        return f"{headline} {what[0].upper()}{what[1:]}: {fetch}"
+    return f"{shown.rstrip(' :')}; {what}: {fetch}, then {command}{options}"
+
+
+def _absent(path: Path) -> list[str]:
+    """The repositories that a bundled recipe needs, and that aren't whole on this machine."""
+    from flowblend_cli.models.hub.requirements import bundled_requirements, find_in_cache
+
+    needed = bundled_requirements(path)
+    absent = [one.repo for one in needed if find_in_cache(one).state != "complete"]
+    return list(dict.fromkeys(absent))
 
 
 def _headline(path: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flowblend_cli.models.contents import (
     INDEX,
@@ -34,13 +35,29 @@ from flowblend_cli.utils.json_files import keep_json, read_json
 from flowblend_cli.utils.worker_process import run_worker
 
 # Raised when a change here or in the library makes other answers to the same request.
-CHECK_VERSION = 1
+CHECK_VERSION = 2
 _PATIENCE_S = 600
 _MAX_HEADER = 100_000_000  # safetensors' own limit
 _MAX_JSON = 256 * 2**20
 _MOST_TENSORS = 20  # that are named of one component
 _LARGE_BYTES = 64 * 2**20
-_Tensors = dict[str, list[int]]
+# Sizes of numbers in bits, by what safetensors call them.
+_BITS = {
+    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8,
+    "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+_FLOATS = ("F", "BF")
+
+
+class Stored(NamedTuple):
+    """How a file stores a tensor: the kind of its numbers, in safetensors' words, and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+_Tensors = dict[str, Stored]
 
 
 @dataclass(frozen=True)
@@ -113,23 +130,29 @@ def find_faults(places: Iterable[Place]) -> dict[Place, tuple[Fault, ...]]:
     """
     found: dict[Place, list[Fault]] = {}
     asked: list[tuple[Place, _Component, _Tensors, str]] = []
+    indices: dict[Place, str] = {}
     for place in dict.fromkeys(places):
         faults = found.setdefault(place, [])
+        indices.update((place, request) for request in _index_request(place))
         for component in _components_of(place):
             own = list(_config_faults(component))
             tensors = _read_tensors(component, own)
             faults += own
             if not own:
                 asked.append((place, component, tensors, _request(component, tensors)))
-    answers = _answers({request for *_, request in asked})
+    answers = _answers({request for *_, request in asked} | set(indices.values()))
+    for place, request in indices.items():
+        told = answers.get(request, [])
+        found[place] += [Fault(one["component"], INDEX, one["problem"]) for one in told]
     for place, component, tensors, request in asked:
         found[place] += _named(component, tensors, answers.get(request, []))
     return {place: tuple(faults) for place, faults in found.items()}
 
 
 def component_keys(place: Place) -> list[str]:
-    """The keys under which it is kept whether the components of a model are whole."""
+    """The keys under which it is kept whether a model's index and components are whole."""
     requests = [_request(one, _read_tensors(one, [])) for one in _components_of(place)]
+    requests += _index_request(place)
     return sorted({str(json.loads(request)["key"]) for request in requests})
 
 
@@ -171,7 +194,7 @@ def _json_of(path: Path) -> Any:
 
 
 def _read_tensors(component: _Component, faults: list[Fault]) -> _Tensors:
-    """The shapes of a component's tensors; what is wrong with its files is added to the faults."""
+    """A component's tensors; what is wrong with its files is added to the faults."""
     tensors: _Tensors = {}
     holders: dict[str, str] = {}
     for name in component.weights:
@@ -213,10 +236,10 @@ def _index_faults(component: _Component, holders: Mapping[str, str]) -> Iterator
 
 
 def read_header(path: Path) -> tuple[_Tensors, str | None]:
-    """Read the shapes of the tensors of a safetensors file, without its weights.
+    """Read how a safetensors file stores its tensors, without its weights.
 
     Returns:
-        The shapes by name, and what is wrong with the file, if anything.
+        Each tensor by its name, and what is wrong with the file, if anything.
     """
     try:
         size = path.stat().st_size
@@ -230,13 +253,43 @@ def read_header(path: Path) -> tuple[_Tensors, str | None]:
     try:
         told = json.loads(header)
         told.pop("__metadata__", None)
-        shapes = {name: [int(side) for side in one["shape"]] for name, one in told.items()}
-        end = max((int(one["data_offsets"][1]) for one in told.values()), default=0)
+        tensors = {
+            name: Stored(str(one["dtype"]), tuple(int(side) for side in one["shape"]))
+            for name, one in told.items()
+        }
+        places = {name: (*map(int, one["data_offsets"]),) for name, one in told.items()}
+        end = max((last for _, last in places.values()), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return {}, "has a header that can't be read"
     if 8 + length + end != size:
         return {}, f"has {size} bytes, and its header tells of {8 + length + end}"
-    return shapes, None
+    return tensors, _layout_problem(tensors, places)
+
+
+def _layout_problem(tensors: _Tensors, places: Mapping[str, tuple[int, ...]]) -> str | None:
+    """A tensor whose bytes aren't as many as its shape asks for, or don't follow the last one's."""
+    after = 0
+    for name, (start, end) in sorted(places.items(), key=lambda one: one[1]):
+        dtype, shape = tensors[name]
+        if dtype not in _BITS:
+            return f"has the tensor {name} in {dtype!r}, which no safetensors file has"
+        wanted = math.prod(shape) * _BITS[dtype] // 8
+        if end - start != wanted or min(shape, default=0) < 0:
+            shown = f"{dtype} {list(shape)}"
+            return f"has the tensor {name} as {shown} in {end - start} bytes: expected {wanted}"
+        if start != after:
+            return f"has the tensor {name} at byte {start} of its data: expected {after}"
+        after = end
+    return None
+
+
+def _index_request(place: Place) -> list[str]:
+    """Ask about a pipeline's index; nothing for a denoiser, or where there is no index."""
+    index = reader_of(place.folder)(INDEX) if place.is_pipeline else {}
+    if not index:
+        return []
+    key = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+    return [json.dumps({"index": index, "key": key}, sort_keys=True)]
 
 
 def _request(component: _Component, tensors: _Tensors) -> str:
@@ -247,9 +300,12 @@ def _request(component: _Component, tensors: _Tensors) -> str:
         "library": component.library,
         "kind": component.kind,
         "files": hashes,
-        "shapes": tensors,
+        "shapes": {name: one.shape for name, one in tensors.items()},
         "has_tensors": component.has_tensors,
     }
+    other = {name: one.dtype for name, one in tensors.items() if not one.dtype.startswith(_FLOATS)}
+    if other:
+        asked["dtypes"] = other
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     return json.dumps({**asked, "key": key, "folder": str(component.folder)}, sort_keys=True)
 

@@ -26,17 +26,24 @@ def main() -> None:
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Tell the faults of one component; no ``faults`` where that can't be told on this machine."""
+    """Tell the faults of a component or an index; no ``faults`` where they can't be told here."""
     try:
-        from flowblend_plugin.completeness import config_fault, store_tokenizer, tensor_faults
+        from flowblend_plugin.completeness import (
+            config_fault,
+            index_faults,
+            store_tokenizer,
+            tensor_faults,
+        )
 
         if "tokenizer" in request:
             library, kind, folder, path = request["tokenizer"]
             store_tokenizer(library, kind, Path(folder), Path(path))
             return {}
+        if "index" in request:
+            return {"faults": index_faults(request["index"])}
         about = (request["library"], request["kind"], Path(request["folder"]))
         if request["has_tensors"]:
-            return {"faults": tensor_faults(*about, request["shapes"])}
+            return {"faults": tensor_faults(*about, request["shapes"], request.get("dtypes"))}
         problem = config_fault(*about)
         return {"faults": [{"problem": problem}] if problem else []}
     except Exception as error:  # noqa: BLE001 - what libraries raise where they aren't whole

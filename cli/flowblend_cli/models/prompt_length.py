@@ -48,6 +48,8 @@ class _Reader:
         """Tokens that are kept; None where nothing limits them."""
         if self.limit == _ARGUMENT:
             return max_sequence_length
+        if self.limit.isdecimal():
+            return int(self.limit)
         config = read_json(self.folder / "tokenizer_config.json")
         most = config.get("model_max_length")
         return most if isinstance(most, int) and 0 < most < _NO_LIMIT else None
@@ -87,6 +89,7 @@ class PromptReaders:
         most = max_sequence_length or self.text_tokens
         limits = [(reader, reader.most(most)) for reader in self.readers]
         whole = max(len(prompt), len(unicodedata.normalize("NFKC", prompt).encode())) + _SPECIAL
+        whole += 0 if self.start else len(self.template.encode())
         if not limits or any(limit is None or whole <= limit for _, limit in limits):
             return None
         text = clean(prompt) if self.cleans else prompt

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from flowblend_cli.commands.recipes import _headline
 from flowblend_cli.main import main
 from flowblend_cli.models.bundled import bundled_recipes
+from flowblend_cli.models.registry import known_pairs
 
 SMALL = [
     "--set", "defaults.num_inference_steps=2", "--set", "defaults.num_frames=5",
@@ -137,9 +138,20 @@ def test_recipes_ls_says_whole_sentences_and_breaks_them_in_a_narrow_terminal(
         [sys.executable, "-c", code], capture_output=True, check=True, stdin=subprocess.DEVNULL
     )
     narrow = shown.stdout.decode().replace("\r", "").splitlines()
-    assert max(map(len, narrow)) < 44
+    assert all(len(line) < 44 or " " not in line.strip() for line in narrow)
     words = " ".join(narrow).split()
     assert words == " ".join(wide).split()
+
+
+def test_recipes_ls_says_what_has_to_be_fetched_first(here: Path) -> None:
+    lines = {line.split()[0]: line for line in run("recipes", "ls").output.splitlines()}
+
+    wan = lines["wan2.1-t2v"]
+    pair = known_pairs()["wan2.1-t2v"]
+    assert f"models to fetch first ({pair.pipeline}, {pair.small}): " in wan
+    assert wan.endswith("flowblend models fetch wan2.1-t2v, then flowblend render wan2.1-t2v")
+    assert lines["quickstart"].endswith(": flowblend render quickstart")
+    assert "fetch" not in lines["quickstart"]
 
 
 def test_words_are_quoted_as_python_s_own_shell_quoting_does(here: Path) -> None:

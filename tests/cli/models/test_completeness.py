@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from enum import Enum
 from importlib import util
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from flowblend_cli import main
@@ -22,7 +27,9 @@ from flowblend_cli.models import completeness
 from flowblend_cli.models.bundled import bundled_dir
 from flowblend_cli.models.completeness import Place, find_faults, read_header
 from flowblend_cli.models.identity import resolve_models
+from flowblend_cli.models.pipeline_arguments import argument_table
 from flowblend_cli.utils.worker_process import worker_environment
+from flowblend_plugin.completeness import index_faults, library_of
 
 ROOT = Path(__file__).resolve().parents[3]
 SPRITES = bundled_dir() / "models" / "sprites"
@@ -264,6 +271,150 @@ def test_what_is_no_safetensors_file_is_told_and_never_a_traceback(
 
     assert read_header(path)[0] == {}
     assert read_header(path)[1]
+
+
+# The pipeline's own index.
+
+NO_PIPELINE = "has 'WanPipelin' as _class_name, and diffusers .* no such pipeline; did you mean Wan"
+
+
+@pytest.mark.parametrize(
+    ("key", "entry", "told"),
+    [
+        ("vae", [None, None], 'vae: .* has null as vae, which WanPipeline .*"AutoencoderKLWan"'),
+        ("tokenizer", [None, None], "tokenizer: .* has null as tokenizer"),
+        ("text_encoder", "gone", r"doesn't name the text_encoder.*\["),
+        ("scheduler", [None, None], "has null as scheduler"),
+        ("transformer", [None, None], "names no denoiser: .* transformer or transformer_2"),
+        ("vae", ["diffusers", "AutoencoderKLWam"], "names AutoencoderKLWam of diffusers, which"),
+        ("vae", ["difusers", "AutoencoderKLWan"], "AutoencoderKLWan of difusers, which isn't"),
+        ("vae", ["os", "PathLike"], "PathLike of os, which isn't there"),
+        ("text_encoder", ["transformers", "UMT6EncoderModel"], "UMT6EncoderModel of transformers"),
+        ("vae", ["diffusers", "UniPCMultistepScheduler"], "which doesn't fit: expected .*KLWan"),
+        ("transformer", ["diffusers", "LTXVideoTransformer3DModel"], "which doesn't fit: .*Wan"),
+        ("vae", None, 'has null: expected .*"AutoencoderKLWan"'),
+        ("vae", ["diffusers", None], 'has .*"diffusers", null.*: expected'),
+        ("vae", "AutoencoderKLWan", 'has "AutoencoderKLWan": expected'),
+        ("transformer_2", None, r"has null: expected"),
+        ("_class_name", "WanPipelin", NO_PIPELINE),
+        ("_class_name", "AutoencoderKLWan", "has no such pipeline"),
+        ("_class_name", "DiffusionPipeline", "has no such pipeline"),
+        ("_class_name", "gone", "has no _class_name"),
+    ],
+)
+def test_an_index_that_its_pipeline_cant_be_made_of_is_wrong(
+    model: Path, key: str, entry: object, told: str
+) -> None:
+    path = model / "model_index.json"
+    index = json.loads(path.read_text())
+    index = {k: v for k, v in index.items() if k != key} | ({} if entry == "gone" else {key: entry})
+    path.write_text(json.dumps(index))
+
+    faults = [
+        fault for fault in find_faults([Place(model)])[Place(model)] if fault.file == path.name
+    ]
+
+    (fault,) = faults
+    assert re.search(told, str(fault)), str(fault)
+    recipe = model.parent / "recipe.toml"
+    results = {command: invoke(command, recipe) for command in ("check", "plan", "render")}
+    codes = {command: result.exit_code for command, result in results.items()}
+    assert codes == {"check": 2, "plan": 2, "render": 3}
+    assert all(fault.problem in result.stderr for result in results.values())
+
+
+def test_components_that_a_class_can_do_without_may_be_null_or_absent(model: Path) -> None:
+    path = model / "model_index.json"
+    index = json.loads(path.read_text())
+    assert index.pop("transformer_2") == [None, None]
+    path.write_text(json.dumps(index))
+
+    assert find_faults([Place(model)])[Place(model)] == ()
+
+
+def test_what_diffusers_itself_saves_of_a_pipeline_is_without_fault() -> None:
+    """Every class of the shipped table, with the classes that its own signature names."""
+    for name in argument_table().pipelines:
+        pipeline = getattr(diffusers, name)
+        types = pipeline._get_signature_types()
+        index: dict[str, Any] = {"_class_name": name}
+        for part in pipeline._get_signature_keys(pipeline)[0]:
+            kinds = [one for one in types[part] if isinstance(one, type) and one.__name__[0] != "_"]
+            pairs = [[library_of(one), one.__name__] for one in kinds if not issubclass(one, Enum)]
+            usual = ["diffusers", "DDIMScheduler"] if "scheduler" in part else [None, None]
+            index[part] = pairs[0] if pairs and pairs[0][1] != "NoneType" else usual
+        faults = [one for one in index_faults(index) if one["component"] != "safety_checker"]
+        assert not faults, name
+
+
+# Numbers that are no floats.
+
+
+@pytest.mark.parametrize("file", [DENOISER, SMALL, VAE, TEXT])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool])
+def test_weights_that_are_no_floats_are_named(model: Path, file: str, dtype: torch.dtype) -> None:
+    name = sorted(load_file(model / file))[3]
+    change(model / file, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+
+    result = invoke("render", model.parent / "recipe.toml")
+
+    assert result.exit_code == 3
+    kind = str(dtype).removeprefix("torch.")
+    assert f"{file} has the tensor {name} in {kind}: expected floats" in result.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.float64])
+def test_floats_of_any_width_are_weights(model: Path, dtype: torch.dtype) -> None:
+    for file in (DENOISER, SMALL, VAE, TEXT):
+        change(model / file, lambda all_: all_.update({k: v.to(dtype) for k, v in all_.items()}))
+
+    places = [Place(model), Place(model, "transformer_small", is_pipeline=False)]
+    assert set(find_faults(places).values()) == {()}
+
+
+def test_a_config_that_is_no_table_is_told_without_a_traceback(model: Path) -> None:
+    (model / "transformer/config.json").write_text("[]")
+
+    (fault,) = find_faults([Place(model)])[Place(model)]
+
+    assert str(fault) == "transformer: transformer/config.json is no JSON object"
+
+
+def test_packed_weights_are_left_to_their_quantiser(model: Path) -> None:
+    change(model / DENOISER, lambda all_: all_.update({k: v.char() for k, v in all_.items()}))
+    path = model / "transformer/config.json"
+    quantized = {"quantization_config": {"quant_method": "torchao"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | quantized))
+
+    assert find_faults([Place(model)])[Place(model)] == ()
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ({"dtype": "F16"}, r"has the tensor .* as F16 \[.* bytes: expected"),
+        ({"dtype": "F33"}, "in 'F33', which no safetensors file has"),
+        ({"shape": [1]}, r"as F32 \[1\] in .* bytes: expected 4"),
+    ],
+)
+def test_a_header_that_disagrees_with_its_bytes_is_told_with_the_tensor(
+    tmp_path: Path, entry: dict[str, Any], told: str
+) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(2), "b": torch.zeros(3)}, path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["b"] |= entry
+    written = json.dumps(header).encode()
+    path.write_bytes(len(written).to_bytes(8, "little") + written + data[8 + length :])
+
+    problem = read_header(path)[1]
+
+    assert problem is not None
+    assert re.search(told, problem)
+    with pytest.raises(SafetensorError):
+        load_file(path)
 
 
 # Variants.

@@ -88,6 +88,60 @@ def test_clip_reads_its_own_length_whatever_the_recipe_says(
     assert readers.unread(" ".join(prompt.split(" ")[:-lost])) is None
 
 
+@pytest.mark.parametrize(
+    "pipeline_class",
+    ["Cosmos2_5_PredictBasePipeline", "Flux2KleinPipeline", "QwenImageLayeredPipeline"],
+)
+@pytest.mark.parametrize("room", [3, 9, 200])
+def test_what_stands_around_a_prompt_takes_its_tokens(
+    tmp_path: Path, pipeline_class: str, room: int
+) -> None:
+    """The text around it counts, but for what the pipeline drops of its beginning."""
+    shutil.copytree(SPRITES / "tokenizer", tmp_path / "tokenizer")
+    index = {"_class_name": pipeline_class, "tokenizer": ["transformers", "TokenizersBackend"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    readers = prompt_readers(str(tmp_path), tmp_path)
+    assert readers is not None
+    before, _, after = readers.template.partition("{}")
+    tokenizer = AutoTokenizer.from_pretrained(SPRITES / "tokenizer")
+    dropped = readers.start
+    most = len(tokenizer(before).input_ids) - dropped + room
+
+    found = readers.unread(LONG, most)
+
+    whole = tokenizer(before + LONG + after).input_ids
+    kept = tokenizer.decode(
+        whole[: dropped + most - 1], skip_special_tokens=True
+    )  # one is the end's
+    if len(whole) <= dropped + most or LONG in kept:
+        assert found is None
+    else:
+        assert found is not None
+        assert found[1] == most
+        read = LONG.removesuffix(found[0])
+        assert len(tokenizer(before + read.rstrip()).input_ids) <= dropped + most
+        one_more = read + found[0].split(" ")[0]
+        assert len(tokenizer(before + one_more).input_ids) > dropped + most
+
+
+def test_hunyuan_video_1_5_reads_a_number_of_tokens_of_its_own(tmp_path: Path) -> None:
+    shutil.copytree(SPRITES / "tokenizer", tmp_path / "tokenizer")
+    entry = ["transformers", "TokenizersBackend"]
+    index = {"_class_name": "HunyuanVideo15Pipeline", "tokenizer": entry}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    readers = prompt_readers(str(tmp_path), tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(SPRITES / "tokenizer")
+    prompt = " ".join(["red"] * 1200)
+    own = len(tokenizer(prompt).input_ids)
+    assert readers is not None
+
+    words, tokens = readers.unread(prompt) or ("", 0)
+
+    assert tokens == 1000
+    assert own - 1000 == len(tokenizer(words, add_special_tokens=False).input_ids)
+    assert readers.unread(" ".join(["red"] * 900)) is None
+
+
 def test_a_tokenizer_that_isnt_here_tells_nothing(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(SPRITES, tmp_path / "model"))
     (folder / "tokenizer/tokenizer.json").write_text("{")

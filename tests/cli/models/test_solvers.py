@@ -27,6 +27,7 @@ from flowblend_plugin.errors import SchedulerConfigError
 from flowblend_plugin.schedulers.factory import _LOST, _NAME_OF, STOCHASTIC, make_scheduler
 from flowblend_plugin.schedulers.sigmas import PLAIN_PIPELINES, noise_levels
 
+SPRITES = bundled_dir() / "models" / "sprites"
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 SIGMAS = """\
 [model]
@@ -244,7 +245,11 @@ def test_rules_name_solvers_as_rendering_does(name: str) -> None:
 def test_sde_on_a_folder_is_refused_where_rendering_refuses_it(
     recipe_file: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
+    whole = json.loads((SPRITES / "model_index.json").read_text("utf-8"))
+    shutil.copytree(SPRITES, tmp_path / "model")
     real = own(tmp_path / "model", name)
+    index = json.loads((tmp_path / "model/model_index.json").read_text("utf-8"))
+    (tmp_path / "model/model_index.json").write_text(json.dumps(whole | index), "utf-8")
 
     result = CliRunner().invoke(main, ["check", str(recipe_file(SDE))])
 
@@ -367,7 +372,7 @@ def test_a_single_denoiser_needs_no_levels(recipe: Path, tmp_path: Path) -> None
 
 def test_a_local_folders_noise_levels_are_planned_as_they_run(recipe: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
-    shutil.copytree(bundled_dir() / "models" / "sprites", model)
+    shutil.copytree(SPRITES, model)
     index = json.loads((model / "model_index.json").read_text("utf-8"))
     own(model, "UniPCMultistepScheduler", flow_shift=5.0)
     index["scheduler"] = ["diffusers", "UniPCMultistepScheduler"]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import tomli
+
 from flowblend_cli.jobs import Batch, ModelSpec
 from flowblend_cli.models.adapters import locate_adapter
 from flowblend_cli.models.contents import (
@@ -120,6 +122,13 @@ def name_requirements(name: str, folder: Path) -> list[Requirement]:
     if source.pair is not None and source.pair.name == name and source.pair.implied_small:
         found += _requirement(resolve_small(name, folder), "denoiser")
     return found
+
+
+def bundled_requirements(recipe: Path) -> list[Requirement]:
+    """List what a bundled recipe's models need, read from its [model] alone."""
+    model = tomli.loads(recipe.read_text("utf-8")).get("model", {})
+    names = [model.get("pipeline"), model.get("small"), *model.get("denoisers", {}).values()]
+    return [one for name in names if name for one in name_requirements(name, recipe.parent)]
 
 
 def _requirement(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from flowblend_cli.recipe.prompts.foreign_settings import find_settings
 from flowblend_cli.recipe.prompts.template import Note
 from flowblend_cli.text import shorten
 
@@ -40,12 +41,10 @@ _WORDS = re.compile(r"(?<![\w'\"-])(?:BREAK|AND)(?![\w'\"-])")
 _PARTED = re.compile(r"(?<=[^\W\d_])::(?:-?\d+(?:\.\d+)?)?(?=[\s,]|\Z)")
 _ESCAPED = re.compile(r"\\[()\[\]]")
 _SQUARE = re.compile(r"\{\{[^{}]*\|[^{}]*\}\}")
-_FLAG = re.compile(
-    r"(?:(?<=\s)|^)(?:--|[\u2013\u2014])(?:(?:w|h|f|d|s|l|g|fs|ar|v|q|cfg|seed|steps|width|height"
-    r"|chaos|stylize|iw|niji|sref|cref)[ =]+[\d:.]+|(?:n|no|style) \S+|tile\b)"
-)
 _SYNTAX = re.compile(r"\{[^{}]*\|[^{}]*\}|(?<!_)__\w[^_|{}\n]*__(?!_)")
-_QUICK = re.compile(r"[<(\[:+\\\u2013\u2014]|--|BREAK|AND|ADD|\{\{")
+_QUICK = re.compile(
+    r"[<(\[:+\\\u2013\u2014]|--|BREAK|AND|ADD|\{\{|\s-[A-Za-z]|#|//|^\s*/\w", re.MULTILINE
+)
 
 _WEIGHT = "would weight words, which no pipeline here does: say it in words"
 _AS_TEXT = "; lint = false in the scene takes it as text"
@@ -55,7 +54,6 @@ _CERTAIN = (
     (_EMBEDDING, "would load a textual inversion, which isn't done here: take it out"),
     (_METHOD, "would mix prompts as InvokeAI does, which isn't done here: write one prompt"),
     (_REGIONAL, "would divide the picture into regions, which isn't done here: take it out"),
-    (_FLAG, "looks like a flag, and flags are read in a prompts_file only: write it as a key"),
 )
 _LIKELY = (
     (_ALTERNATING, "would take turns from step to step in other programs, and is text here"),
@@ -128,6 +126,7 @@ def _found(text: str) -> Iterator[tuple[int, int, str, bool]]:
         yield *match.span(), f"is another program's: {what}", True
     for pattern, message in _CERTAIN:
         yield from ((*match.span(), message, True) for match in pattern.finditer(text))
+    yield from find_settings(text)
     yield from _weighted(text)
     for pattern, message in _LIKELY:
         yield from ((*match.span(), message, False) for match in pattern.finditer(text))

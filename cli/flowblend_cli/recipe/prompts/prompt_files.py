@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
+from flowblend_cli.recipe.prompts.foreign_settings import json_problem
 from flowblend_cli.recipe.schema import tables
 from flowblend_cli.recipe.schema.explanations import SEED_HINT, explain
 from flowblend_cli.recipe.schema.fields import FlowShift, Seed, Text
@@ -175,13 +176,19 @@ def read_prompts(name: str, recipe_dir: Path, problems: list[LineProblem]) -> li
     suffix = Path(name).suffix.lower()
     if suffix in _OTHER_FORMATS:
         message = f"{name} is {suffix[1:].upper()}: a prompts file is text with one prompt a line"
+        message += _in_json(name, recipe_dir) if suffix == ".json" else ""
         problems.append(LineProblem(None, None, message))
         return []
     try:
-        lines = entries(read_lines(name, recipe_dir))
+        written = read_lines(name, recipe_dir)
     except ValueError as error:
         problems.append(LineProblem(None, None, str(error)))
         return []
+    problem = json_problem("\n".join(written))
+    if problem is not None:
+        problems.append(LineProblem(1, 1, problem))
+        return []
+    lines = entries(written)
     if not lines:
         problems.append(LineProblem(None, None, f"{name} has no prompt: write one a line"))
     found = []
@@ -193,6 +200,15 @@ def read_prompts(name: str, recipe_dir: Path, problems: list[LineProblem]) -> li
         if line is not None:
             found.append(line)
     return found
+
+
+def _in_json(name: str, recipe_dir: Path) -> str:
+    """What a file of JSON holds, for a message that it is one."""
+    try:
+        problem = json_problem("\n".join(read_lines(name, recipe_dir)))
+    except ValueError:
+        return ""
+    return "" if problem is None else f"; this one {problem}"
 
 
 def _parse(name: str, entry: Entry, problems: list[LineProblem]) -> PromptLine | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from flowblend_cli.recipe.prompts.foreign import find_foreign
+from flowblend_cli.recipe.prompts.foreign_settings import json_problem
 from flowblend_cli.recipe.prompts.template import (
     Alternatives,
     Expanded,
@@ -109,6 +110,9 @@ def parse_template(
     """
     if not _SPECIAL.search(text):
         return Template((text,), notes=tuple(find_foreign(text)))
+    problem = json_problem(text)
+    if problem is not None:
+        raise InvalidPrompt(problem)
     return _Parser(text, variables, wildcard).read(values)
 
 
@@ -183,7 +187,7 @@ class _Parser:
         ]
         problem = self._match_flat(tokens)
         if problem is not None and not self._match_nested():
-            raise problem
+            raise _extra_brace(tokens) or problem
 
     def _match_flat(self, tokens: list[re.Match[str]]) -> InvalidPrompt | None:
         fixed: dict[int, tuple[int, str]] = {}
@@ -563,6 +567,23 @@ class _Parser:
             yield
         except ValueError as error:
             raise InvalidPrompt(str(error), at) from error
+
+
+def _extra_brace(tokens: list[re.Match[str]]) -> InvalidPrompt | None:
+    """The brace too many where a doubled one stands for a single one; None without one."""
+    texts = [token.group() for token in tokens]
+    opened, closed = (sum(text.count(brace) for text in texts) for brace in "{}")
+    first = next((token for token in tokens if len(token.group()) == 1), None)
+    if first is None or opened == closed:
+        return None
+    if closed > opened and first.group() == "{" and "}}" in texts:
+        token = next(one for one in tokens if one.group() == "}}" and one.start() > first.start())
+        message = "has one } too many: take it out; }} is a literal brace, and ends nothing"
+        return InvalidPrompt(message, token.end() - 1)
+    if opened > closed and first.group() == "}" and texts[0] == "{{":
+        message = "has one { too many: take it out; {{ is a literal brace, and begins nothing"
+        return InvalidPrompt(message, tokens[0].start())
+    return None
 
 
 def _never_closed(at: int) -> InvalidPrompt:

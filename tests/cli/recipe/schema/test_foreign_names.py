@@ -55,6 +55,38 @@ SCENE = '[[scene]]\nname = "a"\nprompt = "a cat"\n'
         ("sample_shift", "flow_shift in [sampling]"),
         ("image_start", "image of a [[scene]]"),
         ("teacache", "cache of a [[blend.stage]]"),
+        ("embedded_guidance_scale", "guidance_scale"),
+        ("embedded_cfg_scale", "guidance_scale"),
+        ("guidance_scale_high_noise", "guidance_scale"),
+        ("guidance_scale_low_noise", "guidance_scale_2"),
+        ("motion_strength", "here the prompt says how much moves"),
+        ("motion_bucket_id", "here the prompt says how much moves"),
+        ("duration", "num_frames"),
+        ("video_seconds", "fps in [output]"),
+        ("sample_solver", "scheduler in [sampling]"),
+        ("flow_solver", "scheduler in [sampling]"),
+        ("max_shift", "flow_shift in [sampling]"),
+        ("start_at_step", "boundaries of [blend]"),
+        ("timestep_boundary", "boundaries of [blend]"),
+        ("use_prompt_extend", "text is never rewritten"),
+        ("ulysses_size", "device in [model]"),
+        ("convert_model_dtype", "dtype in [model]"),
+        ("use_cpu_offload", "offload in [model]"),
+        ("teacache_thresh", "cache of a [[blend.stage]]"),
+        ("cfg_skip_mode", "[[blend.stage]] with its own guidance_scale"),
+        ("slg_layers", "nothing skips layers"),
+        ("save_file", "filename in [recipe]"),
+        ("save_path", "output_dir in [recipe]"),
+        ("src_video", "a video or a mask to begin with isn't supported"),
+        ("mask_blur", "a video or a mask to begin with isn't supported"),
+        ("base_seed", "seeds of a [[scene]]"),
+        ("generator", "seeds of a [[scene]]"),
+        ("control_after_generate", "here nothing takes it"),
+        ("s_churn", "here nothing takes it"),
+        ("vae_tiling", "here nothing takes it"),
+        ("strength_model", "[model.adapters]"),
+        ("frame_num", "num_frames"),
+        ("target_video_length", "num_frames"),
         ("widht", "'width'"),
         ("guidance_scael", "'guidance_scale'"),
     ],
@@ -106,6 +138,11 @@ def test_a_variable_with_a_setting_s_foreign_name_is_asked_about(problems_of: Pr
     (line,) = problems_of(f"[matrix]\nsteps = [4, 8]\n{MODEL}{SCENE}")
 
     assert "did you mean the setting 'num_inference_steps'?" in line
+
+
+def test_no_name_of_another_program_stands_in_the_table_twice() -> None:
+    names = [name for listed in foreign_names._NAMES.values() for name in listed.split()]
+    assert len(names) == len(set(names))
 
 
 def test_every_word_of_the_table_is_there() -> None:
