@@ -32,6 +32,7 @@ mutants: $(VENV)/.dev
 
 # diffusers' own tests with our schedulers and switches: make peers DIFFUSERS=path-to-a-checkout
 peers: $(VENV)/.dev
+	$(if $(DIFFUSERS),$(BIN)/python -m pip install -q parameterized requests-mock)
 	$(BIN)/python -m tests.peers $(if $(DIFFUSERS),$(DIFFUSERS),none)
 
 quality: $(VENV)/.dev

@@ -300,8 +300,9 @@ class StageMixin:
         first = torch.as_tensor(timestep).flatten()[:1].to(self.timesteps)
         found = (self.timesteps == first).nonzero().flatten().tolist() if len(first) else []
         if found and 0 not in found:
-            # Of equal timesteps, diffusers' solvers begin with the second.
-            index = found[min(1, len(found) - 1)]
+            # Of equal timesteps, solvers that look theirs up begin with the second. PNDM doesn't.
+            looks_up = hasattr(self, "index_for_timestep")
+            index = found[min(1, len(found) - 1)] if looks_up else found[0]
             if index != self._first:
                 self._start_late(index)
 
@@ -473,6 +474,8 @@ def with_stages(base: type) -> type:
     for name in ("add_noise", "scale_noise", "scale_model_input"):
         if hasattr(base, name):
             members[name] = _beginning(getattr(base, name))
+    # Bria asks it of every class but FlowMatchEulerDiscreteScheduler itself, which has none.
+    members.setdefault("scale_model_input", _beginning(_as_it_is))
     if hasattr(base, "set_begin_index"):
 
         @functools.wraps(base.set_begin_index)
@@ -482,6 +485,11 @@ def with_stages(base: type) -> type:
 
         members["set_begin_index"] = set_begin_index
     return type(base.__name__, (StageMixin, base), members)
+
+
+def _as_it_is(self: Any, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
+    """Scale a denoiser's input by a scheduler that scales nothing."""
+    return sample
 
 
 def _beginning(method: Callable[..., Any]) -> Callable[..., Any]:

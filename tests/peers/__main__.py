@@ -20,7 +20,7 @@ import sys
 import tempfile
 import tomllib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="as pytest's -k")
     parser.add_argument("--jobs", default="2")
     parser.add_argument("--keep", type=Path, help="folder for the notes of both runs")
+    parser.add_argument("--plain", type=Path, help="notes of a former plain run, not to repeat it")
     options = parser.parse_args()
     if not (options.checkout / "tests" / "pipelines").is_dir():
         print(f"{options.checkout} is no checkout of diffusers: peers' tests are skipped")
@@ -49,7 +50,10 @@ def main() -> int:
         place = Path(name)
         shutil.copytree(options.checkout / "tests", place / "tests")
         lay_out(place / "hub")
-        plain, switched = (run(place, kind, options) for kind in ("plain", "switched"))
+        folders = [f"tests/{folder}" for folder in options.folders]
+        plain = read(options.plain) if options.plain else run(place, "plain", folders, options)
+        (place / "passed.txt").write_text("\n".join(passed(plain)), "utf-8")
+        switched = run(place, "switched", ["@passed.txt"], options)
         if options.keep:
             options.keep.mkdir(parents=True, exist_ok=True)
             for path in place.glob("*.jsonl"):
@@ -57,8 +61,19 @@ def main() -> int:
     return judge(plain, switched, tomllib.loads(EXCEPTIONS.read_text("utf-8")))
 
 
-def run(place: Path, kind: str, options: argparse.Namespace) -> Notes:
-    """Run the tests one way, and read the notes of each."""
+def passed(notes: Notes) -> Notes:
+    """Those that passed."""
+    return {test: note for test, note in notes.items() if note["outcome"] == "passed"}
+
+
+def read(notes: Path) -> Notes:
+    """Read the notes of a run, one line a test."""
+    lines = [json.loads(line) for line in notes.read_text("utf-8").splitlines()]
+    return {line["test"]: line for line in lines}
+
+
+def run(place: Path, kind: str, tests: Sequence[str], options: argparse.Namespace) -> Notes:
+    """Run tests one way, and read the notes of each."""
     notes = place / f"{kind}.jsonl"
     notes.touch()
     environ = {
@@ -75,24 +90,23 @@ def run(place: Path, kind: str, options: argparse.Namespace) -> Notes:
         sys.executable, "-m", "pytest", "-q", "-p", "tests_peers_plugin", "-p", "no:cacheprovider",
         "-n", options.jobs, "--dist", "loadfile", "--continue-on-collection-errors", "--tb=line",
         *(["-k", options.only] if options.only else []),
-        *(f"tests/{folder}" for folder in options.folders),
+        *tests,
     ]  # fmt: skip
     # diffusers' tests are a package named tests, as ours are.
     shutil.copy(Path(__file__).with_name("plugin.py"), place / "tests_peers_plugin.py")
     with (place / f"{kind}.log").open("w") as log:
         subprocess.run(command, cwd=place, env=environ, stdout=log, stderr=log, check=False)
     print(f"{kind}: {(place / f'{kind}.log').read_text().splitlines()[-1].strip('= ')}", flush=True)
-    lines = [json.loads(line) for line in notes.read_text("utf-8").splitlines()]
-    return {line["test"]: line for line in lines}
+    return read(notes)
 
 
 def judge(plain: Notes, switched: Notes, exceptions: Mapping[str, Any]) -> int:
     """Print what differs; 1 where it isn't listed, or where what is listed doesn't differ."""
-    passed = {test: note for test, note in plain.items() if note["outcome"] == "passed"}
-    found = {test: problem for test, note in passed.items()
+    sound = passed(plain)
+    found = {test: problem for test, note in sound.items()
              if (problem := _difference(note, switched.get(test)))}  # fmt: skip
-    calls = sum(len(passed[test]["calls"]) for test in passed.keys() - found.keys())
-    print(f"{len(passed)} pass plain; {len(passed) - len(found)} of them pass switched, with "
+    calls = sum(len(sound[test]["calls"]) for test in sound.keys() - found.keys())
+    print(f"{len(sound)} pass plain; {len(sound) - len(found)} of them pass switched, with "
           f"{calls} outputs of pipelines equal in every bit; {len(found)} differ")  # fmt: skip
     reasons = {pattern: reason for reason, listed in exceptions.items() for pattern in listed}
     used: Counter[str] = Counter()
