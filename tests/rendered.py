@@ -19,6 +19,7 @@ from flowblend_cli.utils.frames import Frames, pixels_sha256
 from flowblend_plugin.stages import StageSchedule
 
 VERSIONS = {"flowblend": "0.1.0", "torch": "2.13.0", "threads": "1"}
+KEY = "ab" * 32  # the job key that clips have
 SIDE = 32
 NUM_FRAMES = 5
 
@@ -78,7 +79,7 @@ def write_clip(
         clip = clip[:1]
     digest = pixels_sha256(clip)
     document = {
-        "flowblend": "0.1.0", "v": 1, "job": job.to_document(), "job_key": "key",
+        "flowblend": "0.1.0", "v": 1, "job": job.to_document(), "job_key": KEY,
         "resolved": {"seed": job.seed or 7, "denoisers": "L" * job.num_inference_steps,
                      "device": "cpu", "sampling_s": elapsed_s[0], "source": str(folder)},
         "models": {}, "versions": dict(versions), "pixels_sha256": digest,

@@ -63,11 +63,18 @@ class RecipeError(FlowBlendError, ValueError):
         problems: The problems.
         exit_code: 2, or that of the only kind of problem where it is none of the recipe's own: 3
             where all of them are model files that aren't whole.
+        warnings: What is legal and probably not meant, of the parts that are sound.
     """
 
     exit_code = 2
 
-    def __init__(self, problems: Iterable[Problem], exit_code: int = exit_code) -> None:
+    def __init__(
+        self,
+        problems: Iterable[Problem],
+        exit_code: int = exit_code,
+        warnings: Iterable[str] = (),
+    ) -> None:
+        self.warnings = tuple(warnings)
         self.exit_code = exit_code
         in_order = sorted(
             set(problems),

@@ -131,6 +131,8 @@ def _complain(error: object) -> None:
     prefix = "" if isinstance(error, RecipeError) else "flowblend: "
     lines = str(error).split("\n")
     try:
+        for warning in error.warnings if isinstance(error, RecipeError) else ():
+            click.echo(f"warning: {printable(warning)}", err=True)
         for number, line in enumerate(lines):
             click.echo((prefix if number == 0 else "") + printable(line), err=True)
     except OSError:

@@ -74,10 +74,11 @@ class Finder:
         document = found.document or {}
         if found.state is not FileState.INTACT or document.get("job_key") != key:
             return Existing(is_damaged=found.state is FileState.DAMAGED)
-        from flowblend_cli.artifacts.schema.description import ResolvedDocument
+        from flowblend_cli.artifacts.schema.description import PublishedDocument, ResolvedDocument
 
         try:  # the job is this one, as the key says
             said = ResolvedDocument.read(document.get("resolved", {}))
+            pixels = PublishedDocument.read(document).pixels_sha256
         except DocumentError as error:
             return Existing(edited=f"has a record that can't be used ({error})")
         size, digest = mark or (0, None)
@@ -87,7 +88,7 @@ class Finder:
             sha256=digest or "",
             recipe=job.recipe,
             job_key=key,
-            pixels_sha256=str(document.get("pixels_sha256")),
+            pixels_sha256=pixels,
             seed=job.seed if said.seed is None else said.seed,
             sampling_s=said.sampling_s or 0.0,
         )

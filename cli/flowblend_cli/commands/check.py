@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +13,9 @@ from flowblend_cli.errors import RecipeError
 from flowblend_cli.planning.plan import explain_reserve, explain_steps
 from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.text import count, printable
+
+# A warning that names its file, line and column by itself.
+_PLACE = re.compile(r"[^\n]*?\.toml:\d+:\d+: ")
 
 
 @click.command()
@@ -33,7 +37,7 @@ def check(recipes: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -
         click.echo(json.dumps({"v": 1, "recipes": [report for report, _ in reports]}))
     for report, lines in reports:
         for warning in report["warnings"]:
-            place = "" if warning.startswith(report["path"]) else f"{report['path']}: "
+            place = "" if _PLACE.match(warning) else f"{report['path']}: "
             click.echo(f"warning: {printable(place + warning)}", err=True)
         if report["ok"] and not as_json:
             click.echo(f"OK {printable(report['path'])}: {count(report['jobs'], 'job')}")
@@ -50,7 +54,8 @@ def _check(recipe: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], lis
         batch = load_batch(recipe, overrides, with_models=True)
     except RecipeError as error:
         problems = [asdict(problem) for problem in error.problems]
-        return {**report, "ok": False, "problems": problems}, [str(p) for p in error.problems]
+        report |= {"ok": False, "warnings": list(error.warnings), "problems": problems}
+        return report, [str(p) for p in error.problems]
     explanations = [*explain_steps(batch.study.choices), explain_reserve(batch)]
     return {
         **report,

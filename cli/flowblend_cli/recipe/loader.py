@@ -25,11 +25,16 @@ from flowblend_cli.recipe.schema.foreign_names import path_problem
 from flowblend_cli.recipe.schema.names import check_name
 from flowblend_cli.recipe.schema.overrides import Override, apply_overrides
 from flowblend_cli.recipe.schema.sweep_tables import write_out_ranges
+from flowblend_cli.recipe.schema.tables import UNKNOWN
 from flowblend_cli.recipe.schema.validation import validate
 from flowblend_cli.recipe.source.document import RecipeSource, read_source
-from flowblend_cli.recipe.source.file import SWEEPS
 from flowblend_cli.recipe.source.problems import Problems
-from flowblend_cli.recipe.sweep.combinations import Combination, all_combinations, axis_fields
+from flowblend_cli.recipe.sweep.combinations import (
+    all_combinations,
+    axis_fields,
+    with_few_jobs,
+    without_axes,
+)
 from flowblend_cli.recipe.sweep.matrix import check_matrix, check_used
 from flowblend_cli.recipe.sweep.variants import Variant, make_variant
 from flowblend_cli.text import is_unsafe
@@ -69,18 +74,29 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: Anything is wrong with the recipe; holds every problem.
     """
+    checker = _read(path, overrides)
+    recipe = checker.check()
+    checker.fail()
+    return recipe
+
+
+def _read(path: str | Path, overrides: Iterable[str]) -> _Checker:
     source = read_source(find_recipe(path))
-    options = apply_overrides(source, overrides)
+    refused: list[Problem] = []
+    options = apply_overrides(source, overrides, refused)
     write_out_ranges(source)
-    return _Checker(source, options).check()
+    return _Checker(source, options, refused)
 
 
 class _Checker:
     """The checks of a recipe, pass by pass; each pass keeps what it found for those after it."""
 
-    def __init__(self, source: RecipeSource, options: list[Override]) -> None:
+    def __init__(
+        self, source: RecipeSource, options: list[Override], refused: list[Problem]
+    ) -> None:
         self.source = source
         self.options = options
+        self.refused = refused
         self.folder = source.path.absolute().parent
         self.problems = Problems()
         self.tables = validate(source.document, self.problems)
@@ -88,27 +104,21 @@ class _Checker:
         self.presets = merge_presets(self.tables.presets)
         self.prompts = Prompts()
         self.fields = axis_fields(self.tables)
-        self.has_too_many_jobs = False
         self.variants: list[Variant] = []
         self.pictures: dict[int | str, ImageSpec] = {}
 
     def check(self) -> Recipe:
-        """Run every pass, in this order, and report what all of them found.
-
-        Raises:
-            RecipeError: Anything is wrong.
-        """
+        """Run every pass, in this order, on whatever is sound; the problems are kept."""
         passes = (
             self._read_prompts,  # first: the number of jobs and the pictures depend on them
             self._check_axes,  # before combinations are made, of which there may be millions
-            self._make_variants,  # what every combination means; none if the axes are unsound
+            self._make_variants,  # what every combination means
             self._check_pipelines,  # needs the variants: which pipelines run, and what they take
-            self._check_unused,  # last, and only if nothing is wrong: what is broken looks unused
+            self._check_unused,  # last, and of what is sound: what is broken looks unused
         )
         for run in passes:
             run()
         name, output_dir = self._name(), self._output_dir()
-        self.source.fail(self.problems)
         return Recipe(
             self.source.path,
             name,
@@ -121,6 +131,14 @@ class _Checker:
             self.pictures,
             self.prompts,
         )
+
+    def fail(self, warnings: Iterable[str] = ()) -> None:
+        """Raise one error with everything that was found, if there is anything.
+
+        Raises:
+            RecipeError: Anything is wrong.
+        """
+        self.source.fail(self.problems, self.refused, warnings)
 
     def _read_prompts(self) -> None:
         checks.check_scenes(self.tables, self.presets, self.source, self.problems)
@@ -135,12 +153,20 @@ class _Checker:
         checks.check_filename(self.tables, self.fields.values(), self.problems)
         too_many = Problems()
         checks.check_count(self.tables, self.prompts, too_many)
-        self.has_too_many_jobs = bool(too_many)
         self.problems.extend(too_many)
+        uneven = Problems()
+        checks.check_zip(self.tables, uneven)
+        if too_many:
+            self.tables, self.prompts = with_few_jobs(self.tables), self.prompts.few()
+        elif uneven or any(
+            table is not None and table.mode == "zip" and table.broken
+            for table in (self.tables.sweep, self.tables.matrix)
+        ):
+            self.tables = without_axes(self.tables)
 
     def _make_variants(self) -> None:
-        known: dict[tuple[tuple[str, int], ...], Variant | None] = {}
-        for combination in self._combinations():
+        known: dict[tuple[tuple[str, int], ...], Variant] = {}
+        for combination in all_combinations(self.tables):
             # A key of [defaults] changes nothing that a variant says.
             place = tuple(
                 (axis, index) for axis, index in combination.indices.items() if "." in axis
@@ -148,26 +174,15 @@ class _Checker:
             if place not in known:
                 known[place] = make_variant(self.tables, combination, self.folder, self.problems)
             variant = known[place]
-            if variant is not None:
-                self.variants.append(replace(variant, combination=combination))
-
-    def _combinations(self) -> Iterable[Combination]:
-        """The combinations to check: none where a table is broken and would be blamed again."""
-        if self.has_too_many_jobs:
-            return []
-        if self.tables.sweep is not None and self.tables.matrix is not None:
-            unequal = Problems()
-            checks.check_zip(self.tables, unequal)
-            return [] if unequal else all_combinations(self.tables)
-        document = self.source.document
-        written = [document[name] for name in SWEEPS if name in document]
-        plain = (isinstance(table, dict) and not any("." in a for a in table) for table in written)
-        return [Combination({}, {})] if all(plain) else []
+            unknown = {axis for axis, one in combination.values.items() if one is UNKNOWN}
+            self.variants.append(
+                replace(variant, combination=combination, unknown=variant.unknown | unknown)
+            )
 
     def _check_pipelines(self) -> None:
         checks.check_noise_levels(self.tables, self.variants, self.folder, self.problems)
         classes = [variant.pipeline_class for variant in self.variants]
-        checks.check_needs(self.variants, self.folder, self.problems)
+        checks.check_needs(self.variants, self.problems)
         checks.check_arguments(self.tables, self.presets, classes, self.problems)
         check_lines(self.prompts, classes, self.problems)
         self.pictures = scene_pictures(
@@ -175,14 +190,17 @@ class _Checker:
         )
 
     def _check_unused(self) -> None:
-        if self.problems:
-            return
-        check_used(self.tables, self.prompts.variables, self.problems)
-        checks.check_adapters_used(self.tables, self.variants, self.problems)
-        checks.check_overrides(self.tables, self.presets, self.options, self.problems)
+        is_whole = not self.problems and not self.refused
+        if self.prompts.are_sound and not (self.tables.matrix and self.tables.matrix.broken):
+            check_used(self.tables, self.prompts.variables, self.problems)
+        blamed = {entry.path[0] for entry in self.problems}
+        if blamed.isdisjoint(("model", "blend", "sweep", "matrix")):
+            checks.check_adapters_used(self.tables, self.variants, self.problems)
+        if is_whole:
+            checks.check_overrides(self.tables, self.presets, self.options, self.problems)
 
     def _name(self) -> str:
-        if self.tables.recipe is None:
+        if self.tables.recipe is None or "name" in self.tables.recipe.broken:
             return ""
         if self.tables.recipe.name is not None:
             return self.tables.recipe.name
@@ -226,12 +244,12 @@ def load_batch(
         RecipeError: See ``load_recipe`` and ``expand``.
     """
     with _without_garbage_collection():
-        recipe = load_recipe(path, overrides)
-        batch = expand(recipe, settle=settle)
-    if with_models:
-        problems = Problems()
-        checks.check_models(recipe, problems)
-        recipe.source.fail(problems)
+        checker = _read(path, overrides)
+        recipe = checker.check()
+        batch = expand(recipe, checker.problems, settle=settle)
+        if with_models or checker.problems:
+            checks.check_models(recipe, checker.problems)
+        checker.fail(batch.warnings)
     return replace(batch, output_dir=output_dir.absolute()) if output_dir else batch
 
 

@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
-from rendered import a_job, write_clip
+from rendered import KEY, a_job, write_clip
 
 from flowblend_cli.artifacts.existing import Existing, Finder
 from flowblend_cli.artifacts.finished import FileState, inspect_final, shows_the_same
@@ -151,9 +151,9 @@ def look(job: Job, folder: Path, change: Change, **how: bool) -> Existing:
     finder = Finder(Manifest(folder, pytest.fail), **how)
     path = folder / job.filename
     pixels = write_clip(folder, job)
-    finder.published(job, path, "key", pixels=pixels, seed=job.seed, sampling_s=1.0)
+    finder.published(job, path, KEY, pixels=pixels, seed=job.seed, sampling_s=1.0)
     change(path)
-    found = finder.find(job, path, "key")
+    found = finder.find(job, path, KEY)
     finder.close()
     return found
 
@@ -247,8 +247,8 @@ def test_a_manifest_that_knows_a_painted_still_is_not_believed_where_all_is_veri
     path = tmp_path / STILL.filename
     painted(path)
     finder = Finder(Manifest(tmp_path, pytest.fail), verify=True)
-    finder.published(STILL, path, "key", pixels=pixels, seed=1, sampling_s=1.0)
-    assert finder.find(STILL, path, "key").edited
+    finder.published(STILL, path, KEY, pixels=pixels, seed=1, sampling_s=1.0)
+    assert finder.find(STILL, path, KEY).edited
 
 
 def test_frames_are_compared_whatever_lies_around_them(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rendered import a_job, frames_of, write_clip
+from rendered import KEY, a_job, frames_of, write_clip
 
 from flowblend_cli.artifacts.existing import Existing, Finder
 from flowblend_cli.artifacts.image import publish_image
@@ -36,7 +36,6 @@ from flowblend_cli.recipe.loader import load_batch
 from flowblend_cli.utils.frames import pixels_sha256
 
 ROOT = Path(__file__).resolve().parents[3]
-KEY = "key"  # what write_clip writes
 RECIPE = """\
 [recipe]
 name = "test"
@@ -120,7 +119,7 @@ def test_a_file_that_the_manifest_knows_is_not_opened(tmp_path: Path, job: Job) 
     path.write_bytes(b"no container at all")
     assert find(tmp_path, job).obstacle  # looked into, it is somebody else's
 
-    finder(tmp_path).published(job, path, KEY, pixels="p", seed=1, sampling_s=1.0)
+    finder(tmp_path).published(job, path, KEY, pixels="ab" * 32, seed=1, sampling_s=1.0)
 
     assert find(tmp_path, job).done is not None
 
@@ -226,7 +225,7 @@ def test_a_torn_last_line_costs_one_look_and_no_other_line(tmp_path: Path) -> No
         assert again.entry(last.filename) is not None
 
 
-ENTRY = Entry("a.png", 5, "s", "study", KEY, "p", 1, 1.0)
+ENTRY = Entry("a.png", 5, "12" * 32, "study", KEY, "cd" * 32, 1, 1.0)
 
 
 @settings(max_examples=200)

@@ -83,7 +83,7 @@ RECIPE = json.loads(json.dumps({
 }))  # fmt: skip
 LOOKS = {
     "v": 1, "scene": "square", "asked": "key", "after_steps": 4,
-    "looks": {"clip": {"job_key": "k", "score": 0.5, "elapsed_s": 1.0}},
+    "looks": {"clip": {"job_key": "ab" * 32, "score": 0.5, "elapsed_s": 1.0}},
 }  # fmt: skip
 PRESENT = {
     "job": "clip", "scene": "square", "step": 3, "num_inference_steps": 50, "role": "large",
@@ -93,12 +93,13 @@ STATE = {
     "jobs": 2, "started": "2026-01-31T23:59:59Z", "ended": None, "elapsed_s": 1.5, "clock_s": 9.0,
     "process": {"pid": 7, "host": "here", "boot": "x", "born": "1"}, "rendered": 1, "skipped": 0,
     "added": 0, "added_done": 0, "dropped": ["clip"], "present": PRESENT, "under_way": [PRESENT],
-    "failed": {"other": {"scene": "square", "seed": 2**63 - 1, "error": "no", "at": "then"}},
+    "failed": {"other": {"scene": "square", "seed": 2**63 - 1, "error": "no",
+                         "at": "2026-01-31T23:59:59Z"}},
     "waiting": "", "error": "", "remaining_s": None, "learned": [["m", "large", 1.0, 0.5]],
 }  # fmt: skip
-ENTRY = {"v": 1, **asdict(Entry("clip.png", 9, "ab" * 32, "study", "key", "cd" * 32, 7, 1.5))}
+ENTRY = {"v": 1, **asdict(Entry("clip.png", 9, "ab" * 32, "study", "ab" * 32, "cd" * 32, 7, 1.5))}
 RATINGS = {
-    "v": 1, "review": "abc", "rater": "ann", "session": "0" * 16, "saved": "2026",
+    "v": 1, "review": "abc", "rater": "ann", "session": "0" * 16, "saved": "2026-01-31",
     "scores": [{"item": "item", "criterion": "wit", "score": 7}],
     "notes": [{"item": "item", "note": "good"}],
 }  # fmt: skip
@@ -114,7 +115,7 @@ CALIBRATION = {
     "interactions": [[1.0, 0.1], [0.1, 1.0]], "sensitivity_prompts": 2, "final_rms": 1.0,
 }  # fmt: skip
 ABOUT = {
-    "job_key": "key", "seed": 7, "step": 3, "total": 50, "surroundings": {"torch": "2"},
+    "job_key": "ab" * 32, "seed": 7, "step": 3, "total": 50, "surroundings": {"torch": "2"},
     "elapsed_s": 1.5, "step_s": [0.5], "roles": ["large"], "v": 1,
 }  # fmt: skip
 COUNT = {"linear_only": 10, "full": 12}
@@ -165,7 +166,7 @@ def test_the_sound_ones_are_read(folder: Path) -> None:
     for path, document in _files(folder):
         path.write_text(json.dumps(document))
     assert records.read_record(folder, "clip") is not None
-    assert records.read_looks(folder, STUDY.selections[0], "key", {"clip": "k"})
+    assert records.read_looks(folder, STUDY.selections[0], "key", {"clip": "ab" * 32})
     kept = kept_recipe(folder, "study")
     assert kept is not None
     assert kept.study == STUDY
@@ -226,7 +227,7 @@ def test_a_record_is_sound_or_named(folder: Path, data: bytes) -> None:
 def test_looks_are_sound_or_none(folder: Path, data: bytes) -> None:
     records.looks_path(folder, "clip").write_bytes(data)
 
-    found = records.read_looks(folder, STUDY.selections[0], "key", {"clip": "k"})
+    found = records.read_looks(folder, STUDY.selections[0], "key", {"clip": "ab" * 32})
 
     assert all(look.score is None or abs(look.score) < 1e16 for look in found.values())
     assert all(seconds >= 0 for seconds in records.looks_s(folder, STUDY.selections[0]).values())
@@ -310,11 +311,11 @@ def test_what_a_stored_state_says_is_sound_or_damaged(folder: Path, data: bytes)
     path = folder / "clip.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
 
-    found, told = outcome(CheckpointFile(path, "key").read, CheckpointError)
+    found, told = outcome(CheckpointFile(path, "ab" * 32).read, CheckpointError)
 
     assert found is None
     assert told.startswith("is ")  # a sound one has no checksum here
-    seed = CheckpointFile(path, "key").seed()
+    seed = CheckpointFile(path, "ab" * 32).seed()
     assert seed is None or 0 <= seed < 2**63
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from typing import Any
 
 import pytest
+from rendered import a_job
 
 from flowblend_cli import jobs
 from flowblend_cli.artifacts.schema import job as schema
+from flowblend_cli.artifacts.schema.description import describe
+from flowblend_cli.artifacts.schema.reviews import RatingsDocument
+from flowblend_cli.errors import DocumentError
 from flowblend_plugin.stages import Stage
 
 
@@ -37,3 +43,62 @@ def test_a_converted_picture_and_a_variant_are_read_back() -> None:
         {**jobs.ModelSpec("./wan", variant="fp16").to_document(), "denoisers": {}}
     )
     assert model.variant == "fp16"
+
+
+HASH, COMMIT = "0123456789abcdef" * 4, "0123456789" * 4
+BAD = ["../../x", "", HASH.upper(), HASH[:-1], HASH + "0", HASH + "\n", "\u0661" * 64, 7, None]
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("place", [("job_key",), ("pixels_sha256",), ("models", "small", "sha256")])
+def test_a_hash_of_the_wrong_form_is_refused(place: tuple[str, ...], value: object) -> None:
+    document = a_document()
+    assert describe(document).pixels_sha256 == HASH
+    holder = document
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+
+    with pytest.raises(DocumentError, match=re.escape(".".join(place))):
+        describe(document)
+
+
+@pytest.mark.parametrize("commit", ["main", "../x", COMMIT[:-1], COMMIT[:-1] + "G"])
+def test_a_commit_of_the_wrong_form_is_refused(commit: str) -> None:
+    document = a_document()
+    document["models"]["pipeline"]["commit"] = commit
+
+    with pytest.raises(DocumentError, match=r"models\.pipeline\.commit must be 40 hexadecimal"):
+        describe(document)
+
+
+@pytest.mark.parametrize("path", ["../x", "A" * 64, "ab"])
+def test_a_picture_whose_hash_has_the_wrong_form_is_refused(path: str) -> None:
+    document = a_document()
+    document["job"]["image"] = {"path": "first.png", "sha256": path}
+
+    with pytest.raises(DocumentError, match=r"job\.image\.sha256 must be 64 hexadecimal"):
+        describe(document)
+
+
+@pytest.mark.parametrize("time", ["2026-01-31T23:59:59Z", "2026-01-31T23:59:59.123Z", "2026-01-31"])
+def test_times_that_runs_and_browsers_write_are_read(time: str) -> None:
+    ratings = {"v": 1, "review": "abc", "rater": "ann", "saved": time}
+    assert RatingsDocument.read(ratings).saved == time
+
+
+@pytest.mark.parametrize("time", ["yesterday", "2026-02-30", "2026-01-31T25:00:00Z", "2026"])
+def test_what_is_no_time_is_refused(time: str) -> None:
+    with pytest.raises(DocumentError, match="saved must be a time"):
+        RatingsDocument.read({"v": 1, "review": "abc", "rater": "ann", "saved": time})
+
+
+def a_document() -> dict[str, Any]:
+    job = json.loads(json.dumps(a_job("clip").to_document()))
+    return {
+        "flowblend": "0.1.0", "v": 1, "job": job, "job_key": HASH, "pixels_sha256": HASH,
+        "models": {
+            "pipeline": {"repo": "owner/name", "commit": COMMIT, "sha256": HASH},
+            "small": {"path": "/models/small", "sha256": HASH},
+        },
+    }  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from rendered import a_job, keep_recipe, values_for, write_clip
+from rendered import KEY, a_job, keep_recipe, values_for, write_clip
 
 from flowblend_cli import main
 from flowblend_cli.artifacts import png, reading
@@ -128,11 +128,11 @@ def test_a_finished_file_whose_values_are_none_does_not_count_as_done(
     job = a_job("bad", arguments=STILL, steps=50)
     path = rewrite(folder, "bad", lambda document: None)
     finder = Finder(None)
-    assert finder.find(job, path, "key").done is not None
+    assert finder.find(job, path, KEY).done is not None
 
     rewrite(folder, "bad", _set("resolved", place, value=value))
 
-    found = finder.find(job, path, "key")
+    found = finder.find(job, path, KEY)
     assert found.done is None
     assert found.edited.startswith(f"has a record that can't be used ({place} must be ")
 

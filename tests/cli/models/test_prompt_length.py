@@ -158,5 +158,7 @@ def test_check_warns_of_prompts_and_negative_prompts_with_the_words(
 
     (warning,) = batch_of(recipe).warnings
 
-    assert warning.startswith("square: the negative prompt is longer than the 12 tokens")
+    _, place, said = warning.partition("recipe.toml:18:19: scene[0].negative_prompt: ")
+    assert place
+    assert said.startswith("the negative prompt is longer than the 12 tokens")
     assert warning.endswith("shines above")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
@@ -18,6 +20,10 @@ from flowblend_cli.utils.toml_positions import format_path
 _SHOWN = 3
 _MAX_PATH = 4096
 _MAX_ARGUMENT = 2**17
+_HASH = re.compile("[0-9a-f]{64}")
+_COMMIT = re.compile("[0-9a-f]{40}")
+# As runs write it, or as browsers and people do: with fractions, with an offset, the day alone.
+_TIME = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d))?", re.ASCII)
 
 
 def _check_plain(text: str) -> str:
@@ -50,6 +56,33 @@ def _check_letters(text: str) -> str:
     return text
 
 
+def _check_hash(text: str) -> str:
+    if not _HASH.fullmatch(text):
+        raise ValueError(f"must be 64 hexadecimal digits in lower case, got {show(text)}")
+    return text
+
+
+def _check_commit(text: str) -> str:
+    if not _COMMIT.fullmatch(text):
+        raise ValueError(f"must be 40 hexadecimal digits in lower case, got {show(text)}")
+    return text
+
+
+def _check_time(text: str) -> str:
+    try:
+        if not _TIME.fullmatch(text):
+            raise ValueError(text)
+        datetime.fromisoformat(text)
+    except ValueError as error:
+        message = f"must be a time such as '2026-01-31T23:59:59Z', got {show(text)}"
+        raise ValueError(message) from error
+    return text
+
+
+# A sha256: of pixels, of a file, of all that decides a job.
+Hash = Annotated[str, AfterValidator(_check_hash)]
+Commit = Annotated[str, AfterValidator(_check_commit)]
+Time = Annotated[str, AfterValidator(_check_time)]
 Letters = Annotated[str, Field(max_length=10_000), AfterValidator(_check_letters)]
 JobId = Annotated[str, AfterValidator(check_job_id)]
 Word = Annotated[str, Field(max_length=200)]

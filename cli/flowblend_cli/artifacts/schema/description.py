@@ -9,9 +9,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from flowblend_cli.artifacts.schema.base import (
+    Commit,
     Count,
     Document,
+    Hash,
     Letters,
+    ModelName,
     PathText,
     Seconds,
     Sentence,
@@ -48,6 +51,21 @@ class ResolvedDocument(Document):
     caches: list[CacheDocument] = Field(default_factory=list)
 
 
+class IdentityDocument(Document):
+    """Which files of a model, or of a LoRA, decided the bits."""
+
+    path: PathText | None = None
+    repo: ModelName | None = None
+    commit: Commit | None = None
+    sha256: Hash
+
+
+class PublishedDocument(Document):
+    """What a batch reads of a file that its job key proves to be its own."""
+
+    pixels_sha256: Hash
+
+
 class FileDocument(Document):
     """The document inside of a finished file, or of one that the gallery made."""
 
@@ -55,11 +73,11 @@ class FileDocument(Document):
     v: Literal[1] = 1
     job: JobDocument | None = None
     gallery: bool = False
-    job_key: Word = ""
+    job_key: Hash = ""
     resolved: ResolvedDocument = ResolvedDocument()
-    models: dict[Word, Any] = Field(default_factory=dict)
+    models: dict[Word, IdentityDocument] = Field(default_factory=dict)
     versions: dict[Word, Word] = Field(default_factory=dict)
-    pixels_sha256: Word = ""
+    pixels_sha256: Hash = ""
 
     @model_validator(mode="before")
     @classmethod

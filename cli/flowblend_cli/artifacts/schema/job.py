@@ -10,11 +10,11 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from flowblend_cli.artifacts.schema.base import (
     Closed,
     Count,
+    Hash,
     JobId,
     Letters,
     ModelName,
     Sentence,
-    Word,
     Writing,
 )
 from flowblend_cli.recipe.schema.explanations import explain
@@ -160,7 +160,7 @@ class ImageDocument(Closed):
     """The picture that a job begins with."""
 
     path: Annotated[str, Field(max_length=4096), AfterValidator(_check_image_path)]
-    sha256: Word
+    sha256: Hash
     conversions: list[Conversion] = Field(default_factory=list)
 
 

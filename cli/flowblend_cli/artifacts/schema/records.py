@@ -11,11 +11,13 @@ from flowblend_cli.artifacts.schema.base import (
     Bytes,
     Count,
     Document,
+    Hash,
     JobId,
     Measure,
     PathText,
     Seconds,
     Sentence,
+    Time,
     Word,
     Writing,
 )
@@ -36,9 +38,9 @@ class RecordDocument(Document):
     v: Literal[1]
     job: JobId
     recipe: Name
-    pixels_sha256: Word
+    pixels_sha256: Hash
     elapsed_s: list[Seconds] = Field(default_factory=list)
-    pixels: list[Word] = Field(default_factory=list)
+    pixels: list[Hash] = Field(default_factory=list)
     step_s: list[Seconds] = Field(default_factory=list)
     peak_rss_bytes: Bytes | None = None
     peak_vram_bytes: Bytes | None = None
@@ -52,7 +54,7 @@ class RecordDocument(Document):
 class LookDocument(Document):
     """An early look at a draft."""
 
-    job_key: Word
+    job_key: Hash
     score: Measure | None
     elapsed_s: Seconds
 
@@ -147,7 +149,7 @@ class FailureDocument(Document):
     scene: Name
     seed: Seed | None = None
     error: Writing
-    at: Word = ""
+    at: Time = ""
 
 
 class PresentDocument(Document):
@@ -178,9 +180,9 @@ class RunStateDocument(Document):
     folder: PathText
     output_dir: PathText | None = None
     jobs: Count
-    started: Word
+    started: Time
     process: ProcessDocument
-    ended: Word | None
+    ended: Time | None
     elapsed_s: Seconds
     clock_s: Seconds
     rendered: Count
@@ -201,7 +203,7 @@ class CheckpointDocument(Document):
     """What a stored state says of itself."""
 
     v: Literal[1]
-    job_key: Word
+    job_key: Hash
     seed: Seed
     step: Count
     total: Count
@@ -217,9 +219,9 @@ class ManifestLine(Document):
     v: Literal[1]
     file: Annotated[str, Field(pattern=r"^[^/\x00]{1,255}$")]
     size: Annotated[int, Field(ge=0)]
-    sha256: Word
+    sha256: Hash
     recipe: Name
-    job_key: Word
-    pixels_sha256: Word
+    job_key: Hash
+    pixels_sha256: Hash
     seed: Annotated[int, Field(ge=0)]
     sampling_s: Seconds

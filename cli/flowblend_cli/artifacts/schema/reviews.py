@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from flowblend_cli.artifacts.schema.base import Closed, Document, JobId, Sentence, Word, Writing
+from flowblend_cli.artifacts.schema.base import (
+    Closed,
+    Document,
+    JobId,
+    Sentence,
+    Time,
+    Word,
+    Writing,
+)
 from flowblend_cli.recipe.schema.fields import Name, Seed
 from flowblend_cli.text import shorten
 
@@ -51,7 +59,7 @@ class RatingsDocument(Document):
     review: ReviewId
     rater: Annotated[str, Field(max_length=200), AfterValidator(_check_name)]
     session: Word = ""
-    saved: Word = ""
+    saved: Time = ""
     scores: list[ScoreDocument] = Field(default_factory=list)
     notes: list[NoteDocument] = Field(default_factory=list)
 

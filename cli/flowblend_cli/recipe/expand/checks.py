@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from flowblend_cli.errors import ModelNameError, UsageError
 from flowblend_cli.jobs import ModelSpec, SamplingSpec, schedule_of
 from flowblend_cli.models.identity import model_problems
 from flowblend_cli.models.pipeline_arguments import argument_table
-from flowblend_cli.models.pipeline_rules import rules_of
 from flowblend_cli.models.solvers import find_solver
 from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.expand.settings import scene_settings
@@ -25,7 +25,7 @@ from flowblend_cli.recipe.schema.names import FIXED_FIELDS, same_file_key, templ
 from flowblend_cli.recipe.schema.overrides import Override
 from flowblend_cli.recipe.schema.ranges import Exploration
 from flowblend_cli.recipe.schema.sweep_tables import AxisFields
-from flowblend_cli.recipe.schema.tables import ARGUMENTS, SETTINGS, SceneFields
+from flowblend_cli.recipe.schema.tables import ARGUMENTS, SETTINGS, UNKNOWN, SceneFields
 from flowblend_cli.recipe.schema.validation import Tables
 from flowblend_cli.recipe.source.document import RecipeSource
 from flowblend_cli.recipe.source.limits import MAX_JOBS
@@ -62,7 +62,10 @@ def check_scenes(
     for index, scene in enumerate(tables.scenes):
         if scene is None:
             continue
+        _check_preset(index, scene, presets, problems)
         key = same_file_key(scene.name)
+        if "name" in scene.broken:
+            continue
         if key in first:
             path: KeyPath = ("scene", index, "name")
             place = source.place(("scene", first[key], "name"), seen_from=path)
@@ -72,17 +75,22 @@ def check_scenes(
                 "which its files would share: rename one",
             )
         first.setdefault(key, index)
-        if scene.preset not in (None, AUTO, *presets):
-            name = str(scene.preset)
-            hint = did_you_mean(name, [*presets, AUTO], f"presets are {', '.join(presets)}")
-            problems.add(("scene", index, "preset"), f"there is no preset {name!r}{hint}")
+
+
+def _check_preset(
+    index: int, scene: SceneFields, presets: Mapping[str, Preset], problems: Problems
+) -> None:
+    if scene.preset not in (None, AUTO, *presets):
+        name = str(scene.preset)
+        hint = did_you_mean(name, [*presets, AUTO], f"presets are {', '.join(presets)}")
+        problems.add(("scene", index, "preset"), f"there is no preset {name!r}{hint}")
 
 
 def check_zip(tables: Tables, problems: Problems) -> None:
     """Check that the axes of a zip are equally long, also with the variables of prompts."""
     found: dict[str, AxisFields | None] = {"sweep": tables.sweep, "matrix": tables.matrix}
     for name, table in found.items():
-        if table is None or table.mode != "zip":
+        if table is None or table.mode != "zip" or table.broken:
             continue
         lists = {**sweep_axes(table), **getattr(table, "variables", {})}
         lengths = {axis: len(values) for axis, values in lists.items()}
@@ -182,6 +190,7 @@ def check_noise_levels(
     tables: Tables, variants: Iterable[Variant], recipe_dir: Path, problems: Problems
 ) -> None:
     """Check that the noise levels at which stages end can be found without the pipeline."""
+    variants = [each for each in variants if each.knows("pipeline", "blend", "sampling")]
     _check_grids(variants, recipe_dir, problems)
     known: dict[tuple[str, SamplingSpec], str | None] = {}
     for variant in variants:
@@ -231,16 +240,15 @@ def _check_grids(variants: Iterable[Variant], recipe_dir: Path, problems: Proble
                 problems.add(path, str(error), at="key", related=related)
 
 
-def check_needs(variants: Iterable[Variant], recipe_dir: Path, problems: Problems) -> None:
+def check_needs(variants: Iterable[Variant], problems: Problems) -> None:
     """Check that a recipe can give its pipelines everything that they need.
 
     Args:
         variants: The combinations.
-        recipe_dir: Folder that relative folders start from.
         problems: Where problems go.
     """
     for variant in variants:
-        rules = rules_of(variant.model.pipeline, recipe_dir)
+        rules = variant.rules
         if rules is not None and rules.needs:
             message = (
                 f"{rules.pipeline_class} needs {' and '.join(rules.needs)}, which no recipe can "
@@ -262,6 +270,10 @@ def check_models(recipe: Recipe, problems: Problems) -> None:
     for variant in recipe.variants:
         # What a device does with them is of no matter here.
         model = replace(variant.model, dtype="auto", device="auto", offload="none")
+        if not variant.knows("pipeline"):
+            continue
+        if not variant.knows("small", "denoisers"):
+            model = replace(model, small=None, denoisers=())
         if model in known:
             continue
         known.add(model)
@@ -300,15 +312,19 @@ def _setting_paths(tables: Tables, presets: Mapping[str, Preset]) -> list[KeyPat
     """The paths of all arguments that the recipe itself sets."""
     paths: list[KeyPath] = []
     if tables.defaults is not None:
-        paths += [("defaults", key) for key in tables.defaults.settings()]
+        paths += [("defaults", key) for key in _known(tables.defaults)]
     paths += [("presets", name, key) for name, preset in presets.items() for key in preset.own]
     for index, scene in enumerate(tables.scenes):
         if scene is not None:
-            paths += [("scene", index, key) for key in scene.settings()]
+            paths += [("scene", index, key) for key in _known(scene)]
     for axis in all_axes(tables):
         if "." not in axis and axis != SEED:
             paths.append((table_of(tables, axis), axis))
     return paths
+
+
+def _known(table: Any) -> list[str]:
+    return [key for key, value in table.settings().items() if value is not UNKNOWN]
 
 
 def check_overrides(
@@ -391,7 +407,5 @@ def with_shift(
     )
     folder = recipe.path.absolute().parent
     made = make_variant(recipe.tables, combination, folder, problems)
-    if made is None:
-        return variant
     check_noise_levels(recipe.tables, [made], folder, problems)
     return made

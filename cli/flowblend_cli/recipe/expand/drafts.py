@@ -43,7 +43,13 @@ def add_drafts(
         if not (explores if passes is None else _DRAFT in passes):
             jobs.append(candidate)
             continue
+        if {"steps", "stages"} & recipe.tables.draft.broken:
+            jobs.append(replace(candidate, is_reserve=explores))
+            continue
         draft = _draft_of(candidate, recipe.tables.draft, problems)
+        if draft is candidate:  # it can't be made, which is told
+            jobs.append(replace(candidate, is_reserve=explores))
+            continue
         most = recipe.tables.recipe.max_steps
         if most is not None and recipe.tables.draft.steps > most:
             steps = recipe.tables.draft.steps
@@ -133,7 +139,7 @@ def _selection(finals: list[Job], table: DraftTable, problems: Problems) -> Sele
         reject_keep = max(table.keep, (number + 1) // 2)
     wants = {"keep": table.keep, "reject_keep": reject_keep or 1}
     for key, wanted in wants.items():
-        if wanted > number:
+        if wanted > number and key not in table.broken:
             message = f"{wanted} is more than the {number} seeds that scene {finals[0].scene!r} has"
             problems.add(("draft", key), message, related=("draft", "scene"))
     return Selection(

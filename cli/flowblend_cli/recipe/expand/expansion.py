@@ -10,7 +10,6 @@ from flowblend_cli.errors import UsageError
 from flowblend_cli.jobs import Batch, ImageSpec, Job, OutputSpec, freeze, schedule_of
 from flowblend_cli.models.forwards import PIPELINES
 from flowblend_cli.models.pipeline_arguments import argument_table
-from flowblend_cli.models.pipeline_rules import rules_of
 from flowblend_cli.models.solvers import find_solver
 from flowblend_cli.recipe.expand.checks import own_seeds, repeats_of, with_shift
 from flowblend_cli.recipe.expand.drafts import add_drafts, find_selections, with_origins
@@ -36,12 +35,12 @@ from flowblend_cli.recipe.prompts.prompt_files import PromptLine
 from flowblend_cli.recipe.prompts.scene_prompts import WrittenPrompt
 from flowblend_cli.recipe.prompts.template import Expanded, problem_of, too_long
 from flowblend_cli.recipe.schema.ranges import MAX_SEED
-from flowblend_cli.recipe.schema.tables import SceneFields
+from flowblend_cli.recipe.schema.tables import UNKNOWN, SceneFields
 from flowblend_cli.recipe.source.limits import MAX_PROMPT
 from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.auto_stages import Settler
 from flowblend_cli.recipe.sweep.blend import blamed_for_stages
-from flowblend_cli.recipe.sweep.combinations import SEED, Combination
+from flowblend_cli.recipe.sweep.combinations import SEED, Combination, all_axes
 from flowblend_cli.recipe.sweep.matrix import Binding
 from flowblend_cli.recipe.sweep.variants import Variant
 from flowblend_plugin.errors import BudgetError, CalibrationError, StageError
@@ -49,25 +48,24 @@ from flowblend_plugin.schedulers.sigmas import noise_levels
 from flowblend_plugin.stages import EXTRAPOLATED
 
 DEFAULT_FPS = 16
+_STEPS = "num_inference_steps"
 _LAYERS = ("output", "defaults", "presets", "scene", "sweep", "matrix")
 
 
-def expand(recipe: Recipe, *, settle: bool = True) -> Batch:
+def expand(recipe: Recipe, problems: Problems, *, settle: bool = True) -> Batch:
     """Make the jobs of a recipe.
 
     Args:
-        recipe: A recipe from ``load_recipe``.
+        recipe: A recipe, or what is sound of one.
+        problems: Where problems go: jobs that would share a file, an unsafe file name, a seed out
+            of range, or an output that the pipeline can't give.
         settle: Whether to choose the stages that are left to data; else placeholders stay.
 
     Returns:
         The batch. Jobs of one model stand together; otherwise scene by scene, prompt by prompt,
-        the sweep's first axis changing slowest and the seed fastest. Equal jobs are merged.
-
-    Raises:
-        RecipeError: Jobs that would share a file, an unsafe file name, a seed out of range, or
-            an output that the pipeline can't give.
+        the sweep's first axis changing slowest and the seed fastest. Equal jobs are merged. Where
+        there are problems, it has warnings and nothing that may be rendered.
     """
-    problems = Problems()
     settler = Settler(recipe.path.absolute().parent, is_idle=not settle)
     fields = Fields(recipe)
     candidates: list[Candidate] = []
@@ -78,15 +76,23 @@ def expand(recipe: Recipe, *, settle: bool = True) -> Batch:
                 _Scene(recipe, index, scene, base, settler, fields), problems
             )
     candidates = add_drafts(recipe, candidates, problems)
-    recipe.source.fail(problems)
+    warnings = (*settler.warnings, *find_hints(recipe, candidates))
+    nothing = Batch(recipe.name, recipe.output_dir, (), warnings, recipe.path.absolute())
+    if problems:
+        name_jobs(recipe, candidates, problems)
+        if SEED not in all_axes(recipe.tables):
+            find_selections(recipe, candidates, [one.job for one in candidates], problems)
+        return nothing
     models = list(dict.fromkeys(candidate.job.model for candidate in candidates))
     rank = {model: place for place, model in enumerate(models)}
     candidates.sort(key=lambda candidate: (not candidate.is_draft, rank[candidate.job.model]))
-    jobs = with_origins(name_jobs(recipe, candidates), candidates)
-    selections = find_selections(recipe, candidates, jobs, problems)
-    recipe.source.fail(problems)
+    jobs = name_jobs(recipe, candidates, problems)
+    if not problems:
+        jobs = with_origins(jobs, candidates)
+        selections = find_selections(recipe, candidates, jobs, problems)
+    if problems:
+        return nothing
     reserve = {job.id for c, job in zip(candidates, jobs, strict=True) if c.is_reserve}
-    warnings = (*settler.warnings, *find_hints(recipe, candidates))
     return Batch(
         recipe.name,
         recipe.output_dir,
@@ -129,7 +135,7 @@ class _Scene:
             return self._seeds[number]
         swept = combination.axis_path(SEED)
         written = [own] if own is not None else own_seeds(self.scene)
-        if swept is not None:
+        if swept is not None and combination.values[SEED] is not UNKNOWN:
             written = [combination.values[SEED]]
         repeats = range(repeats_of(self.recipe.tables, self.scene))
         seeds = dict.fromkeys(s + r for s in written for r in repeats)
@@ -159,6 +165,7 @@ def _expand_scene(scene: _Scene, problems: Problems) -> Iterator[Candidate]:
             bindings = scene.fields.binder.bind(unshifted.combination, variables)
             variant = with_shift(recipe, unshifted, scene.index, written.line, maker.problems)
             seeds = scene.seeds(number, written.line, variant.combination, maker.problems)
+            is_named = written.is_sound and _is_named(recipe, scene.scene, variant)
             for values in bindings:
                 job, settings, names = maker.make(variant, values)
                 if part is not None and part != bool(names):
@@ -179,10 +186,22 @@ def _expand_scene(scene: _Scene, problems: Problems) -> Iterator[Candidate]:
                             {**fields, "seed": seed},
                             template,
                             pipeline_class=variant.pipeline_class,
-                            suits=settings.suits,
+                            suits=None if _STEPS in settings.unknown else settings.suits,
                             steps=settings.steps,
+                            has_name=is_named and _STEPS not in settings.unknown,
+                            written=written,
+                            negative=settings.paths.get("negative_prompt"),
                         )
         _add_with_line(problems, maker.problems, written)
+
+
+def _is_named(recipe: Recipe, scene: SceneFields, variant: Variant) -> bool:
+    """Whether all is known that the names of a scene's jobs are made of, but its steps."""
+    tables = recipe.tables
+    named = (tables.recipe, tables.sweep, tables.matrix)
+    is_written = not any(table is None or table.broken for table in named)
+    axes = variant.unknown & variant.combination.values.keys()
+    return is_written and "name" not in scene.broken and not axes and variant.knows("blend")
 
 
 def _add_with_line(problems: Problems, found: Problems, written: WrittenPrompt) -> None:
@@ -219,11 +238,18 @@ class _JobMaker:
         scene, line, binder = self._scene, self._written.line, self._scene.fields.binder
         text = self._prompt.fill(values)
         found = prompt_settings(
-            self._recipe, scene.index, scene.scene, self._base, text, variant, line
+            self._recipe,
+            scene.index,
+            scene.scene,
+            self._base,
+            text,
+            variant,
+            line,
+            is_sound=self._written.is_sound,
         )
         self._check_steps(found, variant)
         picture = self._recipe.picture_of(scene.index, line)
-        settings = self._with_shape(found.values, variant, picture)
+        settings = self._with_shape(found, variant, picture)
         self._check_rules(settings, found, variant)
         negative = settings.pop("negative_prompt", None)
         problem = too_long() if len(negative or "") > MAX_PROMPT else problem_of(text)
@@ -242,18 +268,23 @@ class _JobMaker:
             arguments=tuple(sorted((key, freeze(value)) for key, value in settings.items())),
             model=variant.model,
             sampling=variant.sampling,
-            output=self._output(variant, settings),
+            output=self._output(variant, settings, found.unknown),
             image=picture,
             adapters=variant.blend.adapters,
         )
-        job = self._with_stages(job, variant)
-        self._check_guidance(job, variant)
-        self._check_first_step(job, variant)
+        if not found.unknown and variant.knows("pipeline", "small", "sampling"):
+            job = self._with_stages(job, variant)
+        if "guidance_scale" not in found.unknown:
+            self._check_guidance(job, variant)
+        if _STEPS not in found.unknown:
+            self._check_first_step(job, variant)
         return job, found, self._prompt.variables | binder.find(negative or "")
 
     def _check_steps(self, found: PromptSettings, variant: Variant) -> None:
         """Check that a job has no more steps than the recipe allows, and those of its stages."""
-        steps, table = found.values["num_inference_steps"], self._recipe.tables.recipe
+        if _STEPS in found.unknown:
+            return
+        steps, table = found.values[_STEPS], self._recipe.tables.recipe
         most = table.max_steps if table is not None else None
         if most is not None and steps > most:
             message = f"{steps} steps are more than max_steps = {most} in [recipe] allows"
@@ -268,18 +299,20 @@ class _JobMaker:
             self.problems.add(found.path, message, related=(*_LAYERS, "blend"))
 
     def _with_shape(
-        self, values: dict[str, Any], variant: Variant, image: ImageSpec | None
+        self, settings: PromptSettings, variant: Variant, image: ImageSpec | None
     ) -> dict[str, Any]:
         """The arguments with height and width, where their area is to have the picture's shape."""
+        values = settings.values
         if "pixel_area" not in values:
             return values
         written = {*self._base, *variant.combination.settings()}
-        found = [*shape_problems(written, variant.pipeline_class, has_image=image is not None)]
+        has_image = image is not None or self._may_have_image()
+        found = [*shape_problems(written, variant.pipeline_class, has_image=has_image)]
         own = self._base["pixel_area"].path if "pixel_area" in self._base else None
         path = variant.combination.axis_path("pixel_area") or own or ("scene", self._scene.index)
         for problem in found:
             self.problems.add(path, problem, at="key", related=(*_LAYERS, "model"))
-        rules = rules_of(variant.model.pipeline, self._folder)
+        rules = variant.rules
         multiples = rules.multiples if rules is not None else (MULTIPLE, MULTIPLE)
         if image is not None and not found:
             try:
@@ -288,9 +321,15 @@ class _JobMaker:
                 self.problems.add(path, str(error), at="value", related=(*_LAYERS, "model"))
         return {key: value for key, value in values.items() if key != "pixel_area"}
 
+    def _may_have_image(self) -> bool:
+        """Whether a picture is named, or was to be, which can't be used."""
+        line, scene = self._written.line, self._scene.scene
+        is_of_line = line is not None and line.image is not None
+        return is_of_line or scene.image is not None or "image" in scene.broken
+
     def _check_rules(self, values: dict[str, Any], found: PromptSettings, variant: Variant) -> None:
         """Check what the pipeline would refuse, or change without a word."""
-        rules = rules_of(variant.model.pipeline, self._folder)
+        rules = variant.rules
         for key, message in rules.problems(values) if rules is not None else ():
             path = found.paths.get(key) or (found.paths.get("width") if key == "height" else None)
             if path is not None:
@@ -338,7 +377,9 @@ class _JobMaker:
     def _check_first_step(self, job: Job, variant: Variant) -> None:
         """Check that a denoiser runs the first step, where extrapolated ones are to go by it."""
         schedule, steps, sigmas = job.schedule, job.num_inference_steps, None
-        if EXTRAPOLATED not in schedule.roles:
+        if EXTRAPOLATED not in schedule.roles or (
+            schedule.needs_noise_levels and not variant.knows("pipeline", "sampling")
+        ):
             return
         if schedule.needs_noise_levels:
             solver = find_solver(job.model.pipeline, job.sampling, self._folder)
@@ -354,7 +395,9 @@ class _JobMaker:
             path = variant.combination.path("blend", key)
             self.problems.add(path, f"scene {job.scene!r}: {error}", related=_LAYERS)
 
-    def _output(self, variant: Variant, settings: dict[str, Any]) -> OutputSpec:
+    def _output(
+        self, variant: Variant, settings: dict[str, Any], unknown: frozenset[str]
+    ) -> OutputSpec:
         """The final file's form, with what the recipe leaves open filled in and checked."""
         values = dict(variant.output)
         makes_clips = argument_table().takes(variant.pipeline_class, "num_frames")
@@ -376,11 +419,12 @@ class _JobMaker:
             if not makes_picture
             and settings.get(side, 0) * values["scale"] % 2
             # What the pipeline itself renders is even, and told already where it isn't.
-            and rules_of(variant.model.pipeline, self._folder) is None
+            and variant.rules is None
         ]
         if odd:
             message = f"H.264 needs even sizes, and {' and '.join(odd)} is odd: set scale = 2"
             found.append(("scale", message))
-        for key, message in found:
+        is_known = "num_frames" not in unknown and variant.knows("container", "scale")
+        for key, message in found if is_known else ():
             self.problems.add(variant.combination.path("output", key), message, related=_LAYERS)
         return OutputSpec(**values)

@@ -124,6 +124,9 @@ class Candidate:
         pipeline_class: Class of its pipeline, where it is known offline.
         suits: How many steps suit its scene, where a preset says so.
         steps: How many steps its prompt has, and why.
+        has_name: Whether all that its name is made of is known.
+        written: Its prompt as it is written.
+        negative: The key that its negative prompt was read from, where the recipe has it.
     """
 
     job: Job
@@ -136,42 +139,47 @@ class Candidate:
     pipeline_class: str | None = None
     suits: StepRange | None = None
     steps: StepChoice | None = None
+    has_name: bool = True
+    written: WrittenPrompt | None = None
+    negative: KeyPath | None = None
 
 
-def name_jobs(recipe: Recipe, candidates: Iterable[Candidate]) -> list[Job]:
+def name_jobs(recipe: Recipe, candidates: Iterable[Candidate], problems: Problems) -> list[Job]:
     """Give every job its name.
 
     Args:
         recipe: The recipe.
         candidates: The jobs without names.
+        problems: Where problems go: names that aren't safe, jobs that would share a file.
 
     Returns:
-        The jobs in the same order.
-
-    Raises:
-        RecipeError: A name isn't safe, or two jobs would share a file.
+        The jobs in the same order; fewer where there are problems.
     """
     jobs: list[Job] = []
-    problems = Problems()
+    found = Problems()
     taken: dict[str, Candidate] = {}
     for candidate in candidates:
+        if not candidate.has_name:
+            continue
         where: KeyPath = ("scene", candidate.scene_index)
         try:
             name = fill(candidate.template, candidate.fields)
             suffix = DRAFT_SUFFIX if candidate.is_draft else ""
             job = replace(candidate.job, id=name + suffix)
+        except KeyError:
+            continue  # a field that there isn't is told already
         except ValueError as error:
             message = f"the file name of a job {error}"
-            problems.add(where, message, related=("recipe", "scene", "sweep"))
+            found.add(where, message, related=("recipe", "scene", "sweep"))
             continue
         other = taken.setdefault(same_file_key(job.id), candidate)
         if other is not candidate:
             message = _clash(recipe, job, candidate, other)
-            problems.add(where, message, related=("recipe", "scene", "sweep"))
+            found.add(where, message, related=("recipe", "scene", "sweep"))
         jobs.append(job)
-        if len(problems) >= 20:
+        if len(found) >= 20:
             break
-    recipe.source.fail(problems)
+    problems.extend(found)
     return jobs
 
 

@@ -14,9 +14,12 @@ from flowblend_cli.models.prompt_length import prompt_readers
 from flowblend_cli.recipe.expand.file_names import Candidate
 from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.prompts.keywords import find_words, word_lists
+from flowblend_cli.recipe.prompts.scene_prompts import WrittenPrompt
 from flowblend_cli.recipe.schema.ranges import MANY_STEPS
+from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.text import count, shorten
 from flowblend_cli.utils.images import CONVERSIONS
+from flowblend_cli.utils.toml_positions import KeyPath
 
 LARGE_SIDE = 768
 LARGE_STEPS = 100
@@ -113,22 +116,34 @@ def _words_of_chance(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterato
 
 def _cut_prompts(recipe: Recipe, candidates: Sequence[Candidate]) -> Iterator[str]:
     """Warn of prompts whose end no text encoder reads."""
-    folder = recipe.path.absolute().parent
-    asked: dict[tuple[str, str, str, str, int | None], None] = {}
-    for job in (candidate.job for candidate in candidates):
+    folder, told = recipe.path.absolute().parent, set()
+    asked: dict[tuple[str, WrittenPrompt | KeyPath, str, str, int | None], None] = {}
+    for candidate in candidates:
+        job, written = candidate.job, candidate.written
+        if candidate.pipeline_class is None or written is None:
+            continue
         most = job.argument("max_sequence_length")
-        for what, text in (("prompt", job.prompt), ("negative prompt", job.negative_prompt)):
-            if text:
-                asked[job.model.pipeline, job.scene, what, text, most] = None
-    for pipeline, scene, what, text, most in asked:
+        asked[job.model.pipeline, written, "prompt", job.prompt, most] = None
+        if job.negative_prompt:
+            where = candidate.negative or written
+            asked[job.model.pipeline, where, "negative prompt", job.negative_prompt, most] = None
+    for pipeline, place, what, text, most in asked:
         readers = prompt_readers(pipeline, folder)
         cut = readers.unread(text, most) if readers is not None else None
-        if readers is not None and cut is not None:
-            words, tokens = cut
-            yield (
-                f"{scene}: the {what} is longer than the {tokens} tokens that "
-                f"{readers.pipeline_class} reads, and its end is cut off: {shorten(words, 400)}"
-            )
+        if readers is None or cut is None or (pipeline, place, what) in told:
+            continue
+        told.add((pipeline, place, what))  # one of what its alternatives make is enough
+        words, tokens = cut
+        message = (
+            f"the {what} is longer than the {tokens} tokens that {readers.pipeline_class} reads, "
+            f"and its end is cut off: {shorten(words, 400)}"
+        )
+        found = Problems()
+        if isinstance(place, WrittenPrompt):
+            place.add_problem(found, message)
+        else:
+            found.add(place, message)
+        yield from (str(recipe.source.shown(entry)) for entry in found)
 
 
 def _words_of_others(recipe: Recipe) -> Iterator[str]:
@@ -154,6 +169,9 @@ def _empty_stages(jobs: Sequence[Job]) -> Iterator[str]:
     for job in jobs:
         alike.setdefault((id(job.stages), job.num_inference_steps), []).append(job)
     for some in alike.values():
+        own = some[0].schedule.num_inference_steps
+        if own not in (None, some[0].num_inference_steps):
+            continue  # which is told as a problem
         if not some[0].schedule.needs_noise_levels:
             empty.update({message: len(some) for message in some[0].empty_stages()})
     for message, number in empty.items():

@@ -54,7 +54,7 @@ def scene_pictures(
         path: KeyPath = ("scene", index, "image")
         if scene is not None and scene.image is not None:
             pictures.add(index, scene.image, path, "", "it")
-        elif scene is not None and index in without:
+        elif scene is not None and index in without and "image" not in scene.broken:
             for name in classes:
                 if argument_table().needs_image(name):
                     message = (

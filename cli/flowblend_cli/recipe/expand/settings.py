@@ -16,7 +16,7 @@ from flowblend_cli.recipe.expand.recipe import Recipe
 from flowblend_cli.recipe.prompts.presets import AUTO, Preset, PresetChoice, choose_preset
 from flowblend_cli.recipe.prompts.prompt_files import PromptLine
 from flowblend_cli.recipe.schema.ranges import DEFAULT_STEPS, StepRange
-from flowblend_cli.recipe.schema.tables import SceneFields
+from flowblend_cli.recipe.schema.tables import UNKNOWN, SceneFields
 from flowblend_cli.recipe.schema.validation import Tables
 from flowblend_cli.recipe.sweep.variants import Variant
 from flowblend_cli.study import StepChoice
@@ -97,6 +97,7 @@ class PromptSettings:
         path: The key that says how many.
         suits: How many steps suit it, where a preset says so.
         paths: The key that each argument was read from, where the recipe has it.
+        unknown: Arguments whose values are broken, and told already.
     """
 
     values: dict[str, Any]
@@ -104,6 +105,7 @@ class PromptSettings:
     path: KeyPath
     suits: StepRange | None
     paths: Mapping[str, KeyPath]
+    unknown: frozenset[str] = frozenset()
 
 
 def prompt_settings(
@@ -114,6 +116,8 @@ def prompt_settings(
     prompt: str,
     variant: Variant,
     line: PromptLine | None = None,
+    *,
+    is_sound: bool = True,
 ) -> PromptSettings:
     """Settle the arguments of a prompt: pair, defaults, preset, scene, line, sweep; later wins.
 
@@ -125,6 +129,7 @@ def prompt_settings(
         prompt: Its prompt with every alternative chosen.
         variant: The combination.
         line: The line of the scene's prompts file that it comes from.
+        is_sound: Whether the prompt is known.
     """
     pair, swept = variant.pair, variant.combination.settings()
     lowest = {_STEPS: DEFAULT_STEPS, **(pair.defaults if pair is not None else {})}
@@ -136,6 +141,7 @@ def prompt_settings(
         values = lowest | {key: setting.value for key, setting in layers.items()} | swept
         defaults = recipe.tables.defaults
         written = defaults.settings().get(_STEPS) if defaults is not None else None
+        written = None if written is UNKNOWN else written
         choice = choose_preset(
             prompt,
             recipe.presets,
@@ -146,7 +152,13 @@ def prompt_settings(
         layers = scene_settings(recipe.tables, recipe.presets, index, scene, choice, line)
     preset = choice.preset if choice is not None else recipe.presets.get(scene.preset or "")
     values = lowest | {key: setting.value for key, setting in layers.items()} | swept
+    unknown = {key for key, value in values.items() if value is UNKNOWN}
+    values = {key: value for key, value in values.items() if key not in unknown}
     setting = layers.get(_STEPS)
+    if not _knows_steps(recipe, index, scene, setting, is_sound=is_sound) and _STEPS not in swept:
+        unknown.add(_STEPS)
+    if _STEPS in unknown:
+        values[_STEPS] = lowest[_STEPS]
     path = setting.path if setting is not None else ("recipe", "max_steps")
     return PromptSettings(
         values,
@@ -165,7 +177,21 @@ def prompt_settings(
             **{key: setting.path or ("scene", index, "preset") for key, setting in layers.items()},
             **{key: place for key in swept if (place := variant.combination.axis_path(key))},
         },
+        frozenset(unknown),
     )
+
+
+def _knows_steps(
+    recipe: Recipe, index: int, scene: SceneFields, setting: Setting | None, *, is_sound: bool
+) -> bool:
+    """Whether it is known how many steps a prompt has, where no sweep says it."""
+    if setting is not None and setting.path is not None and setting.path[0] == "scene":
+        return setting.path[2] != "preset" or is_sound
+    if "preset" in scene.broken or recipe.tables.defaults is None:
+        return False
+    if scene.preset == AUTO:
+        return is_sound
+    return scene.preset is None or scene.preset in recipe.presets
 
 
 def is_picture(values: Mapping[str, Any], variant: Variant) -> bool:

@@ -107,7 +107,9 @@ def _highest(value: Any, values: Sequence[Any]) -> Any:
 
 def check_study(tables: Tables, problems: Problems) -> None:
     """Check that references are of the sweep, weighted metrics are measured, drafts are cheaper."""
-    if tables.metrics is not None and tables.sweep is not None:
+    swept = (tables.sweep, tables.matrix)
+    is_swept_soundly = not any(table is None or table.broken for table in swept)
+    if is_swept_soundly and tables.metrics and "reference" not in tables.metrics.broken:
         _check_reference(tables, all_axes(tables), problems)
     _check_score(tables, problems)
     if tables.draft is not None:
@@ -122,17 +124,19 @@ def check_study(tables: Tables, problems: Problems) -> None:
 
 def _check_score(tables: Tables, problems: Problems) -> None:
     weights = tables.score.weights() if tables.score is not None else {}
+    broken = tables.metrics.broken if tables.metrics is not None else frozenset()
     names = tables.metrics.names if tables.metrics is not None else None
     for key in weights:
         if names is not None and key not in names and key not in OF_RUNS:
             message = "is weighted and not measured: add it to names in [metrics]"
             problems.add(("score", key), message, at="key", related=("metrics",))
-    if tables.metrics is not None and not tables.metrics.reference:
+    if tables.metrics is not None and not tables.metrics.reference and "reference" not in broken:
         for key in OF_REFERENCE:
             if key in weights:
                 message = "compares with a reference, and [metrics] names none: set reference there"
                 problems.add(("score", key), message, at="key", related=("metrics",))
-    if weights and not any(weights.values()):
+    is_whole = tables.score is not None and not tables.score.broken
+    if weights and is_whole and not any(weights.values()):
         problems.add(("score",), "gives no metric a weight above 0: leave the table out")
 
 
@@ -170,6 +174,8 @@ def _check_reference(tables: Tables, axes: Mapping[str, list[Any]], problems: Pr
 
 
 def _check_draft(draft: DraftTable, problems: Problems) -> None:
+    if draft.broken & {"reject_after", "steps"}:
+        return
     if draft.reject_after is None:
         if draft.reject_keep is not None:
             message = "needs reject_after: the steps after which drafts are looked at"
@@ -178,6 +184,7 @@ def _check_draft(draft: DraftTable, problems: Problems) -> None:
     if draft.reject_after >= draft.steps:
         message = f"must be below the {draft.steps} steps of a draft, got {draft.reject_after}"
         problems.add(("draft", "reject_after"), message, related=("draft",))
-    if draft.reject_keep is not None and draft.reject_keep < draft.keep:
+    least = draft.keep if "keep" not in draft.broken else 1
+    if draft.reject_keep is not None and draft.reject_keep < least:
         message = f"must be at least keep ({draft.keep}), got {draft.reject_keep}"
         problems.add(("draft", "reject_keep"), message, related=("draft",))

@@ -12,7 +12,7 @@ import tomli
 from flowblend_cli.models.bundled import PRESETS, bundled_dir
 from flowblend_cli.recipe.prompts.keywords import KeywordMatch, find_words, word_lists
 from flowblend_cli.recipe.schema.ranges import StepRange
-from flowblend_cli.recipe.schema.tables import PresetFields, PresetTable
+from flowblend_cli.recipe.schema.tables import UNKNOWN, PresetFields, PresetTable
 
 AUTO = "auto"
 
@@ -117,6 +117,7 @@ def merge_presets(own: Mapping[str, PresetFields | None]) -> dict[str, Preset]:
             keywords = table.keywords if table.keywords is not None else keywords
         written = own.get(name)
         own_keys = frozenset(written.settings()) if written is not None else frozenset()
+        own_keys = frozenset(key for key in own_keys if settings[key] is not UNKNOWN)
         merged[name] = Preset(name, settings, own_keys, tuple(keywords), medium)
     return merged
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from flowblend_cli.recipe.prompts.syntax import InvalidPrompt
 from flowblend_cli.recipe.prompts.template import Expanded, Note, Template, Variable
 from flowblend_cli.recipe.prompts.wildcards import Wildcards
 from flowblend_cli.recipe.schema.ranges import Exploration
-from flowblend_cli.recipe.schema.tables import RecipeTable, SceneFields, SceneTable
+from flowblend_cli.recipe.schema.tables import UNKNOWN, RecipeTable, SceneFields, SceneTable
 from flowblend_cli.recipe.schema.validation import Tables, mistyped
 from flowblend_cli.recipe.source.document import RecipeSource
 from flowblend_cli.recipe.source.problems import Problems
@@ -26,6 +26,7 @@ from flowblend_cli.recipe.sweep.matrix import Binder, variable_names
 from flowblend_cli.utils.toml_positions import KeyPath
 
 _NEGATIVE = "negative_prompt"
+_STAND_IN = Template(("?",))
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +38,14 @@ class WrittenPrompt:
         template: The template, read.
         path: Where the recipe has it, or names its file.
         line: The line of a file that it comes from, with its own settings.
+        is_sound: Whether its text is known; another one stands for what can't be read.
     """
 
     text: str
     template: Template
     path: KeyPath
     line: PromptLine | None = None
+    is_sound: bool = True
 
     def add_problem(self, problems: Problems, message: str, offset: int = 0) -> None:
         """Add a problem of this prompt, or of one place in it; one of a file names its line."""
@@ -123,7 +126,7 @@ class Prompts:
     """The prompts of a recipe.
 
     Args:
-        scenes: Those of each scene, by its index; broken ones are left out.
+        scenes: Those of each scene, by its index.
         files: The files that were read, relative to the recipe's folder.
         doubts: What in them may be meant for another program.
     """
@@ -136,6 +139,19 @@ class Prompts:
     def variables(self) -> frozenset[str]:
         """Every variable that stands in a prompt."""
         return frozenset[str]().union(*(scene.variables for scene in self.scenes.values()))
+
+    def few(self) -> Prompts:
+        """The same with one prompt a scene, whose text isn't known."""
+        scenes = {
+            index: ScenePrompts((replace(one.written[0], template=_STAND_IN, is_sound=False),))
+            for index, one in self.scenes.items()
+        }
+        return replace(self, scenes=scenes)
+
+    @property
+    def are_sound(self) -> bool:
+        """Whether every text is known."""
+        return all(each.is_sound for scene in self.scenes.values() for each in scene.written)
 
     @property
     def lines(self) -> Iterator[tuple[int, WrittenPrompt, PromptLine]]:
@@ -168,26 +184,31 @@ def find_prompts(
     for index, scene in enumerate(tables.scenes):
         if scene is None:
             continue
-        document = source.document["scene"][index]
+        every = source.document.get("scene")
+        document = every[index] if isinstance(every, list) and index < len(every) else {}
         if scene.prompts_file is not None:
             files.append(scene.prompts_file)
-        if {"prompt", "prompts_file"} & mistyped(document, SceneTable):
-            continue  # the key that was meant is reported already
         reader = _SceneReader(scene, index, recipe_dir, wildcards, prompts.doubts)
-        written = tuple(reader.read(is_list=isinstance(document.get("prompt"), list)))
+        written: tuple[WrittenPrompt, ...] = ()
+        if not {"prompt", "prompts_file"} & (mistyped(document, SceneTable) | scene.broken):
+            written = tuple(reader.read(is_list=isinstance(document.get("prompt"), list)))
         if scene.sample_seed is not None and scene.sample is None and recipe.sample is None:
             path = ("scene", index, "sample_seed")
             reader.problems.add(path, "draws nothing: set sample as well", at="key")
         problems.extend(reader.problems)
-        if written and not reader.problems:
-            negative = _negative_prompts(tables, presets, scene, written)
-            prompts.scenes[index] = ScenePrompts(
-                written,
-                scene.sample or recipe.sample,
-                scene.sample_seed if scene.sample_seed is not None else recipe.sample_seed,
-                scene.sample is None,
-                frozenset[str]().union(*map(binder.find, negative)),
-            )
+        if not written:
+            where = ("scene", index, "prompt")
+            written = (WrittenPrompt("?", _STAND_IN, where, is_sound=False),)
+        is_sampled = all(each.is_sound for each in written)
+        prompts.scenes[index] = ScenePrompts(
+            written,
+            (scene.sample or recipe.sample) if is_sampled else None,
+            scene.sample_seed if scene.sample_seed is not None else recipe.sample_seed,
+            scene.sample is None,
+            frozenset[str]().union(
+                *map(binder.find, _negative_prompts(tables, presets, scene, written))
+            ),
+        )
     prompts.files = tuple(dict.fromkeys((*files, *wildcards.files)))
     _check_negatives(tables, prompts.doubts, problems)
     return prompts
@@ -209,7 +230,7 @@ def _check_negatives(tables: Tables, doubts: Problems, problems: Problems) -> No
         found.append(((table_of(tables, _NEGATIVE), _NEGATIVE, number), text))
     for path, text in found:
         if lint or path[0] == "scene":
-            for note in _negative_notes(text or ""):
+            for note in _negative_notes(text if isinstance(text, str) else ""):
                 (problems if note.is_certain else doubts).add(path, note.message, at=note.offset)
 
 
@@ -234,7 +255,8 @@ def _negative_prompts(
         *(each.line.settings for each in written if each.line is not None),
         *({_NEGATIVE: value} for value in all_axes(tables).get(_NEGATIVE, ())),
     ]
-    return {each[_NEGATIVE] for each in settings if _NEGATIVE in each}
+    found = {each[_NEGATIVE] for each in settings if _NEGATIVE in each}
+    return {text for text in found if text is not UNKNOWN}
 
 
 class _SceneReader:
@@ -291,9 +313,9 @@ class _SceneReader:
         try:
             written = WrittenPrompt(text, self._wildcards.parse(text), path, line)
         except InvalidPrompt as error:
-            WrittenPrompt(text, Template(()), path, line).add_problem(
-                self.problems, str(error), error.offset
-            )
+            written = WrittenPrompt(text, _STAND_IN, path, line, is_sound=False)
+            written.add_problem(self.problems, str(error), error.offset)
+            yield written
             return
         negative = line.settings.get(_NEGATIVE, "") if line is not None else ""
         if self._scene.lint:

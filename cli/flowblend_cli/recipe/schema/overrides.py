@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import tomli
 
-from flowblend_cli.errors import Problem, RecipeError
+from flowblend_cli.errors import Problem
 from flowblend_cli.recipe.schema.json_schema import kinds_at
 from flowblend_cli.recipe.source.document import RecipeSource
 from flowblend_cli.recipe.source.file import SWEEPS, sweep_name
@@ -34,23 +34,21 @@ class Override(NamedTuple):
     former: Any
 
 
-def apply_overrides(source: RecipeSource, options: Iterable[str]) -> list[Override]:
+def apply_overrides(
+    source: RecipeSource, options: Iterable[str], problems: list[Problem]
+) -> list[Override]:
     """Edit a source's document.
 
     Args:
         source: The recipe; its document and its record of options change.
         options: Texts such as ``"defaults.num_inference_steps=12"``. The value is TOML; what
             isn't TOML is taken as a string. ``scene.NAME.key`` and ``scene[0].key`` name a scene.
+        problems: Where options go that can't be read, or that name no place in the document.
 
     Returns:
         What was written, in order.
-
-    Raises:
-        RecipeError: Options that can't be read, or that name no place in the document; all of
-            them at once.
     """
     applied: list[Override] = []
-    problems = []
     for option in options:
         try:
             key, text = _split(option)
@@ -62,8 +60,6 @@ def apply_overrides(source: RecipeSource, options: Iterable[str]) -> list[Overri
             continue
         source.options[path] = option
         applied += _leaves(path, value, former)
-    if problems:
-        raise RecipeError(problems)
     return applied
 
 

@@ -5,7 +5,9 @@ What depends on several tables is checked in ``recipe.expand.checks``.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterable
+from enum import Enum
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -14,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     InstanceOf,
+    PrivateAttr,
     WithJsonSchema,
     create_model,
 )
@@ -96,12 +99,33 @@ Prompts = Annotated[
 Criterion = Literal["best", "extrapolated", "free", "contiguous", "divergence", "complexity"]
 
 
+class Unknown(Enum):
+    """Stands for a value that is written, and so broken that it isn't known."""
+
+    VALUE = "?"
+
+
+UNKNOWN = Unknown.VALUE
+
+
 class Table(BaseModel):
     """Base of every table: values as TOML types them, unknown keys refused."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    _broken: frozenset[str] = PrivateAttr(frozenset())
+
+    @property
+    def broken(self) -> frozenset[str]:
+        """Keys whose values are told to be wrong: what they were meant to be isn't known."""
+        return self._broken
+
+    def without(self, broken: Iterable[str]) -> Self:
+        """Mark further keys as broken, and return the table itself."""
+        self._broken |= frozenset(broken)
+        return self
 
 
 class RecipeTable(Table):
@@ -255,9 +279,12 @@ class _Settings(Table):
     """Pipeline arguments of every scene."""
 
     def settings(self) -> dict[str, Any]:
-        """The arguments that the table sets, and only those."""
-        written = self.model_fields_set & SETTINGS.keys()
-        return {key: getattr(self, key) for key in sorted(written, key=_PLACES.__getitem__)}
+        """The arguments that the table sets, and only those; broken ones are ``UNKNOWN``."""
+        written = (self.model_fields_set | self.broken) & SETTINGS.keys()
+        return {
+            key: UNKNOWN if key in self.broken else getattr(self, key)
+            for key in sorted(written, key=_PLACES.__getitem__)
+        }
 
 
 class SceneFields(_Settings):

@@ -1,12 +1,14 @@
 """Validation: checks each table of a document by itself, for the loader.
 
-One broken table hides no problem of another one.
+One broken table hides no problem of another one, nor a broken key one of another key: what is sound
+of a table is kept, and the table knows which keys aren't (``Table.broken``).
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +25,15 @@ from flowblend_cli.recipe.schema.study_tables import (
     ReviewTable,
     ScoreFields,
 )
-from flowblend_cli.recipe.schema.sweep_tables import MatrixFields, SweepFields
+from flowblend_cli.recipe.schema.sweep_tables import (
+    NO_AXES,
+    AxisFields,
+    MatrixFields,
+    SweepFields,
+)
 from flowblend_cli.recipe.schema.tables import (
     SETTINGS,
+    UNKNOWN,
     AdapterTable,
     BlendTable,
     ModelTable,
@@ -37,6 +45,7 @@ from flowblend_cli.recipe.schema.tables import (
     SceneFields,
     SceneTable,
     StageTable,
+    Table,
 )
 from flowblend_cli.recipe.source.limits import MAX_PROBLEMS
 from flowblend_cli.recipe.source.problems import Problems
@@ -46,7 +55,7 @@ from flowblend_cli.utils.toml_positions import MAX_SHOWN, KeyPath
 
 @dataclass
 class Tables:
-    """The tables of a recipe; None where a table is too broken to check it against others."""
+    """The tables of a recipe; None where there is nothing sound in one."""
 
     recipe: RecipeTable | None = None
     model: ModelTable | None = None
@@ -66,15 +75,16 @@ class Tables:
 
 
 # The tables that a recipe has once. That [adapt] may be missing makes its type a union.
-_SINGLE: dict[str, type[BaseModel]] = {
+_SINGLE: dict[str, type[Table]] = {
     name: info.annotation
     for name, info in RecipeDocument.model_fields.items()
     if isinstance(info.annotation, type)
 } | {"adapt": AdaptTable}
 _TOP = (*_SINGLE, "presets", "scene", "include")
-# A table that isn't checked further once a key of it is broken, and such keys of any table.
-_READ_AS_A_WHOLE = ("blend", "sampling", "sweep", "matrix")
-_READ_BY_OTHERS = {"pipeline", "small", "denoisers", "adapters"}
+# What stands for a required key that is broken; no recipe can say it.
+STAND_IN = "\0"
+_OF_SCENES = ("name", "prompt", "prompts_file", "image", "seeds")
+_STAND_INS = {"pipeline": STAND_IN, "name": "unknown", "denoiser": "large"}
 _ELSEWHERE = {
     "seed": "seeds of a [[scene]]",
     "num_images_per_prompt": "seeds or repeats of a [[scene]]: one job makes one file",
@@ -116,6 +126,7 @@ def validate(document: dict[str, Any], problems: Problems) -> Tables:
             if written_as(name, document) == name:
                 message = 'is missing: add [model] with pipeline = "sprites"'
                 problems.add(("model",), message)
+            tables.model = ModelTable(pipeline=STAND_IN).without(ModelTable.model_fields)
             continue
         if name == "adapt" and name not in document:
             continue  # nothing is adapted where nobody asks for it
@@ -128,8 +139,12 @@ def validate(document: dict[str, Any], problems: Problems) -> Tables:
             tables.presets[name] = _check(PresetTable, value, path, problems)
     else:
         problems.add((key,), f"must be a table, got {show(presets)}")
+    _mark_misplaced(document, tables)
     if written_as("scene", document) == "scene":
         tables.scenes = _scenes(document.get("scene"), problems)
+    if not any(tables.scenes):  # what all scenes have can be checked nevertheless
+        stand_in = SceneTable.model_validate({"name": _STAND_INS["name"]})
+        tables.scenes.append(stand_in.without(_OF_SCENES))
     return tables
 
 
@@ -150,28 +165,123 @@ def _scenes(value: Any, problems: Problems) -> list[SceneFields | None]:
     return []
 
 
-def _check(model: type[BaseModel], value: Any, path: KeyPath, problems: Problems) -> Any:
+def _check(model: type[Table], value: Any, path: KeyPath, problems: Problems) -> Any:
     """Validate one table; of a broken one, keep what is sound."""
+    if path[0] not in _SINGLE and not isinstance(value, dict):
+        problems.add(path, f"must be a table, got {show(value)}")
+        return None
     try:
         return model.model_validate(value)
     except ValidationError as error:
         errors = error.errors(include_url=False)
         _add_errors(errors, model, value, path, problems)
-        return _salvage(
-            model, value, path, {str(error["loc"][0]) for error in errors if error["loc"]}
-        )
+        return _salvage(model, value, errors)
 
 
-def _salvage(model: type[BaseModel], value: Any, path: KeyPath, broken: set[str]) -> Any:
-    """A table without its broken keys; None where others depend on them, and would be blamed."""
-    if path[0] in _READ_AS_A_WHOLE or broken & _READ_BY_OTHERS:
-        return None
-    if not broken or not isinstance(value, dict):
-        return None
+def _salvage(model: type[Table], value: Any, errors: list[ErrorDetails]) -> Any:
+    """A table without what is broken of it."""
+    stand_ins = {key: _STAND_INS[key] for key in _required(model)}
+    if not isinstance(value, dict):
+        return model.model_validate(stand_ins).without(_names(model))
+    kept = copy.deepcopy(value)
+    broken = set(stand_ins) - set(value)
+    unknown: dict[str, list[int]] = {}
+    for error in errors:
+        path = _real_path(error, value) or tuple(error["loc"][:1])
+        if path and _is_taken_out(model, error, path, kept, broken):
+            continue
+        if path[0] in kept and issubclass(model, AxisFields) and len(path) > 1:
+            unknown.setdefault(str(path[0]), []).append(int(path[1]))
+            continue
+        broken.update(str(key) for key in path[:1])
+        kept = {key: one for key, one in kept.items() if key not in path[:1]}
+    for key, indices in unknown.items():
+        entries = [one for n, one in enumerate(kept.pop(key, ())) if n not in indices]
+        kept |= {key: entries} if entries else {}
     try:
-        return model.model_validate({k: v for k, v in value.items() if k not in broken})
-    except ValidationError:
-        return None
+        made = model.model_validate(stand_ins | kept)
+    except ValidationError:  # what is broken shows only when all the rest is sound
+        return model.model_validate(stand_ins).without(_names(model))
+    return _with_unknown(made, value, unknown, broken).without(broken)
+
+
+def _is_taken_out(
+    model: type[Table], error: ErrorDetails, path: KeyPath, kept: dict[str, Any], broken: set[str]
+) -> bool:
+    """Take one broken value out of a table where more is known of it than its key."""
+    key, names = str(path[0]), _names(model)
+    if error["type"] == "extra_forbidden" and len(path) == 1:
+        meant = {_meant(key, names), our_name(key)}
+        broken |= {name for name in names if name in meant}
+        kept.pop(key, None)
+    elif issubclass(model, MatrixFields) and key not in names:
+        kept[key] = ["?"]  # a variable of prompts
+        broken.add(key)
+    elif key == "stage" and _drop_of_stage(kept.get(key), path[1:]):
+        broken.add("stages")
+    else:
+        return False
+    return True
+
+
+def _with_unknown(
+    made: Any, value: Mapping[str, Any], unknown: Mapping[str, list[int]], broken: set[str]
+) -> Any:
+    """A table of axes whose broken values are ``UNKNOWN``, each at its place."""
+    if not isinstance(made, AxisFields):
+        return made
+    aliases = {info.alias or name: name for name, info in type(made).model_fields.items()}
+    lists: dict[str, Any] = {}
+    for axis in [*unknown, *broken]:
+        if axis in aliases and axis not in NO_AXES and axis in value:
+            rest = iter(getattr(made, aliases[axis]) or ())
+            places = range(len(value[axis]) if axis in unknown else 1)
+            lists[aliases[axis]] = [
+                UNKNOWN if n in unknown.get(axis, [0]) else next(rest, UNKNOWN) for n in places
+            ]
+    return made.model_copy(update=lists)
+
+
+def _drop_of_stage(stages: Any, path: KeyPath) -> bool:
+    """Take a broken value out of one stage of the long form; tell whether that is possible."""
+    if len(path) < 2 or not isinstance(stages, list):
+        return False
+    stage, key = stages[int(path[0])], path[1]
+    stage.pop(key, None)
+    if key == "denoiser":
+        stage["denoiser"] = _STAND_INS["denoiser"]
+        stage.pop("adapters", None)
+    return True
+
+
+def _names(model: type[BaseModel]) -> list[str]:
+    return [info.alias or name for name, info in model.model_fields.items()]
+
+
+def _required(model: type[BaseModel]) -> list[str]:
+    return [name for name, info in model.model_fields.items() if info.is_required()]
+
+
+def _mark_misplaced(document: Mapping[str, Any], tables: Tables) -> None:
+    """Mark what stands in a wrong table, and so isn't known in its own."""
+    written = {
+        **{key: value for key, value in document.items() if key not in _TOP},
+        **{k: v for name in _SINGLE for k, v in _unknown_keys(name, document.get(name))},
+    }
+    for key in written:
+        ours = our_name(key) or key
+        for name, model in _SINGLE.items():
+            table = getattr(tables, name)
+            own = model.model_fields if name != "defaults" else SETTINGS
+            if ours in own and table is not None and ours not in table.model_fields_set:
+                table.without([ours])
+
+
+def _unknown_keys(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and name not in ("matrix", "sweep", "metrics", "score"):
+        known = _names(_SINGLE[name])
+        keys = itertools.islice(value.items(), MAX_PROBLEMS)
+        yield from ((key, one) for key, one in keys if key not in known)
 
 
 def _add_errors(

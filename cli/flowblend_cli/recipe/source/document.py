@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,22 +63,29 @@ class RecipeSource:
         line = file.position(inner).line
         return f"line {line}" if file is self.origin(seen_from)[0] else f"{file.path}:{line}"
 
-    def fail(self, problems: Problems) -> None:
+    def fail(
+        self, problems: Problems, others: Iterable[Problem] = (), warnings: Iterable[str] = ()
+    ) -> None:
         """Raise one error with every problem, if there is any; of very many, the first ones.
 
         Args:
             problems: What the checks found.
+            others: What has its place already.
+            warnings: What is to be told beside them.
 
         Raises:
             RecipeError: There is at least one problem.
         """
-        shown = [self.shown(entry) for entry in itertools.islice(problems, MAX_PROBLEMS)]
+        shown = [*others]
+        shown += [self.shown(entry) for entry in itertools.islice(problems, MAX_PROBLEMS)]
         if len(problems) > MAX_PROBLEMS:
             message = f"has more than {MAX_PROBLEMS} problems, of which these are some"
             shown.append(Problem(str(self.path), None, None, "", message))
         if shown:
             codes = {entry.exit_code for entry in problems}
-            raise RecipeError(shown, codes.pop() if len(codes) == 1 else RecipeError.exit_code)
+            if others or len(codes) > 1:
+                codes = {RecipeError.exit_code}
+            raise RecipeError(shown, codes.pop(), warnings)
 
     def shown(self, entry: Entry) -> Problem:
         """A problem as people read it: file, line, column, key, message."""

@@ -144,7 +144,7 @@ def blamed_for_stages(blend: BlendTable, swept: Sequence[str], message: str) -> 
 
 
 def check_settings(
-    blend: Blend,
+    tables: Sequence[StageTable],
     model: ModelTable | None,
     pipeline_class: str | None,
     where: KeyPath,
@@ -153,13 +153,13 @@ def check_settings(
     """Check that denoisers are bound, and that the pipeline can do each stage's guidance.
 
     Args:
-        blend: The stages.
+        tables: The ``[[blend.stage]]`` tables.
         model: The models' table; None if it is broken.
         pipeline_class: Class of the pipeline, where it is known offline.
-        where: Path of the ``[[blend.stage]]`` tables.
+        where: Path of ``tables``.
         problems: Where problems go.
     """
-    for index, stage in enumerate(blend.stages):
+    for index, stage in enumerate(tables):
         if stage.guidance_scale is not None and pipeline_class is not None:
             problem = guidance_problem(pipeline_class, stage.guidance_scale)
             if problem:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flowblend_cli.recipe.schema.sweep_tables import AxisFields, MatrixFields
+from flowblend_cli.recipe.schema.tables import UNKNOWN
 from flowblend_cli.recipe.schema.validation import Tables
 from flowblend_cli.utils.toml_positions import KeyPath
 
@@ -146,6 +147,33 @@ def _matrix_combinations(tables: Tables) -> Iterator[Combination]:
         found.setdefault(repr(combination.values), (combination, []))[1].append(number)
     for combination, numbers in found.values():
         yield Combination(combination.values, combination.indices, zipped=tuple(numbers))
+
+
+def without_axes(tables: Tables) -> Tables:
+    """Tables whose axes have one value each, which isn't known; variables have their first."""
+    found: dict[str, Any] = {"sweep": tables.sweep, "matrix": tables.matrix}
+    for name, table in found.items():
+        if table is None:
+            continue
+        names = {info.alias or key: key for key, info in type(table).model_fields.items()}
+        values: dict[str, Any] = {names[axis]: [UNKNOWN] for axis in sweep_axes(table)}
+        values |= {key: one[:1] for key, one in getattr(table, "variables", {}).items()}
+        found[name] = table.model_copy(update={"mode": "product", **values})
+        for kept in ("axes", "variables"):
+            found[name].__dict__.pop(kept, None)  # as they were before
+    return replace(tables, **found)
+
+
+def with_few_jobs(tables: Tables) -> Tables:
+    """Tables with one job a prompt, which stands for too many."""
+    tables = without_axes(tables)
+    if tables.sweep is not None:
+        tables.sweep = tables.sweep.model_copy(update={"repeats": None})
+    scenes = [
+        None if scene is None else scene.model_copy(update={"repeats": None, "seeds": None})
+        for scene in tables.scenes
+    ]
+    return replace(tables, scenes=scenes)
 
 
 def _combinations_of(table: AxisFields | None) -> Iterator[Combination]:

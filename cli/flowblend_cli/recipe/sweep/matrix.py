@@ -29,7 +29,7 @@ def variable_names(tables: Tables, document: Mapping[str, Any]) -> list[str]:
         document: The recipe as parsed.
     """
     key = written_as("matrix", document)
-    if tables.matrix is not None and key == "matrix":
+    if tables.matrix is not None and key == "matrix" and not tables.matrix.broken:
         return list(tables.matrix.variables)
     written = document.get(key)
     return [str(key) for key in written] if isinstance(written, dict) else []

@@ -416,7 +416,7 @@ def test_explored_seeds_are_counted_with_the_drafts_that_were_given_up(tmp_path:
     for job, seconds in ((drafts[0], 1.0), (drafts[1], 1.0), (final, 5.0)):
         write_clip(tmp_path, job, metrics=values_for(0.5), elapsed_s=(seconds,))
     selection = Selection("square", ("d1", "d2", "d3"), ("f1", "f2", "f3"), 1, 3, 2)
-    keys = {"d1": "a", "d2": "b", "d3": "c"}
+    keys = {"d1": "a" * 64, "d2": "b" * 64, "d3": "c" * 64}
     looks = {
         draft: Look(0.5, seconds) for draft, seconds in zip(keys, (0.3, 0.3, 0.4), strict=True)
     }

@@ -77,7 +77,7 @@ class Renders:
         self.models = resolve_models(job().model, Path.cwd())
         self.runtime = JobRunner(captured_events())._load(self.models)
         self.kept = CheckpointFile(
-            folder / ".flowblend" / "checkpoints" / "job.safetensors", "key", 2
+            folder / ".flowblend" / "checkpoints" / "job.safetensors", "ab" * 32, 2
         )
         self.told = captured_events()
 
@@ -118,7 +118,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Renders:
 @pytest.fixture
 def renders(shared: Renders, tmp_path: Path) -> Renders:
     path = tmp_path / ".flowblend" / "checkpoints" / "job.safetensors"
-    shared.kept = CheckpointFile(path, "key", 2)
+    shared.kept = CheckpointFile(path, "ab" * 32, 2)
     return shared
 
 
@@ -180,7 +180,7 @@ def test_a_state_that_doesnt_fit_is_removed_and_the_job_begins_anew(
     renders.interrupted()
     kept = replace(renders.kept, every=0)
     if spoil is None:
-        kept = replace(kept, job_key="another")
+        kept = replace(kept, job_key="cd" * 32)
         assert kept.seed() is None
     else:
         spoil(kept.path)
