@@ -57,8 +57,9 @@ class DenoiserSwitch(PipelineCallback):
     of every call, and where a call ends before it (``pipe._interrupt``, SDXL's ``denoising_end``)
     at the pipeline's ``maybe_free_model_hooks``, which nearly all pipelines end with. A call that
     failed outside ``with`` leaves the pipe as the failure found it until the next call's
-    ``set_timesteps``, or ``detach``. A copy of the pipe, made between two calls, has no switch; the
-    switch itself can't be copied.
+    ``set_timesteps``, or ``detach``. A copy of the pipe, made between two calls, has no switch, but
+    keeps what stages' adapters, casting or offloading have on the modules until ``detach``, as a
+    saved pipe does; the switch itself can't be copied.
 
     The switch is also a ``callback_on_step_end``. Passing it is optional: it does nothing more than
     the scheduler does, unless a pipeline steps private copies of its scheduler. Then it drives the
@@ -306,8 +307,11 @@ class DenoiserSwitch(PipelineCallback):
         if not self._calls.is_here:
             raise SwitchError(
                 "this pipe's trajectory was begun in another thread: one pipe runs one call at a "
-                "time, so give each thread copy.copy(pipe) with a scheduler of its own"
+                "time, so give each thread copy.copy(pipe) with a scheduler of its own. Where one "
+                "call hops between threads, such as a generator that a pool resumes, run all of "
+                "it in one, such as that of ThreadPoolExecutor(max_workers=1)"
             )
+        self._calls.check_watched()
         ran = self._calls.take()
         planned = list(self._slots[self._role].values())
         if not ran or any(module not in planned for module in ran):
@@ -491,6 +495,7 @@ class DenoiserSwitch(PipelineCallback):
             self._begin_step(step_index + 1)
         if self._on_step is not None:
             self._on_step(step_index, role)
+        self._calls.watch()  # also what was compiled in place since the step began
 
     def _begin_step(self, index: int) -> None:
         stage_index = self._stage_indices[index]

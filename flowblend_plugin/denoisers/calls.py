@@ -210,6 +210,20 @@ class PipeCalls:
                 "scheduler first, then attach the switch"
             )
 
+    def check_watched(self) -> None:
+        """Check that the modules are still observed.
+
+        Raises:
+            SwitchError: One was compiled in place since the last step began.
+        """
+        for module in self._modules:
+            if not isinstance(vars(module).get(_PLACE), _Seam):
+                raise SwitchError(
+                    f"this {type(module).__name__} was compiled in place, by compile(), or had its "
+                    f"{_PLACE} replaced, within a call, so what this step ran can't be observed: "
+                    "compile before the call, or in the switch's on_step, which runs between steps"
+                )
+
     def claims(self, pipe: Any, beneath: list[Any]) -> int:
         """Say how much a call belongs here, 0 for not at all.
 

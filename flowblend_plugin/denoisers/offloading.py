@@ -11,8 +11,9 @@ import re
 import tempfile
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import accelerate  # type: ignore[import-untyped]
 import torch
@@ -42,38 +43,58 @@ def storage_device(module: nn.Module) -> torch.device:
     return torch.device("cpu") if is_placed(module) else next(module.parameters()).device
 
 
-def storage_choice(module: nn.Module) -> Hashable:
-    """Describe how a denoiser's weights are kept; equal as long as the user changes nothing."""
-    casting = next((hook for _, hook in _hooks(module, _CASTING)), None)
-    groups = next((hook.config for _, hook in _hooks(module, _GROUPS)), None)
-    device_map = _device_map(module)
-    return (
-        casting and (casting.storage_dtype, casting.compute_dtype, casting.non_blocking),
-        id(groups) if groups is not None else None,
-        tuple(device_map.items()) if device_map else None,
-        _sequential_device(module),
-    )
+@dataclass(frozen=True)
+class FollowCasting:
+    """Casts a denoiser's layers as another's, of the same class, are cast.
 
-
-def follow(module: nn.Module, like: nn.Module) -> ExitStack:
-    """Keep a denoiser's weights as another's are kept.
-
-    What the denoiser has already is left alone.
-
-    Args:
-        module: The denoiser.
-        like: Another one, of the same class, that the user has set up.
-
-    Returns:
-        A stack that takes everything away again when it is closed.
+    A denoiser that has castings of its own is left alone.
     """
-    with ExitStack() as undo:
-        _follow_casting(module, like, undo)
-        if not is_placed(module):
+
+    module: nn.Module
+    like: nn.Module
+    is_below: ClassVar[bool] = True  # weights on meta can't be cast
+
+    @property
+    def choice(self) -> Hashable:
+        """How the other one's layers are cast; None where they aren't."""
+        casting = next((hook for _, hook in _hooks(self.like, _CASTING)), None)
+        return casting and (casting.storage_dtype, casting.compute_dtype, casting.non_blocking)
+
+    def __call__(self, undo: ExitStack) -> None:
+        """Cast them, and keep what is rounded."""
+        if not any(True for _ in _hooks(self.module, _CASTING)):
+            _cast_like(self.module, self.like, undo)
+
+
+@dataclass(frozen=True)
+class FollowPlacing:
+    """Keeps a denoiser's weights where another's, of the same class, are kept.
+
+    A denoiser that hooks place already is left alone.
+    """
+
+    module: nn.Module
+    like: nn.Module
+    is_below: ClassVar[bool] = False
+
+    @property
+    def choice(self) -> Hashable:
+        """The other one's groups, device map or sequential offloading; None for none of them."""
+        groups = next((hook.config for _, hook in _hooks(self.like, _GROUPS)), None)
+        device_map = _device_map(self.like)
+        found = (
+            id(groups) if groups is not None else None,
+            tuple(device_map.items()) if device_map else None,
+            _sequential_device(self.like),
+        )
+        return found if any(one is not None for one in found) else None
+
+    def __call__(self, undo: ExitStack) -> None:
+        """Place them."""
+        if not is_placed(self.module):
             for way in (_follow_groups, _follow_device_map, _follow_sequential):
-                if way(module, like, undo):
+                if way(self.module, self.like, undo):
                     break
-        return undo.pop_all()
 
 
 def traces(module: nn.Module) -> Callable[[], None]:
@@ -129,10 +150,8 @@ class _UndoableCast(LayerwiseCastingHook):
         return module
 
 
-def _follow_casting(module: nn.Module, like: nn.Module, undo: ExitStack) -> None:
+def _cast_like(module: nn.Module, like: nn.Module, undo: ExitStack) -> None:
     cast = {_numberless(place): hook for place, hook in _hooks(like, _CASTING)}
-    if not cast or any(True for _ in _hooks(module, _CASTING)):
-        return
     for place, layer in list(module.named_modules()):
         hook = cast.get(_numberless(place))
         if hook is None or hasattr(layer, "base_layer"):  # a LoRA around the layer that is meant

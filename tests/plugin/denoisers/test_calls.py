@@ -414,6 +414,57 @@ def test_a_module_compiled_in_place_while_a_switch_is_attached_stays_compiled() 
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("where", ["callback", "on_step"])
+@pytest.mark.parametrize("index", [0, 2, 5])
+def test_a_module_compiled_within_a_call_is_observed_or_named(where: str, index: int) -> None:
+    pipe, module, expected = pipe_of(), small(), blended(LSL, small())
+
+    def act(step: int, role: str) -> None:
+        if step == index:
+            module.compile(backend="eager")
+
+    def callback(pipe: Any, step: int, timestep: Any, given: Any) -> Any:
+        act(step, "")
+        return given
+
+    with DenoiserSwitch(pipe, module, LSL, on_step=act if where == "on_step" else None) as switch:
+        if where == "on_step" or index == 5:  # the last callback comes after the last step
+            call = callback if where == "callback" else None
+            assert torch.equal(run_wan(pipe, callback_on_step_end=call), expected)
+            assert switch.denoisers_run == list(switch.denoisers)
+        else:
+            with pytest.raises(SwitchError, match="compiled in place"):
+                run_wan(pipe, callback_on_step_end=callback)
+    assert module._compiled_call_impl is not None
+    torch._dynamo.reset()
+
+
+def test_a_loop_that_hops_between_threads_is_told_to_stay_in_one() -> None:
+    pipe = pipe_of()
+
+    def steps() -> Iterator[torch.Tensor]:
+        latents, embeds = torch.randn(1, 4, 2, 4, 4), torch.randn(1, 4, 8)
+        pipe.scheduler.set_timesteps(6)
+        for t in pipe.scheduler.timesteps:
+            with torch.no_grad():
+                velocity = pipe.transformer(latents, t.expand(1), embeds, return_dict=False)[0]
+            yield (latents := pipe.scheduler.step(velocity, t, latents, return_dict=False)[0])
+
+    with DenoiserSwitch(pipe, small(), LSL) as switch:
+        with ThreadPoolExecutor(1) as pool:
+            loop = steps()
+            for _ in range(6):
+                pool.submit(next, loop).result()
+        assert switch.denoisers_run == list(LSL.denoisers(6))
+        loop = steps()
+        next(loop)
+        with (
+            ThreadPoolExecutor(1) as pool,
+            pytest.raises(SwitchError, match=r"max_workers=1"),
+        ):
+            pool.submit(next, loop).result()
+
+
 def test_a_module_may_be_seen_by_one_pipe_and_compiled_by_another() -> None:
     torch._dynamo.reset()
     graphs: list[Any] = []
