@@ -137,6 +137,20 @@ def test_video_to_video_begins_in_the_stage_of_its_first_step(key: str, strength
     assert tuple(switch.denoisers_run) == whole
 
 
+@pytest.mark.parametrize("start", [0, 1, 3, 7])
+def test_a_trajectory_of_pndm_may_begin_with_the_step_that_it_takes_twice(start: int) -> None:
+    # Its second timestep stands there twice; it counts no steps, and looks none up.
+    pipe, small = wan.video_pipe(), wan.denoiser(layers=1)
+    pipe.scheduler = PNDMScheduler(skip_prk_steps=True)
+    stages = StageSchedule.parse("LSLS", boundaries=(0.2, 0.3, 0.5))
+    record = ForwardRecorder(large=pipe.transformer, small=small)
+    with DenoiserSwitch(pipe, small=small, stages=stages) as switch:
+        wan.run_video(pipe, steps=8, strength=1 - start / 8)
+    whole = stages.denoisers(9)[start:]
+    assert record.per_step() == whole
+    assert tuple(switch.denoisers_run) == whole
+
+
 def test_free_init_begins_every_pass_with_the_first_stage() -> None:
     pipe, small = unets.motion_pipe(), unets.motion_denoiser(seed=1)
     pipe.enable_free_init(num_iters=3)

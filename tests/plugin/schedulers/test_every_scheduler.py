@@ -293,3 +293,12 @@ def test_a_solver_that_counts_from_its_first_step_is_refused_where_it_is_to_be_r
         reset_history(wrap_scheduler(make(name)))
     with DenoiserSwitch(pipe, stages="LLL", boundaries=(0.4, 0.8)) as switch:
         assert switch.attached
+
+
+def test_a_scheduler_that_scales_nothing_leaves_the_denoisers_input_as_it_is() -> None:
+    # Pipelines that ask which class a scheduler is have it scale, unless it is diffusers' own.
+    sample = torch.randn(2, 3)
+    for kind in (diffusers.schedulers.FlowMatchEulerDiscreteScheduler, FlowBlendScheduler):
+        scheduler = wrap_scheduler(kind())
+        scheduler.set_timesteps(4)
+        assert scheduler.scale_model_input(sample, scheduler.timesteps[0]) is sample
