@@ -74,13 +74,17 @@ def adapter_problems(adapter: AdapterSpec, recipe_dir: Path, model: ModelSpec | 
 
 
 def text_encoder_weights(adapter: AdapterSpec, recipe_dir: Path) -> int:
-    """Count the weights of an adapter's file that a text encoder is to have, if the file is here.
+    """Count the weights of an adapter's file that a text encoder is to have, beside a denoiser.
+
+    0 where the file isn't here; one that has nothing for a denoiser is a problem anyway.
 
     Raises:
         ModelNameError: See ``locate_adapter``.
     """
     header = _header_here(adapter, recipe_dir)
-    return len(header.text_keys) if isinstance(header, AdapterHeader) else 0
+    if not isinstance(header, AdapterHeader) or len(header.text_keys) == len(header.shapes):
+        return 0
+    return len(header.text_keys)
 
 
 def _header_here(adapter: AdapterSpec, recipe_dir: Path) -> AdapterHeader | str | None:

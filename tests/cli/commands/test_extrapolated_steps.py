@@ -162,8 +162,9 @@ def test_a_solver_that_asks_twice_a_step_is_refused(problems_of: Problems) -> No
 def test_what_such_a_stage_sets_is_refused_at_its_line(
     problems_of: Problems, setting: str, key: str
 ) -> None:
-    (problem,) = problems_of(LONG.replace('"extrapolated"\n', f'"extrapolated"\n{setting}\n'))
+    found = problems_of(LONG.replace('"extrapolated"\n', f'"extrapolated"\n{setting}\n'))
 
+    (problem,) = [one for one in found if "no file of a LoRA" not in one and "'style'" not in one]
     assert problem.startswith(f"recipe.toml:10:1: blend.stage[1].{key}: no denoiser runs a stage")
 
 

@@ -30,7 +30,7 @@ DOCUMENT = {
         )
     ),
     "resolved": {"seed": 41, "denoisers": "LLLLSSSSLL"},
-    "models": {"transformer": "0123456789abcdef" * 4, "commit": "main"},
+    "models": {"pipeline": {"source": "owner/name", "sha256": "0123456789abcdef" * 4}},
     "versions": {"torch": "2.13.0"},
     "pixels_sha256": "ab" * 32,
 }
@@ -61,7 +61,7 @@ def test_info_says_how_a_file_was_rendered(finished: Path) -> None:
     assert lines["stages"] == "LSL"
     assert lines["denoisers"] == "steps 0-3 large, 4-7 small, 8-9 large"
     assert lines["prompt"] == "a red square \\x1b[31m[/b]\\nmoving left"
-    assert "transformer 0123456789ab, commit main" in result.stdout
+    assert "pipeline.source owner/name, pipeline.sha256 0123456789ab" in result.stdout
     assert "flowblend 0.1.0, torch 2.13.0" in result.stdout
     assert "ab" * 32 in result.stdout
     assert "altered" not in result.stdout

@@ -166,8 +166,10 @@ class Expanded:
         return frozenset(part.name for part in self.parts if isinstance(part, Variable))
 
     def fill(self, values: Mapping[str, str]) -> str:
-        """The prompt with the values of its variables."""
-        return "".join(p if isinstance(p, str) else values[p.name] for p in self.parts)
+        """The prompt with the values of its variables; one without a value stays as written."""
+        return "".join(
+            p if isinstance(p, str) else values.get(p.name, f"{{{p.name}}}") for p in self.parts
+        )
 
 
 def replace_weight(prompt: Expanded, factor: float) -> Expanded:

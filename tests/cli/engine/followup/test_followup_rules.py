@@ -272,7 +272,7 @@ def test_an_interrupted_early_look_keeps_the_looks_that_were_taken_and_no_others
     tmp_path: Path,
 ) -> None:
     selection = Selection("s", ("d1", "d2", "d3"), (), 1, reject_after=2)
-    keys = {"d1": "a", "d2": "b", "d3": "c"}
+    keys = {"d1": "a" * 64, "d2": "b" * 64, "d3": "c" * 64}
     seen = {"d1": Look(0.5, 1.0), "another": Look(0.7, 1.0)}
     write_looks(tmp_path, selection, "q", keys, seen)
     assert read_looks(tmp_path, selection, "q", keys) == {"d1": Look(0.5, 1.0)}
