@@ -52,6 +52,7 @@ class JobStarted(_Event):
         denoisers: The denoiser planned for each step, one letter a step, such as ``"LLSSL"``.
         prompt: Its prompt, as the text encoder reads it.
         resumed_at: Index of that first step: 0, or that at which an interrupted run left off.
+        worker: The worker that does it, such as ``"cuda:1"``; empty where there is one alone.
     """
 
     name: ClassVar[str] = "job_started"
@@ -62,6 +63,7 @@ class JobStarted(_Event):
     denoisers: str
     prompt: str
     resumed_at: int = 0
+    worker: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class JobDone(_Event):
             that, most that the process has held so far.
         peak_vram_bytes: Most accelerator memory during the job, in bytes; None on a CPU.
         pixels_sha256: Hash of the uint8 frames before scaling and encoding.
+        worker: The worker that did it, such as ``"cuda:1"``; empty where there is one alone.
     """
 
     name: ClassVar[str] = "job_done"
@@ -94,6 +97,7 @@ class JobDone(_Event):
     peak_rss_bytes: int
     peak_vram_bytes: int | None
     pixels_sha256: str
+    worker: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,7 @@ class JobFailed(_Event):
         scene: Name of the scene that it comes from.
         seed: Seed of its noise.
         error: What went wrong, and what to do.
+        worker: The worker that failed at it, such as ``"cuda:1"``; empty where there is one alone.
     """
 
     name: ClassVar[str] = "job_failed"
@@ -168,6 +173,7 @@ class JobFailed(_Event):
     scene: str
     seed: int
     error: str
+    worker: str = ""
 
 
 @dataclass(frozen=True)

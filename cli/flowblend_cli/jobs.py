@@ -339,6 +339,7 @@ class Batch:
         study: What is measured, compared and chosen.
         reserve: Jobs that are rendered only if they are chosen, see ``study.selections``.
         text: The recipe's text, with that of what it includes.
+        devices: Where it asks to be rendered, see ``utils.devices``; empty where it doesn't.
     """
 
     recipe_name: str
@@ -349,6 +350,7 @@ class Batch:
     study: Study = field(default_factory=Study)
     reserve: tuple[Job, ...] = ()
     text: str = field(default="", repr=False)
+    devices: str = ""
 
     def path_of(self, job: Job) -> Path:
         """Absolute path of a job's final file."""

@@ -47,7 +47,16 @@ EVENTS = {
     "model_loaded": (ModelLoaded("sprites", 2.0), ["pipeline", "elapsed_s"]),
     "job_started": (
         JobStarted("a", "s", 1, 2, "LS", "a\n😀\x1b[31m"),
-        ["job", "scene", "seed", "num_inference_steps", "denoisers", "prompt", "resumed_at"],
+        [
+            "job",
+            "scene",
+            "seed",
+            "num_inference_steps",
+            "denoisers",
+            "prompt",
+            "resumed_at",
+            "worker",
+        ],
     ),
     "job_done": (
         DONE,
@@ -62,6 +71,7 @@ EVENTS = {
             "peak_rss_bytes",
             "peak_vram_bytes",
             "pixels_sha256",
+            "worker",
         ],
     ),
     "job_skipped": (JobSkipped("a", "s", 1, "/out/a.mp4"), ["job", "scene", "seed", "path"]),
@@ -73,7 +83,7 @@ EVENTS = {
         JobDropped("a", "s", 1, "why", 0.5),
         ["job", "scene", "seed", "reason", "score"],
     ),
-    "job_failed": (JobFailed("a", "s", 1, "why"), ["job", "scene", "seed", "error"]),
+    "job_failed": (JobFailed("a", "s", 1, "why"), ["job", "scene", "seed", "error", "worker"]),
     "summary": (Summary(1, 2, 3, 4.0), ["rendered", "skipped", "failed", "elapsed_s", "remaining"]),
 }
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import click
 
-from flowblend_cli.engine.run_options import RunOptions, isolates
+from flowblend_cli.engine.run_options import RunOptions, usual_executor
 from flowblend_cli.errors import UsageError
+from flowblend_cli.utils.devices import check_devices
 from flowblend_cli.utils.folders import FOLDER
 from flowblend_plugin.errors import FlowBlendError
 
@@ -47,6 +48,22 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since clic
         return seconds
 
 
+class DeviceList(click.ParamType):  # type: ignore[type-arg]  # likewise
+    """Devices: ``all``, ``cuda:0,cuda:2``, or ``cpu*2``."""
+
+    name = "devices"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse what is no such list."""
+        text = str(value)
+        if text:
+            try:
+                check_devices(text)
+            except ValueError as error:
+                self.fail(str(error), param)
+        return text
+
+
 _OPTIONS = (
     click.option("--fail-fast/--keep-going", help="End with the first job that fails, or go on "
                  "without it, which is the default."),
@@ -58,6 +75,10 @@ _OPTIONS = (
                  help="Store a job's state after every N steps, and go on from there."),
     click.option("--verify", is_flag=True, help="Hash every byte of every finished file."),
     click.option("--allow-download", is_flag=True, help="Fetch models that aren't here."),
+    click.option("--executor", type=click.Choice(["child", "in-process"]),
+                 default=usual_executor, help="Where jobs are rendered."),
+    click.option("--devices", type=DeviceList(), metavar="LIST", default="",
+                 help="A process on each: all, cuda:0,cuda:2, or cpu*2."),
 )  # fmt: skip
 
 
@@ -68,7 +89,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def gathered(**given: Any) -> Any:
         names = RunOptions.__dataclass_fields__
         chosen = {name: given.pop(name) for name in names if name in given}
-        return command(options=RunOptions(**chosen, isolated=isolates()), **given)
+        return command(options=RunOptions(**chosen), **given)
 
     for option in reversed(_OPTIONS):
         gathered = option(gathered)

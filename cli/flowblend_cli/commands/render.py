@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from flowblend_cli.errors import UsageError
 from flowblend_cli.events import Message, Reporter, chain
 from flowblend_cli.models.bundled import bundled_recipes
 from flowblend_cli.text import count
+from flowblend_cli.utils.devices import parse_devices
 
 if TYPE_CHECKING:
     from flowblend_cli.console.log_file import LogFile
@@ -109,6 +111,8 @@ def render(
         from flowblend_cli.analysis.report.write import require_extra
 
         require_extra()
+    options = replace(options, devices=options.devices or batch.devices)
+    _check_devices(batch, options)
     progress = RunProgress(batch)
     shown = make_reporter(progress, json=as_json, verbosity=verbosity, log=log)
     for warning in batch.warnings:
@@ -130,6 +134,24 @@ def render(
     if reports and is_complete and code == 0:
         _write_report(batch, as_json, verbosity)
     return code
+
+
+def _check_devices(batch: Batch, options: RunOptions) -> None:
+    """Refuse two answers to the question where jobs are rendered."""
+    if not options.devices:
+        return
+    kinds = {device.kind for device in parse_devices(options.devices)}
+    if len(kinds) > 1:
+        raise UsageError(
+            f"devices {options.devices!r} are of several kinds, which don't make the same bits: "
+            "name those of one kind"
+        )
+    asked = {job.model.device for job in batch.jobs} - {"auto", *kinds}
+    if asked:
+        raise UsageError(
+            f"model.device = {min(asked)!r} and devices {options.devices!r} both say where to "
+            'render: leave model.device out, or set it to "auto"'
+        )
 
 
 def _write_report(batch: Batch, as_json: bool, verbosity: int) -> None:

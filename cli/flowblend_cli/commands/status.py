@@ -57,7 +57,8 @@ def _lines(one: RecipeStatus) -> Iterator[str]:
     for now in one.under_way if one.state in ("running", "elsewhere") else ():
         role = f" {now.get('role')}" if now.get("role") else ""
         steps = f"step {now.get('step')} of {now.get('num_inference_steps')}"
-        yield f"  now: {now.get('job')}, {steps}{role}"
+        on = f"on {now['worker']}: " if now.get("worker") else ""
+        yield f"  now: {on}{now.get('job')}, {steps}{role}"
     if one.waiting:
         yield f"  waiting: {one.waiting}"
     for job, told in one.failures.items():

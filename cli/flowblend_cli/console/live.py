@@ -28,8 +28,9 @@ from flowblend_cli.text import clock, count, printable
 if TYPE_CHECKING:
     from flowblend_cli.planning.run_progress import JobProgress, RunProgress
 
-# So many jobs under way have lines of their own; the others are a number.
+# So many jobs under way have two lines of their own, or twice as many one; others are a number.
 MOST_SHOWN = 8
+_NAME_WIDTH = 24
 REFRESHES_PER_SECOND = 8
 _STYLES = {"L": "bold cyan", "S": "bold magenta", "E": "green"}
 
@@ -99,21 +100,34 @@ class LiveReporter:
         """Draw the moving lines as they are now."""
         lines: list[RenderableType] = []
         sampling = [*self._progress.sampling.values()]
-        for one in sampling[:MOST_SHOWN]:
-            assert one.started is not None
-            lines.append(_cut(f"{printable(one.started.job)}  {printable(one.started.prompt)}"))
-            lines.append(self._step_line(one, one.started))
-        if len(sampling) > MOST_SHOWN:
-            lines.append(_cut(f"and {count(len(sampling) - MOST_SHOWN, 'further job')}"))
+        has_workers = any(one.started and one.started.worker for one in sampling)
+        most = MOST_SHOWN * (2 if has_workers else 1)
+        for one in sampling[:most]:
+            lines += self._job_lines(one)
+        if len(sampling) > most:
+            lines.append(_cut(f"and {count(len(sampling) - most, 'further job')}"))
         if self._waits_for:
             lines.append(_cut(self._waits_for))
         lines.append(self._batch_line())
         return Group(*lines)
 
-    def _step_line(self, job: JobProgress, started: JobStarted) -> Text:
+    def _job_lines(self, job: JobProgress) -> list[RenderableType]:
+        """Two lines of a job; one where several workers have one each."""
+        assert job.started is not None
+        name, prompt = printable(job.started.job), printable(job.started.prompt)
+        worker = printable(job.started.worker)
+        if not worker:
+            return [_cut(f"{name}  {prompt}"), self._step_line(job, job.started, 30)]
+        narrow = name if len(name) <= _NAME_WIDTH else f"{name[: _NAME_WIDTH - 1]}…"
+        before = f"{worker}  {narrow:{_NAME_WIDTH}}  "
+        line = _cut(before)
+        line.append_text(self._step_line(job, job.started, 30 + len(before)))
+        return [line]
+
+    def _step_line(self, job: JobProgress, started: JobStarted, taken: int) -> Text:
         total = started.num_inference_steps
         planned = started.denoisers or "?" * total
-        width = max(10, self._console.width - 30)
+        width = max(10, self._console.width - taken)
         line = step_bar(job.ran, planned, width)
         line.append(f"  step {len(job.ran)}/{total} {job.role or 'waiting'}")
         line.no_wrap, line.overflow = True, "crop"

@@ -148,6 +148,7 @@ def _present(job: JobProgress) -> dict[str, Any]:
         "step": job.step + 1 if job.ran else 0,
         "num_inference_steps": job.total,
         "role": job.role,
+        "worker": job.started.worker,
     }
 
 

@@ -29,6 +29,7 @@ from flowblend_cli.engine.executors.base import (
 from flowblend_cli.engine.executors.factory import make_executor
 from flowblend_cli.engine.extra_renders import DraftPreviews, TimedRepeats
 from flowblend_cli.engine.followup.study_run import NullStudy, StudyRun
+from flowblend_cli.engine.job_queue import JobQueue
 from flowblend_cli.engine.limits import LimitReached, Limits
 from flowblend_cli.engine.output_folder import network_file_system, output_lock, sweep
 from flowblend_cli.engine.publisher import Pending, Publication, Publisher
@@ -124,7 +125,7 @@ class BatchRun:
         self._finder = Finder(None)
         self._resolved: dict[tuple[ModelSpec, tuple[AdapterSpec, ...]], ResolvedModels] = {}
         self._planned: dict[tuple[Any, ...], str] = {}
-        self._queue: list[Job] = []
+        self._queue = JobQueue()
         # By the request's number: its job, and what goes on with its answer.
         self._under_way: dict[int, tuple[str, OnAnswer]] = {}
         self._requests = 0
@@ -187,7 +188,9 @@ class BatchRun:
                 problems |= dict.fromkeys(str(error).split("\n"))
         if problems:
             raise ModelFaultError("\n".join(problems))
-        self._queue = self._study.begin()
+        if self._executor.slots > 1:
+            self._queue = JobQueue(self._progress.amount_of)
+        self._queue.add(self._study.begin())
         if self._is_kept:
             manifest = Manifest(self._batch.output_dir, self._complain)
             self._finder = Finder(manifest, verify=self._options.verify)
@@ -243,13 +246,13 @@ class BatchRun:
         while True:
             self._take_published()
             self._fill_slots()
-            self._queue += self._study.new_jobs()
+            self._queue.add(self._study.new_jobs())
             if self._under_way:
                 self._poll()
             elif self._publisher.outstanding:
                 self._take_published(POLL_S)
             elif self._study.is_waiting:
-                self._queue += self._study.wait(self._check)
+                self._queue.add(self._study.wait(self._check))
             elif not self._has_more and not self._study.measure_unreferenced(self._check):
                 return
             self._stop.check()
@@ -270,7 +273,9 @@ class BatchRun:
             elif self._previews is not None:
                 if not self._preview(self._previews):
                     return
-            elif not self._queue or not self._start(self._next_job()):
+            elif not self._queue or not self._start(
+                self._queue.take(self._executor.models_in_memory())
+            ):
                 return
 
     @property
@@ -279,19 +284,11 @@ class BatchRun:
             return not self._under_way and not self._publisher.outstanding
         return len(self._under_way) < self._executor.slots
 
-    def _next_job(self) -> Job:
-        """Take the next job out of the queue: one of models in memory, where there is one."""
-        loaded = self._executor.models_in_memory()
-        if not loaded:
-            return self._queue.pop(0)
-        place = next((n for n, job in enumerate(self._queue) if job.model in loaded), 0)
-        return self._queue.pop(place)
-
     def _start(self, job: Job) -> bool:
         """Have a job rendered, or find that it needs no render; False where it has to wait."""
         selected = None if self._limits.reached else self._study.selection_of(job)
         if selected is not None:
-            self._queue.insert(0, job)
+            self._queue.put_back(job)
             selection, drafts = selected
             keys = {draft.id: job_key(draft, self._models(draft).identity) for draft in drafts}
             known = self._study.known_looks(selection, keys)
@@ -304,7 +301,7 @@ class BatchRun:
         is_done = found.done is not None and not self._anew
         if not is_done and not self._limits.may_start(job):
             if self._limits.may_free:
-                self._queue.insert(0, job)
+                self._queue.put_back(job)
                 return False
             return True  # it remains
         if found.obstacle:
@@ -405,7 +402,7 @@ class BatchRun:
             return False
         self._previews = None
         dropped = self._study.drop_drafts(previews.selection, previews.keys)
-        self._queue = [job for job in self._queue if job.id not in dropped]
+        self._queue.drop(dropped)
         return True
 
     def _submit(self, on_answer: OnAnswer, *, job: Job, **what: Any) -> None:
@@ -467,7 +464,8 @@ class BatchRun:
                     raise error
                 return
             ends = isinstance(error, ENDS_THE_BATCH)
-            self._fail(job, _NOT_RENDERED if ends else reason_of(error), seed)
+            why = _NOT_RENDERED if ends else reason_of(error)
+            self._fail(job, why, seed, answer.worker)
             if ends:
                 raise error
 
@@ -508,7 +506,8 @@ class BatchRun:
         job, render, study = done.pending.job, done.render, self._study
         if done.error is not None:
             ends = isinstance(done.error, ENDS_THE_BATCH)
-            self._fail(job, _NOT_RENDERED if ends else reason_of(done.error), render.seed)
+            why = _NOT_RENDERED if ends else reason_of(done.error)
+            self._fail(job, why, render.seed, render.worker)
             if ends:
                 raise done.error
             return
@@ -571,8 +570,9 @@ class BatchRun:
     def _complain(self, text: str) -> None:
         self._tell(Message(text, is_error=True))
 
-    def _fail(self, job: Job, error: str, seed: int | None = None) -> None:
-        self._tell(JobFailed(job.id, job.scene, job.seed if seed is None else seed, error))
+    def _fail(self, job: Job, error: str, seed: int | None = None, worker: str = "") -> None:
+        seed = job.seed if seed is None else seed
+        self._tell(JobFailed(job.id, job.scene, seed, error, worker))
         self._study.on_failed(job)
 
 
@@ -589,6 +589,7 @@ def _done(pending: Pending, render: RenderResult, record: JobRecord) -> JobDone:
         peak_rss_bytes=render.peak_rss_bytes,
         peak_vram_bytes=render.peak_vram_bytes,
         pixels_sha256=render.pixels_sha256,
+        worker=render.worker,
     )
 
 

@@ -17,7 +17,10 @@ class RunOptions:
         checkpoint_every: Store a job's state after every so many steps; 0 never does.
         verify: Hash the bytes of every finished file, of large ones too.
         allow_download: Fetch models that the recipe names and this machine lacks.
-        isolated: Render in a process of its own, whose death costs one try of one job.
+        executor: ``"child"`` renders in processes of their own, whose death costs one try of one
+            job; ``"in-process"`` in a thread of this one.
+        devices: A worker process for each of these, see ``executors.devices``; empty for one
+            process that uses what the recipe says.
         stop_patience_s: Seconds that a step may take to end once the run stops; an executor that
             takes longer is ended, and its jobs remain.
     """
@@ -28,10 +31,14 @@ class RunOptions:
     checkpoint_every: int = 0
     verify: bool = False
     allow_download: bool = False
-    isolated: bool = False
+    executor: str = "in-process"
+    devices: str = ""
     stop_patience_s: float = 3600.0
 
 
-def isolates() -> bool:
-    """Whether the command renders in a process of its own: unless ``FLOWBLEND_ISOLATE=0``."""
-    return os.environ.get("FLOWBLEND_ISOLATE") != "0"
+def usual_executor() -> str:
+    """Where the command renders unless told: in a process of its own, or as the environment says.
+
+    ``FLOWBLEND_ISOLATE=0`` stands for ``in-process``.
+    """
+    return "in-process" if os.environ.get("FLOWBLEND_ISOLATE") == "0" else "child"

@@ -278,6 +278,11 @@ class Estimates:
         seconds = self.speeds.total(work.tasks)
         return None if seconds is None else seconds * work.repeats
 
+    def amount_of(self, job: str) -> float:
+        """How much the steps of a job ask for; 0 where nothing is known of it."""
+        work = self._works.get(job)
+        return 0.0 if work is None else sum(task.amount for task in work.steps)
+
     def _usual_s(self) -> float:
         some = next(iter(self._works.values()), None)
         return (self.speeds.total(some.tasks) or 0.0) if some is not None else 0.0

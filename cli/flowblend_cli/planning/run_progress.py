@@ -28,7 +28,7 @@ from flowblend_cli.events import (
     RunStarted,
     StepStarted,
 )
-from flowblend_cli.jobs import Batch
+from flowblend_cli.jobs import Batch, Job
 from flowblend_cli.planning.estimates import Estimates, Speeds
 from flowblend_cli.planning.workloads import works_of
 from flowblend_cli.text import clock
@@ -179,6 +179,10 @@ class RunProgress:
     def seconds_of(self, job: str) -> float | None:
         """Seconds that one job will take; None before anything is known."""
         return self._begun().seconds_of(job)
+
+    def amount_of(self, job: Job) -> float:
+        """How much a job asks for beside others of this batch, in FLOPs or pixels."""
+        return self._begun().amount_of(job.id)
 
     def line(self) -> str:
         """Say how far the run is, and how long the rest will take, in one line; for any thread."""

@@ -47,15 +47,22 @@ class WorkerProcess:
         module: Dotted name of the module that it runs.
         name: What messages call it: ``"render"`` for "the render process".
         environment: Variables that it has besides this process's own.
+        on_document: Called by a thread where ``receive`` has something to give or to raise.
 
     Raises:
         WorkerDiedError: It can't be started.
     """
 
     def __init__(
-        self, module: str, name: str, environment: Mapping[str, str] | None = None
+        self,
+        module: str,
+        name: str,
+        environment: Mapping[str, str] | None = None,
+        *,
+        on_document: Callable[[], None] | None = None,
     ) -> None:
         self._name = name
+        self._on_document = on_document or (lambda: None)
         self._patience_s: float | None = None
         try:
             self._process = subprocess.Popen(
@@ -170,8 +177,10 @@ class WorkerProcess:
             with contextlib.suppress(OSError, ValueError, EOFError), self._process.stdout as stream:
                 while (document := read_document(stream)) is not None:
                     self._incoming.put(document)
+                    self._on_document()
         finally:
             self._incoming.put(None)
+            self._on_document()
 
     def _listen(self) -> None:
         """Keep the last of what libraries print: what a process dies of stands there."""

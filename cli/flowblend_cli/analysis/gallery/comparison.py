@@ -60,7 +60,7 @@ def gallery(
         if (job := next(blended, None)) is None:
             return 0, lines
         comparison = compared(batch, job)
-        isolated = RunOptions(isolated=options is not None and options.isolated)
+        isolated = RunOptions(executor=RunOptions.executor if options is None else options.executor)
         first = warm_up(comparison.jobs[0])
         progress = RunProgress(comparison)
         shown = show(progress)

@@ -160,6 +160,7 @@ class PresentDocument(Document):
     step: Count
     num_inference_steps: Count
     role: Word
+    worker: Word | None = None
 
 
 class ProcessDocument(Document):

@@ -90,6 +90,7 @@ class RenderResult:
         peak_rss_bytes: Most main memory meanwhile.
         peak_vram_bytes: Most accelerator memory meanwhile; None on a CPU.
         memory: What was done since memory ran out, see ``oom_retry.MemoryLevel.names``.
+        worker: The worker that rendered it; empty where there is one alone.
     """
 
     number: int
@@ -105,6 +106,7 @@ class RenderResult:
     peak_rss_bytes: int
     peak_vram_bytes: int | None
     memory: tuple[str, ...] = ()
+    worker: str = ""
 
     def to_document(self) -> dict[str, Any]:
         """All but the frames."""
@@ -126,11 +128,13 @@ class PreviewResult:
         number: Number of the request.
         frames: Pixels, (T, H, W, 3), uint8.
         elapsed_s: Seconds that it took.
+        worker: See ``RenderResult``.
     """
 
     number: int
     frames: Frames
     elapsed_s: float
+    worker: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,11 +146,13 @@ class RenderFailure:
         error: What went wrong.
         kind: ``"job"``: this job failed. ``"models"``: its models can't be loaded, nor can those of
             any other job that names them. ``"stopped"``: the executor was told to stop.
+        worker: See ``RenderResult``.
     """
 
     number: int
     error: BaseException
     kind: Literal["job", "models", "stopped"] = "job"
+    worker: str = ""
 
 
 Answer = RenderResult | PreviewResult | RenderFailure

@@ -8,7 +8,7 @@ follow the first two.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -31,6 +31,7 @@ from flowblend_cli.errors import (
 )
 from flowblend_cli.events import Event, Message, ModelLoaded
 from flowblend_cli.jobs import Job, ModelSpec
+from flowblend_cli.utils.devices import Device
 from flowblend_cli.utils.folders import held_folders
 from flowblend_cli.utils.worker_process import Document, WorkerProcess
 from flowblend_plugin.errors import FlowBlendError
@@ -48,15 +49,27 @@ class ChildProcessExecutor:
     Args:
         warm_up: See ``JobRunner``.
         embeddings_dir: See ``JobRunner``.
+        device: The device that its process is held to; None leaves it all.
+        on_told: Called by a thread where ``poll`` may have something.
     """
 
     slots = 1
 
-    def __init__(self, warm_up: Job | None = None, embeddings_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        warm_up: Job | None = None,
+        embeddings_dir: Path | None = None,
+        device: Device | None = None,
+        on_told: Callable[[], None] | None = None,
+    ) -> None:
+        self.name = "" if device is None else device.name
+        self._environment = {} if device is None else device.environment()
+        self._on_told = on_told
         self._begin = {
             "do": "begin",
             "warm_up": None if warm_up is None else warm_up.to_document(),
             "embeddings_dir": None if embeddings_dir is None else str(embeddings_dir),
+            "memory_share": device.share if device is not None and device.kind == "cuda" else 1,
         }
         self._worker: WorkerProcess | None = None
         self._model: ModelSpec | None = None
@@ -108,6 +121,10 @@ class ChildProcessExecutor:
         self._end_process()
 
     @property
+    def _called(self) -> str:
+        return f"{self.name} render".strip()
+
+    @property
     def _is_loaded(self) -> bool:
         return self._request is not None and self._model == self._request.models.spec
 
@@ -116,7 +133,9 @@ class ChildProcessExecutor:
             self._end_process()
         if self._worker is None:
             try:
-                self._worker = WorkerProcess(MODULE, "render")
+                self._worker = WorkerProcess(
+                    MODULE, self._called, self._environment, on_document=self._on_told
+                )
             except WorkerDiedError as error:
                 self._lose_process(error)
                 return

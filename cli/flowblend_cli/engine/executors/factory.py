@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from flowblend_cli.engine.executors.base import Executor
 from flowblend_cli.engine.executors.child_process import ChildProcessExecutor
+from flowblend_cli.engine.executors.devices import find_devices
 from flowblend_cli.engine.executors.in_process import InProcessExecutor
+from flowblend_cli.engine.executors.pool import WorkerPool
 from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.jobs import Job
+from flowblend_cli.text import count
+from flowblend_cli.utils.devices import Device
 
 
 def make_executor(
@@ -20,6 +26,26 @@ def make_executor(
         options: The options.
         warm_up: See ``JobRunner``.
         embeddings_dir: See ``JobRunner``.
+
+    Raises:
+        UsageError: A device isn't there.
     """
-    kind = ChildProcessExecutor if options.isolated else InProcessExecutor
-    return kind(warm_up, embeddings_dir)
+    if options.executor == "in-process":
+        return InProcessExecutor(warm_up, embeddings_dir)
+    if not options.devices:
+        return ChildProcessExecutor(warm_up, embeddings_dir)
+    heard = threading.Event()
+    devices = find_devices(options.devices)
+    workers = [ChildProcessExecutor(warm_up, embeddings_dir, one, heard.set) for one in devices]
+    return WorkerPool(workers, heard, _said_of(devices))
+
+
+def _said_of(devices: Sequence[Device]) -> str:
+    """What people should know of workers that share a CPU's threads; empty for nothing."""
+    if len(devices) < 2 or devices[0].kind != "cpu":
+        return ""
+    threads = devices[0].threads()
+    return (
+        f"{len(devices)} workers with {count(threads, 'thread')} each: bits depend on the number "
+        f"of threads, and are those of one process with OMP_NUM_THREADS={threads}"
+    )

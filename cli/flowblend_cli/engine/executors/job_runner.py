@@ -43,11 +43,17 @@ class JobRunner:
             once (memory, kernels, the prompt's embedding) isn't in anybody's seconds.
         embeddings_dir: Output folder in which encoded prompts are kept; None keeps them in memory
             alone.
+        memory_share: How many share the device's memory, of which this one takes its part.
     """
 
     def __init__(
-        self, tell: Reporter, warm_up: Job | None = None, embeddings_dir: Path | None = None
+        self,
+        tell: Reporter,
+        warm_up: Job | None = None,
+        embeddings_dir: Path | None = None,
+        memory_share: int = 1,
     ) -> None:
+        self._memory_share = memory_share
         self._tell = tell
         self._warm_up = warm_up
         self._embeddings_dir = embeddings_dir
@@ -132,6 +138,10 @@ class JobRunner:
             from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
 
             self._runtime = None  # free the former models before the next ones load
+            if self._memory_share > 1:
+                from flowblend_cli.engine.runtime.placement import share_memory
+
+                share_memory(self._memory_share)
             self._runtime = PipelineRuntime(replace(self._models, spec=spec))
             if self._embeddings_dir is not None:
                 from flowblend_cli.engine.runtime.prompt_cache import keep_embeddings

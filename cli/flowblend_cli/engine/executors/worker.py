@@ -82,11 +82,12 @@ def main() -> None:
     given = reader.next_document()
     warm_up = None if given["warm_up"] is None else Job.from_document(given["warm_up"])
     folder = None if given["embeddings_dir"] is None else Path(given["embeddings_dir"])
+    share = given["memory_share"]
 
     def tell(event: Event) -> None:
         channel.send({"say": "event", "name": event.name, "values": asdict(event)})
 
-    runner = JobRunner(tell, warm_up, folder)
+    runner = JobRunner(tell, warm_up, folder, share)
     with held(map(HeldFolder.from_document, given["held"])):
         while True:
             _send(channel, runner.run(reader.next_request(), reader.check))

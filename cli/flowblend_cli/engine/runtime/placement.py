@@ -197,6 +197,16 @@ def stronger_than(offload: str) -> str:
     return dict(pairwise(OFFLOADS)).get(offload, "")
 
 
+def share_memory(share: int) -> None:
+    """Take no more than a part of the device's memory, where several processes use it.
+
+    Args:
+        share: How many they are.
+    """
+    if share > 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(1 / share)
+
+
 def free_memory() -> None:
     """Let go of what nobody needs any more, also of what allocators keep for later."""
     gc.collect()

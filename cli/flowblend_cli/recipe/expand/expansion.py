@@ -102,6 +102,7 @@ def expand(recipe: Recipe, problems: Problems, *, settle: bool = True) -> Batch:
         make_study(recipe, candidates, selections),
         tuple(job for job in jobs if job.id in reserve),
         recipe.source.text,
+        recipe.devices,
     )
 
 

@@ -44,6 +44,12 @@ class Recipe:
     pictures: Mapping[int | str, ImageSpec]
     prompts: Prompts
 
+    @property
+    def devices(self) -> str:
+        """Where the recipe asks to be rendered; empty where it doesn't."""
+        run = self.tables.run
+        return (run.devices or "") if run is not None else ""
+
     def picture_of(self, index: int, line: PromptLine | None) -> ImageSpec | None:
         """The picture that a prompt begins with: its line's own, or that of its scene."""
         own = line.image if line is not None else None

@@ -25,6 +25,7 @@ from flowblend_cli.recipe.schema.tables import (
     OutputTable,
     PresetTable,
     RecipeTable,
+    RunTable,
     SamplingTable,
     SceneTable,
     Table,
@@ -38,6 +39,7 @@ class RecipeDocument(Table):
     include: list[Text] = Field(default_factory=list)
     """Files in the recipe's folder that this one is merged over."""
     recipe: RecipeTable = RecipeTable()
+    run: RunTable = RunTable()
     model: ModelTable
     blend: BlendTable = BlendTable()
     sampling: SamplingTable = SamplingTable()

@@ -63,6 +63,7 @@ from flowblend_cli.recipe.schema.stage_values import (
     parse_cache,
 )
 from flowblend_cli.recipe.source.limits import MAX_PROMPT, MAX_SAMPLE
+from flowblend_cli.utils.devices import check_devices
 from flowblend_plugin.stages import Cache
 
 Seeds = Annotated[
@@ -149,6 +150,13 @@ class RecipeTable(Table):
     """Most prompts of a scene; more are drawn from. Without it, all are rendered."""
     sample_seed: Seed = 0
     """Another one draws others."""
+
+
+class RunTable(Table):
+    """Where the batch is rendered; no key of it changes a pixel's meaning."""
+
+    devices: Annotated[str, AfterValidator(check_devices)] | None = None
+    """A worker process on each of these: all, cuda:0,cuda:2, or cpu*2; as --devices."""
 
 
 class ModelTable(Table):

@@ -41,6 +41,7 @@ from flowblend_cli.recipe.schema.tables import (
     PresetFields,
     PresetTable,
     RecipeTable,
+    RunTable,
     SamplingTable,
     SceneFields,
     SceneTable,
@@ -58,6 +59,7 @@ class Tables:
     """The tables of a recipe; None where there is nothing sound in one."""
 
     recipe: RecipeTable | None = None
+    run: RunTable | None = None
     model: ModelTable | None = None
     blend: BlendTable | None = None
     sampling: SamplingTable | None = None
