@@ -19,11 +19,15 @@ from rendered import KEY, a_job, write_clip
 
 from flowblend_cli.artifacts.existing import Existing, Finder
 from flowblend_cli.artifacts.finished import FileState, inspect_final, shows_the_same
+from flowblend_cli.artifacts.image import publish_image
 from flowblend_cli.artifacts.manifest import Manifest
+from flowblend_cli.artifacts.reading import read_native_frames
 from flowblend_cli.console.factory import make_reporter
 from flowblend_cli.engine.batch_run import BatchRun
+from flowblend_cli.errors import OutputError
 from flowblend_cli.jobs import Job
 from flowblend_cli.planning.run_progress import RunProgress
+from flowblend_cli.utils.frames import pixels_sha256
 from flowblend_cli.utils.limits import MAX_FINISHED_BYTES
 from tests.faults import drawn
 
@@ -301,3 +305,57 @@ def test_edited_clips_are_kept_beside_and_their_jobs_rendered(
     assert clip.read_bytes() == before
     assert (out / f"{clip.stem}.edited.mp4").read_bytes() == kept[0]
     assert (out / f"{clip.stem}.edited-2.mp4").read_bytes() == kept[1]
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3])
+def test_a_still_is_what_was_rendered_up_to_its_last_enlarged_pixel(
+    tmp_path: Path, scale: int
+) -> None:
+    path = tmp_path / "still.png"
+    native = np.random.default_rng(0).integers(0, 255, (8, 6, 3), dtype=np.uint8)
+    document = {
+        "flowblend": "1",
+        "job": {"recipe": "r", "output": {"scale": scale}},
+        "pixels_sha256": pixels_sha256(native[None]),
+    }
+    publish_image(native, path, document=document, scale=scale)
+    assert inspect_final(path).state is FileState.INTACT
+    assert np.array_equal(read_native_frames(path, scale), native[None])
+    assert read_native_frames(path).shape == (1, 8 * scale, 6 * scale, 3)
+
+    texts, image = texts_of(path), Image.open(path).convert("RGB")
+    for place in ((0, 0), (image.width - 1, image.height - 1)):
+        other = image.copy()
+        red, *rest = image.getpixel(place)  # type: ignore[misc]
+        other.putpixel(place, (255 - red, *rest))
+        save_png(path, other, texts)
+        found = inspect_final(path)
+        assert (found.state, found.recipe) == (FileState.EDITED, "r")
+        assert found.change == "has pixels that differ from its record"
+
+
+@pytest.mark.parametrize("job", [None, {}, {"output": 3}, {"output": {"scale": True}}])
+def test_a_still_that_says_no_enlargement_has_none(tmp_path: Path, job: object) -> None:
+    path, native = tmp_path / "still.png", np.full((1, 4, 4, 3), 7, np.uint8)
+    document = {"flowblend": "1", "job": job, "pixels_sha256": pixels_sha256(native)}
+    publish_image(native[0], path, document=document)
+    assert inspect_final(path).state is FileState.INTACT
+
+
+def test_a_picture_that_no_decoder_takes_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "still.png"
+    publish_image(np.zeros((4, 4, 3), np.uint8), path, document={"flowblend": "1"})
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(OutputError) as caught:
+        read_native_frames(path)
+    assert str(caught.value).startswith(f"{path}: can't be decoded (")
+    assert "(None)" not in str(caught.value)
+    assert "()" not in str(caught.value)
+
+
+def test_a_clip_has_the_pixel_format_that_players_take(tmp_path: Path) -> None:
+    write_clip(tmp_path, CLIP)
+    with av.open(str(tmp_path / CLIP.filename)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert stream.codec_context.pix_fmt == "yuv420p"

@@ -12,6 +12,7 @@ from rendered import a_job
 
 from flowblend_cli import jobs
 from flowblend_cli.artifacts.schema import job as schema
+from flowblend_cli.artifacts.schema.base import Closed, Document, Word
 from flowblend_cli.artifacts.schema.description import describe
 from flowblend_cli.artifacts.schema.reviews import RatingsDocument
 from flowblend_cli.errors import DocumentError
@@ -43,6 +44,38 @@ def test_a_converted_picture_and_a_variant_are_read_back() -> None:
         {**jobs.ModelSpec("./wan", variant="fp16").to_document(), "denoisers": {}}
     )
     assert model.variant == "fp16"
+
+
+class Tall(Document):
+    a: int
+    b: int
+    c: int
+    d: int
+    e: int
+
+
+@pytest.mark.parametrize("present", range(6))
+def test_up_to_three_problems_are_named_and_the_others_counted(present: int) -> None:
+    given_keys = dict.fromkeys("abcde"[:present], 1)
+    if present == 5:
+        assert Tall.read(given_keys).e == 1
+        return
+    with pytest.raises(DocumentError) as caught:
+        Tall.read(given_keys)
+    missing = [f"{name} is missing" for name in "abcde"[present:]]
+    more = [f"and {len(missing) - 3} more"] if len(missing) > 3 else []
+    assert str(caught.value) == "; ".join([*missing[:3], *more])
+
+
+def test_a_problem_is_one_printable_line() -> None:
+    class Named(Closed):
+        x: Word = ""
+
+    with pytest.raises(DocumentError) as caught:
+        Named.read({"\x1b[31mred\u202e\n": 1})
+    assert str(caught.value).isprintable()
+    with pytest.raises(DocumentError, match="is no JSON object"):
+        Named.read([1])
 
 
 HASH, COMMIT = "0123456789abcdef" * 4, "0123456789" * 4

@@ -16,6 +16,7 @@ from noise_executor import NoiseExecutor, render_of
 from three_slots import ThreeSlots
 
 from flowblend_cli.artifacts.finished import FileState, inspect_final
+from flowblend_cli.engine import batch_run
 from flowblend_cli.engine.batch_run import BatchRun
 from flowblend_cli.engine.executors.base import Answer, RenderFailure, RenderRequest
 from flowblend_cli.engine.run_options import RunOptions
@@ -28,7 +29,9 @@ from flowblend_cli.events import (
     JobFailed,
     JobReturned,
     JobSkipped,
+    Message,
     RunEnded,
+    RunStarted,
     StepStarted,
     Summary,
     captured_events,
@@ -290,3 +293,108 @@ def test_an_answer_that_comes_after_the_run_was_stopped_is_published_still(batch
     assert [done.seed for done in told.of(JobDone)] == [1, 2]
     assert not told.of(JobSkipped)
     assert StopRequested not in [type(one) for one in told]
+
+
+def said(told: CapturedEvents) -> list[tuple[str, bool]]:
+    return [(message.text, message.is_error) for message in told.of(Message)]
+
+
+def test_a_damaged_file_is_named_and_rendered_again_and_a_whole_one_isnt_mentioned(
+    batch: Batch,
+) -> None:
+    _, told = run(batch, ThreeSlots(NoiseExecutor()))
+    assert said(told) == []
+    path = batch.path_of(batch.jobs[2])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    code, told = run(batch, ThreeSlots(NoiseExecutor()))
+
+    assert code == 0
+    assert said(told) == [(f"{path.name} is damaged and is rendered again", True)]
+    assert counted(told) == (1, 5, 0, 0)
+    assert [done.job for done in told.of(JobDone)] == [batch.jobs[2].id]
+    assert path.read_bytes() == whole
+
+
+def test_the_run_tells_first_which_jobs_have_no_file_yet(batch: Batch) -> None:
+    _, told = run(batch, ThreeSlots(NoiseExecutor()))
+    assert told[0] == RunStarted(6, tuple(job.id for job in batch.jobs), 3)
+    batch.path_of(batch.jobs[4]).unlink()
+    _, told = run(batch, ThreeSlots(NoiseExecutor()))
+    assert told[0] == RunStarted(6, (batch.jobs[4].id,), 3)
+
+
+def test_a_network_file_system_is_told_of_by_its_kind_and_folder(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_run, "network_file_system", lambda folder: "nfs4")
+    _, told = run(batch, ThreeSlots(NoiseExecutor()))
+    ((text, is_error),) = said(told)
+    assert text.startswith(f"{batch.output_dir} is on a network file system (nfs4), ")
+    assert not is_error
+
+
+def test_a_status_is_told_once_a_signal_asks_for_it(batch: Batch) -> None:
+    class Asked(NoiseExecutor):
+        def poll(self, timeout_s: float) -> Answer | Event | None:
+            if not self.asked:
+                self.asked = True
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return super().poll(timeout_s)
+
+        asked = False
+
+    _, told = run(batch, Asked())
+    (answer,) = [message for message in told.of(Message) if message.is_answer]
+    assert answer.text.startswith("status: 0 done, 0 already there, 0 failed, 6 remaining; ")
+    assert not answer.is_error
+
+
+def test_every_missing_model_is_named_once_and_nothing_is_rendered(
+    batch_of: LoadText, minimal: str
+) -> None:
+    text = minimal.replace('"sprites"', '"some/hub-model"').replace("LSL", "L")
+    batch = batch_of(text.replace("boundaries = [0.4, 0.8]", ""), *SEEDS)
+    code, told = run(batch, ThreeSlots(NoiseExecutor()))
+
+    assert code == 3
+    assert counted(told) == (0, 0, 0, 6)
+    errors = [text for text, is_error in said(told) if is_error]
+    assert len(errors) == len(set(errors))
+    (missing,) = [text for text in errors if "isn't in the local Hub cache" in text]
+    assert missing.startswith("model 'some/hub-model' ")
+
+
+class Noting(NoiseExecutor):
+    """Notes what it is asked for."""
+
+    def submit(self, request: RenderRequest) -> None:
+        self.noted = [*getattr(self, "noted", []), request]
+        super().submit(request)
+
+
+def test_asked_for_anew_finished_jobs_are_rendered_again_and_others_files_never(
+    batch: Batch,
+) -> None:
+    def anew() -> tuple[int, CapturedEvents]:
+        told = captured_events()
+        executor = Noting(seconds=FAST)
+        options = RunOptions(checkpoint_every=1)
+        code = BatchRun(batch, told, executor=executor, anew=True, options=options).run()
+        assert all(request.checkpoint is None for request in executor.noted)
+        return code, told
+
+    first = Noting(seconds=FAST)
+    assert run(batch, first, checkpoint_every=1)[0] == 0
+    assert [request.checkpoint is None for request in first.noted] == [False] * 6
+    assert [request.seed for request in first.noted] == [job.seed for job in batch.jobs]
+    code, told = anew()
+    assert (code, *counted(told)) == (0, 6, 0, 0, 0)
+
+    foreign = batch.path_of(batch.jobs[1])
+    foreign.write_bytes(b"somebody's own")
+    code, told = anew()
+    (failed,) = told.of(JobFailed)
+    assert (code, failed.job) == (1, batch.jobs[1].id)
+    assert foreign.name in failed.error
+    assert foreign.read_bytes() == b"somebody's own"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -13,11 +15,12 @@ from click.testing import CliRunner
 from flowblend_cli.console.factory import make_reporter
 from flowblend_cli.engine.batch_run import BatchRun
 from flowblend_cli.engine.output_folder import LOCK_NAME, output_lock, sweep
-from flowblend_cli.errors import LockedError
+from flowblend_cli.errors import LockedError, OutputError
 from flowblend_cli.events import Event, JobRendered, chain
 from flowblend_cli.main import main
 from flowblend_cli.planning.run_progress import RunProgress
 from flowblend_cli.utils.files import publish
+from flowblend_cli.utils.folders import held_folders
 from tests.faults import drawn
 
 
@@ -202,3 +205,19 @@ def test_what_is_written_of_finished_clips_goes_through_no_link_either(
     assert (
         victim.read_text() == "flowblend report" if victim.is_file() else not any(victim.iterdir())
     )
+
+
+@pytest.mark.parametrize("reason", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_that_locks_nothing_is_refused_and_never_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    def flock(lock: int, how: int) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    before = len(os.listdir("/proc/self/fd"))
+    refused = pytest.raises(OutputError, match=r"can't be used for output .*choose another")
+    with refused, output_lock(tmp_path):
+        pytest.fail("it counts as held")
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert held_folders() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,7 +26,11 @@ from flowblend_cli.recipe.schema.tables import SamplingTable
 from flowblend_cli.recipe.sweep.sampling import NOT_STOCHASTIC
 from flowblend_plugin import DenoiserSwitch, SchedulerConfigError, StageSchedule, wrap_scheduler
 from flowblend_plugin.schedulers.factory import FLOW_NAMES, NAMES, STOCHASTIC, make_scheduler
-from flowblend_plugin.schedulers.flow_solvers import FlowDEISScheduler, FlowSASolverScheduler
+from flowblend_plugin.schedulers.flow_solvers import (
+    FlowDEISScheduler,
+    FlowSASolverScheduler,
+    _sde,
+)
 from flowblend_plugin.schedulers.solver_state import reset_history
 
 LSL = StageSchedule.parse("LSL", boundaries=(0.4, 0.8))
@@ -126,7 +131,7 @@ def velocity(sample: torch.Tensor, sigma: float) -> torch.Tensor:
 
 def advance(scheduler: Any, sample: torch.Tensor, steps: range, seed: int = 0) -> torch.Tensor:
     generator = {"generator": torch.Generator().manual_seed(seed)}
-    kwargs = generator if "generator" in type(scheduler).step.__code__.co_varnames else {}
+    kwargs = generator if "generator" in signature(type(scheduler).step).parameters else {}
     for index in steps:
         output = velocity(sample, float(scheduler.sigmas[index]))
         timestep = scheduler.timesteps[index]
@@ -310,3 +315,9 @@ def test_recipes_know_every_name_and_which_have_no_stochastic_form() -> None:
 
 def test_lcm_is_eulers_stochastic_form() -> None:
     assert torch.equal(blended("lcm", "sde"), blended("flow_match_euler", "sde"))
+
+
+def test_sa_solvers_noise_has_the_place_that_diffusers_gives_it() -> None:
+    own = SASolverScheduler().tau_func
+    for timestep in (0, 199, 199.5, 200, 500, 800, 800.5, 801, 999):
+        assert _sde(timestep) == own(timestep)

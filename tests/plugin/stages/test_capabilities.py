@@ -42,3 +42,53 @@ def test_the_attention_backends_are_those_of_diffusers() -> None:
 )
 def test_every_pipeline_of_the_guidance_tables_exists(name: str) -> None:
     assert inspect.isclass(getattr(diffusers, name))
+
+
+# One of each table, and one that is in none.
+PIPELINES = ["WanPipeline", "Cosmos2TextToImagePipeline", "LTXPipeline", "FluxPipeline"]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("scale", [0.0, 0.99, 1.0, 1.01, 7.5])
+def test_guidance_changes_where_two_passes_can_be_told_apart(name: str, scale: float) -> None:
+    may = scale >= 1 and name != "FluxPipeline" and not (name == "LTXPipeline" and scale == 1.0)
+    assert (capabilities.guidance_problem(name, scale) is None) is may
+
+
+def test_why_guidance_cant_change_is_said() -> None:
+    assert "at least 1.0" in (capabilities.guidance_problem("WanPipeline", 0.5) or "")
+    assert "got 0.5" in (capabilities.guidance_problem("WanPipeline", 0.5) or "")
+    assert "fixes it before" in (capabilities.guidance_problem("FluxPipeline", 3.0) or "")
+    assert "as one batch" in (capabilities.guidance_problem("LTXPipeline", 1.0) or "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("first_block", {}, None),
+        ("first_block", {"threshold": 0.1}, None),
+        ("text_kv", {}, None),
+        ("mag", {"mag_ratios": (1.0, 0.9), "threshold": 0.1}, None),
+        ("mag", {"calibrate": True}, None),
+        ("cache_dit", {"whatever": "it takes today"}, None),
+        ("last_block", {}, f"cache 'last_block' is unknown: choose one of {', '.join(KINDS)}"),
+        ("text_kv", {"x": 1}, "cache 'text_kv' takes no x: it takes no options"),
+        (
+            "mag",
+            {"speed": 1, "pace": 2, "threshold": 0.1},
+            (
+                "cache 'mag' takes no pace, speed: it takes calibrate, mag_ratios, max_skip_steps, "
+                "retention_ratio, threshold"
+            ),
+        ),
+        ("mag", {}, "give mag_ratios, or calibrate = true"),
+        ("mag", {"mag_ratios": ()}, "give mag_ratios, or calibrate = true"),
+        ("mag", {"calibrate": False}, "give mag_ratios, or calibrate = true"),
+        ("mag", {"calibrate": 1}, "give mag_ratios, or calibrate = true"),
+    ],
+)
+def test_a_cache_has_a_kind_and_options_that_it_knows(
+    kind: str, options: dict[str, object], said: str | None
+) -> None:
+    problem = capabilities.cache_problem(kind, options)
+    assert problem is None if said is None else said in (problem or "")

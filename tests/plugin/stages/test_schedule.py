@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowblend_plugin import Stage, StageError, StageSchedule
+from flowblend_plugin.stages import stage_letters
 
 fractions = st.floats(0, 1, allow_nan=False)
 
@@ -140,3 +141,97 @@ def test_stages_that_change_often_are_told_by_letters() -> None:
 @given(st.lists(st.sampled_from(["large", "small"]), min_size=1, max_size=60))
 def test_a_schedule_gives_every_step_the_denoiser_that_it_was_made_from(roles: list[str]) -> None:
     assert StageSchedule.from_denoisers(roles).denoisers(len(roles)) == tuple(roles)
+
+
+def test_a_schedule_says_its_letters_ends_and_steps() -> None:
+    def own(*counts: int) -> StageSchedule:
+        ends = [0.9, 0.5][: len(counts) - 1]
+        return StageSchedule(
+            tuple(
+                Stage(role, until_sigma=end, steps=count)
+                for role, end, count in zip(
+                    ("large", "small", "large"), [*ends, None], counts, strict=False
+                )
+            )
+        )
+
+    assert str(StageSchedule.parse("LLL")) == "L"
+    assert str(StageSchedule.parse("LSL", (0.4, 0.8))) == "LSL (0.4, 0.8)"
+    assert str(StageSchedule.parse("LS", boundary_sigmas=(0.9,))) == "LS sigmas (0.9,)"
+    assert str(own(25, 15)) == "LS sigmas (0.9,) in 25 + 15 steps"
+    assert str(own(7)) == "L in 7 steps"
+    with pytest.raises(
+        StageError, match=r"is 41, and the stages have 25 \+ 15 = 40 steps .* to 40"
+    ):
+        own(25, 15).denoisers(41)
+    with pytest.raises(
+        StageError, match=r"is 8, and the stages have 7 steps of their own: .* to 7"
+    ):
+        own(7).denoisers(8)
+    assert own(2, 1, 2).denoisers(5) == ("large", "large", "small", "large", "large")
+    assert own(2, 1).boundaries is None
+    assert own(2, 1).boundary_sigmas == (0.9,)
+    assert not own(2, 1).needs_noise_levels
+    assert own(2, 1).num_inference_steps == 3
+
+
+def test_letters_of_ones_own_name_denoisers_and_are_told_where_one_is_unknown() -> None:
+    names = {"D": "distilled", "T": "tiny"}
+    schedule = StageSchedule.parse("LDT", (0.5, 0.75), names=names)
+
+    assert schedule.roles == ("large", "distilled", "tiny")
+    assert schedule.denoisers(4) == ("large", "large", "distilled", "tiny")
+    with pytest.raises(
+        StageError, match=r"unknown letter 'X', 'Y': .*extrapolated steps, D for distilled, T for"
+    ) as caught:
+        StageSchedule.parse("LXYD", names=names)
+    assert "for large" not in str(caught.value)
+    with pytest.raises(StageError, match=r"needs 1 boundary_sigmas, .* got 2"):
+        StageSchedule.parse("LS", boundary_sigmas=(0.9, 0.1))
+    with pytest.raises(StageError, match=r"sequence of numbers such as \(0.4, 0.8\), got '0.4'"):
+        StageSchedule.parse("LS", "0.4")  # type: ignore[arg-type]
+    with pytest.raises(StageError, match=r"boundary_sigmas must be a sequence .* got 0.5"):
+        StageSchedule.parse("LS", boundary_sigmas=0.5)  # type: ignore[arg-type]
+
+
+def test_a_further_denoisers_letter_is_its_initial_where_only_it_has_that() -> None:
+    assert stage_letters(["distilled", "tiny"]) == {"D": "distilled", "T": "tiny"}
+    assert stage_letters(["distilled", "draft", "tiny"]) == {"T": "tiny"}
+    assert stage_letters(["light", "swift", "easy", "mini"]) == {"M": "mini"}
+
+
+def test_stages_without_a_step_are_listed_and_said() -> None:
+    schedule = StageSchedule.parse("LSL", (0.5, 0.55))
+
+    assert schedule.empty_stages(10) == ()
+    assert schedule.empty_stages(4) == (1,)
+    assert schedule.describe(4) == "steps 0-1 large, no step small, 2-3 large"
+    assert StageSchedule.parse("LS", (0.0,)).empty_stages(2) == (0,)
+    assert StageSchedule.parse("LS", (0.0,)).describe(1) == "step no step large, 0 small"
+
+
+def test_the_first_step_cant_fall_into_an_extrapolated_stage() -> None:
+    schedule = StageSchedule.parse("LES", (0.1, 0.5))
+
+    assert schedule.denoisers(10)[:2] == ("large", "extrapolated")
+    with pytest.raises(StageError, match="at 4 steps the first one falls into stage 2 of LES"):
+        schedule.denoisers(4)
+    with pytest.raises(StageError, match="first stage can't be extrapolated"):
+        StageSchedule.parse("ES", (0.5,))
+
+
+def test_many_stages_with_settings_are_told_stage_by_stage() -> None:
+    stages = [
+        Stage(("large", "small")[number % 2], (number + 1) / 10, guidance_scale=2.0)
+        for number in range(9)
+    ]
+    schedule = StageSchedule((*stages, Stage("small")))
+
+    assert schedule.describe(10).startswith("steps 0 large (guidance 2), 1 small (guidance 2), ")
+    plain = StageSchedule(tuple(Stage(stage.denoiser, stage.until) for stage in schedule.stages))
+    assert plain.describe(10) == "5 large, 5 small: LSLSLSLSLS"
+    assert (
+        StageSchedule.from_denoisers(("large", "small") * 4 + ("large",))
+        .describe(9)
+        .startswith("steps 0 large, 1 small, ")
+    )

@@ -93,3 +93,102 @@ def test_letters_say_everything_of_plain_schedules_only(
 def test_documents_that_are_no_stages_are_refused(document: Any) -> None:
     with pytest.raises(StageError, match="is no stage"):
         StageSchedule.from_document(document)
+
+
+def test_what_a_stage_sets_is_said_in_words() -> None:
+    whole = Stage(
+        "small",
+        guidance_scale=4.5,
+        adapters=(Adapter("style", 0.8), Adapter("motion", 1.0, 0.25)),
+        cache=Cache.of("mag", {"calibrate": True}),
+        attention_backend="sage",
+        steps=6,
+        scheduler="unipc",
+    )
+    assert whole.describe_settings() == (
+        "unipc, guidance 4.5, LoRA style 0.8, LoRA motion 1 to 0.25, cache mag, attention sage"
+    )
+    assert Stage("small", 0.5).describe_settings() == ""
+    assert whole.settings == ("adapters", "attention_backend", "cache", "guidance_scale")
+    assert Stage("small", until_sigma=0.5, steps=3, scheduler="unipc").settings == ()
+
+
+@given(st.floats(0, 2), st.none() | st.floats(0, 2), st.integers(1, 60), st.data())
+def test_a_ramp_begins_and_ends_at_its_weights_and_is_even_between(
+    first: float, last: float | None, count: int, data: st.DataObject
+) -> None:
+    adapter = Adapter("style", first, last)
+    weights = [adapter.weight_at(position, count) for position in range(count)]
+    assert weights[0] == first
+    if last is None or count == 1:
+        assert set(weights) == {first}
+        return
+    assert weights[-1] == pytest.approx(last)
+    position = data.draw(st.integers(0, count - 2))
+    assert weights[position + 1] - weights[position] == pytest.approx(
+        (last - first) / (count - 1), abs=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ((), "at least one stage, got none"),
+        ((Stage("large", 0.5),), "the last stage ends with the trajectory"),
+        ((Stage("large", until_sigma=0.5),), "the last stage ends with the trajectory"),
+        ((Stage("large"), Stage("small")), "exactly one end, until or until_sigma; got Stage"),
+        ((Stage("large", 0.5, 0.5), Stage("small")), "exactly one end"),
+        (
+            (Stage("large", True), Stage("small")),
+            "boundaries must be numbers from 0 to 1, got True",
+        ),
+        ((Stage("large", "half"), Stage("small")), "got 'half'"),  # type: ignore[arg-type]
+        ((Stage("large", -0.1), Stage("small")), "from 0 to 1, got -0.1"),
+        ((Stage("extrapolated", 0.5), Stage("large")), "the first stage can't be extrapolated"),
+        (
+            (Stage("large", 0.5), Stage("extrapolated", guidance_scale=2.0)),
+            "stage 2 is extrapolated and sets guidance_scale, but",
+        ),
+        ((Stage("large", steps=2.5),), "steps of stage 1 must be a whole number, got 2.5"),  # type: ignore[arg-type]
+        ((Stage("large", steps=True),), "steps of stage 1 must be a whole number, got True"),
+        ((Stage("large", steps=0),), "steps of stage 1 must be at least 1, got 0"),
+        (
+            (
+                Stage("large", until_sigma=0.5, steps=3),
+                Stage("small", steps=3, scheduler="euler_a"),
+            ),
+            "scheduler of stage 2 must be one of flow_match_euler, unipc, .*, got 'euler_a'",
+        ),
+        ((Stage("large", scheduler="unipc"),), "stage 1 has scheduler 'unipc' and no steps"),
+        (
+            (Stage("large", until_sigma=0.5, steps=3), Stage("small")),
+            "stage 2 has no steps and others have",
+        ),
+        (
+            (Stage("large", 0.5, steps=3), Stage("small", steps=3)),
+            "stage 1 has steps of its own, so it needs until_sigma.*got None",
+        ),
+        (
+            (
+                Stage("large", until_sigma=0.5, steps=3),
+                Stage("small", until_sigma=0.5, steps=3),
+                Stage("large", steps=3),
+            ),
+            "stage 2 has steps of its own.*got 0.5",
+        ),
+        *(
+            ((Stage("large", until_sigma=level, steps=3), Stage("small", steps=3)), f"got {level}")
+            for level in (0.0, 1.0)
+        ),
+    ],
+)
+def test_stages_that_make_no_schedule_are_refused_and_the_word_names_what_is_wrong(
+    stages: tuple[Stage, ...], said: str
+) -> None:
+    with pytest.raises(StageError, match=said):
+        StageSchedule(stages)
+
+
+def test_the_least_that_stages_with_steps_need_is_enough() -> None:
+    schedule = StageSchedule((Stage("large", until_sigma=0.01, steps=1), Stage("small", steps=1)))
+    assert schedule.denoisers(2) == ("large", "small")
