@@ -37,6 +37,7 @@ from flowblend_plugin.schedulers.stage_solvers import spread_stages
 from flowblend_plugin.schedulers.support import check_supported
 from flowblend_plugin.stage_hooks.attention import StageAttention
 from flowblend_plugin.stage_hooks.base import StageHook, StageStep
+from flowblend_plugin.stage_hooks.block_size import StageBlockSize
 from flowblend_plugin.stage_hooks.cache import CacheReport, StageCaches, forget_cached
 from flowblend_plugin.stage_hooks.early_exit import EarlyExit, SelfDifference
 from flowblend_plugin.stage_hooks.extrapolation import StageExtrapolation
@@ -169,8 +170,10 @@ class DenoiserSwitch(PipelineCallback):
             self._inputs = undo.enter_context(ExitStack())
             for small, large in followed(self._slots).items():
                 self._inputs.push(fit_inputs(large, small))
-            own = (lora, residency, guidance, attention, self._caches, extrapolation, early_exit)
-            self._hooks: tuple[StageHook, ...] = (*own, *further)
+            blocks = StageBlockSize(self._slots)
+            undo.callback(blocks.remove)
+            own = (lora, residency, blocks, guidance, attention, self._caches)
+            self._hooks: tuple[StageHook, ...] = (*own, extrapolation, early_exit, *further)
             self._states = _states(self._hooks)
             self._scheduler = self._wrapped_scheduler(seed)
             every = itertools.chain(*modules.values())

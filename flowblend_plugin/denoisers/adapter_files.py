@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import logging
 import os
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,44 @@ class _Adapter:
     problems: list[str]
 
 
+@dataclass(frozen=True)
+class AdapterFile:
+    """A LoRA file, equal to another one that holds the same.
+
+    Args:
+        path: Where it is; of two equal ones this may differ.
+        digests: SHA-256 of it, and of the file beside it that says how it is scaled.
+    """
+
+    path: Path = field(compare=False)
+    digests: tuple[str, ...]
+
+    @classmethod
+    def of(cls, source: AdapterSource) -> AdapterFile:
+        """Find a file on this machine, or fetch it from the Hub.
+
+        Raises:
+            AdapterError: It isn't there, isn't safetensors, or can't be read.
+        """
+        path = _local_file(source)
+        files = (path, scale_file(path))
+        try:
+            digests = tuple(_digest(file) for file in files if file is not None)
+        except OSError as error:
+            raise AdapterError(f"adapter {path} can't be read: {error.strerror}") from error
+        return cls(path, digests)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def load_adapter(pipe: Any, role: str, module: nn.Module, name: str, source: AdapterSource) -> None:
     """Load a LoRA file into a denoiser, with the weights that ``load_lora_weights`` would give it.
 
-    What a text encoder would have of it is left out, which a warning says.
+    What a text encoder would have of it is left out, which a warning says. Offloading of the
+    denoiser is for the caller to lift: the pipeline would set up that of all its models anew.
 
     Args:
         pipe: The pipeline, whose class knows how published LoRA files name their weights.
@@ -118,7 +153,6 @@ def _inject(pipe: Any, place: str, module: nn.Module, name: str, adapter: _Adapt
         "adapter_name": name,
         "metadata": adapter.metadata,
         "network_alphas": adapter.alphas,
-        "_pipeline": pipe,
     }
     load = getattr(pipe, f"load_lora_into_{place}", None)
     if adapter.has_own_names or load is None:
@@ -238,7 +272,7 @@ def _pefts_config(path: Path) -> dict[str, Any] | None:
         return None
     from peft import LoraConfig
 
-    known = {field.name for field in fields(LoraConfig)}
+    known = {one.name for one in fields(LoraConfig)}
     return {k: v for k, v in json.loads(beside.read_text("utf-8")).items() if k in known}
 
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import CodeType, FrameType
@@ -45,7 +46,9 @@ _IN_USE = (
     "that runs it at this moment would see: give this pipe a denoiser of its own, or run one after "
     "the other"
 )
-_lock = threading.RLock()
+LOCK = threading.RLock()  # of all that changes, or begins to call, denoisers that are shared
+_ended = threading.Condition(LOCK)
+_running: dict[object, tuple[nn.Module, int]] = {}  # calls under way: whose, in which thread
 _turns = itertools.count(1)
 
 
@@ -104,7 +107,7 @@ class PipeCalls:
 
     def watch(self) -> None:
         """Observe the modules; again where a user compiled one in place since."""
-        with _lock:
+        with LOCK:
             for module in self._modules:
                 seam = vars(module).get(_PLACE)
                 if not isinstance(seam, _Seam):
@@ -115,7 +118,7 @@ class PipeCalls:
     def close(self) -> None:
         """Observe nothing any more; doing it twice does nothing."""
         self.end()
-        with _lock:
+        with LOCK:
             for module in self._modules:
                 seam = vars(module).get(_PLACE)
                 if isinstance(seam, _Seam):
@@ -151,7 +154,7 @@ class PipeCalls:
                 if it began since the module is observed.
         """
         self._alone, wanted = [], list(modules)
-        with _lock:  # no call begins meanwhile
+        with LOCK:  # no call begins meanwhile
             for module in wanted:
                 self.check_free(module)
                 seam = vars(module).get(_PLACE)
@@ -321,15 +324,18 @@ class _Seam:
         pipe, beneath = calling_pipe()
         token = object()
         try:
-            with _lock:
+            with LOCK:
                 owner = self._owner(module, pipe, beneath)
                 self._under_way[token] = owner
+                _running[token] = (getattr(module, "_orig_mod", module), threading.get_ident())
             if owner is None:
                 return compute(*args, **kwargs)
             return owner.call(pipe, compute, Call(module, args, kwargs))
         finally:
-            with _lock:
+            with LOCK:
                 self._under_way.pop(token, None)
+                _running.pop(token, None)
+                _ended.notify_all()
 
     def _owner(self, module: nn.Module, pipe: Any, beneath: list[Any]) -> PipeCalls | None:
         """Find out to whom a call belongs.
@@ -353,6 +359,18 @@ class _Seam:
     def is_used_beside(self, observer: PipeCalls) -> bool:
         """Whether a call is under way that doesn't belong to an observer."""
         return any(owner is not observer for owner in self._under_way.values())
+
+
+@contextmanager
+def at_rest(module: nn.Module) -> Iterator[None]:
+    """Have no other thread run a module in the block: those that do end first, and none begins.
+
+    It knows of the calls that began since some switch has the module.
+    """
+    here = threading.get_ident()
+    with _ended:
+        _ended.wait_for(lambda: all(m is not module or t == here for m, t in _running.values()))
+        yield
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -389,7 +407,7 @@ def _put(module: nn.Module, compute: Any) -> None:
 
 
 def _forget(seam: weakref.ref[_Seam], observer: Any) -> None:
-    with _lock:
+    with LOCK:
         living = seam()
         if living is not None:
             living.remove(None)

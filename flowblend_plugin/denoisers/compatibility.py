@@ -53,6 +53,7 @@ _INTERFACE = {
     "time_cond_proj_dim": "embedded guidance",
     "use_meanflow": "second timestep",
     "use_additional_t_cond": "second timestep condition",
+    "encoder_hid_dim_type": "embedded image, such as an IP-Adapter's",
     "addition_embed_type": "added embeddings",
     "addition_time_embed_dim": "added time embedding's width",
     "projection_class_embeddings_input_dim": "added embeddings' width",

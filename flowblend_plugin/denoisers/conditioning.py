@@ -33,8 +33,6 @@ def fit_inputs(large: nn.Module, small: nn.Module) -> ExitStack:
     ours, theirs = _vace_layers(small), _vace_layers(large)
     if ours and theirs and len(ours) != len(theirs):
         undo.callback(_fit_scales(small, theirs, ours).remove)
-    if all(hasattr(uncompiled(module), "_set_ar_attention") for module in (large, small)):
-        _share_block_size(uncompiled(large), uncompiled(small), undo)
     return undo
 
 
@@ -79,18 +77,3 @@ def _fit_scales(small: nn.Module, theirs: Sequence[float], ours: Sequence[float]
         return args, {**kwargs, name: fit_scales(scales, theirs, ours)}
 
     return small.register_forward_pre_hook(fit, with_kwargs=True)
-
-
-def _share_block_size(large: Any, small: Any, undo: ExitStack) -> None:
-    """Set the frames of causal blocks on both denoisers; SkyReels V2 sets those of its own."""
-    modules = (large, small)
-
-    def share(frames: int) -> None:
-        for module in modules:
-            type(module)._set_ar_attention(module, frames)
-
-    undo.callback(type(small)._set_ar_attention, small, small.config.num_frame_per_block)
-    share(large.config.num_frame_per_block)
-    for module in modules:
-        undo.callback(module.__dict__.pop, "_set_ar_attention", None)
-        module._set_ar_attention = share

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -294,6 +294,20 @@ def _follow_sequential(module: nn.Module, like: nn.Module, undo: ExitStack) -> b
     accelerate.cpu_offload(module, device, offload_buffers=bool(module._parameters))
     undo.callback(remove_hook_from_module, module, recurse=True)
     return True
+
+
+@contextmanager
+def without_sequential(module: nn.Module) -> Iterator[None]:
+    """Have the weights of a sequentially offloaded denoiser in its layers, to change these."""
+    device = _sequential_device(module)
+    if device is None:
+        yield
+        return
+    remove_hook_from_module(module, recurse=True)
+    try:
+        yield
+    finally:
+        accelerate.cpu_offload(module, device, offload_buffers=bool(module._parameters))
 
 
 def _sequential_device(module: nn.Module) -> torch.device | None:

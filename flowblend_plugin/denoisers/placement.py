@@ -149,11 +149,21 @@ def check_pair(large: nn.Module, small: nn.Module) -> None:
     Raises:
         PairMismatchError: They can't; every mismatch is listed.
     """
-    configs = [{**m.config, "_class_name": type(m).__name__} for m in (large, small)]  # type: ignore[dict-item]
-    found = list(config_mismatches(*configs))
+    found = _mismatches(large, small)
     found += [f"{what}; move the small one with .to(...)" for what in _apart(large, small)]
     if found:
         raise PairMismatchError(type(large).__name__, type(small).__name__, tuple(found))
+
+
+def _mismatches(large: nn.Module, small: nn.Module) -> list[str]:
+    return list(config_mismatches(_config(large), _config(small)))
+
+
+def _config(module: Any) -> dict[str, Any]:
+    """A denoiser's config, with what an IP-Adapter sets in its attributes alone."""
+    config = module.config
+    found = {key: getattr(config, key, value) for key, value in config.items()}
+    return {**found, "_class_name": type(module).__name__}
 
 
 def _apart(large: Any, small: Any) -> list[str]:
@@ -168,7 +178,7 @@ def _apart(large: Any, small: Any) -> list[str]:
 
 
 def check_storage(slots: Mapping[str, DenoiserSlots], roles: Sequence[str]) -> None:
-    """Check that the pipe's own denoiser wasn't moved or cast away from the others since.
+    """Check that the pipe's own denoiser wasn't moved, cast or changed away from the others since.
 
     Args:
         slots: Role -> its denoisers; ``"large"`` is the pipe's own.
@@ -180,8 +190,16 @@ def check_storage(slots: Mapping[str, DenoiserSlots], roles: Sequence[str]) -> N
     for role in roles:
         for name, module in slots.get(role, {}).items():
             large = slots["large"][name]
-            found = _apart(uncompiled(large), uncompiled(module)) if module is not large else []
-            if found:
+            if module is large:
+                continue
+            pair = uncompiled(large), uncompiled(module)
+            if changed := _mismatches(*pair):
+                raise SwitchError(
+                    f"the {role} denoiser doesn't fit the pipe's own any more: "
+                    f"{'; '.join(changed)}. Load what changes a denoiser, such as an IP-Adapter, "
+                    "into both"
+                )
+            if found := _apart(*pair):
                 raise SwitchError(
                     f"the {role} denoiser isn't where and what the pipe's own is any more: "
                     f"{'; '.join(found)}. Call pipe.to(...) before the switch is attached, or move "

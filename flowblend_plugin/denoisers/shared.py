@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections.abc import Hashable
-from contextlib import ExitStack
+from collections.abc import Hashable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
+from flowblend_plugin.denoisers.calls import LOCK
 from flowblend_plugin.denoisers.offloading import traces
-
-_lock = threading.RLock()
 
 
 class Lay(Protocol):
@@ -59,16 +57,29 @@ class SharedLayers:
     @classmethod
     def of(cls, module: nn.Module) -> SharedLayers:
         """Give the layers of a module; whoever uses them keeps this object."""
-        with _lock:
+        with LOCK:
             found = cls._all.get(id(module))
             if found is None:
                 found = cls._all[id(module)] = cls(module)
             return found
 
+    @classmethod
+    @contextmanager
+    def lifted(cls, module: nn.Module) -> Iterator[None]:
+        """Have a module bare of all layers for a moment, such as to change its parts."""
+        with LOCK:
+            layers = cls._all.get(id(module))
+            above = layers._take(0) if layers is not None else []
+            try:
+                yield
+            finally:
+                if layers is not None:
+                    layers._lay(above)
+
     def hold(self, holder: Any, lay: Lay) -> None:
         """Have a layer laid, unless one of its kind is there that any holder still chooses."""
         kind = type(lay)
-        with _lock:
+        with LOCK:
             index = next((i for i, one in enumerate(self._layers) if one.kind == kind), None)
             if index is None:
                 if lay.choice is None:
@@ -83,7 +94,7 @@ class SharedLayers:
 
     def release(self, holder: Any) -> None:
         """Let all layers go; nothing is left of those that nobody else holds."""
-        with _lock:
+        with LOCK:
             for layer in self._layers:
                 layer.wanted.pop(holder, None)
             unheld = (i for i, layer in enumerate(self._layers) if not layer.wanted)
@@ -94,12 +105,18 @@ class SharedLayers:
 
     def _lay_again(self, index: int) -> None:
         """Take away a layer and those above it, and lay what is still held of them."""
+        self._lay(self._take(index))
+
+    def _take(self, index: int) -> list[_Layer]:
         above = self._layers[index:]
         with ExitStack() as undo:
             for layer in above:
                 undo.push(layer.undo.pop_all())
         del self._layers[index:]
-        for layer in above:
+        return above
+
+    def _lay(self, layers: list[_Layer]) -> None:
+        for layer in layers:
             lay = layer.present or next(iter(layer.wanted.values()), None)
             if lay is None or lay.choice is None:
                 continue

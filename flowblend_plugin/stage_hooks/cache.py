@@ -24,6 +24,7 @@ from diffusers.hooks.pyramid_attention_broadcast import (
 from torch import nn
 
 from flowblend_plugin.denoisers.calls import Call
+from flowblend_plugin.denoisers.offloading import traces
 from flowblend_plugin.errors import SwitchError
 from flowblend_plugin.stage_hooks import cache_dit
 from flowblend_plugin.stage_hooks.base import StageHook, StageStep
@@ -195,6 +196,7 @@ class StageCaches(StageHook):
             return
         module: Any
         for module in step.modules:
+            self._disable.append(traces(module))
             if cache.kind == _CACHE_DIT:
                 guided = getattr(self._pipe(), "do_classifier_free_guidance", True)
                 disable = cache_dit.enable(module, dict(cache.options), guided)

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from flowblend_plugin.denoisers.adapter_files import AdapterSource, load_adapter
+from flowblend_plugin.denoisers.adapter_files import AdapterFile, AdapterSource, load_adapter
+from flowblend_plugin.denoisers.placement import uncompiled
 from flowblend_plugin.errors import AdapterError
 from flowblend_plugin.stage_hooks.base import StageHook, StageStep
 from flowblend_plugin.stage_hooks.lora_state import DenoiserAdapters
@@ -28,9 +29,12 @@ class StageLora(StageHook):
             ``owner/name/file.safetensors``), or a mapping of role -> such a source. A name that is
             left out has to be loaded in the denoiser already.
 
+    What is loaded for several switches stays until the last of them is detached.
+
     Raises:
         AdapterError: An adapter is in no source and not loaded, can't be read, or doesn't fit its
-            denoiser; names the weights that don't.
+            denoiser; names the weights that don't. Or another switch has loaded another file under
+            its name.
     """
 
     def __init__(
@@ -59,26 +63,24 @@ class StageLora(StageHook):
             for stage in stages:
                 for module in dict.fromkeys(modules.get(stage.denoiser, ())):
                     for adapter in stage.adapters:
-                        with self._adapters[module].loading(adapter.name):
-                            self._load(pipe, stage.denoiser, module, adapter.name, sources or {})
+                        self._hold(pipe, stage.denoiser, module, adapter.name, sources or {})
         except BaseException:
             self.remove()
             raise
 
-    def _load(
+    def _hold(
         self, pipe: Any, role: str, module: nn.Module, name: str, sources: Mapping[str, Any]
     ) -> None:
-        if name in getattr(module, "peft_config", {}):
-            return
-        source = sources.get(name)
+        adapters, source = self._adapters[module], sources.get(name)
         if isinstance(source, Mapping):
             source = source.get(role)
-        if source is None:
+        file, bare = None if source is None else AdapterFile.of(source), uncompiled(module)
+        adapters.hold(name, file, lambda file: load_adapter(pipe, role, bare, name, file.path))
+        if name not in adapters.loaded:
             raise AdapterError(
                 f"adapter {name!r} isn't loaded in the {role} denoiser and has no source for it: "
                 f"give adapters={{{name!r}: FILE}} or {{{name!r}: {{{role!r}: FILE}}}}"
             )
-        load_adapter(pipe, role, module, name, source)
 
     def start(self, scheduler: Any) -> None:
         """Set all adapters as the user did: a call that failed may have left a stage's."""
@@ -107,7 +109,7 @@ class StageLora(StageHook):
         self._active = {}
 
     def remove(self) -> None:
-        """Unload what was loaded here, and nothing else."""
+        """Unload what was loaded here and no other switch needs, and nothing else."""
         for adapters in self._adapters.values():
-            adapters.unload()
+            adapters.release()
         self._adapters, self._active = {}, {}

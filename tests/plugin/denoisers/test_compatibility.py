@@ -91,6 +91,10 @@ MISFITS = {
     "SDXL with and without its size conditions": (
         unets.sdxl_denoiser, {}, {"addition_embed_type": None}, ("addition_embed_type",),
     ),
+    "SDXL with an IP-Adapter and without": (
+        unets.sdxl_denoiser, {"encoder_hid_dim_type": "ip_image_proj"}, {},
+        ("encoder_hid_dim_type",),
+    ),
     "LTX-2 that takes its texts as they come, of two widths": (
         ltx.sound_denoiser, {"use_prompt_embeddings": False, "cross_attention_dim": 4096},
         {"use_prompt_embeddings": False, "cross_attention_dim": 2048}, ("cross_attention_dim",),

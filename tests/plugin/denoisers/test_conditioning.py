@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import skyreels, wan
+from families import wan
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,16 +74,3 @@ def test_pairs_that_agree_need_nothing() -> None:
         before = [(dict(vars(module)), dict(module._forward_pre_hooks)) for module in pair]
         fit_inputs(*pair)
         assert [(vars(module), module._forward_pre_hooks) for module in pair] == before
-
-
-@pytest.mark.parametrize("told", ["large", "small"])
-def test_a_causal_block_size_set_on_either_holds_for_both_until_removed(told: str) -> None:
-    pair = {"large": skyreels.denoiser(), "small": skyreels.denoiser(layers=1)}
-    fitted = fit_inputs(pair["large"], pair["small"])
-    pair[told]._set_ar_attention(3)
-    assert [m.config.num_frame_per_block for m in pair.values()] == [3, 3]
-    fitted.close()
-    fitted.close()
-    assert pair["small"].config.num_frame_per_block == 1, "the small one's own"
-    pair["large"]._set_ar_attention(5)
-    assert pair["small"].config.num_frame_per_block == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import logging
@@ -18,6 +19,7 @@ from diffusers import (
     NucleusMoEImageTransformer2DModel,
 )
 from diffusers.hooks import HookRegistry, ModelHook
+from snapshots import Snapshot, check
 from tiny import ltx_denoiser, ltx_pipe, run_ltx, run_wan, wan_denoiser, wan_pipe
 
 from flowblend_plugin import Cache, DenoiserSwitch, Stage, StageSchedule, SwitchError
@@ -324,3 +326,21 @@ def test_without_cache_dit_the_error_says_how_to_get_it(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "cache_dit", None)
     with pytest.raises(SwitchError, match=r"pip install 'flowblend\[cache-dit\]'"):
         DenoiserSwitch(wan_pipe(), stages=all_of("cache_dit"))
+
+
+@pytest.mark.parametrize("ends", ["well", "failed"])
+@pytest.mark.parametrize("kind", WORKING)
+def test_a_stages_cache_leaves_no_trace_on_any_denoiser(kind: str, ends: str) -> None:
+    pipe, other = wan_pipe(), wan_denoiser(layers=2, seed=1)
+    cached = cache(kind)
+    stages = StageSchedule((Stage("large", 0.4, cache=cached), Stage("small", cache=cached)))
+
+    def fail(pipe: Any, index: int, timestep: Any, given: Any) -> Any:
+        if ends == "failed" and index == 5:
+            raise ZeroDivisionError
+        return given
+
+    before = Snapshot(pipe, small=other)
+    with DenoiserSwitch(pipe, other, stages), contextlib.suppress(ZeroDivisionError):
+        run_wan(pipe, steps=STEPS, callback_on_step_end=fail)
+    check(before, Snapshot(pipe, small=other))
