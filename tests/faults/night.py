@@ -57,6 +57,8 @@ CLIPS = 40
 LEFT = 12
 BUSY, INTERRUPTED_DISK, TERMINATED = 75, 4, 143
 PATIENCE_S = 600
+# By which a command of the night, and what it starts, is known among others of this machine.
+_NIGHT = "FLOWBLEND_NIGHT"
 
 
 class Cron:
@@ -74,6 +76,7 @@ class Cron:
         self._command = command
         paths = [str(ROOT), str(ROOT / "cli")] if "-m" in command else []
         self._environment = {
+            _NIGHT: str(folder),
             "PATH": "/usr/bin:/bin",
             "LANG": "C",
             **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {}),
@@ -143,16 +146,17 @@ def two_at_once(cron: Cron, night: Night, wrong: list[str]) -> float:
     return took
 
 
-def workers() -> list[int]:
-    """Worker processes of flowblend that run now."""
-    found = []
+def workers(folder: Path) -> list[int]:
+    """Worker processes of flowblend, begun by commands in a folder, that run now."""
+    found, mark = [], f"{_NIGHT}={folder}".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
+                around = (entry / "environ").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if any(word.startswith(b"flowblend_cli.") for word in words):
+            if mark in around and any(word.startswith(b"flowblend_cli.") for word in words):
                 found.append(int(entry.name))
     return found
 
@@ -171,7 +175,6 @@ def main() -> int:
     began = time.monotonic()
     try:
         quiet, cron = Cron(_made(scratch / "quiet"), command), Cron(_made(scratch / "bad"), command)
-        before = set(workers())
         night = Night(cron.folder / "clips", FRAMES)
         for number in range(options.kills):
             if number == options.kills // 3:
@@ -198,7 +201,7 @@ def main() -> int:
         if pixels(quiet.folder / "clips") != pixels(cron.folder / "clips"):
             wrong.append("the pixels differ from those of a quiet night")
         time.sleep(1)
-        orphans = set(workers()) - before
+        orphans = workers(cron.folder) + workers(quiet.folder)
         wrong += [f"{kind}: {names}" for kind, names in night.faults().items() if names]
         wrong += [f"processes that outlived their command: {sorted(orphans)}"] if orphans else []
         told = {
