@@ -132,7 +132,7 @@ def test_the_schema_describes_every_table_and_argument() -> None:
     schema = json.loads(run("schema").stdout)
 
     assert set(schema["properties"]) == {
-        "recipe", "model", "blend", "sampling", "defaults", "presets", "scene", "sweep", "output",
+        "recipe", "run", "model", "blend", "sampling", "defaults", "presets", "scene", "sweep", "output",
         "metrics", "score", "adapt", "draft", "review", "include", "matrix",
     }  # fmt: skip
     scene = schema["$defs"]["SceneTable"]

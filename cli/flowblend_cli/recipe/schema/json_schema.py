@@ -39,7 +39,6 @@ class RecipeDocument(Table):
     include: list[Text] = Field(default_factory=list)
     """Files in the recipe's folder that this one is merged over."""
     recipe: RecipeTable = RecipeTable()
-    run: RunTable = RunTable()
     model: ModelTable
     blend: BlendTable = BlendTable()
     sampling: SamplingTable = SamplingTable()
@@ -54,6 +53,7 @@ class RecipeDocument(Table):
     adapt: AdaptTable | None = None
     draft: DraftTable = DraftTable()
     review: ReviewTable = ReviewTable()
+    run: RunTable = RunTable()
 
 
 # Tables with required keys, which an include may bring.
