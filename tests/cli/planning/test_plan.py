@@ -132,8 +132,8 @@ def test_the_schema_describes_every_table_and_argument() -> None:
     schema = json.loads(run("schema").stdout)
 
     assert set(schema["properties"]) == {
-        "recipe", "run", "model", "blend", "sampling", "defaults", "presets", "scene", "sweep", "output",
-        "metrics", "score", "adapt", "draft", "review", "include", "matrix",
+        "recipe", "model", "blend", "sampling", "defaults", "presets", "scene", "sweep", "output",
+        "metrics", "score", "adapt", "draft", "review", "include", "matrix", "run",
     }  # fmt: skip
     scene = schema["$defs"]["SceneTable"]
     assert scene["additionalProperties"] is False
