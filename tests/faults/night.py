@@ -166,7 +166,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--command", help="the installed command; else this checkout's module")
+    parser.add_argument(
+        "--command", type=os.path.abspath, help="the installed command; else this checkout's module"
+    )
     options = parser.parse_args()
     command = [options.command] if options.command else [sys.executable, "-m", "flowblend_cli"]
     moment = random.Random(options.seed)
