@@ -77,6 +77,8 @@ class Cron:
         paths = [str(ROOT), str(ROOT / "cli")] if "-m" in command else []
         self._environment = {
             _NIGHT: str(folder),
+            # On the full disk, Python would cut its own caches of this checkout short.
+            "PYTHONDONTWRITEBYTECODE": "1",
             "PATH": "/usr/bin:/bin",
             "LANG": "C",
             **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {}),
