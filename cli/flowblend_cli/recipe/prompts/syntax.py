@@ -576,8 +576,9 @@ def _extra_brace(tokens: list[re.Match[str]]) -> InvalidPrompt | None:
     first = next((token for token in tokens if len(token.group()) == 1), None)
     if first is None or opened == closed:
         return None
-    if closed > opened and first.group() == "{" and "}}" in texts:
-        token = next(one for one in tokens if one.group() == "}}" and one.start() > first.start())
+    after = [one for one in tokens if one.group() == "}}" and one.start() > first.start()]
+    if closed > opened and first.group() == "{" and after:
+        token = after[0]
         message = "has one } too many: take it out; }} is a literal brace, and ends nothing"
         return InvalidPrompt(message, token.end() - 1)
     if opened > closed and first.group() == "}" and texts[0] == "{{":
