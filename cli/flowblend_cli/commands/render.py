@@ -140,6 +140,11 @@ def _check_devices(batch: Batch, options: RunOptions) -> None:
     """Refuse two answers to the question where jobs are rendered."""
     if not options.devices:
         return
+    if options.executor == "in-process":
+        raise UsageError(
+            f"devices {options.devices!r} are for processes of their own: leave --executor "
+            "in-process (or FLOWBLEND_ISOLATE=0) out, or the devices"
+        )
     kinds = {device.kind for device in parse_devices(options.devices)}
     if len(kinds) > 1:
         raise UsageError(

@@ -28,7 +28,7 @@ from flowblend_cli.text import clock, count, printable
 if TYPE_CHECKING:
     from flowblend_cli.planning.run_progress import JobProgress, RunProgress
 
-# So many jobs under way have two lines of their own, or twice as many one; others are a number.
+# So many jobs under way are shown, with two lines each; twice as many where each has one line.
 MOST_SHOWN = 8
 _NAME_WIDTH = 24
 REFRESHES_PER_SECOND = 8

@@ -19,7 +19,7 @@ class RunOptions:
         allow_download: Fetch models that the recipe names and this machine lacks.
         executor: ``"child"`` renders in processes of their own, whose death costs one try of one
             job; ``"in-process"`` in a thread of this one.
-        devices: A worker process for each of these, see ``executors.devices``; empty for one
+        devices: A worker process for each of these, see ``utils.devices``; empty for one
             process that uses what the recipe says.
         stop_patience_s: Seconds that a step may take to end once the run stops; an executor that
             takes longer is ended, and its jobs remain.

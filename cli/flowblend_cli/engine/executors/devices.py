@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from flowblend_cli.errors import UsageError
 from flowblend_cli.utils.devices import Device, device_name, parse_devices
 from flowblend_cli.utils.worker_process import run_worker
@@ -23,18 +25,29 @@ def find_devices(text: str) -> tuple[Device, ...]:
     devices = parse_devices(text)
     if devices and all(device.kind == "cpu" for device in devices):
         return devices
-    there = _count()
+    return choose_devices(devices, _count())
+
+
+def choose_devices(devices: tuple[Device, ...], there: Mapping[str, int]) -> tuple[Device, ...]:
+    """See that devices are there; none asked for stand for every GPU, or else for the CPU.
+
+    Args:
+        devices: Those asked for.
+        there: How many of each kind there are, the CPU among them.
+
+    Raises:
+        UsageError: One isn't there.
+    """
+    kinds = [(kind, number) for kind, number in there.items() if kind != "cpu"]
+    gpus = [device_name(kind, n) for kind, number in kinds for n in range(number)]
     if not devices:
-        named = [device_name(kind, n) for kind, number in there.items() for n in range(number)]
-        return parse_devices(",".join(named) or "cpu")
+        return parse_devices(",".join(gpus) or "cpu")
     missing = [device for device in devices if not device.index < there.get(device.kind, 0)]
     if missing:
         names = ", ".join(dict.fromkeys(device_name(one.kind, one.index) for one in missing))
-        seen = ", ".join(
-            device_name(kind, n) for kind, number in there.items() for n in range(number)
-        )
         raise UsageError(
-            f"{names} isn't there: torch sees {seen or 'the CPU alone'} on this machine"
+            f"--devices: {names} isn't there: torch sees {', '.join(gpus) or 'the CPU alone'} on "
+            "this machine"
         )
     return devices
 

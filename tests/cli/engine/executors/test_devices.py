@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from flowblend_cli.engine.executors.devices import choose_devices
 from flowblend_cli.main import main
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -104,6 +105,21 @@ def test_what_is_not_there_or_contradicts_itself_is_refused(
     assert result.exit_code == 2
     assert words in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+def test_all_devices_are_the_gpus_and_where_there_is_none_the_cpu() -> None:
+    def names(there: dict[str, int]) -> list[str]:
+        return [device.name for device in choose_devices((), there)]
+
+    assert names({"cuda": 2, "cpu": 1}) == ["cuda:0", "cuda:1"]
+    assert names({"mps": 1, "cpu": 1}) == ["mps"]
+    assert names({"cpu": 1}) == ["cpu"]
+
+
+def test_devices_and_a_thread_of_the_command_contradict_each_other(tmp_path: Path) -> None:
+    result = render(tmp_path, "--devices", "cpu*2", "--executor", "in-process")
+    assert result.exit_code == 2
+    assert "are for processes of their own" in result.output
 
 
 def test_a_job_at_which_a_device_fails_is_rendered_by_another_one(tmp_path: Path) -> None:
