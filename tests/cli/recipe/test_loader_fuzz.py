@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from naughty import NAUGHTY
 from thorough import examples, thorough
@@ -135,6 +135,9 @@ def test_a_recipe_with_mutations_is_loaded_or_refused(folder: Path, data: st.Dat
 @thorough
 @examples(40)
 @given(KEYS, VALUES, st.lists(st.tuples(KEYS, VALUES), max_size=2))
+@example(("matrix", "negative_prompt"), [], [])
+@example(("sweep", "negative_prompt"), {}, [])
+@example(("sweep", "seed"), {}, [(("sweep", "negative_prompt"), ["a", 1])])
 def test_any_value_at_a_known_key_is_loaded_or_refused(
     folder: Path, key: tuple[str, str], value: Any, further: list[tuple[tuple[str, str], Any]]
 ) -> None:

@@ -18,6 +18,7 @@ from flowblend_cli.recipe.schema.names import (
     text_id,
 )
 from flowblend_cli.recipe.schema.ranges import StepRange
+from flowblend_cli.recipe.schema.tables import UNKNOWN
 from flowblend_cli.recipe.source.problems import Problems
 from flowblend_cli.recipe.sweep.combinations import SEED, Combination
 from flowblend_cli.recipe.sweep.matrix import Binder, Binding
@@ -106,7 +107,9 @@ def _value(axis: str, combination: Combination) -> Any:
     if axis in _NAMED_BY_INDEX:
         return combination.indices.get(axis, "")
     value = combination.values.get(axis, "")
-    return text_id(value, 6) if axis == _NEGATIVE else value
+    if axis != _NEGATIVE or value is UNKNOWN:
+        return value
+    return text_id(value, 6)
 
 
 @dataclass(frozen=True, eq=False)
