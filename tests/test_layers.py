@@ -152,7 +152,7 @@ ORDER = {
     LIB: "errors < stages < schedulers | denoisers < stage_hooks < switch < checkpoints | preview "
     "< calibration | modular",
     f"{CLI}.recipe": "source < schema < sweep < prompts < expand < loader",
-    f"{CLI}.engine": "run_options | signals | output_folder < followup | limits < runtime "
+    f"{CLI}.engine": "run_options | signals | lease < output_folder < followup | limits < runtime "
     "< executors < publisher | extra_renders < batch_run < reproduce",
     f"{CLI}.analysis": "clips < compare < review < report",
     f"{CLI}.models": "bundled | contents | hub_cache | lockfile | pipeline_arguments | forwards "

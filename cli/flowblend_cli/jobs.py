@@ -6,6 +6,7 @@ machine, can be handed one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -326,6 +327,46 @@ _LEFT_OUT: tuple[tuple[str, str, Any], ...] = (
 _KINDS = {"id": str, "recipe": str, "scene": str, "prompt": str, "seed": int, "arguments": dict}
 
 
+MOST_SHARDS = 10_000
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of the parts that a batch is divided into, each for a run of its own.
+
+    Args:
+        index: Which one it is, from 1.
+        count: How many there are.
+    """
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read ``2/8``: the second of eight.
+
+        Raises:
+            ValueError: It is no shard; says what one is.
+        """
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text.strip())
+        shard = cls(*map(int, found.groups())) if found else None
+        if shard is None or not 1 <= shard.index <= shard.count <= MOST_SHARDS:
+            raise ValueError(
+                f"{text!r} is no shard: write I/N, the I-th of N, such as 2/8, with I from 1 to N "
+                f"and N up to {MOST_SHARDS:,}"
+            )
+        return shard
+
+    @property
+    def slug(self) -> str:
+        """What names of files say: ``"2-of-8"``."""
+        return f"{self.index}-of-{self.count}"
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
 @dataclass(frozen=True)
 class Batch:
     """All jobs of one recipe, in the order they are rendered.
@@ -340,6 +381,8 @@ class Batch:
         reserve: Jobs that are rendered only if they are chosen, see ``study.selections``.
         text: The recipe's text, with that of what it includes.
         devices: Where it asks to be rendered, see ``utils.devices``; empty where it doesn't.
+        shard: Which part of the recipe's jobs these are; None for all of them.
+        undivided: The batch that this is a part of; None where it is whole.
     """
 
     recipe_name: str
@@ -351,6 +394,13 @@ class Batch:
     reserve: tuple[Job, ...] = ()
     text: str = field(default="", repr=False)
     devices: str = ""
+    shard: Shard | None = None
+    undivided: Batch | None = field(default=None, repr=False)
+
+    @property
+    def whole(self) -> Batch:
+        """All jobs of the recipe, those of other shards too."""
+        return self.undivided or self
 
     def path_of(self, job: Job) -> Path:
         """Absolute path of a job's final file."""

@@ -1,7 +1,9 @@
 """Manifest: a cache of the finished files of a folder, so that a run inspects only new ones.
 
 It holds a JSON line for each file in ``DIR/.flowblend/manifest.jsonl``; of two lines of one file
-the last one counts. A file that differs from its line is inspected, and so is every file where the
+the last one counts. A shard has lines of its own, which the next run of all jobs takes over.
+
+A file that differs from its line is inspected, and so is every file where the
 manifest is missing or damaged. The manifest can only ever say that a file is still what it was.
 """
 
@@ -15,10 +17,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flowblend_cli.artifacts.records import make_folders
+from flowblend_cli.artifacts.records import make_folders, own_folder, shards_of
 from flowblend_cli.errors import DocumentError, OutputError
-from flowblend_cli.utils.files import open_appending, open_regular, publish, read_regular
-from flowblend_cli.utils.folders import FOLDER
+from flowblend_cli.jobs import Shard
+from flowblend_cli.utils.files import open_appending, open_regular, publish, read_regular, remove
 from flowblend_cli.utils.json_files import NotJson, parse_json
 from flowblend_cli.utils.limits import MAX_FINISHED_BYTES, MAX_MANIFEST_BYTES
 
@@ -60,30 +62,38 @@ class Manifest:
     Args:
         output_dir: The folder.
         tell: Called with a message if the manifest can't be written, which ends no batch.
+        shard: The shard whose lines are read beside those of all jobs, and added to; None for all
+            jobs, which take over what shards have written.
     """
 
-    def __init__(self, output_dir: Path, tell: Callable[[str], None]) -> None:
-        self._path = output_dir / FOLDER / NAME
+    def __init__(
+        self, output_dir: Path, tell: Callable[[str], None], shard: Shard | None = None
+    ) -> None:
+        self._path = own_folder(output_dir, shard) / NAME
         self._tell = tell
         self._file: int | None = None
         self._is_broken = False
-        try:
-            data = read_regular(self._path, MAX_MANIFEST_BYTES)
-        except OSError:
-            data = b""
+        data = _read(self._path)
         self._is_torn = bool(data) and not data.endswith(b"\n")
-        lines = data.splitlines()
-        self._lines = len(lines)
-        known = (entry for entry in map(_entry, lines) if entry is not None)
-        self._entries = {entry.file: entry for entry in known}
+        self._lines = data.count(b"\n") + self._is_torn
+        self._entries = _entries(data)
+        self._others: dict[str, Entry] = {}
+        self._taken_over: list[Path] = []
+        if shard is not None:
+            self._others = _entries(_read(own_folder(output_dir) / NAME))
+        for one in shards_of(output_dir) if shard is None else ():
+            path = own_folder(output_dir, one) / NAME
+            if data := _read(path):  # newer than those of all jobs, which would have taken it over
+                self._entries |= _entries(data)
+                self._taken_over.append(path)
 
     def entry(self, name: str) -> Entry | None:
         """The entry of the file of this name; ``matches`` tells whether it still holds."""
-        return self._entries.get(name)
+        return self._entries.get(name) or self._others.get(name)
 
     def note(self, entry: Entry) -> None:
         """Add or replace an entry; a manifest that can't be written only costs time."""
-        if self._entries.get(entry.file) == entry:
+        if self.entry(entry.file) == entry:
             return
         self._entries[entry.file] = entry
         self._lines += 1
@@ -99,15 +109,20 @@ class Manifest:
             self._give_up(error)
 
     def close(self) -> None:
-        """Stop writing, and write the file anew where most of its lines no longer count."""
+        """Stop writing; write the file anew where most lines no longer count, or shards' came."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 os.close(self._file)
             self._file = None
-        if self._is_broken or self._lines <= 2 * len(self._entries) + _SPARE_LINES:
+        is_short = self._lines <= 2 * len(self._entries) + _SPARE_LINES
+        if self._is_broken or (is_short and not self._taken_over):
             return
         try:
+            make_folders(self._path)
             publish(self._path, b"".join(map(_line, self._entries.values())))
+            for path in self._taken_over:
+                with contextlib.suppress(OSError):
+                    remove(path)
         except OutputError as error:
             self._give_up(error)
 
@@ -154,6 +169,18 @@ def fingerprint(path: Path, *, up_to: int | None = None) -> tuple[int, str | Non
             return file.tell(), digest.hexdigest()
     except OSError:
         return None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_regular(path, MAX_MANIFEST_BYTES)
+    except OSError:
+        return b""
+
+
+def _entries(data: bytes) -> dict[str, Entry]:
+    known = (entry for entry in map(_entry, data.splitlines()) if entry is not None)
+    return {entry.file: entry for entry in known}
 
 
 def _line(entry: Entry) -> bytes:

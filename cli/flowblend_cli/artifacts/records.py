@@ -7,13 +7,16 @@ rendered it. All of these files can be deleted: reports then measure the clips t
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowblend_cli.errors import DocumentError, OutputError
+from flowblend_cli.jobs import Shard
 from flowblend_cli.study import Selection
 from flowblend_cli.text import shorten
 from flowblend_cli.utils.files import publish, read_regular
@@ -28,6 +31,7 @@ RECORD_VERSION = 1
 LOOKS_VERSION = 1
 # What files call ``measurement_key``.
 _KEY_IN_FILES = "asked"
+_SHARDS = "shards"
 
 
 def record_path(output_dir: Path, job_id: str) -> Path:
@@ -40,9 +44,28 @@ def recipe_path(output_dir: Path, recipe_name: str) -> Path:
     return output_dir / FOLDER / "recipes" / f"{recipe_name}.json"
 
 
-def run_path(output_dir: Path, recipe_name: str) -> Path:
-    """Path of the state of a recipe's last or present run."""
-    return output_dir / FOLDER / "runs" / f"{recipe_name}.json"
+def own_folder(output_dir: Path, shard: Shard | None = None) -> Path:
+    """Folder of what only one run writes: that of a shard, or of all jobs."""
+    ours = output_dir / FOLDER
+    return ours if shard is None else ours / _SHARDS / shard.slug
+
+
+def run_path(output_dir: Path, recipe_name: str, shard: Shard | None = None) -> Path:
+    """Path of the state of a recipe's last or present run, of all jobs or of a shard."""
+    return own_folder(output_dir, shard) / "runs" / f"{recipe_name}.json"
+
+
+def shards_of(output_dir: Path) -> list[Shard]:
+    """The shards that have a folder of their own, in order."""
+    try:
+        slugs = [entry.name for entry in os.scandir(output_dir / FOLDER / _SHARDS)]
+    except OSError:
+        return []
+    found = []
+    for slug in slugs:
+        with contextlib.suppress(ValueError):
+            found.append(Shard.parse(slug.replace("-of-", "/")))
+    return sorted(found, key=lambda shard: (shard.count, shard.index))
 
 
 def looks_path(output_dir: Path, draft: str) -> Path:

@@ -14,6 +14,7 @@ import click
 
 from flowblend_cli.engine.run_options import RunOptions, usual_executor
 from flowblend_cli.errors import UsageError
+from flowblend_cli.jobs import Shard
 from flowblend_cli.utils.devices import check_devices
 from flowblend_cli.utils.folders import FOLDER
 from flowblend_plugin.errors import FlowBlendError
@@ -62,6 +63,21 @@ class DeviceList(click.ParamType):  # type: ignore[type-arg]  # likewise
             except ValueError as error:
                 self.fail(str(error), param)
         return text
+
+
+class ShardOf(click.ParamType):  # type: ignore[type-arg]  # likewise
+    """A shard: ``2/8`` is the second of eight."""
+
+    name = "shard"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Shard:
+        """Read it."""
+        try:
+            return Shard.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param)
 
 
 _OPTIONS = (

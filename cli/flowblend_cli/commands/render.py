@@ -13,6 +13,7 @@ import click
 from flowblend_cli.commands._next_steps import as_argument, say_next
 from flowblend_cli.commands._options import (
     NamedPath,
+    ShardOf,
     TakesManyFiles,
     command_line,
     log_option,
@@ -28,7 +29,7 @@ from flowblend_cli.utils.devices import parse_devices
 if TYPE_CHECKING:
     from flowblend_cli.console.log_file import LogFile
     from flowblend_cli.engine.run_options import RunOptions
-    from flowblend_cli.jobs import Batch
+    from flowblend_cli.jobs import Batch, Shard
     from flowblend_cli.planning.run_progress import RunProgress
 
 
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
               help="Write report.html at the end; unset, as the recipe says.")  # fmt: skip
 @click.option("--reviews", multiple=True, metavar="FILE...", type=click.Path(path_type=Path),
               help="Render again, adapted, what raters gave less than 5 of 10.")  # fmt: skip
+@click.option("--shard", type=ShardOf(), metavar="I/N",
+              help="Render the I-th of N parts; others may run meanwhile.")  # fmt: skip
 @run_options
 @log_option
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
@@ -58,6 +61,7 @@ def render(
     with_gallery: bool,
     with_report: bool | None,
     reviews: tuple[Path, ...],
+    shard: Shard | None,
     options: RunOptions,
     log: LogFile | None,
     quiet: bool,
@@ -74,39 +78,43 @@ def render(
     With --reviews, clips of which the mean of any criterion is below 5 of 10 are rendered again as
     [adapt] says, whatever was measured of them.
 
+    With --shard I/N, N runs share the jobs, on as many machines as you like; see docs/scaling.md.
+
     \b
     flowblend render quickstart
     flowblend render my.toml --set 'blend.boundaries=[0.3,0.9]'
     flowblend render out/quickstart/star-s1-n50.mp4
+    flowblend render my.toml --shard 2/8
 
     Exit codes: 0 done, 1 some jobs failed, 2 bad recipe or usage, 3 model missing, 4 disk,
     5 device, 75 another run holds the folder, 128 + its number after a signal: 129, 130, 143.
     """
     verbosity = -1 if quiet else verbose
     if Path(recipe).suffix in (".mp4", ".png") and Path(recipe).is_file():
-        if out is not None or overrides or dry_run or with_gallery or with_report or reviews:
+        if any((out, overrides, dry_run, with_gallery, with_report, reviews, shard)):
             raise UsageError(
                 "a finished FILE is rendered again exactly as it was, beside itself: leave --out, "
-                "--set, --dry-run, --gallery, --report and --reviews out, or give its recipe"
+                "--set, --dry-run, --gallery, --report, --reviews and --shard out, or give its "
+                "recipe"
             )
         return _again(Path(recipe), as_json, verbosity, options, log)
 
     from flowblend_cli.console.run_state import RunState
     from flowblend_cli.engine.batch_run import BatchRun
     from flowblend_cli.planning.run_progress import RunProgress
-    from flowblend_cli.recipe.loader import load_batch
-    from flowblend_cli.recipe.schema.foreign_names import path_problem
 
-    problem = path_problem(str(out)) if out is not None else None
-    if problem is not None:
-        raise UsageError(f"--out {problem}")
-    batch = load_batch(recipe, overrides, out)
+    if shard is not None and (with_gallery or with_report):
+        raise UsageError(
+            "--gallery and --report need all jobs, and --shard renders a part of them: leave them "
+            "out, and once every shard is done render without --shard, which finds all done"
+        )
+    batch = _load(recipe, overrides, out, shard)
     if dry_run:
         from flowblend_cli.commands.plan import show_plan
 
         show_plan(batch, as_json=as_json)
         return 0
-    reports = batch.study.report if with_report is None else with_report
+    reports = batch.study.report and shard is None if with_report is None else with_report
     if reports:
         from flowblend_cli.analysis.report.write import require_extra
 
@@ -134,6 +142,23 @@ def render(
     if reports and is_complete and code == 0:
         _write_report(batch, as_json, verbosity)
     return code
+
+
+def _load(recipe: str, overrides: tuple[str, ...], out: Path | None, shard: Shard | None) -> Batch:
+    """The jobs of a recipe, or of one shard of it."""
+    from flowblend_cli.planning.shards import divide
+    from flowblend_cli.recipe.loader import load_batch
+    from flowblend_cli.recipe.schema.foreign_names import path_problem
+
+    problem = path_problem(str(out)) if out is not None else None
+    if problem is not None:
+        raise UsageError(f"--out {problem}")
+    batch = load_batch(recipe, overrides, out)
+    if shard is None:
+        return batch
+    mine = divide(batch, shard)
+    told = f"shard {shard}: {len(mine.jobs):,} of {count(len(batch.jobs), 'job')}"
+    return replace(mine, warnings=(*batch.warnings, told))
 
 
 def _check_devices(batch: Batch, options: RunOptions) -> None:

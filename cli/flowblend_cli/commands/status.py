@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,8 +58,13 @@ def _lines(one: RecipeStatus) -> Iterator[str]:
     for now in one.under_way if one.state in ("running", "elsewhere") else ():
         role = f" {now.get('role')}" if now.get("role") else ""
         steps = f"step {now.get('step')} of {now.get('num_inference_steps')}"
-        on = f"on {now['worker']}: " if now.get("worker") else ""
+        where = [f"shard {now['shard']}", now["host"]] if now.get("shard") else []
+        where += [now["worker"]] if now.get("worker") else []
+        on = f"on {', '.join(where)}: " if where else ""
         yield f"  now: {on}{now.get('job')}, {steps}{role}"
+    for shard in one.shards:
+        if shard["state"] == "killed":
+            yield f"  shard {shard['shard']} was killed on {shard['host']}, process {shard['pid']}"
     if one.waiting:
         yield f"  waiting: {one.waiting}"
     for job, told in one.failures.items():
@@ -71,6 +77,12 @@ def _lines(one: RecipeStatus) -> Iterator[str]:
 
 def _state(one: RecipeStatus) -> str:
     took = "" if one.elapsed_s is None else clock(one.elapsed_s)
+    if one.shards:
+        number = int(one.shards[0]["shard"].partition("/")[2])
+        states = Counter(shard["state"] for shard in one.shards)
+        states["not begun"] = number - len(one.shards)
+        told = ", ".join(f"{n:,} {state}" for state, n in states.items() if n)
+        return f"{count(number, 'shard')}, {told}; begun {one.started}, at work for {took}"
     match one.state:
         case "running":
             return f"running for {took}, process {one.pid}, since {one.started}"

@@ -7,14 +7,15 @@ on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowblend_cli.artifacts.records import read_checked, run_path, write_json
+from flowblend_cli.artifacts.records import read_checked, run_path, shards_of, write_json
 from flowblend_cli.errors import OutputError
 from flowblend_cli.events import (
     Event,
@@ -30,8 +31,9 @@ from flowblend_cli.events import (
     Summary,
     Waiting,
 )
-from flowblend_cli.jobs import Batch
+from flowblend_cli.jobs import Batch, Shard
 from flowblend_cli.text import utc_now
+from flowblend_cli.utils.files import remove
 from flowblend_cli.utils.process import process_mark
 
 if TYPE_CHECKING:
@@ -57,13 +59,16 @@ class RunState:
     ) -> None:
         self._progress = progress
         self._complain = complain
-        self._path = run_path(batch.output_dir, batch.recipe_name)
+        self._output_dir, self._shard = batch.output_dir, batch.shard
+        self._recipe = batch.recipe_name
+        self._path = run_path(batch.output_dir, batch.recipe_name, batch.shard)
         self._fixed = {
             "v": STATE_VERSION,
             "recipe": batch.recipe_name,
             "command": list(command),
             "folder": os.getcwd(),
             "output_dir": os.path.abspath(batch.output_dir),
+            "shard": None if batch.shard is None else str(batch.shard),
             "jobs": len(batch.jobs),
             "started": utc_now(),
             "process": process_mark(os.getpid()),
@@ -71,6 +76,7 @@ class RunState:
         self._ids = {job.id for job in batch.jobs}
         self._known = self._ids | {job.id for job in batch.reserve}
         self._failed: dict[str, dict[str, Any]] = {}
+        self._taken_over: list[str] = []
         self._waiting = self._error = ""
         self._ended: str | None = None
         self._written = -_SECONDS_BETWEEN
@@ -81,6 +87,9 @@ class RunState:
         match event:
             case RunStarted():
                 self._begin()
+                self._write()
+                self._replace_shards()
+                return
             case JobDone() | JobSkipped():
                 self._failed.pop(event.job, None)
             case JobFailed():
@@ -101,12 +110,30 @@ class RunState:
             self._write()
 
     def _begin(self) -> None:
-        """Begin where the last run ended: with the jobs that failed, and the speeds it learned."""
-        former = read_state(self._path)
-        failures = former.get("failed", {})
-        self._failed = {job: told for job, told in failures.items() if job in self._known}
-        if former.get("process", {}).get("host") == platform.node():
-            self._progress.recall(former.get("learned"))
+        """Begin where the last runs ended: with the jobs that failed, and the speeds they learned.
+
+        What runs of another division say of these jobs is taken over, and no longer counts there.
+        """
+        mine = self._shard
+        others = [one for one in shards_of(self._output_dir) if not _is_beside(one, mine)]
+        wanted = [None, *(one for one in others if one != mine), mine]  # its own counts most
+        states = read_states(self._output_dir, self._recipe, wanted)
+        failed, _ = outcomes(states)
+        self._failed = {job: told for job, told in failed.items() if job in self._known}
+        taken: set[str] = set()
+        for shard, state in states:
+            if mine is not None and shard != mine:
+                taken.update(state["failed"], state["dropped"])
+            if state["process"].get("host") == platform.node():
+                self._progress.recall(state.get("learned"))
+        self._taken_over = sorted(taken & self._known)
+
+    def _replace_shards(self) -> None:
+        """Where all jobs are rendered, remove the states of shards, which are in this one now."""
+        for shard in shards_of(self._output_dir) if self._shard is None else ():
+            if not self._is_broken:
+                with contextlib.suppress(OSError):
+                    remove(run_path(self._output_dir, self._recipe, shard))
 
     def _write(self) -> None:
         progress = self._progress
@@ -125,6 +152,7 @@ class RunState:
             "added_done": len(progress.done - self._ids),
             "dropped": progress.dropped,
             "failed": self._failed,
+            "taken_over": self._taken_over,
             "present": under_way[0] if under_way else None,
             "under_way": under_way,
             "waiting": self._waiting,
@@ -150,6 +178,63 @@ def _present(job: JobProgress) -> dict[str, Any]:
         "role": job.role,
         "worker": job.started.worker,
     }
+
+
+def _is_beside(shard: Shard, mine: Shard | None) -> bool:
+    """Whether a shard is another one of the same division, whose jobs are others."""
+    return mine is not None and shard != mine and shard.count == mine.count
+
+
+States = list[tuple[Shard | None, dict[str, Any]]]
+
+
+def read_states(
+    output_dir: Path,
+    recipe: str,
+    shards: Iterable[Shard | None],
+    warn: Callable[[str], None] | None = None,
+) -> States:
+    """Read the states of a recipe's runs, see ``read_state``.
+
+    Args:
+        output_dir: The output folder.
+        recipe: Name of the recipe.
+        shards: Whose states; None for that of a run of all jobs.
+        warn: Called with what is wrong with one.
+
+    Returns:
+        Those that are there, each with its shard.
+    """
+    wanted = dict.fromkeys(shards)
+    found = [(one, read_state(run_path(output_dir, recipe, one), warn)) for one in wanted]
+    # Whose it is, its place says, whatever stands in it.
+    return [(one, state | {"shard": one and str(one)}) for one, state in found if state]
+
+
+def outcomes(states: States) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """The jobs that failed, each with how, and the drafts that were dropped, over several runs.
+
+    Where a later run of another division has taken a job over, its own word counts.
+    """
+    taken: dict[int, set[str]] = {}
+    latest: dict[int, str] = {}
+    for shard, state in states:
+        division = shard.count if shard else 0
+        taken.setdefault(division, set()).update(state.get("taken_over", ()))
+        latest[division] = max(latest.get(division, ""), state["started"])
+    failed: dict[str, dict[str, Any]] = {}
+    dropped: set[str] = set()
+    for shard, state in states:
+        own = shard.count if shard else 0
+        gone = {
+            job
+            for division, jobs in taken.items()
+            if division != own and latest[division] >= state["started"]
+            for job in jobs
+        }
+        failed |= {job: told for job, told in state["failed"].items() if job not in gone}
+        dropped |= {*state["dropped"]} - gone
+    return failed, dropped
 
 
 def read_state(path: Path, warn: Callable[[str], None] | None = None) -> dict[str, Any]:

@@ -8,14 +8,19 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flowblend_cli.artifacts.existing import present_files
-from flowblend_cli.artifacts.records import read_checked, recipe_path, run_path
-from flowblend_cli.console.run_state import read_state
+from flowblend_cli.artifacts.records import (
+    own_folder,
+    read_checked,
+    recipe_path,
+    shards_of,
+)
+from flowblend_cli.console.run_state import States, outcomes, read_states
 from flowblend_cli.errors import UsageError
 from flowblend_cli.utils.folders import FOLDER
 from flowblend_cli.utils.process import is_running
@@ -48,6 +53,8 @@ class RecipeStatus:
         pid: Its process.
         host: The machine that it runs on.
         command: What goes on with it, typed in any folder; empty if unknown.
+        shards: Where runs of shards share it, each of these runs: ``shard``, ``state``, ``host``,
+            ``pid``, ``started``, ``ended``, ``error``; those that haven't begun are left out.
     """
 
     recipe: str
@@ -67,6 +74,7 @@ class RecipeStatus:
     pid: int | None = None
     host: str | None = None
     command: str = ""
+    shards: tuple[dict[str, Any], ...] = ()
 
     @property
     def remaining(self) -> int:
@@ -76,7 +84,8 @@ class RecipeStatus:
     @property
     def is_well(self) -> bool:
         """Whether nothing failed, and no run was killed."""
-        return not self.failures and self.state != "killed"
+        is_killed = any(one["state"] == "killed" for one in self.shards)
+        return not self.failures and self.state != "killed" and not is_killed
 
     def to_document(self) -> dict[str, Any]:
         """The status as plain JSON values."""
@@ -104,11 +113,9 @@ def read_statuses(folder: Path, warn: Callable[[str], None]) -> list[RecipeStatu
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: is no folder: name the one that a recipe renders into")
-    names = {
-        path.stem
-        for kept in ("runs", "recipes")
-        for path in sorted((folder / FOLDER / kept).glob("*.json"))
-    }
+    places = [own_folder(folder, shard) for shard in (None, *shards_of(folder))]
+    kept = [*(place / "runs" for place in places), folder / FOLDER / "recipes"]
+    names = {path.stem for place in kept for path in place.glob("*.json")}
     found = [_status(folder, name, warn) for name in sorted(names)]
     statuses = [status for status in found if status is not None]
     if not statuses:
@@ -124,23 +131,78 @@ def _status(folder: Path, recipe: str, warn: Callable[[str], None]) -> RecipeSta
 
     kept = read_checked(recipe_path(folder, recipe), KeptRecipeDocument, warn) or {}
     ids: list[str] = kept.get("jobs", [])
-    run = read_state(run_path(folder, recipe), warn)
-    if not ids and not run:
+    states = read_states(folder, recipe, (None, *shards_of(folder)), warn)
+    runs = _present(states)
+    if not ids and not runs:
         return None
     there = present_files(folder)
-    failures = run.get("failed", {})
+    failures, dropped = outcomes(states)
     done = [job for job in ids if any(job + suffix in there for suffix in _SUFFIXES)]
-    missed = {*failures, *run.get("dropped", ())}
-    present = [one["job"] for one in _under_way(run)]
-    ready = sum(job not in missed and job not in present for job in done)
-    jobs = (len(ids) or run["jobs"]) + run.get("added", 0)
-    if not run:
+    present = {one["job"] for run in runs for one in _under_way(run)}
+    ready = sum(job not in {*failures, *dropped, *present} for job in done)
+    jobs = (len(ids) or _sum(runs, "jobs")) + _sum(runs, "added")
+    if not runs:
         return RecipeStatus(recipe, "unknown", jobs, ready, 0, {})
-    ready = (ready if ids else run["rendered"] + run["skipped"]) + run["added_done"]
-    dropped = len(run["dropped"])
-    command = _command(run, os.path.abspath(folder))
-    told = _of_run(run)
-    return RecipeStatus(recipe, jobs=jobs, done=ready, dropped=dropped, command=command, **told)
+    if not ids:
+        ready = _sum(runs, "rendered") + _sum(runs, "skipped")
+    return RecipeStatus(
+        recipe,
+        jobs=jobs,
+        done=ready + _sum(runs, "added_done"),
+        dropped=len(dropped),
+        failures=failures,
+        command=_command(runs[0], os.path.abspath(folder)),
+        **_of_runs(runs),
+    )
+
+
+def _present(states: States) -> list[dict[str, Any]]:
+    """The states that tell of the present: of all jobs, or of the division that began last.
+
+    The newest one comes first. A run of all jobs removes the states of shards, so those that are
+    there came after it.
+    """
+    newest = sorted(states, key=lambda one: one[1]["started"], reverse=True)
+    shards = [(shard, state) for shard, state in newest if shard is not None]
+    if not shards:
+        return [state for _, state in states]
+    return [state for shard, state in shards if shard.count == shards[0][0].count]
+
+
+def _sum(runs: Iterable[dict[str, Any]], name: str) -> int:
+    return sum(run[name] for run in runs)
+
+
+def _of_runs(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is told of a run; of several, which share the jobs, what is told of all of them."""
+    told = [_of_run(run) for run in runs]
+    order = ("running", "killed", "elsewhere", "ended")
+    first = min(told, key=lambda one: order.index(one["state"]))
+    if not runs[0].get("shard"):
+        return first
+    under_way = [
+        {**job, "shard": run["shard"], "host": one["host"]}
+        for run, one in zip(runs, told, strict=True)
+        for job in one["under_way"]
+    ]
+    left = [one["remaining_s"] for one in told if one["remaining_s"] is not None]
+    keys = ("state", "host", "pid", "started", "ended", "error")
+    shards = [
+        {"shard": run["shard"], **{key: one[key] for key in keys}}
+        for run, one in zip(runs, told, strict=True)
+    ]
+    is_over = all(one["ended"] for one in told)
+    return first | {
+        "present": under_way[0] if under_way else None,
+        "under_way": tuple(under_way),
+        "waiting": "; ".join(dict.fromkeys(one["waiting"] for one in told if one["waiting"])),
+        "error": next((one["error"] for one in told if one["error"]), ""),
+        "elapsed_s": max(one["elapsed_s"] for one in told),
+        "remaining_s": max(left, default=None),
+        "started": min(one["started"] for one in told),
+        "ended": max(one["ended"] for one in told) if is_over else None,
+        "shards": tuple(sorted(shards, key=lambda one: int(one["shard"].partition("/")[0]))),
+    }
 
 
 def _of_run(run: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +217,6 @@ def _of_run(run: dict[str, Any]) -> dict[str, Any]:
     left = run["remaining_s"]
     return {
         "state": state,
-        "failures": run["failed"],
         "present": run["present"],
         "under_way": _under_way(run),
         "waiting": run["waiting"],
@@ -176,7 +237,7 @@ def _under_way(run: dict[str, Any]) -> tuple[dict[str, Any], ...]:
 
 def _command(run: dict[str, Any], today: str) -> str:
     """What goes on with a run, whose output folder may have been moved since."""
-    words, folder, former = [*run["command"]], run["folder"], run.get("output_dir")
+    words, folder, former = _of_all(run), run["folder"], run.get("output_dir")
     if former is not None and former != today:
         inside = os.path.relpath(former, folder)
         around = today.removesuffix(os.sep + inside)
@@ -186,3 +247,12 @@ def _command(run: dict[str, Any], today: str) -> str:
             words += ["--out", today]
     told = shlex.join(words)
     return f"cd {shlex.quote(folder)} && {told}" if folder != os.sep else told
+
+
+def _of_all(run: dict[str, Any]) -> list[str]:
+    """The words of a run's command; of a shard's, those that go on with all shards."""
+    words: list[str] = [*run["command"]]
+    if run.get("shard") and "--shard" in words:
+        place = words.index("--shard")
+        del words[place : place + 2]
+    return [word for word in words if not word.startswith("--shard=")]

@@ -31,7 +31,7 @@ from flowblend_cli.engine.extra_renders import DraftPreviews, TimedRepeats
 from flowblend_cli.engine.followup.study_run import NullStudy, StudyRun
 from flowblend_cli.engine.job_queue import JobQueue
 from flowblend_cli.engine.limits import LimitReached, Limits
-from flowblend_cli.engine.output_folder import network_file_system, output_lock, sweep
+from flowblend_cli.engine.output_folder import Claim, network_file_system, output_lock, sweep
 from flowblend_cli.engine.publisher import Pending, Publication, Publisher
 from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.engine.runtime.checkpoint_file import CheckpointFile
@@ -70,8 +70,8 @@ from flowblend_plugin.errors import FlowBlendError
 
 SOME_FAILED = 1
 _ON_NETWORK = (
-    "{} is on a network file system ({}), whose lock may not be seen by other machines: render "
-    "into it from one machine at a time"
+    "{} is on a network file system ({}), whose locks other machines may not see: runs agree by "
+    "leases there, see docs/scaling.md"
 )
 _NOT_RENDERED = "not rendered: see the error of the batch"
 OnAnswer = Callable[[Answer], None]
@@ -122,6 +122,7 @@ class BatchRun:
         if overrides is not None:
             self._study = StudyRun(batch, self._tell, overrides, complaints or {})
         self._is_kept = overrides is not None
+        self._check_hold: Callable[[], None] = lambda: None
         self._finder = Finder(None)
         self._resolved: dict[tuple[ModelSpec, tuple[AdapterSpec, ...]], ResolvedModels] = {}
         self._planned: dict[tuple[Any, ...], str] = {}
@@ -147,18 +148,21 @@ class BatchRun:
             done, 3 models are missing, 4 the disk failed, 128 + signal after a signal.
 
         Raises:
-            LockedError: Another run holds the output folder.
+            LockedError: Another run holds the output folder, or this shard's part of it.
         """
         batch, progress = self._batch, self._progress
         answer = StatusSignal(lambda: self._tell(Message(progress.line(), is_answer=True)))
-        with output_lock(batch.output_dir), answer, self._stop:
+        claim = Claim(batch.recipe_name, batch.shard)
+        lock = output_lock(batch.output_dir, claim, lambda text: self._tell(Message(text)))
+        with lock as self._check_hold, answer, self._stop:
             there = present_files(batch.output_dir)
             expected = [job.id for job in batch.jobs if job.filename not in there]
             try:
                 self._tell(RunStarted(len(batch.jobs), tuple(expected), self._executor.slots))
                 if kind := network_file_system(batch.output_dir):
                     self._tell(Message(_ON_NETWORK.format(batch.output_dir, kind)))
-                sweep(batch.output_dir, map(batch.path_of, batch.jobs))
+                finals = map(batch.path_of, (*batch.jobs, *batch.reserve))
+                sweep(batch.output_dir, finals, batch.shard)
                 with self._errors_told():
                     self._begin()
                     self._work()
@@ -192,7 +196,7 @@ class BatchRun:
             self._queue = JobQueue(self._progress.amount_of)
         self._queue.add(self._study.begin())
         if self._is_kept:
-            manifest = Manifest(self._batch.output_dir, self._complain)
+            manifest = Manifest(self._batch.output_dir, self._complain, self._batch.shard)
             self._finder = Finder(manifest, verify=self._options.verify)
 
     def _close(self) -> None:
@@ -256,6 +260,7 @@ class BatchRun:
             elif not self._has_more and not self._study.measure_unreferenced(self._check):
                 return
             self._stop.check()
+            self._check_hold()
             if not self._limits.has_time():
                 self._stop_renders()
 

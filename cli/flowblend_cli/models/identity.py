@@ -25,6 +25,7 @@ from flowblend_cli.models.pair_fit import check_pair
 from flowblend_cli.models.pipeline_rules import channel_problem
 from flowblend_cli.models.registry import ModelSource, resolve_model, resolve_small
 from flowblend_cli.utils.cache_dirs import cache_path
+from flowblend_cli.utils.json_files import keep_json
 from flowblend_plugin.denoisers.adapter_header import scale_file
 from flowblend_plugin.errors import PairMismatchError
 
@@ -51,15 +52,31 @@ def job_key(job: Job, identity: Identity) -> str:
     Returns:
         64 hexadecimal digits.
     """
+    hashes = {role: known["sha256"] for role, known in identity.items()}
+    hashed = {"job": _decisive(job), "models": hashes, "numerics": NUMERICS_VERSION}
+    return hashlib.sha256(_canonical(hashed)).hexdigest()
+
+
+def recipe_key(job: Job) -> str:
+    """Hash what a recipe alone says of a job's bits: its key without the files of its models.
+
+    It is the same on every machine, whichever models lie there, and before they are fetched.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    return hashlib.sha256(_canonical(_decisive(job))).hexdigest()
+
+
+def _decisive(job: Job) -> dict[str, Any]:
+    """A job as written, without what only names things."""
     document = {k: v for k, v in job.to_document().items() if k not in _NAMES_ONLY}
     if job.image is not None:
         # Its pixels count, not its name.
         document["image"] = [job.image.sha256, *job.image.conversions]
         if not job.image.conversions:
             document["image"] = job.image.sha256
-    hashes = {role: known["sha256"] for role, known in identity.items()}
-    hashed = {"job": document, "models": hashes, "numerics": NUMERICS_VERSION}
-    return hashlib.sha256(_canonical(hashed)).hexdigest()
+    return document
 
 
 @dataclass(frozen=True)
@@ -337,13 +354,7 @@ def hash_folder(folder: Path) -> str:
     before = len(known)
     lines = [f"{path.relative_to(folder).as_posix()} {_kept_sha256(path, known)}" for path in paths]
     if len(known) > before:
-        try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            temporary = cache.with_suffix(".tmp")
-            temporary.write_text(json.dumps(known), "utf-8")
-            temporary.replace(cache)
-        except OSError:
-            pass  # the next run only takes longer
+        keep_json(cache, known)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -92,7 +93,8 @@ def write_lock(folder: Path, pins: Iterable[Pin]) -> Path:
         for pin in sorted(pins)
     ]
     path = folder / LOCK_NAME
-    publish(path, (_HEADER + "".join(entries)).encode())
+    data = (_HEADER + "".join(entries)).encode()
+    publish(path, data, mark=f".{os.urandom(6).hex()}")  # several renders may fetch at once
     return path
 
 

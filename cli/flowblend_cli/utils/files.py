@@ -21,7 +21,7 @@ from typing import BinaryIO, Literal
 
 from flowblend_cli.errors import OutputError
 from flowblend_cli.text import is_unsafe
-from flowblend_cli.utils.folders import check_held, opened
+from flowblend_cli.utils.folders import check_held, mark_of, opened
 
 TEMPORARY_SUFFIX = ".tmp"
 SEAL_KEY = "file_sha256"
@@ -29,6 +29,7 @@ UNSEALED = "0" * 64
 _MARK = re.compile(rb'"file_sha256":"([0-9a-f]{64})"')
 _MARK_BYTES = len(f'"{SEAL_KEY}":"{UNSEALED}"')
 _PIECE_BYTES = 1 << 20
+_LONGEST_NAME = 255
 _ADDRESS = re.compile(r".*://|(?:data|file|ftp|https?|javascript):", re.IGNORECASE)
 _DRIVE = re.compile(r"[A-Za-z]:")
 
@@ -100,9 +101,17 @@ def resolve_inside(name: str, folder: Path) -> Path:
     return path
 
 
-def temporary_path(path: Path) -> Path:
-    """Name the file that holds a half-written ``path``: ``name.mp4.tmp``, never a media suffix."""
-    return path.with_name(path.name + TEMPORARY_SUFFIX)
+def temporary_path(path: Path, mark: str = "") -> Path:
+    """Name the file that holds a half-written ``path``: ``name.mp4.tmp``, never a media suffix.
+
+    Where others may write at the same time, it has a mark of who writes it: see
+    ``folders.HeldFolder``; ``mark`` is one that the caller chose.
+    """
+    end = mark_of(path.parent) + mark + TEMPORARY_SUFFIX
+    name = path.name + end
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32] + end
+    return path.with_name(name)
 
 
 def publish(
@@ -111,6 +120,7 @@ def publish(
     check: Callable[[BinaryIO], None] | None = None,
     *,
     durable: bool = True,
+    mark: str = "",
 ) -> None:
     """Write a file so that its final name only ever shows complete contents.
 
@@ -124,26 +134,36 @@ def publish(
         check: Reads the written file, and raises if it isn't what it should be.
         durable: Flush to the disk, so that a power cut costs nothing; without that it doesn't
             wait for the disk.
+        mark: Part of the temporary name, where several processes may write this file at once.
 
     Raises:
         OutputError: The file can't be written, or a link sits at the temporary name.
     """
     with _output_errors(path), opened(path.parent) as folder:
-        temporary = path.name + TEMPORARY_SUFFIX
-        _remove_leftover(temporary_path(path), folder)
+        temporary = temporary_path(path, mark).name
+        _remove_leftover(path.with_name(temporary), folder)
         try:
             _write(temporary, folder, data, durable=durable)
             if check is not None:
                 with _open(temporary, os.O_RDONLY, "rb", folder) as file:
                     check(file)
-            check_held(path.parent)
-            os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            _rename(temporary, path, folder)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary, dir_fd=folder)
             raise
         if durable:
             os.fsync(folder)  # the new name survives a power cut: a folder is flushed like a file
+
+
+def _rename(temporary: str, path: Path, folder: int) -> None:
+    """Give a temporary file its final name, if this run may still do so."""
+    check_held(path.parent)
+    try:
+        os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+    except FileNotFoundError:
+        check_held(path.parent)  # whoever took the folder over removed it just now
+        raise
 
 
 def remove(path: Path) -> None:
@@ -154,6 +174,7 @@ def remove(path: Path) -> None:
         OutputError: Its folder is held, and isn't what it was.
     """
     with opened(path.parent) as folder:
+        check_held(path.parent)
         os.unlink(path.name, dir_fd=folder)
 
 
@@ -176,6 +197,7 @@ def set_aside(path: Path) -> Path:
                 os.stat(name, dir_fd=folder, follow_symlinks=False)
             except FileNotFoundError:
                 break
+        check_held(path.parent)
         os.rename(path.name, name, src_dir_fd=folder, dst_dir_fd=folder)
         os.fsync(folder)
         return path.with_name(name)
@@ -225,6 +247,7 @@ def open_appending(path: Path) -> int:
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with opened(path.parent) as folder:
+        check_held(path.parent)
         descriptor = os.open(path.name, flags, 0o666, dir_fd=folder)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

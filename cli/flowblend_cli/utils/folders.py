@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from flowblend_cli.errors import OutputError
 
 FOLDER = ".flowblend"
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+# What a file that isn't there any more answers with, on a server too.
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 Identity = tuple[int, int]
 
 
@@ -30,23 +32,28 @@ class HeldFolder:
     Args:
         path: Its absolute path.
         identity: Its device and inode.
-        lock: Name of the lock file in it; empty where it isn't locked, and its path may be a link.
-        lock_identity: The lock file's device and inode.
+        locks: The lock files in it, each with its device and inode; none where it isn't locked, and
+            its path may be a link.
+        lease: The file in it that says who may write, see ``engine.lease``; empty without one.
+        mark: What the temporary names of this run have before ``.tmp``; empty where nobody else can
+            write at the same time.
     """
 
     path: str
     identity: Identity | None
-    lock: str = ""
-    lock_identity: Identity | None = None
+    locks: tuple[tuple[str, Identity | None], ...] = ()
+    lease: str = ""
+    mark: str = ""
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> HeldFolder:
         """Read it from the JSON form of its values."""
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in document.items()
-        }
-        return cls(**values)
+        locks = tuple((name, tuple(identity)) for name, identity in document["locks"])
+        return cls(**{**document, "identity": tuple(document["identity"]), "locks": locks})
+
+    def of_process(self, pid: int) -> HeldFolder:
+        """The same for a worker process, whose temporary names are its own."""
+        return replace(self, mark=f"{self.mark}.{pid}")
 
     def open(self) -> int:
         """Open it, for ``dir_fd``.
@@ -55,7 +62,7 @@ class HeldFolder:
             OutputError: It was moved or replaced, or its lock file removed or replaced.
         """
         try:
-            descriptor = os.open(self.path, _FLAGS | (os.O_NOFOLLOW if self.lock else 0))
+            descriptor = os.open(self.path, _FLAGS | (os.O_NOFOLLOW if self.locks else 0))
         except OSError as error:
             raise OutputError(f"{self.path}: {_REPLACED}") from error
         try:
@@ -66,7 +73,7 @@ class HeldFolder:
         return descriptor
 
     def check(self, found: os.stat_result | None = None) -> None:
-        """Raise unless its path leads to it, and its lock file is the one that is locked.
+        """Raise unless its path leads to it, and its lock files are those that are locked.
 
         Args:
             found: Status of what its path leads to, where that was opened.
@@ -74,11 +81,34 @@ class HeldFolder:
         Raises:
             OutputError: It was moved or replaced, or its lock file removed or replaced.
         """
-        if identity_of(found or _status(self.path, follow=not self.lock)) != self.identity:
+        if identity_of(found or _status(self.path, follow=not self.locks)) != self.identity:
             raise OutputError(f"{self.path}: {_REPLACED}")
-        lock = os.path.join(self.path, self.lock)
-        if self.lock and identity_of(_status(lock)) != self.lock_identity:
-            raise OutputError(f"{lock}: {_UNLOCKED}")
+        for name, identity in self.locks:
+            lock = os.path.join(self.path, name)
+            if identity_of(_status(lock)) != identity:
+                raise OutputError(f"{lock}: {_UNLOCKED}")
+
+    def renew(self) -> None:
+        """Renew its lease, where it has one.
+
+        The file system itself answers, not what this machine remembers of it.
+
+        Raises:
+            OutputError: Another run has taken it, or it can't be renewed.
+        """
+        if not self.lease:
+            return
+        try:
+            os.utime(os.path.join(self.path, self.lease), follow_symlinks=False)
+        except OSError as error:
+            raise OutputError(f"{self.path}: {lease_lost(error)}") from error
+
+
+def lease_lost(error: OSError) -> str:
+    """What to say where a lease can't be renewed."""
+    if error.errno in GONE:
+        return _TAKEN
+    return f"its lease can't be renewed ({error.strerror}), so nothing more is written"
 
 
 _REPLACED = (
@@ -88,6 +118,11 @@ _REPLACED = (
 _UNLOCKED = (
     "was removed or replaced while this run held it, so that another run may be at work in this "
     "folder, and nothing more is written: when none is, run the same command again"
+)
+_TAKEN = (
+    "this run wasn't heard of for so long that its lease was ended, so that another run may be at "
+    "work in this folder, and nothing more is written: what it has published stays, and the same "
+    "command goes on once no other run works here"
 )
 _held: dict[str, HeldFolder] = {}
 
@@ -171,14 +206,21 @@ def opened(folder: Path, *, make: bool = False) -> Iterator[int]:
 
 
 def check_held(folder: Path) -> None:
-    """Raise if a folder is below one that is held, and that isn't what it was.
+    """Raise if a folder is below one that is held, and that this run may no longer write to.
 
     Raises:
-        OutputError: It was moved or replaced, or its lock is lost.
+        OutputError: It was moved or replaced, or its lock or lease is lost.
     """
     holder, _, _ = _places(folder)
     if holder is not None:
         holder.check()
+        holder.renew()
+
+
+def mark_of(folder: Path) -> str:
+    """What temporary names in a folder have before ``.tmp``, see ``HeldFolder``."""
+    holder, _, _ = _places(folder)
+    return "" if holder is None else holder.mark
 
 
 def _places(folder: Path) -> tuple[HeldFolder | None, Path, tuple[str, ...]]:

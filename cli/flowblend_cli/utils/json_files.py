@@ -78,8 +78,11 @@ def read_json(path: Path, *, follow: bool = False, lenient: bool = False) -> Any
 
 
 def keep_json(path: Path, value: Any) -> None:
-    """Keep a value in a cache, whole or not at all; one that can't be written only costs time."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """Keep a value in a cache, whole or not at all; one that can't be written only costs time.
+
+    Others may do the same at once, on other machines too, whose processes have the same numbers.
+    """
+    temporary = path.with_name(f"{path.name}.{os.urandom(6).hex()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(value), "utf-8")

@@ -39,7 +39,7 @@ from flowblend_cli.events import (
     captured_events,
     chain,
 )
-from flowblend_cli.jobs import Batch, Job
+from flowblend_cli.jobs import Batch, Job, Shard
 from flowblend_cli.main import main
 from flowblend_cli.planning.run_progress import RunProgress
 from flowblend_cli.utils.process import is_running, process_mark
@@ -60,15 +60,23 @@ class Clock:
 class Night:
     """A batch of four jobs that is told what happens, as an engine tells it; a context manager."""
 
-    def __init__(self, folder: Path, slots: int = 1) -> None:
+    def __init__(self, folder: Path, slots: int = 1, shard: str = "") -> None:
         self.folder = folder
         self.jobs = [a_job(f"clip-{n}", steps=4, seed=n) for n in range(1, 5)]
         self.batch = Batch("study", folder, tuple(self.jobs), (), folder / "study.toml")
         self.clock, self.heard = Clock(), captured_events()
         folder.mkdir(exist_ok=True)
         keep_recipe(folder, self.jobs)
+        self.shard = Shard.parse(shard) if shard else None
+        words = list(COMMAND)
+        if self.shard is not None:  # of n shards, the i-th has every n-th job
+            self.jobs = self.jobs[self.shard.index - 1 :: self.shard.count]
+            self.batch = replace(
+                self.batch, jobs=tuple(self.jobs), shard=self.shard, undivided=self.batch
+            )
+            words += ["--shard", shard]
         self.progress = RunProgress(self.batch, self.clock)
-        state = RunState(self.progress, self.batch, COMMAND, self.heard)
+        state = RunState(self.progress, self.batch, words, self.heard)
         self.tell = chain([self.progress, state, self.heard])
         self._slots = slots
 
@@ -98,16 +106,21 @@ class Night:
         self.tell(JobFailed(job.id, job.scene, job.seed, error))
 
     def kept(self) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads(run_path(self.folder, "study").read_text("utf-8"))
+        path = run_path(self.folder, "study", self.shard)
+        document: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return document
+
+    def change(self, **values: Any) -> None:
+        """Put other values into the kept state."""
+        path = run_path(self.folder, "study", self.shard)
+        path.write_text(json.dumps({**self.kept(), **values}), "utf-8")
 
     def seem_killed(self) -> None:
         """Make the state that of a process which is over."""
-        path = run_path(self.folder, "study")
         done = subprocess.Popen([sys.executable, "-c", ""])
         mark = process_mark(done.pid)
         done.wait()
-        path.write_text(json.dumps({**self.kept(), "process": mark}), "utf-8")
+        self.change(process=mark)
 
 
 @pytest.fixture
@@ -463,3 +476,99 @@ def test_nothing_in_a_state_reaches_the_terminal_as_a_command(night: Night, text
         assert only(night.folder)["failures"][0]["error"] == text
 
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown.stdout)
+
+
+# Shards, each with a state of its own.
+
+
+def end(night: Night) -> None:
+    night.tell(Summary(0, 0, 0, 0.0, 0))
+    night.tell(RunEnded())
+
+
+def test_the_states_of_shards_are_told_as_one(tmp_path: Path) -> None:
+    one, two = (Night(tmp_path / "out", shard=f"{index}/2") for index in (1, 2))
+    for night in (one, two):
+        night.tell(RunStarted(len(night.jobs), (), 1))
+    one.finish(one.jobs[0])
+    one.fail(one.jobs[1], "ValueError: no paint")
+    end(one)
+    two.finish(two.jobs[0])
+    two.start(two.jobs[1], steps=2)
+    found = only(one.folder)
+
+    assert (found["state"], found["jobs"], found["done"]) == ("running", 4, 2)
+    assert (found["failed"], found["remaining"]) == (1, 1)
+    assert [failure["job"] for failure in found["failures"]] == ["clip-3"]
+    (now,) = found["under_way"]
+    assert (now["job"], now["shard"], now["host"]) == ("clip-4", "2/2", os.uname().nodename)
+    assert found["present"] == now
+    assert [(s["shard"], s["state"]) for s in found["shards"]] == [
+        ("1/2", "ended"), ("2/2", "running"),
+    ]  # fmt: skip
+    assert all(s["pid"] == os.getpid() for s in found["shards"])
+    told = status(one.folder).stdout
+    assert "study: 2 shards, 1 ended, 1 running" in told or "1 running, 1 ended" in told
+    assert f"now: on shard 2/2, {os.uname().nodename}: clip-4, step 2 of 4 large" in told
+
+
+def test_a_shard_that_was_killed_or_is_elsewhere_is_told_with_its_host(tmp_path: Path) -> None:
+    nights = [Night(tmp_path / "out", shard=f"{index}/4") for index in (1, 2, 3)]
+    for night in nights:
+        night.tell(RunStarted(len(night.jobs), (), 1))
+        night.start(night.jobs[0], steps=1)
+    end(nights[0])
+    nights[1].seem_killed()
+    nights[2].change(process={"pid": 7, "host": "node-12", "boot": "b", "born": "1"})
+    found = json.loads(status(nights[0].folder, "--json").stdout)["recipes"][0]
+
+    assert [one["state"] for one in found["shards"]] == ["ended", "killed", "elsewhere"]
+    assert found["shards"][2]["host"] == "node-12"
+    assert {one["host"] for one in found["under_way"]} >= {"node-12"}
+    result = status(nights[0].folder)
+    assert result.exit_code == 1
+    assert "1 not begun" in result.stdout
+    assert "shard 2/4 was killed on" in result.stdout
+    # What goes on with all of it names no shard.
+    assert "go on with: " in result.stdout
+    assert "--shard" not in result.stdout
+
+
+def test_a_run_of_all_jobs_takes_the_states_of_shards_over(tmp_path: Path) -> None:
+    shard = Night(tmp_path / "out", shard="1/2")
+    with shard:
+        shard.fail(shard.jobs[0], "ValueError: no paint")
+        shard.fail(shard.jobs[1], "ValueError: no paint")
+    whole = Night(tmp_path / "out")
+    with whole:
+        whole.finish(whole.jobs[0])
+    found = only(whole.folder)
+    assert found["shards"] == []
+    assert [failure["job"] for failure in found["failures"]] == ["clip-3"]
+    assert not run_path(whole.folder, "study", shard.shard).exists()
+
+
+def test_a_shard_takes_over_what_failed_before_and_other_jobs_stay_failed(tmp_path: Path) -> None:
+    whole = Night(tmp_path / "out")
+    with whole:
+        for job in whole.jobs[:2]:
+            whole.fail(job, "ValueError: no paint")
+    shard = Night(tmp_path / "out", shard="1/2")
+    with shard:
+        assert [one["job"] for one in only(whole.folder)["failures"]] == ["clip-2", "clip-1"]
+        shard.finish(shard.jobs[0])
+    assert [one["job"] for one in only(whole.folder)["failures"]] == ["clip-2"]
+    other = Night(tmp_path / "out", shard="2/4")  # a further division, of the second job alone
+    with other:
+        other.fail(other.jobs[0], "ValueError: still none")
+    (failure,) = only(whole.folder)["failures"]
+    assert (failure["job"], failure["error"]) == ("clip-2", "ValueError: still none")
+
+
+def test_the_place_of_a_state_says_whose_it_is(tmp_path: Path) -> None:
+    night = Night(tmp_path / "out", shard="1/2")
+    with night:
+        pass
+    for hostile in ("x", "7/7", None):
+        night.change(shard=hostile)
+        assert [one["shard"] for one in only(night.folder)["shards"]] == ["1/2"]

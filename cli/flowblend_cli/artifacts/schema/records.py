@@ -180,6 +180,8 @@ class RunStateDocument(Document):
     command: list[Argument]
     folder: PathText
     output_dir: PathText | None = None
+    shard: Word | None = None
+    taken_over: list[JobId] = Field(default_factory=list)
     jobs: Count
     started: Time
     process: ProcessDocument

@@ -88,7 +88,8 @@ def main() -> None:
         channel.send({"say": "event", "name": event.name, "values": asdict(event)})
 
     runner = JobRunner(tell, warm_up, folder, share)
-    with held(map(HeldFolder.from_document, given["held"])):
+    folders = [HeldFolder.from_document(one).of_process(os.getpid()) for one in given["held"]]
+    with held(folders):
         while True:
             _send(channel, runner.run(reader.next_request(), reader.check))
 

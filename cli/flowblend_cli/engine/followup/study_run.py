@@ -191,7 +191,9 @@ class StudyRun(NullStudy):
         self._adaptations = Adaptations(self._study, complaints)
         self._has_followups = bool(self._study.selections or self._study.adapt or complaints)
         self._pruner = DraftPruner(batch, self._study.selections)
-        self._references = references(batch)
+        self._references = references(batch.whole)
+        own = {job.id for job in (*batch.jobs, *batch.reserve)}
+        self._elsewhere = {job.id for job in self._references.values()} - own
         self._compared = {job.id for job in self._references.values()}
         self._names: tuple[str, ...] = ()
         self._measurer = Measurer()
@@ -202,7 +204,7 @@ class StudyRun(NullStudy):
         self._looks: dict[str, Look] = {}
         self._looking: tuple[Selection, Mapping[str, str]] | None = None
         self._unreferenced: dict[str, list[tuple[Job, JobRecord, Frames | None]]] = {}
-        self._ids = {job.id for job in (*batch.jobs, *batch.reserve)}
+        self._ids = {job.id for job in (*batch.whole.jobs, *batch.whole.reserve)}
         self._new: list[Job] = []
         self._is_over = False
         self.time_repeats = self._study.time_repeats
@@ -217,7 +219,7 @@ class StudyRun(NullStudy):
         self._names = metrics_of(self._study)
         if not self._names and self._study.measure.names is None:
             self._tell(Message(f"nothing is measured: {metrics.missing()}"))
-        batch = self._batch
+        batch = self._batch.whole
         write_json(
             recipe_path(batch.output_dir, batch.recipe_name),
             {
@@ -231,12 +233,13 @@ class StudyRun(NullStudy):
                 "jobs": [job.id for job in batch.jobs],
             },
         )
-        return ordered(batch.jobs, self._compared)
+        return ordered(self._batch.jobs, self._compared)
 
     def is_up_to_date(self, job: Job, pixels: str) -> bool:
         """See ``NullStudy``."""
         if self._has_followups or self.time_repeats > 1 or job.id in self._compared:
             return False
+        self._look_elsewhere(job)
         key = self._measurement_key(self._reference_of(job))
         return not self._names or is_measured(self._batch.output_dir, job.id, pixels, key)
 
@@ -260,8 +263,9 @@ class StudyRun(NullStudy):
         self._jobs[job.id], self._records[job.id] = job, record
         self._coming.discard(job.id)
         expected = self._references.get(job.id)
-        if expected is not None and expected.id in self._coming:
-            # Another slot may have its reference; what is compared with it waits.
+        self._look_elsewhere(job)
+        if expected is not None and expected.id in self._coming | self._elsewhere:
+            # Another slot or shard may have its reference; what is compared with it waits.
             waiting = self._unreferenced.setdefault(expected.id, [])
             waiting.append((job, record, frames if len(waiting) < _FRAMES_KEPT else None))
             return
@@ -272,8 +276,19 @@ class StudyRun(NullStudy):
         """See ``NullStudy``."""
         waiting = list(self._unreferenced)
         for reference in waiting:
+            self._look_elsewhere(self._unreferenced[reference][0][0])
             self._measure_waiting(reference, check)
         return bool(waiting)
+
+    def _look_elsewhere(self, job: Job) -> None:
+        """See whether another shard has rendered a job's reference by now."""
+        reference = self._references.get(job.id)
+        if reference is None or reference.id not in self._elsewhere:
+            return
+        record = read_record(self._batch.output_dir, reference.id)
+        if record is not None and self._batch.path_of(reference).is_file():
+            self._elsewhere.discard(reference.id)
+            self._records[reference.id] = replace(record, tracks=())
 
     def _measure_waiting(self, reference: str, check: Check) -> None:
         """Measure the clips that waited for a reference, with it or, where it has none, without."""

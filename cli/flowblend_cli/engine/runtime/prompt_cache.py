@@ -6,6 +6,7 @@ and every argument that it is encoded with. Everything here can be deleted.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
 
 MOST_BYTES = 2 * 2**30
+# Others may store prompts here at the same time: what there is is counted anew whenever so much of
+# the room that was left is used up.
+_SHARE_OF_ROOM = 1 / 64
 # What prompts go through besides the libraries that every record names.
 _TEXT_PACKAGES = ("tokenizers", "sentencepiece", "ftfy")
 
@@ -53,10 +57,8 @@ class EmbeddingFiles:
         self._device = device
         self._tell = tell
         self._is_full = False
-        try:
-            self._bytes = sum(path.stat().st_size for path in self._folder.iterdir())
-        except OSError:
-            self._bytes = 0
+        self._bytes = self._allowed = 0
+        self._count()
 
     def find(self, encoding: str) -> tuple[Any] | None:
         """What an encoding gave, in a tuple; None where that isn't known, or its file is damaged.
@@ -87,6 +89,8 @@ class EmbeddingFiles:
             return
         path = self._path(encoding)
         try:
+            if self._bytes + len(data) > self._allowed:
+                self._count()
             if self._bytes + len(data) > MOST_BYTES:
                 raise OutputError(f"{self._folder} holds {MOST_BYTES / 2**30:g} GiB by now")
             make_folders(path)
@@ -95,6 +99,16 @@ class EmbeddingFiles:
         except OutputError as error:
             self._is_full = True
             self._tell(f"encoded prompts aren't stored any more: {error}")
+
+    def _count(self) -> None:
+        """See how much is stored, and up to where that needs no second look."""
+        total = 0
+        with contextlib.suppress(OSError):
+            for path in self._folder.iterdir():
+                with contextlib.suppress(OSError):  # another run has just renamed it
+                    total += path.stat().st_size
+        self._bytes = total
+        self._allowed = total + int((MOST_BYTES - total) * _SHARE_OF_ROOM)
 
     def _path(self, encoding: str) -> Path:
         told = json.dumps([*self._known, encoding]).encode()

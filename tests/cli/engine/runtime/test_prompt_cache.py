@@ -115,6 +115,19 @@ def test_a_full_folder_takes_no_more_and_says_so_once(
     assert len(told) == 1
 
 
+def test_what_other_runs_store_at_the_same_time_counts_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt_cache, "MOST_BYTES", 300_000)
+    told: list[str] = []
+    stores = [files(tmp_path, told) for _ in range(4)]
+    for number in range(100):
+        stores[number % 4].keep(f"prompt {number}", torch.ones(1000))
+    kept = [path.stat().st_size for path in (tmp_path / ".flowblend/embeddings").iterdir()]
+    assert 300_000 - 2 * max(kept) < sum(kept) <= 300_000
+    assert len(told) == 4
+
+
 def test_what_cant_be_stored_is_left_out(tmp_path: Path) -> None:
     value: Any = object()
     told: list[str] = []
