@@ -113,6 +113,9 @@ TABLE: dict[str, set[str]] = {
         *ROOT_NOUNS, f"{CLI}.planning", f"{CLI}.models", f"{CLI}.artifacts", f"{CLI}.utils",
         f"{CLI}.recipe.schema.names", f"{LIB}.errors", f"{LIB}.stages", f"{LIB}.metrics",
     },
+    f"{CLI}.engine.executors.ray": {
+        *ROOT_NOUNS, f"{CLI}.engine", f"{CLI}.utils", f"{LIB}.errors", "ray",
+    },
     f"{CLI}.engine.runtime": {
         *ROOT_NOUNS, f"{CLI}.planning", f"{CLI}.models", f"{CLI}.artifacts", f"{CLI}.utils",
         LIB, *HEAVY, "numpy",

@@ -91,10 +91,20 @@ _OPTIONS = (
                  help="Store a job's state after every N steps, and go on from there."),
     click.option("--verify", is_flag=True, help="Hash every byte of every finished file."),
     click.option("--allow-download", is_flag=True, help="Fetch models that aren't here."),
-    click.option("--executor", type=click.Choice(["child", "in-process"]),
+    click.option("--executor", type=click.Choice(["child", "in-process", "ray"]),
                  default=usual_executor, help="Where jobs are rendered."),
     click.option("--devices", type=DeviceList(), metavar="LIST", default="",
                  help="A process on each: all, cuda:0,cuda:2, or cpu*2."),
+    click.option("--address", default="", metavar="HOST:PORT",
+                 help="Cluster of --executor ray; without it, one is started here."),
+    click.option("--workers", type=click.IntRange(min=0), default=0, metavar="N",
+                 help="Workers of a cluster."),
+    click.option("--gpus-per-worker", type=click.FloatRange(min=0, min_open=True), default=1.0,
+                 metavar="N", help="GPUs of each worker of a cluster."),
+    click.option("--job-timeout", "job_timeout_s", type=Duration(), metavar="TIME",
+                 help="Take a job from a worker that tells of no step for TIME."),
+    click.option("--allow-mixed-devices", is_flag=True,
+                 help="Let workers render on devices that make other bits."),
 )  # fmt: skip
 
 

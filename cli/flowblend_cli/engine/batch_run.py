@@ -251,7 +251,7 @@ class BatchRun:
             self._take_published()
             self._fill_slots()
             self._queue.add(self._study.new_jobs())
-            if self._under_way:
+            if self._under_way or (self._has_more and not self._executor.slots):
                 self._poll()
             elif self._publisher.outstanding:
                 self._take_published(POLL_S)

@@ -18,7 +18,14 @@ class RunOptions:
         verify: Hash the bytes of every finished file, of large ones too.
         allow_download: Fetch models that the recipe names and this machine lacks.
         executor: ``"child"`` renders in processes of their own, whose death costs one try of one
-            job; ``"in-process"`` in a thread of this one.
+            job; ``"in-process"`` in a thread of this one; ``"ray"`` on a cluster.
+        address: The cluster that ``"ray"`` renders on, as Ray writes it; empty for one that is
+            started on this machine, and ended with the run.
+        workers: Workers of a cluster; 0 for as many as it has room for.
+        gpus_per_worker: GPUs of each of them, where the cluster has any.
+        job_timeout_s: Seconds after which a job that tells of no step is taken from its worker,
+            which is ended; None waits for ever.
+        allow_mixed_devices: Let workers render on devices that differ from the first one's.
         devices: A worker process for each of these, see ``utils.devices``; empty for one
             process that uses what the recipe says.
         stop_patience_s: Seconds that a step may take to end once the run stops; an executor that
@@ -33,6 +40,11 @@ class RunOptions:
     allow_download: bool = False
     executor: str = "in-process"
     devices: str = ""
+    address: str = ""
+    workers: int = 0
+    gpus_per_worker: float = 1.0
+    job_timeout_s: float | None = None
+    allow_mixed_devices: bool = False
     stop_patience_s: float = 3600.0
 
 

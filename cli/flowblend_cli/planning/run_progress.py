@@ -136,7 +136,7 @@ class RunProgress:
         now = self.now()
         match event:
             case RunStarted():
-                self._slots, self._expected = event.slots, event.expected
+                self._slots, self._expected = max(1, event.slots), event.expected
             case JobAssigned():
                 self.under_way.setdefault(event.job, JobProgress())
             case JobStarted():

@@ -8,10 +8,11 @@ follow the first two.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 from flowblend_cli import errors
 from flowblend_cli.engine.executors.base import (
@@ -41,19 +42,48 @@ _TRIES = 2  # of loading, and of the job once its models are loaded
 _EVENTS = {event.name: event for event in get_args(Event)}
 
 
+class Process(Protocol):
+    """A process that carries requests out: ``WorkerProcess``, or one on another machine."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be handed documents."""
+        ...
+
+    def send(self, document: Document) -> None:
+        """Hand it a document; one that is gone is noticed by ``receive``."""
+        ...
+
+    def receive(self, timeout_s: float) -> Document | None:
+        """The next document that it sent; None where it sends none within the time.
+
+        Raises:
+            WorkerDiedError: It sends nothing more.
+        """
+        ...
+
+    def end(self) -> object:
+        """End it at once."""
+        ...
+
+
 class ChildProcessExecutor:
     """An ``Executor`` with a worker process, which is started where there is none.
 
-    A request whose process died, or lost its device, is begun once more in a new one.
+    A request whose process died, or lost its device, is begun once more in a new one. So is one
+    that tells nothing for too long.
 
     Args:
         warm_up: See ``JobRunner``.
         embeddings_dir: See ``JobRunner``.
         device: The device that its process is held to; None leaves it all.
         on_told: Called by a thread where ``poll`` may have something.
+        patience_s: Seconds after which a request that tells nothing loses its process; None waits
+            for ever.
     """
 
     slots = 1
+    is_gone = False
 
     def __init__(
         self,
@@ -61,7 +91,10 @@ class ChildProcessExecutor:
         embeddings_dir: Path | None = None,
         device: Device | None = None,
         on_told: Callable[[], None] | None = None,
+        patience_s: float | None = None,
     ) -> None:
+        self._patience_s = patience_s
+        self._heard_at = 0.0
         self.name = "" if device is None else device.name
         self._environment = {} if device is None else device.environment()
         self._on_told = on_told
@@ -71,7 +104,7 @@ class ChildProcessExecutor:
             "embeddings_dir": None if embeddings_dir is None else str(embeddings_dir),
             "memory_share": device.share if device is not None and device.kind == "cuda" else 1,
         }
-        self._worker: WorkerProcess | None = None
+        self._worker: Process | None = None
         self._model: ModelSpec | None = None
         self._request: RenderRequest | None = None
         self._died: FlowBlendError | None = None  # of what, where the request isn't begun again yet
@@ -99,7 +132,15 @@ class ChildProcessExecutor:
                 self._lose_process(error)
                 return None  # a signal to all of a service's processes may have ended this one
         if document is not None:
+            self._heard_at = time.monotonic()
             return self._heard(request, document)
+        if self._is_silent:
+            self._lose_process(
+                WorkerDiedError(
+                    f"the {self._called} process told nothing for {self._patience_s:g} s"
+                )
+            )
+            return None
         if is_unused or (self._is_stopping and self._died is not None):
             self._end_process()  # nothing of the job is lost
             return self._answer(RenderFailure(request.number, StopRequested(), "stopped"))
@@ -120,9 +161,27 @@ class ChildProcessExecutor:
         self._request = None
         self._end_process()
 
+    def _sent_beside(self, request: RenderRequest) -> Document:
+        """What goes along with a request, where the other end doesn't see this one's files."""
+        return {}
+
+    def _start_process(self) -> Process:
+        """Start a process.
+
+        Raises:
+            WorkerDiedError: It can't be started.
+        """
+        return WorkerProcess(MODULE, self._called, self._environment, on_document=self._on_told)
+
     @property
     def _called(self) -> str:
         return f"{self.name} render".strip()
+
+    @property
+    def _is_silent(self) -> bool:
+        if self._patience_s is None or self._died is not None:
+            return False
+        return time.monotonic() - self._heard_at > self._patience_s
 
     @property
     def _is_loaded(self) -> bool:
@@ -133,9 +192,7 @@ class ChildProcessExecutor:
             self._end_process()
         if self._worker is None:
             try:
-                self._worker = WorkerProcess(
-                    MODULE, self._called, self._environment, on_document=self._on_told
-                )
+                self._worker = self._start_process()
             except WorkerDiedError as error:
                 self._lose_process(error)
                 return
@@ -143,7 +200,9 @@ class ChildProcessExecutor:
             self._worker.send({**self._begin, "held": held})
         if not self._is_loaded:
             self._model = None
-        self._worker.send({"do": "run", "request": request.to_document()})
+        self._heard_at = time.monotonic()
+        beside = self._sent_beside(request)
+        self._worker.send({"do": "run", "request": request.to_document(), **beside})
 
     def _end_process(self) -> None:
         worker, self._worker, self._model = self._worker, None, None

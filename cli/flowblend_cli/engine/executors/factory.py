@@ -32,6 +32,10 @@ def make_executor(
     """
     if options.executor == "in-process":
         return InProcessExecutor(warm_up, embeddings_dir)
+    if options.executor == "ray":
+        from flowblend_cli.engine.executors.ray import RayPool
+
+        return RayPool(options, warm_up)
     if not options.devices:
         return ChildProcessExecutor(warm_up, embeddings_dir)
     heard = threading.Event()

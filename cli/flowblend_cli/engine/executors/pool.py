@@ -31,7 +31,7 @@ from flowblend_cli.jobs import ModelSpec
 # A job is tried on so many further workers before it is its own fault.
 MOST_MOVES = 2
 # Errors that tell of the worker at least as much as of the job.
-_OF_THE_WORKER = (DeviceFailedError, DeviceLostError)
+OF_THE_WORKER = (DeviceFailedError, DeviceLostError)
 
 
 class Worker(Executor, Protocol):
@@ -40,6 +40,11 @@ class Worker(Executor, Protocol):
     @property
     def name(self) -> str:
         """What events call it."""
+        ...
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it will never take a request again."""
         ...
 
 
@@ -152,13 +157,23 @@ class WorkerPool:
                 replace(found, worker=name) if isinstance(found, JobStarted) else found
             )
             return
+        if name not in self._busy or self._busy[name].request.number != found.number:
+            return  # of a request that this worker had before, and somebody else has now
         task = self._busy.pop(name)
-        if not (isinstance(found, RenderFailure) and isinstance(found.error, _OF_THE_WORKER)):
+        is_gone = self._workers[name].is_gone
+        if is_gone:
+            self._workers.pop(name).close()
+        if (
+            not isinstance(found, RenderFailure)
+            or found.kind == "stopped"
+            or not (is_gone or isinstance(found.error, OF_THE_WORKER))
+        ):
             self._leave_out(task)
             self._told.append(replace(found, worker=name))
             return
         task.failed[name] = found.error
-        self._aside[name] = found.number
+        if not is_gone:
+            self._aside[name] = found.number
         if len(task.failed) <= MOST_MOVES and self._is_there_another(task):
             self._waiting.append(task)
             self._told.append(
@@ -171,11 +186,14 @@ class WorkerPool:
         self._told.append(replace(found, worker=name))
 
     def _is_there_another(self, task: _Task) -> bool:
+        """Whether a worker is there, or to come, that hasn't failed at a request."""
         return any(name not in task.failed for name in self.names)
 
     def _leave_out(self, task: _Task) -> None:
         """Leave out for good the workers that failed at what another one managed."""
         for name, error in task.failed.items():
+            if name not in self._workers:
+                continue  # it is gone
             self._aside.pop(name, None)
             self._workers.pop(name).close()
             self._told.append(Message(f"{name} is left out from now on: {error}", is_error=True))

@@ -1,8 +1,9 @@
-"""Worker process that renders, at the other end of ``ChildProcessExecutor``.
+"""Worker that renders, at the far end of an executor: it is handed documents, and sends some.
 
-``python -m flowblend_cli.engine.executors.worker`` is handed documents, see ``child_process``, and
-carries them out one after the other. It ends by itself where no more can come, also in the middle
-of a step: whoever started it is gone. Signals are left to that one.
+``serve`` carries documents out one after the other, see ``child_process``, over whatever link they
+come: standard input and output, or a cluster. ``python -m`` with this module's name is such a
+process. It ends by itself where no more can come, also in the middle of a step: whoever
+started it is gone. Signals are left to that one.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import os
 import queue
 import signal
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from flowblend_cli.engine.executors.base import (
     Answer,
@@ -22,6 +24,7 @@ from flowblend_cli.engine.executors.base import (
     RenderResult,
 )
 from flowblend_cli.engine.executors.job_runner import JobRunner
+from flowblend_cli.engine.runtime.checkpoint_file import CarriedCheckpoint
 from flowblend_cli.engine.signals import STOPPING
 from flowblend_cli.errors import StopRequested
 from flowblend_cli.events import Event
@@ -30,16 +33,31 @@ from flowblend_cli.utils.folders import HeldFolder, held
 from flowblend_cli.utils.worker_process import Channel, Document
 from flowblend_plugin.errors import FlowBlendError
 
+if TYPE_CHECKING:
+    from flowblend_cli.utils.frames import Frames
+
+
+class Link(Protocol):
+    """A way between a worker and whoever hands it requests."""
+
+    def receive(self) -> Document | None:
+        """Wait for the next document; None where no further one comes."""
+        ...
+
+    def send(self, document: Document, frames: Frames | None = None) -> None:
+        """Send a document, and frames."""
+        ...
+
 
 class RequestReader:
     """What is to be done, read by a thread, so that a stop or the end is seen in a step too.
 
     Args:
-        channel: Where it comes from.
+        link: Where it comes from.
     """
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, link: Link) -> None:
+        self._link = link
         self._waiting: queue.SimpleQueue[Document] = queue.SimpleQueue()
         self._stopped = self._present = -1
         threading.Thread(target=self._read, name="requests", daemon=True).start()
@@ -50,9 +68,16 @@ class RequestReader:
 
     def next_request(self) -> RenderRequest:
         """Wait for the next request."""
-        request = RenderRequest.from_document(self.next_document()["request"])
+        document = self.next_document()
+        request = RenderRequest.from_document(document["request"])
         self._present = request.number
-        return request
+        kept = request.checkpoint
+        if kept is None or "state" not in document:  # it lies on this machine
+            return request
+        state = document["state"]
+        held = [] if state is None else [state]
+        carried = CarriedCheckpoint(kept.path, kept.job_key, kept.every, self._carry, held)
+        return replace(request, checkpoint=carried)
 
     def check(self) -> None:
         """Raise if the present request isn't wanted any more.
@@ -63,8 +88,11 @@ class RequestReader:
         if self._stopped == self._present:
             raise StopRequested
 
+    def _carry(self, state: bytes | None) -> None:
+        self._link.send({"say": "state", "number": self._present, "state": state})
+
     def _read(self) -> None:
-        while (document := self._channel.receive()) is not None:
+        while (document := self._link.receive()) is not None:
             if document["do"] == "stop":
                 self._stopped = document["number"]
             else:
@@ -73,37 +101,45 @@ class RequestReader:
 
 
 def main() -> None:
-    """Carry out requests until no more can come."""
+    """Be a worker process: carry out requests until no more can come."""
     asks = getattr(signal, "SIGUSR1", signal.SIGTERM)
     for number in (*STOPPING, asks):
         signal.signal(number, signal.SIG_IGN)
-    channel = Channel()
-    reader = RequestReader(channel)
+    serve(Channel())
+
+
+def serve(link: Link) -> None:
+    """Carry out requests for ever.
+
+    Args:
+        link: Where they come from, and answers go.
+    """
+    reader = RequestReader(link)
     given = reader.next_document()
     warm_up = None if given["warm_up"] is None else Job.from_document(given["warm_up"])
     folder = None if given["embeddings_dir"] is None else Path(given["embeddings_dir"])
     share = given["memory_share"]
 
     def tell(event: Event) -> None:
-        channel.send({"say": "event", "name": event.name, "values": asdict(event)})
+        link.send({"say": "event", "name": event.name, "values": asdict(event)})
 
     runner = JobRunner(tell, warm_up, folder, share)
     folders = [HeldFolder.from_document(one).of_process(os.getpid()) for one in given["held"]]
     with held(folders):
         while True:
-            _send(channel, runner.run(reader.next_request(), reader.check))
+            _send(link, runner.run(reader.next_request(), reader.check))
 
 
-def _send(channel: Channel, answer: Answer) -> None:
+def _send(link: Link, answer: Answer) -> None:
     match answer:
         case RenderResult():
-            channel.send({"say": "result", "result": answer.to_document()}, answer.frames)
+            link.send({"say": "result", "result": answer.to_document()}, answer.frames)
         case PreviewResult():
-            channel.send({"say": "preview", "elapsed_s": answer.elapsed_s}, answer.frames)
+            link.send({"say": "preview", "elapsed_s": answer.elapsed_s}, answer.frames)
         case RenderFailure():
             error = answer.error
             is_ours = isinstance(error, FlowBlendError)
-            channel.send(
+            link.send(
                 {
                     "say": "failure",
                     "kind": answer.kind,

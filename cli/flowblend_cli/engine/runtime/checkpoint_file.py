@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ class CheckpointFile:
             CheckpointError: The file is damaged, or can't be read.
         """
         try:
-            data = read_regular(self.path, MAX_TENSOR_BYTES)
+            data = self.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -121,6 +121,14 @@ class CheckpointFile:
         if not seal_holds(data):
             raise CheckpointError("is damaged")
         return header, data
+
+    def read_bytes(self) -> bytes:
+        """What the file holds.
+
+        Raises:
+            OSError: It isn't there, or can't be read.
+        """
+        return read_regular(self.path, MAX_TENSOR_BYTES)
 
     def write(self, data: bytes) -> None:
         """Publish a state, whose metadata ``CheckpointHeader.to_metadata`` gave.
@@ -136,6 +144,35 @@ class CheckpointFile:
         for path in (self.path, temporary_path(self.path)):
             with contextlib.suppress(OSError):
                 remove(path)
+
+
+@dataclass(frozen=True)
+class CarriedCheckpoint(CheckpointFile):
+    """A stored state of another machine, which its driver keeps: it came along, and goes back.
+
+    Args:
+        carry: Takes a state to the driver; None tells it to remove what is there.
+        held: The sealed state, in a list; an empty one holds none.
+    """
+
+    carry: Callable[[bytes | None], None] = lambda _: None
+    held: list[bytes] = field(default_factory=list)
+
+    def read_bytes(self) -> bytes:
+        """See ``CheckpointFile``."""
+        if not self.held:
+            raise FileNotFoundError
+        return self.held[0]
+
+    def write(self, data: bytes) -> None:
+        """See ``CheckpointFile``; the driver writes it."""
+        self.held[:] = [seal(data)]
+        self.carry(data)
+
+    def forget(self) -> None:
+        """See ``CheckpointFile``."""
+        self.held.clear()
+        self.carry(None)
 
 
 def _header_of(data: bytes) -> CheckpointHeader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -75,10 +76,8 @@ class Placement:
     @property
     def surroundings(self) -> dict[str, str]:
         """What bits hang on: the device by its name, or a CPU's kernels, and the number format."""
-        is_cuda = self.device.type == "cuda"
-        kind = torch.cuda.get_device_name(self.device) if is_cuda else _cpu_kernels()
         dtype = str(self.dtype).removeprefix("torch.")
-        return {"device": f"{self.device.type} {kind}", "dtype": dtype}
+        return {"device": device_class(self.device), "dtype": dtype}
 
     def move(self, name: str, denoiser: torch.nn.Module) -> None:
         """Move a further denoiser to the device; where the pipeline is offloaded, it follows that.
@@ -246,8 +245,21 @@ def reason(error: Exception) -> str:
     return shorten(str(error).strip().split("\n")[0], 160)
 
 
-def _cpu_kernels() -> str:
-    return torch.backends.cpu.get_cpu_capability()
+def device_class(device: torch.device) -> str:
+    """What bits hang on of a device: its name, or a CPU's kernels."""
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def usual_device() -> dict[str, Any]:
+    """The device that is used where a recipe names none, and its memory, as plain values."""
+    device = _device("auto")
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"device": device_class(device), "memory_bytes": memory}
 
 
 def _device(name: str) -> torch.device:

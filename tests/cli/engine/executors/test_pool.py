@@ -37,7 +37,7 @@ class ScriptedWorker:
         self.request: RenderRequest | None = None
         self.taken: list[int] = []
         self.waiting: deque[Answer | Event] = deque()
-        self.is_stopped = self.is_closed = False
+        self.is_stopped = self.is_closed = self.is_gone = False
 
     def submit(self, request: RenderRequest) -> None:
         assert self.request is None

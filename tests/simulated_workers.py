@@ -1,0 +1,121 @@
+"""Workers that render by noise, and die, answer late, twice, or with another job's answer."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection
+from typing import Literal
+
+from noise_executor import render_of
+
+from flowblend_cli.engine.executors.base import Answer, RenderFailure, RenderRequest
+from flowblend_cli.engine.executors.pool import WorkerPool
+from flowblend_cli.errors import DeviceFailedError, StopRequested, WorkerDiedError
+from flowblend_cli.events import Event
+from flowblend_cli.jobs import ModelSpec
+
+Deed = Literal["answer", "late", "twice", "another", "die", "fail"]
+DEEDS: tuple[Deed, ...] = ("answer", "answer", "late", "twice", "another", "die", "fail")
+SHAPE = (1, 64, 64, 3)
+
+
+class DriverKilledError(BaseException):
+    """The driver is no more."""
+
+
+class SimulatedWorker:
+    """A worker of one slot, whose deeds are told by whoever simulates.
+
+    Args:
+        name: Its name.
+        next_deed: What it does with its next request.
+    """
+
+    slots = 1
+
+    def __init__(self, name: str, next_deed: Callable[[], Deed]) -> None:
+        self.name = name
+        self._next_deed = next_deed
+        self._deed: Deed = "answer"
+        self._request: RenderRequest | None = None
+        self._answers: deque[Answer] = deque()
+        self._former: list[Answer] = []
+        self._polls = 0
+        self._is_stopping = False
+        self.is_gone = False
+
+    def submit(self, request: RenderRequest) -> None:
+        assert self._request is None
+        assert not self.is_gone
+        self._request, self._deed, self._polls = request, self._next_deed(), 0
+        self._is_stopping = False
+
+    def poll(self, timeout_s: float) -> Answer | Event | None:
+        self._polls += 1
+        if self._answers:
+            return self._answers.popleft()
+        if self._request is None or (self._deed == "late" and self._polls < 4):
+            return None
+        request = self._request
+        if self._is_stopping:
+            self._request = None
+            return RenderFailure(request.number, StopRequested(), "stopped")
+        if self._deed == "another" and self._former:
+            self._deed = "answer"
+            return self._former[-1]
+        self._request = None
+        if self._deed == "die":
+            self.is_gone = True
+            return RenderFailure(request.number, WorkerDiedError(f"{self.name} is lost"))
+        if self._deed == "fail":
+            self.is_gone = True
+            return RenderFailure(request.number, DeviceFailedError(f"{self.name} failed"))
+        answer = render_of(request.seed, SHAPE, request.number)
+        self._former.append(answer)
+        if self._deed == "twice":
+            self._answers.append(answer)
+        return answer
+
+    def models_in_memory(self) -> Collection[ModelSpec]:
+        return ()
+
+    def stop(self) -> None:
+        self._is_stopping = True
+
+    def close(self) -> None:
+        self._request = None
+
+
+class SimulatedCluster(WorkerPool):
+    """A pool whose lost workers are replaced, and whose driver may be killed.
+
+    Args:
+        number: How many workers it has.
+        next_deed: What a worker does with its next request.
+        dies: Whether the driver dies at the next poll.
+    """
+
+    def __init__(
+        self, number: int, next_deed: Callable[[], Deed], dies: Callable[[], bool]
+    ) -> None:
+        import threading
+
+        super().__init__([], threading.Event())
+        self._number, self._next_deed, self._dies = number, next_deed, dies
+        self._started = 0
+
+    @property
+    def slots(self) -> int:
+        return len(self.names)
+
+    def poll(self, timeout_s: float) -> Answer | Event | None:
+        if self._dies():
+            raise DriverKilledError
+        while len(self._workers) < self._number:
+            self._started += 1
+            name = f"worker {self._started}"
+            self._workers[name] = SimulatedWorker(name, self._next_deed)
+        return super().poll(0.0)
+
+    def _is_there_another(self, task: object) -> bool:
+        return True
