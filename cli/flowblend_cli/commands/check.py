@@ -32,7 +32,7 @@ def check(recipes: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -
       flowblend check quickstart
       flowblend check recipes/*.toml
     """
-    reports = [_check(recipe, overrides) for recipe in recipes]
+    reports = [_check(recipe, overrides, as_json) for recipe in recipes]
     if as_json:
         click.echo(json.dumps({"v": 1, "recipes": [report for report, _ in reports]}))
     for report, lines in reports:
@@ -47,7 +47,9 @@ def check(recipes: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -
     return 0 if all(report["ok"] for report, _ in reports) else 2
 
 
-def _check(recipe: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
+def _check(
+    recipe: str, overrides: tuple[str, ...], as_json: bool
+) -> tuple[dict[str, Any], list[str]]:
     """Check one recipe: its part of the JSON object, and lines with problems or explanations."""
     report: dict[str, Any] = {"path": recipe, "ok": True, "jobs": 0, "warnings": [], "problems": []}
     try:
@@ -61,5 +63,5 @@ def _check(recipe: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], lis
         **report,
         "jobs": len(batch.jobs),
         "warnings": list(batch.warnings),
-        "steps": [asdict(choice) for choice in batch.study.choices],
+        "steps": [asdict(choice) for choice in batch.study.choices] if as_json else [],
     }, [f"  {line}" for line in explanations if line is not None]

@@ -121,7 +121,8 @@ class Table(BaseModel):
     @property
     def broken(self) -> frozenset[str]:
         """Keys whose values are told to be wrong: what they were meant to be isn't known."""
-        return self._broken
+        private = self.__pydantic_private__  # its own way to a private attribute takes long
+        return private["_broken"] if private else frozenset()
 
     def without(self, broken: Iterable[str]) -> Self:
         """Mark further keys as broken, and return the table itself."""
@@ -288,9 +289,10 @@ class _Settings(Table):
 
     def settings(self) -> dict[str, Any]:
         """The arguments that the table sets, and only those; broken ones are ``UNKNOWN``."""
-        written = (self.model_fields_set | self.broken) & SETTINGS.keys()
+        broken = self.broken
+        written = (self.model_fields_set | broken) & SETTINGS.keys()
         return {
-            key: UNKNOWN if key in self.broken else getattr(self, key)
+            key: UNKNOWN if key in broken else getattr(self, key)
             for key in sorted(written, key=_PLACES.__getitem__)
         }
 
