@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -30,12 +31,15 @@ def keep_text_model(pipe: Any) -> None:
         object.__setattr__(encoder, "text_model", encoder)  # not as a part of itself
 
 
-def remember_embeddings(pipe: Any, store: EmbeddingStore | None = None) -> None:
+def remember_embeddings(
+    pipe: Any, store: EmbeddingStore | None = None, before: Callable[[], None] = lambda: None
+) -> None:
     """Let a pipeline encode each distinct prompt once; the same tensors come back after that.
 
     Args:
         pipe: The pipeline.
         store: Where prompts are looked for that this process hasn't encoded, and kept.
+        before: Called before a prompt is encoded: text encoders may be read as late as this.
     """
     encode = getattr(pipe, "encode_prompt", None)
     if encode is None:
@@ -44,16 +48,20 @@ def remember_embeddings(pipe: Any, store: EmbeddingStore | None = None) -> None:
 
     def encode_once(*args: Any, **kwargs: Any) -> Any:
         if not all(_is_plain(value) for value in (*args, *kwargs.values())):
+            before()
             return encode(*args, **kwargs)
         # I2VGen-XL isn't handed whether an unconditional embedding is wanted: it looks.
         guided = getattr(pipe, "do_classifier_free_guidance", None)
-        key = repr((type(pipe).__name__, guided, args, sorted(kwargs.items())))
+        told = (type(pipe).__name__, guided, args, sorted(kwargs.items()))
+        key = repr(told)
         if key not in known:
-            found = store.find(key) if store is not None else None
+            encoding = repr(_anywhere(told))
+            found = store.find(encoding) if store is not None else None
             if found is None:
+                before()
                 found = (encode(*args, **kwargs),)
                 if store is not None:
-                    store.keep(key, found[0])
+                    store.keep(encoding, found[0])
             known[key] = found[0]
             if len(known) > _EMBEDDINGS_KEPT:
                 known.popitem(last=False)
@@ -61,6 +69,13 @@ def remember_embeddings(pipe: Any, store: EmbeddingStore | None = None) -> None:
         return known[key]
 
     pipe.encode_prompt = encode_once
+
+
+def _anywhere(value: Any) -> Any:
+    """Leave out which of several devices of a kind is meant: a store knows what kind it has."""
+    if isinstance(value, (list, tuple)):
+        return (list if isinstance(value, list) else tuple)(map(_anywhere, value))
+    return torch.device(value.type) if isinstance(value, torch.device) else value
 
 
 def _is_plain(value: Any) -> bool:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
 from flowblend_plugin.prompt_cache import remember_embeddings
 
@@ -36,3 +37,29 @@ def test_what_a_pipeline_looks_up_itself_tells_prompts_apart() -> None:
     assert pipe.encode_prompt("a") == ("a", True)
     pipe.do_classifier_free_guidance = False
     assert pipe.encode_prompt("a") == ("a", False)
+
+
+def test_a_store_is_asked_for_a_kind_of_device_and_memory_for_the_device() -> None:
+    class Store(dict[str, Any]):
+        find = dict.get
+
+        def keep(self, encoding: str, value: Any) -> None:
+            self[encoding] = (value,)
+
+    def encode_prompt(prompt: Any, device: Any) -> int:
+        calls.append(device)
+        return len(calls)
+
+    calls: list[Any] = []
+    store = Store()
+    pipe = SimpleNamespace(encode_prompt=encode_prompt)
+    remember_embeddings(pipe, store)
+    for device in ("cuda", "cuda:0", "cuda:1"):
+        assert pipe.encode_prompt(["a"], device=torch.device(device)) == 1
+    assert pipe.encode_prompt(["a"], device=torch.device("cpu")) == 2
+    assert pipe.encode_prompt(("a",), device=torch.device("cpu")) == 3
+    assert len(store) == 3
+
+    remember_embeddings(alone := SimpleNamespace(encode_prompt=encode_prompt))
+    places = {alone.encode_prompt("a", device=torch.device(f"cuda:{n % 2}")) for n in range(4)}
+    assert places == {4, 5}

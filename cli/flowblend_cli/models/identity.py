@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,8 @@ class ResolvedModels:
         adapters: File of each LoRA adapter: its name, the denoiser that is to have it, the path.
         identity: What finished files record of all these: per role (``pipeline``, ``small``, a
             letter, ``LoRA NAME ROLE``) its source and ``sha256``.
+        text_sha256: The pipeline's ``text_identity``: whoever renders needn't read text models to
+            know which they are.
     """
 
     spec: ModelSpec
@@ -121,6 +123,7 @@ class ResolvedModels:
     denoisers: tuple[tuple[str, ResolvedModel], ...]
     adapters: tuple[tuple[str, str, str], ...]
     identity: Identity
+    text_sha256: str = ""
 
     def to_document(self) -> dict[str, Any]:
         """All of it as plain JSON values; ``from_document`` reads it back equal."""
@@ -136,6 +139,7 @@ class ResolvedModels:
             denoisers=tuple((role, ResolvedModel(**one)) for role, one in document["denoisers"]),
             adapters=tuple((name, role, path) for name, role, path in document["adapters"]),
             identity=document["identity"],
+            text_sha256=document["text_sha256"],
         )
 
 
@@ -163,7 +167,8 @@ def resolve_models(
             problems.append(str(error))
     if problems:
         raise ModelFaultError("\n".join(dict.fromkeys(problems)))
-    return _find_models(model, recipe_dir, adapters)
+    found = _find_models(model, recipe_dir, adapters)
+    return replace(found, text_sha256=text_identity(found.pipeline))
 
 
 def _find_models(
@@ -267,9 +272,12 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def text_identity(pipeline: ResolvedModel) -> str:
-    """Hash whatever of a pipeline its prompts go through: all but denoisers, VAE and scheduler."""
+    """Hash whatever of a pipeline its prompts go through: all but denoisers, VAE and scheduler.
+
+    Which of the weights are read is a matter of their variant.
+    """
     if pipeline.commit is not None:
-        return pipeline.sha256
+        return _of_variant(pipeline.sha256, pipeline.variant)
     folder = Path(pipeline.folder)
     index = folder / "model_index.json"
     parts = [
@@ -278,7 +286,14 @@ def text_identity(pipeline: ResolvedModel) -> str:
         if (folder / name).is_dir() and not name.startswith(_NO_TEXT)
     ]
     hashes = [(name, hash_folder(folder / name)) for name in parts]
-    return hashlib.sha256(_canonical([_sha256(index), hashes])).hexdigest()
+    digest = hashlib.sha256(_canonical([_sha256(index), hashes])).hexdigest()
+    return _of_variant(digest, pipeline.variant)
+
+
+def _of_variant(digest: str, variant: str | None) -> str:
+    if variant is None:
+        return digest
+    return hashlib.sha256(_canonical([digest, variant])).hexdigest()
 
 
 def _resolve(

@@ -1,9 +1,9 @@
 """ChildProcessExecutor: renders in a worker process, which may die without taking the run along.
 
-The worker is handed documents: ``begin`` (warm_up, embeddings_dir, held) first, then ``run``
-(request), one at a time; ``stop`` (number) ends a request after its present step. It sends
-``event`` (name, values) and, last of each request, ``result``, ``preview`` or ``failure``. Frames
-follow the first two.
+The worker is handed documents: ``begin`` (warm_up, embeddings_dir, asks_embeddings, held) first,
+then ``run`` (request), one at a time; ``stop`` (number) ends a request after its present step. It
+sends ``event`` (name, values) and, last of each request, ``result``, ``preview`` or ``failure``.
+Frames follow the first two.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ChildProcessExecutor:
 
     Args:
         warm_up: See ``JobRunner``.
-        embeddings_dir: See ``JobRunner``.
+        embeddings_dir: Output folder in which encoded prompts are kept; None keeps none.
         device: The device that its process is held to; None leaves it all.
         on_told: Called by a thread where ``poll`` may have something.
         patience_s: Seconds after which a request that tells nothing loses its process; None waits
@@ -102,6 +102,7 @@ class ChildProcessExecutor:
             "do": "begin",
             "warm_up": None if warm_up is None else warm_up.to_document(),
             "embeddings_dir": None if embeddings_dir is None else str(embeddings_dir),
+            "asks_embeddings": False,
             "memory_share": device.share if device is not None and device.kind == "cuda" else 1,
         }
         self._worker: Process | None = None

@@ -25,7 +25,7 @@ def make_executor(
     Args:
         options: The options.
         warm_up: See ``JobRunner``.
-        embeddings_dir: See ``JobRunner``.
+        embeddings_dir: Output folder in which encoded prompts are kept; None keeps none.
 
     Raises:
         UsageError: A device isn't there.
@@ -35,7 +35,7 @@ def make_executor(
     if options.executor == "ray":
         from flowblend_cli.engine.executors.ray import RayPool
 
-        return RayPool(options, warm_up)
+        return RayPool(options, warm_up, embeddings_dir)
     if not options.devices:
         return ChildProcessExecutor(warm_up, embeddings_dir)
     heard = threading.Event()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flowblend_cli.engine.executors.base import Answer, RenderRequest
 from flowblend_cli.engine.executors.job_runner import JobRunner
+from flowblend_cli.engine.runtime.embedding_files import EmbeddingFiles
 from flowblend_cli.errors import StopRequested
 from flowblend_cli.events import Event
 from flowblend_cli.jobs import Job, ModelSpec
@@ -21,7 +22,7 @@ class InProcessExecutor:
 
     Args:
         warm_up: See ``JobRunner``.
-        embeddings_dir: See ``JobRunner``.
+        embeddings_dir: Output folder in which encoded prompts are kept; None keeps none.
     """
 
     slots = 1
@@ -29,7 +30,8 @@ class InProcessExecutor:
     def __init__(self, warm_up: Job | None = None, embeddings_dir: Path | None = None) -> None:
         self._told: queue.SimpleQueue[Answer | Event | BaseException] = queue.SimpleQueue()
         self._requests: queue.SimpleQueue[RenderRequest | None] = queue.SimpleQueue()
-        self._runner = JobRunner(self._told.put, warm_up, embeddings_dir)
+        home = None if embeddings_dir is None else EmbeddingFiles(embeddings_dir)
+        self._runner = JobRunner(self._told.put, warm_up, home)
         self._is_stopping = threading.Event()
         self._thread: threading.Thread | None = None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowblend_cli.engine.executors.base import (
@@ -18,9 +17,10 @@ from flowblend_cli.engine.executors.base import (
     RenderRequest,
     RenderResult,
 )
+from flowblend_cli.engine.runtime.embedding_files import EmbeddingHome
 from flowblend_cli.engine.runtime.oom_retry import OomRetry
 from flowblend_cli.engine.runtime.resume import ResumableJob, slow_steps
-from flowblend_cli.errors import DeviceLostError, StopRequested
+from flowblend_cli.errors import DeviceLostError, ModelMissingError, StopRequested
 from flowblend_cli.events import JobStarted, Message, ModelLoaded, Reporter, StepStarted, Waiting
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.models.identity import ResolvedModels
@@ -41,8 +41,8 @@ class JobRunner:
         tell: Who is told what happens.
         warm_up: A job that is sampled and thrown away before the first one, so that what happens
             once (memory, kernels, the prompt's embedding) isn't in anybody's seconds.
-        embeddings_dir: Output folder in which encoded prompts are kept; None keeps them in memory
-            alone.
+        embeddings: Where encoded prompts are kept; None keeps them in memory alone. With it, text
+            encoders are read once a prompt isn't there.
         memory_share: How many share the device's memory, of which this one takes its part.
     """
 
@@ -50,13 +50,13 @@ class JobRunner:
         self,
         tell: Reporter,
         warm_up: Job | None = None,
-        embeddings_dir: Path | None = None,
+        embeddings: EmbeddingHome | None = None,
         memory_share: int = 1,
     ) -> None:
         self._memory_share = memory_share
         self._tell = tell
         self._warm_up = warm_up
-        self._embeddings_dir = embeddings_dir
+        self._embeddings = embeddings
         self._runtime: PipelineRuntime | None = None
         self._models: ResolvedModels | None = None
         self._retry = OomRetry(self._place, tell)
@@ -89,6 +89,8 @@ class JobRunner:
             return self._render(request, check)
         except StopRequested as error:
             return RenderFailure(request.number, error, "stopped")
+        except ModelMissingError as error:  # of text encoders that are read late
+            return RenderFailure(request.number, error.with_traceback(None), "models")
         except Exception as error:  # noqa: BLE001 - likewise
             return RenderFailure(request.number, error.with_traceback(None))  # it holds tensors
 
@@ -116,7 +118,9 @@ class JobRunner:
         self._tell(Waiting(f"{job.id}: a look after {steps} steps"))
         try:
             runtime = self._load(request.models)
+            began -= runtime.late_s
             frames = runtime.preview(job, request.seed, steps, lambda *_: check())
+            began += runtime.late_s
         finally:
             self._tell(Waiting(""))
         return PreviewResult(request.number, frames, time.monotonic() - began)
@@ -142,13 +146,14 @@ class JobRunner:
                 from flowblend_cli.engine.runtime.placement import share_memory
 
                 share_memory(self._memory_share)
-            self._runtime = PipelineRuntime(replace(self._models, spec=spec))
-            if self._embeddings_dir is not None:
+            home = self._embeddings
+            self._runtime = PipelineRuntime(
+                replace(self._models, spec=spec), encoders_later=home is not None
+            )
+            if home is not None:
                 from flowblend_cli.engine.runtime.prompt_cache import keep_embeddings
 
-                keep_embeddings(
-                    self._runtime, self._embeddings_dir, lambda text: self._tell(Message(text))
-                )
+                keep_embeddings(self._runtime, home, lambda text: self._tell(Message(text)))
             self._tell(ModelLoaded(spec.pipeline, round(self._runtime.elapsed_s, 3)))
             if self._runtime.note is not None:
                 self._tell(Message(self._runtime.note))

@@ -14,6 +14,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowblend_cli.engine.executors.base import Answer, RenderFailure, RenderRequest
@@ -21,6 +22,7 @@ from flowblend_cli.engine.executors.child_process import ChildProcessExecutor, P
 from flowblend_cli.engine.executors.pool import OF_THE_WORKER, WorkerPool
 from flowblend_cli.engine.executors.ray_worker import RayWorker, installed_versions
 from flowblend_cli.engine.run_options import RunOptions
+from flowblend_cli.engine.runtime.embedding_files import EmbeddingFiles, EmbeddingHome
 from flowblend_cli.errors import DeviceLostError, OutputError, UsageError, WorkerDiedError
 from flowblend_cli.events import Message
 from flowblend_cli.jobs import Job
@@ -97,13 +99,22 @@ class RayExecutor(ChildProcessExecutor):
 
     Args:
         process: The actor.
+        embeddings: Where this end keeps encoded prompts for all workers; None keeps none.
         given: See ``ChildProcessExecutor``.
     """
 
-    def __init__(self, process: ActorProcess, name: str, **given: Any) -> None:
+    def __init__(
+        self,
+        process: ActorProcess,
+        name: str,
+        embeddings: EmbeddingHome | None = None,
+        **given: Any,
+    ) -> None:
         super().__init__(**given)
         self.name = name
         self._process = process
+        self._embeddings = embeddings
+        self._begin["asks_embeddings"] = embeddings is not None
 
     @property
     def is_gone(self) -> bool:  # type: ignore[override]
@@ -128,8 +139,28 @@ class RayExecutor(ChildProcessExecutor):
             return {"state": None}
 
     def _heard(self, request: RenderRequest, document: Document) -> Answer | Event | None:
-        if document["say"] != "state":
-            return super()._heard(request, document)
+        match document["say"]:
+            case "state":
+                return self._heard_state(request, document)
+            case "embedding?" | "embedding":
+                return self._heard_embedding(document)
+        return super()._heard(request, document)
+
+    def _heard_embedding(self, document: Document) -> Message | None:
+        """Give, or keep, an encoded prompt: only this end writes."""
+        home, key = self._embeddings, document["key"]
+        if home is None:
+            return None
+        if document["say"] == "embedding?":
+            self._process.send({"do": "embedding", "key": key, "data": home.read(key)})
+            return None
+        try:
+            home.write(key, document["data"])
+        except OutputError as error:
+            return Message(str(error))
+        return None
+
+    def _heard_state(self, request: RenderRequest, document: Document) -> Message | None:
         kept, state = request.checkpoint, document["state"]
         if kept is not None and document["number"] == request.number:
             try:
@@ -229,14 +260,22 @@ class RayPool(WorkerPool):
     Args:
         options: Where the cluster is, and how many workers are wanted.
         warm_up: See ``JobRunner``.
+        embeddings_dir: Output folder in which encoded prompts are kept; None keeps none.
     """
 
-    def __init__(self, options: RunOptions, warm_up: Job | None = None) -> None:
+    def __init__(
+        self,
+        options: RunOptions,
+        warm_up: Job | None = None,
+        embeddings_dir: Path | None = None,
+    ) -> None:
         heard = threading.Event()
         super().__init__([], heard)
         self._options = options
         self._given: dict[str, Any] = {"warm_up": warm_up, "on_told": heard.set}
         self._given["patience_s"] = options.job_timeout_s
+        if embeddings_dir is not None:
+            self._given["embeddings"] = EmbeddingFiles(embeddings_dir)
         self._cluster = Cluster(options)
         self._starting: dict[Any, tuple[Any, str]] = {}  # by what tells that it is there
         self._started = 0

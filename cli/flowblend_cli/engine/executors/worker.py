@@ -8,10 +8,12 @@ started it is gone. Signals are left to that one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
 import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -25,16 +27,20 @@ from flowblend_cli.engine.executors.base import (
 )
 from flowblend_cli.engine.executors.job_runner import JobRunner
 from flowblend_cli.engine.runtime.checkpoint_file import CarriedCheckpoint
+from flowblend_cli.engine.runtime.embedding_files import EmbeddingFiles, EmbeddingHome
 from flowblend_cli.engine.signals import STOPPING
 from flowblend_cli.errors import StopRequested
 from flowblend_cli.events import Event
 from flowblend_cli.jobs import Job
 from flowblend_cli.utils.folders import HeldFolder, held
-from flowblend_cli.utils.worker_process import Channel, Document
+from flowblend_cli.utils.worker_process import POLL_S, Channel, Document
 from flowblend_plugin.errors import FlowBlendError
 
 if TYPE_CHECKING:
     from flowblend_cli.utils.frames import Frames
+
+# The other end writes and checks files between its answers. Without one, a prompt is encoded here.
+ANSWER_S = 60.0
 
 
 class Link(Protocol):
@@ -59,6 +65,7 @@ class RequestReader:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._waiting: queue.SimpleQueue[Document] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Document] = queue.SimpleQueue()
         self._stopped = self._present = -1
         threading.Thread(target=self._read, name="requests", daemon=True).start()
 
@@ -88,16 +95,68 @@ class RequestReader:
         if self._stopped == self._present:
             raise StopRequested
 
+    def ask(self, question: Document, key: str) -> Document | None:
+        """Ask whoever hands out requests, in the midst of one.
+
+        Args:
+            question: What is asked.
+            key: What its answer has as ``key``; others are late ones, which nobody waits for.
+
+        Returns:
+            The answer; None where it doesn't come in time.
+
+        Raises:
+            StopRequested: The present request isn't wanted any more.
+        """
+        self._link.send(question)
+        until = time.monotonic() + ANSWER_S
+        while time.monotonic() < until:
+            self.check()
+            with contextlib.suppress(queue.Empty):
+                answer = self._answers.get(timeout=POLL_S)
+                if answer["key"] == key:
+                    return answer
+        return None
+
     def _carry(self, state: bytes | None) -> None:
         self._link.send({"say": "state", "number": self._present, "state": state})
 
     def _read(self) -> None:
         while (document := self._link.receive()) is not None:
-            if document["do"] == "stop":
-                self._stopped = document["number"]
-            else:
-                self._waiting.put(document)
+            match document["do"]:
+                case "stop":
+                    self._stopped = document["number"]
+                case "embedding":
+                    self._answers.put(document)
+                case _:
+                    self._waiting.put(document)
         os._exit(0)
+
+
+class AskedEmbeddings:
+    """The ``EmbeddingHome`` of a worker that sees no folder: whoever hands out requests has one.
+
+    Args:
+        link: The way there.
+        reader: Reads what comes from there.
+    """
+
+    def __init__(self, link: Link, reader: RequestReader) -> None:
+        self._link = link
+        self._reader = reader
+
+    def read(self, key: str) -> bytes | None:
+        """See ``EmbeddingHome``; what isn't told in time isn't there.
+
+        Raises:
+            StopRequested: The present request isn't wanted any more.
+        """
+        answer = self._reader.ask({"say": "embedding?", "key": key}, key)
+        return None if answer is None else answer["data"]
+
+    def write(self, key: str, data: bytes) -> None:
+        """See ``EmbeddingHome``; the other end writes, and tells of what can't be written."""
+        self._link.send({"say": "embedding", "key": key, "data": data})
 
 
 def main() -> None:
@@ -117,13 +176,16 @@ def serve(link: Link) -> None:
     reader = RequestReader(link)
     given = reader.next_document()
     warm_up = None if given["warm_up"] is None else Job.from_document(given["warm_up"])
-    folder = None if given["embeddings_dir"] is None else Path(given["embeddings_dir"])
+    folder = given["embeddings_dir"]
+    embeddings: EmbeddingHome | None = None if folder is None else EmbeddingFiles(Path(folder))
+    if given["asks_embeddings"]:
+        embeddings = AskedEmbeddings(link, reader)
     share = given["memory_share"]
 
     def tell(event: Event) -> None:
         link.send({"say": "event", "name": event.name, "values": asdict(event)})
 
-    runner = JobRunner(tell, warm_up, folder, share)
+    runner = JobRunner(tell, warm_up, embeddings, share)
     folders = [HeldFolder.from_document(one).of_process(os.getpid()) for one in given["held"]]
     with held(folders):
         while True:

@@ -35,6 +35,7 @@ from flowblend_cli.engine.runtime.placement import (
     is_out_of_memory,
     reason,
 )
+from flowblend_cli.engine.runtime.text_encoders import LateEncoders, late_parts
 from flowblend_cli.errors import DeviceLostError, ModelMissingError
 from flowblend_cli.jobs import Job
 from flowblend_cli.models.identity import ResolvedModel, ResolvedModels
@@ -86,6 +87,8 @@ class PipelineRuntime:
     Args:
         models: Their files, and those of the LoRA adapters that jobs name. Jobs with other adapters
             set ``models`` anew.
+        encoders_later: Whether text encoders are read once a prompt has to be encoded; with
+            ``keep_embeddings`` that may be never.
 
     Raises:
         ModelMissingError: A model is broken.
@@ -94,7 +97,7 @@ class PipelineRuntime:
         UsageError: The pipeline can't be offloaded as the recipe asks.
     """
 
-    def __init__(self, models: ResolvedModels) -> None:
+    def __init__(self, models: ResolvedModels, *, encoders_later: bool = False) -> None:
         began = time.monotonic()
         self.models = models
         self._placement = Placement(models.spec)
@@ -102,14 +105,18 @@ class PipelineRuntime:
         self.note = self._placement.note
         self.surroundings = {**versions(self.device), **self._placement.surroundings}
         large = models.pipeline
-        self._pipe = self._load(large, lambda: _load_pipeline(large, self._placement.dtype))
+        late = self._load(large, lambda: late_parts(Path(large.folder))) if encoders_later else ()
+        self._pipe = self._load_pipeline(dict.fromkeys(late))
         self._pipe.set_progress_bar_config(disable=True)
         self._own_scheduler = self._pipe.scheduler
         self._shown_by = Path(large.folder) / PROJECTION_NAME
         self._further = dict(self._load_further())
         self._placement.place(large.name, self._pipe, denoiser_name(self._pipe))
         keep_text_model(self._pipe)
-        remember_embeddings(self._pipe)
+        self._encoders = LateEncoders(
+            self._pipe, late, Path(large.folder), self._load_pipeline, self._place_encoders
+        )
+        remember_embeddings(self._pipe, before=self._encoders.arrive)
         self._takes = inspect.signature(self._pipe.__call__).parameters
         self.elapsed_s = time.monotonic() - began
 
@@ -119,6 +126,11 @@ class PipelineRuntime:
         return getattr(self._pipe, "vae", None)
 
     @property
+    def late_s(self) -> float:
+        """Seconds that text encoders took to load since ``elapsed_s``: they are no job's."""
+        return self._encoders.elapsed_s
+
+    @property
     def stronger_offload(self) -> str:
         """The next way of offloading, with less in the device's memory; empty for none."""
         return self._placement.stronger
@@ -126,6 +138,17 @@ class PipelineRuntime:
     def keep_embeddings(self, store: EmbeddingStore) -> None:
         """Look for prompts in a store before they are encoded, and keep them there."""
         remember_embeddings(self._pipe, store)
+
+    def _load_pipeline(self, parts: Mapping[str, Any]) -> Any:
+        """Read the pipeline into main memory, but for the parts that are given, or left out."""
+        source = self.models.pipeline
+        return self._load(source, lambda: _load_pipeline(source, self._placement.dtype, parts))
+
+    def _place_encoders(self, holder: Any) -> None:
+        """Place text encoders that came late, which another pipeline holds, too."""
+        # Under model offloading all models are one chain, which is built anew with them.
+        pipe = self._pipe if self._placement.offload == "model" else holder
+        self._placement.place(self.models.pipeline.name, pipe, denoiser_name(self._pipe))
 
     def _load_further(self) -> Iterator[tuple[str, torch.nn.Module]]:
         """The denoisers beside the pipeline's own, each with its role."""
@@ -247,7 +270,9 @@ class PipelineRuntime:
         try:
             yield
         except Exception as error:
-            if isinstance(error, FlowBlendError):
+            # Text encoders that come in mid-job may find too little memory; then less is tried.
+            is_of_late = isinstance(error, DeviceLostError) and is_out_of_memory(error)
+            if isinstance(error, FlowBlendError) and not is_of_late:
                 raise
             if not is_out_of_memory(error):
                 if is_device_lost(error):
@@ -365,13 +390,14 @@ def versions(device: torch.device | str = "cpu") -> dict[str, str]:
     }
 
 
-def _load_pipeline(source: ResolvedModel, dtype: torch.dtype) -> Any:
+def _load_pipeline(source: ResolvedModel, dtype: torch.dtype, parts: Mapping[str, Any]) -> Any:
     return diffusers.DiffusionPipeline.from_pretrained(
         source.folder,
         dtype=dtype,
         variant=source.variant,
         use_safetensors=True,
         local_files_only=True,
+        **parts,
     )
 
 

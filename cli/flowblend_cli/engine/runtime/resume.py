@@ -50,6 +50,7 @@ class ResumableJob:
         self._kept = kept
         self._tell = tell
         self._began, self._before_s = time.monotonic(), 0.0
+        self._runtime, self._late_s = runtime, runtime.late_s
         self.times = StepTimes()
         self.checkpoints: Checkpoints | None = None
         if kept is not None:
@@ -63,8 +64,11 @@ class ResumableJob:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds so far, with those of the run that stored the state, up to there."""
-        return self._before_s + time.monotonic() - self._began
+        """Seconds so far, with those of the run that stored the state, up to there.
+
+        Text encoders that are read meanwhile count as models do that are loaded.
+        """
+        return self._before_s + time.monotonic() - self._began - self._loading_s
 
     def step_done(self, index: int, role: str, check: Callable[[], None]) -> None:
         """Note that a step is over, and whether it was to be the last one.
@@ -77,6 +81,7 @@ class ResumableJob:
         Raises:
             StopRequested: It was; if states are stored, once this step's is.
         """
+        self.times.leave_out(self._loading_s)
         if index < self.first_step:  # nothing was computed
             self.times.go_on()
             check()
@@ -87,6 +92,10 @@ class ResumableJob:
         except StopRequested as request:
             if self.checkpoints is None or not self.checkpoints.stop_after_step(request):
                 raise
+
+    @property
+    def _loading_s(self) -> float:
+        return self._runtime.late_s - self._late_s
 
     def forget(self, reason: str) -> None:
         """Remove the stored state."""
@@ -161,10 +170,16 @@ class StepTimes:
     seconds: list[float] = field(default_factory=list)
     roles: list[str] = field(default_factory=list)
     _last: float = field(default_factory=time.perf_counter)
+    _left_out_s: float = 0.0
 
     def go_on(self) -> None:
         """Let the next step begin now: what was before belongs to none."""
         self._last = time.perf_counter()
+
+    def leave_out(self, seconds: float) -> None:
+        """Leave out what is no step's: so many seconds of all since the first step began."""
+        self._last += seconds - self._left_out_s
+        self._left_out_s = seconds
 
     def note(self, role: str) -> None:
         """Note that a step of a denoiser is over."""

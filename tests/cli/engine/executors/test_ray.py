@@ -87,6 +87,9 @@ def test_two_workers_make_the_bits_of_one_process(tmp_path: Path, alone: dict[st
     assert render(tmp_path, told, executor="ray", workers=2) == 0, told.messages
     assert pixels(told) == alone
     assert len({event.worker for event in told.of(JobDone)}) == 2
+    # Whoever encoded a prompt, the driver keeps it for all workers.
+    prompts = {job.prompt for job in batch_in(tmp_path).jobs}
+    assert len(list((tmp_path / "out/.flowblend/embeddings").iterdir())) == len(prompts)
 
 
 def test_a_worker_that_is_killed_loses_no_job(tmp_path: Path, alone: dict[str, str]) -> None:

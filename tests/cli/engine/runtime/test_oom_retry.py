@@ -16,6 +16,7 @@ import accelerate
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from fake_device import ACCELERATOR
 
 from flowblend_cli.artifacts.metadata import read_document
@@ -27,6 +28,7 @@ from flowblend_cli.engine.executors.base import (
     RenderResult,
 )
 from flowblend_cli.engine.executors.job_runner import JobRunner
+from flowblend_cli.engine.runtime.embedding_files import EmbeddingFiles
 from flowblend_cli.engine.runtime.finite_checks import SamplingError
 from flowblend_cli.engine.runtime.oom_retry import can_tile, tiled
 from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
@@ -47,8 +49,8 @@ class Device:
         self.tiles: list[bool] = []
         real = PipelineRuntime.__init__
 
-        def load(runtime: PipelineRuntime, models: ResolvedModels) -> None:
-            real(runtime, models)
+        def load(runtime: PipelineRuntime, models: ResolvedModels, **how: Any) -> None:
+            real(runtime, models, **how)
             self.loaded.append(models.spec.offload)
             pipe = runtime._pipe
             pipe.transformer.proj_out.register_forward_pre_hook(self._fails("denoiser"))
@@ -158,6 +160,32 @@ def test_a_denoiser_without_memory_is_offloaded_ever_more_and_keeps_its_bits(
     device.failures = {}
     assert render(renderer, on_device(job, width=16)).memory == ()
     assert device.loaded[-1] == "none"
+
+
+def test_a_text_encoder_without_memory_in_mid_job_is_offloaded_and_then_fits(
+    device: Device, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = render(runner(), job).frames
+    device.loaded.clear()
+    real = DiffusionPipeline.to
+
+    def move(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+        is_encoder_alone = pipe.transformer is None
+        if is_encoder_alone and ACCELERATOR in args:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 11.00 GiB.")
+        return real(pipe, *args, **kwargs)
+
+    monkeypatch.setattr(DiffusionPipeline, "to", move)
+    told = captured_events()
+    renderer = JobRunner(told, None, EmbeddingFiles(tmp_path))
+    first = render(renderer, on_device(job))
+    assert first.memory == ("freed", "offload=model")
+    assert np.array_equal(first.frames, plain)
+    assert tuple(device.loaded) == ("none", "model")
+
+    second = render(JobRunner(told, None, EmbeddingFiles(tmp_path)), on_device(job))
+    assert second.memory == ()
+    assert np.array_equal(second.frames, plain)
 
 
 def test_a_job_that_never_fits_fails_alone_and_says_so(

@@ -20,9 +20,11 @@ from click.testing import CliRunner, Result
 from fake_device import ACCELERATOR, FakeDevice
 from tiny import run_wan, wan_denoiser, wan_pipe
 
+from flowblend_cli.engine.runtime.embedding_files import EmbeddingFiles
 from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
 from flowblend_cli.engine.runtime.placement import Placement
-from flowblend_cli.errors import DeviceLostError, UsageError
+from flowblend_cli.engine.runtime.prompt_cache import keep_embeddings
+from flowblend_cli.errors import DeviceLostError, StopRequested, UsageError
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.main import main
 from flowblend_cli.models.identity import job_key, resolve_models
@@ -145,6 +147,54 @@ def test_of_whole_models_only_the_one_that_runs_is_on_the_device_in_every_job(jo
         assert ran == ["encoder", "large", "small", "vae"]
         assert all(resident == {name} for name, resident in device.forwards)
         assert not device.resident
+
+
+@pytest.mark.parametrize("way", ["none", *WAYS])
+def test_a_text_encoder_that_comes_in_mid_job_lives_where_the_other_models_do(
+    way: str, plain: PipelineRuntime, job: Job, tmp_path: Path
+) -> None:
+    jobs = [replace(job, prompt=prompt) for prompt in ("a red star", "a blue ring")]
+    expected = [sample(plain, one).frames for one in jobs]
+    for run in range(2):
+        runtime = PipelineRuntime(resolve_models(spec(way), Path.cwd()), encoders_later=True)
+        keep_embeddings(runtime, EmbeddingFiles(tmp_path), pytest.fail)
+        for one, frames in zip(jobs, expected, strict=True):
+            assert np.array_equal(sample(runtime, one).frames, frames)
+            assert all(is_placed(module) for module in modules(runtime)) or way == "none"
+        assert len(list(modules(runtime))) == (2 if run else 3)  # the VAE, the large one
+    assert runtime.late_s == 0
+
+
+def test_of_whole_models_one_that_comes_late_leaves_before_the_next_one_runs(job: Job) -> None:
+    runtime = PipelineRuntime(resolve_models(spec("model"), Path.cwd()), encoders_later=True)
+    pipe, load = runtime._pipe, runtime._encoders._load
+    pipe.remove_all_hooks()
+    for module in modules(runtime):
+        module.__dict__.pop("forward", None)  # which accelerate leaves behind, unwatched
+    device = FakeDevice(large=pipe.transformer, small=runtime._further["small"], vae=pipe.vae)
+    runtime._placement.place("sprites", pipe, "transformer")
+    pipe.vae.post_quant_conv.register_forward_pre_hook(lambda *_: device.ran("vae"))
+
+    def watched(others: dict[str, Any]) -> Any:
+        holder = load(others)
+        device.watch(encoder=holder.text_encoder)
+        return holder
+
+    runtime._encoders._load = watched
+    # The first one is given up after a step: nothing that ends a call is done.
+    with pytest.raises(StopRequested):
+        runtime.sample(job, 1, stop)
+    for prompt in ("a red star", "a blue ring"):
+        device.forwards.clear()
+        sample(runtime, replace(job, prompt=prompt))
+        ran = list(dict.fromkeys(name for name, _ in device.forwards))
+        assert ran == ["encoder", "large", "small", "vae"]
+        assert all(resident == {name} for name, resident in device.forwards)
+        assert not device.resident
+
+
+def stop(*_: object) -> None:
+    raise StopRequested
 
 
 def blended(pipe: Any, other: Any) -> torch.Tensor:

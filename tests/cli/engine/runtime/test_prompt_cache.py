@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from flowblend_cli.diagnostics.doctor.self_test_worker import sprites_job
-from flowblend_cli.engine.runtime import prompt_cache
+from flowblend_cli.engine.runtime import embedding_files
+from flowblend_cli.engine.runtime.embedding_files import EmbeddingFiles
 from flowblend_cli.engine.runtime.pipeline import PipelineRuntime
-from flowblend_cli.engine.runtime.prompt_cache import EmbeddingFiles, keep_embeddings
+from flowblend_cli.engine.runtime.prompt_cache import KeptEmbeddings, keep_embeddings
 from flowblend_cli.jobs import Job, ModelSpec
 from flowblend_cli.models.bundled import bundled_dir
 from flowblend_cli.models.identity import resolve_models, text_identity
@@ -23,9 +24,9 @@ SURROUNDINGS = {"torch": "2", "device": "cpu"}
 CPU = torch.device("cpu")
 
 
-def files(folder: Path, told: list[str] | None = None, identity: str = "text") -> EmbeddingFiles:
+def files(folder: Path, told: list[str] | None = None, identity: str = "text") -> KeptEmbeddings:
     tell = (told if told is not None else []).append
-    return EmbeddingFiles(folder, identity, SURROUNDINGS, CPU, tell)
+    return KeptEmbeddings(EmbeddingFiles(folder), identity, SURROUNDINGS, CPU, tell)
 
 
 def job() -> Job:
@@ -65,7 +66,7 @@ def test_another_run_finds_a_prompt_and_its_text_model_rests(
 
     for run in range(2):
         runtime._pipe.__dict__.pop("encode_prompt", None)  # a process that knows no prompt
-        keep_embeddings(runtime, tmp_path, lambda _: None)
+        keep_embeddings(runtime, EmbeddingFiles(tmp_path), lambda _: None)
         encoded.clear()
         found = embeds(runtime, "a red ring")
         assert len(encoded) == (0 if run else 2)
@@ -83,7 +84,9 @@ def test_whatever_decides_an_embedding_is_in_its_name(tmp_path: Path) -> None:
     assert files(tmp_path).find("prompt") is not None
     assert files(tmp_path).find("another") is None
     assert files(tmp_path, identity="other weights").find("prompt") is None
-    other = EmbeddingFiles(tmp_path, "text", {**SURROUNDINGS, "torch": "3"}, CPU, print)
+    other = KeptEmbeddings(
+        EmbeddingFiles(tmp_path), "text", {**SURROUNDINGS, "torch": "3"}, CPU, print
+    )
     assert other.find("prompt") is None
 
 
@@ -104,7 +107,7 @@ def test_a_damaged_file_is_encoded_again_and_replaced(tmp_path: Path) -> None:
 def test_a_full_folder_takes_no_more_and_says_so_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prompt_cache, "MOST_BYTES", 1000)
+    monkeypatch.setattr(embedding_files, "MOST_BYTES", 1000)
     told: list[str] = []
     store = files(tmp_path, told)
     store.keep("small", torch.ones(2))
@@ -118,7 +121,7 @@ def test_a_full_folder_takes_no_more_and_says_so_once(
 def test_what_other_runs_store_at_the_same_time_counts_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prompt_cache, "MOST_BYTES", 300_000)
+    monkeypatch.setattr(embedding_files, "MOST_BYTES", 300_000)
     told: list[str] = []
     stores = [files(tmp_path, told) for _ in range(4)]
     for number in range(100):
@@ -144,6 +147,7 @@ def test_the_text_models_decide_and_the_denoisers_dont(tmp_path: Path) -> None:
     before = text_identity(pipeline)
     (folder / "transformer" / "config.json").write_text("{}")
     assert text_identity(pipeline) == before
+    assert text_identity(replace(pipeline, variant="fp16")) != before  # other weights are read
     config = folder / "text_encoder" / "config.json"
     config.write_text(config.read_text() + " ")
     assert text_identity(pipeline) != before

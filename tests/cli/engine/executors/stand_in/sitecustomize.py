@@ -39,8 +39,8 @@ def fail(name: str, seed: int) -> None:
 
 
 class Runtime:
-    def __init__(self, models: Any) -> None:
-        self.models, self.note, self.elapsed_s = models, None, 0.0
+    def __init__(self, models: Any, *, encoders_later: bool) -> None:
+        self.models, self.note, self.elapsed_s, self.late_s = models, None, 0.0, 0.0
         self.device = SimpleNamespace(type="cpu")
         self.surroundings, self.vae, self.stronger_offload = {"torch": "none"}, None, ""
         sys.stdout.write("what a library prints when it loads\n")
