@@ -18,12 +18,13 @@ quickstart: $(VENV)/.runtime
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not night"
 
-# Kills, failing system calls and a bad night, in full; slow tests, and properties with many examples;
+# Kills, failing system calls, a bad night and that of a cluster; slow and thorough tests;
 # forty changes of the spine, of which the tests must notice most.
 faults: $(VENV)/.dev
 	$(BIN)/python -m tests.faults.kill_publishing --kills 150
 	$(BIN)/python -m tests.faults.inject
 	$(BIN)/python -m tests.faults.night --kills 20 --command $(FLOWBLEND)
+	$(BIN)/python -m tests.faults.cluster --rounds 30
 	$(BIN)/python -m pytest -q -n 2 -m night
 	FLOWBLEND_EXAMPLES=2000 $(BIN)/python -m pytest -q -n 2 --dist load -m thorough
 	$(BIN)/python -m tests.mutants --part stages criteria identity schedulers --sample 10 --goal 0.8

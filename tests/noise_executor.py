@@ -42,6 +42,9 @@ class NoiseExecutor:
         self.requests: list[RenderRequest] = []
         self.is_stopped = False
 
+    def expect(self, jobs: int) -> None:
+        pass
+
     def submit(self, request: RenderRequest) -> None:
         self.requests.append(request)
 

@@ -44,6 +44,9 @@ class SimulatedWorker:
         self._is_stopping = False
         self.is_gone = False
 
+    def expect(self, jobs: int) -> None:
+        pass
+
     def submit(self, request: RenderRequest) -> None:
         assert self._request is None
         assert not self.is_gone

@@ -116,6 +116,10 @@ TABLE: dict[str, set[str]] = {
     f"{CLI}.engine.executors.ray": {
         *ROOT_NOUNS, f"{CLI}.engine", f"{CLI}.utils", f"{LIB}.errors", "ray",
     },
+    f"{CLI}.engine.executors.ray_cluster": {
+        *ROOT_NOUNS, f"{CLI}.engine", f"{CLI}.utils", "ray",
+    },
+    f"{CLI}.engine.executors.ray_address": {*ROOT_NOUNS, f"{CLI}.utils", "ray"},
     f"{CLI}.engine.runtime": {
         *ROOT_NOUNS, f"{CLI}.planning", f"{CLI}.models", f"{CLI}.artifacts", f"{CLI}.utils",
         LIB, *HEAVY, "numpy",

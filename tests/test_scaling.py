@@ -12,15 +12,18 @@ import click
 import pytest
 import yaml
 
+from flowblend_cli.engine.executors.ray_cluster import HEAD_PATIENCE_S
 from flowblend_cli.engine.lease import HEARTBEAT_S, LEASE_S
 from flowblend_cli.errors import ModelMissingError, UsageError
 from flowblend_cli.jobs import Shard
 from flowblend_cli.main import main
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "scaling"
-SLURM, KUBERNETES, SKYPILOT = (
-    FOLDER / name for name in ("slurm-array.sh", "kubernetes-job.yaml", "skypilot.yaml")
-)
+SLURM, KUBERNETES, SKYPILOT, RAY_UP, KUBERAY = (
+    FOLDER / name
+    for name in ("slurm-array.sh", "kubernetes-job.yaml", "skypilot.yaml", "ray-cluster.yaml",
+                 "kuberay.yaml")
+)  # fmt: skip
 
 
 def loaded(path: Path) -> dict[str, Any]:
@@ -131,9 +134,71 @@ def test_a_node_of_skypilot_renders_its_shard(tmp_path: Path, rank: int) -> None
     assert not any(str(params["out"]).startswith(mount) for mount in mounts)
 
 
+def test_ray_reads_the_file_of_its_launcher_and_the_head_has_no_worker(tmp_path: Path) -> None:
+    util = pytest.importorskip("ray.autoscaler._private.util", reason="needs Ray")
+    pytest.importorskip("jsonschema")
+    config = loaded(RAY_UP)
+    util.validate_config(util.prepare_config(config))
+    types = config["available_node_types"]
+    assert types[config["head_node_type"]]["resources"]["CPU"] == 0
+    assert types["gpu"]["max_workers"] == config["max_workers"]
+    lines = RAY_UP.read_text("utf-8").splitlines()
+    (command,) = [line.lstrip("# ") for line in lines if "flowblend render" in line]
+    params = params_of(command, "sh", tmp_path)
+    _on_cluster(params)
+
+
+def test_a_job_of_kuberay_renders_on_its_cluster(tmp_path: Path) -> None:
+    job = loaded(KUBERAY)
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec = job["spec"]
+    assert spec["backoffLimit"] == 0
+    assert spec["shutdownAfterJobFinishes"] is True
+    cluster = spec["rayClusterSpec"]
+    pins = (FOLDER.parents[1] / "constraints.txt").read_text("utf-8")
+    pinned = re.findall(r"^ray==(\S+)$", pins, re.MULTILINE)
+    assert [cluster["rayVersion"]] == pinned
+    assert cluster["enableInTreeAutoscaling"] is True
+    head, (group,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    assert head["rayStartParams"]["num-cpus"] == "0"  # a text, as KubeRay wants it
+    assert group["minReplicas"] <= group["replicas"] < group["maxReplicas"]
+    (driver,), (worker,) = (part["template"]["spec"]["containers"] for part in (head, group))
+    assert driver["image"] == worker["image"]
+    params = params_of(spec["entrypoint"], "sh", tmp_path)
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == params["gpus_per_worker"]
+    mounts = [one["mountPath"] for one in driver["volumeMounts"]]
+    assert any(str(params["out"]).startswith(mount) for mount in mounts)
+    _on_cluster(params)
+
+
+def _on_cluster(params: dict[str, Any]) -> None:
+    """See that a command joins its cluster, and asks for GPUs before there are any."""
+    assert params["executor"] == "ray"
+    assert params["address"] == "auto"
+    assert params["workers"] == 0
+    assert params["gpus_per_worker"] == 1
+    assert params["checkpoint_every"] > 0
+
+
+def test_five_commands_lead_from_one_gpu_to_a_cluster(tmp_path: Path) -> None:
+    page = (FOLDER.parent / "scaling.md").read_text("utf-8")
+    (block,) = re.findall(r"## A cluster of Ray.*?```console\n(.*?)```", page, re.DOTALL)
+    commands = [line.split("  #")[0].strip() for line in block.splitlines() if line.strip()]
+    assert len(commands) == 5
+    for number, command in enumerate(commands):
+        assert command.startswith(("flowblend ", "ray start ", "pip install "))
+        if command.startswith("flowblend render"):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            assert params_of(command, "sh", folder)["recipe"] == "harbour.toml"
+    last = params_of(commands[-1], "sh", tmp_path)
+    assert (last["executor"], last["address"]) == ("ray", "auto")
+
+
 def test_the_page_names_the_times_that_the_code_has() -> None:
     page = (FOLDER.parent / "scaling.md").read_text("utf-8")
     assert f"touches every {HEARTBEAT_S:g} seconds" in page
     assert f"wasn't renewed for {LEASE_S:g} seconds" in page
-    for path in (SLURM, KUBERNETES, SKYPILOT):
+    assert f"nothing for {HEAD_PATIENCE_S:g} seconds" in page
+    for path in (SLURM, KUBERNETES, SKYPILOT, RAY_UP, KUBERAY):
         assert f"(scaling/{path.name})" in page

@@ -40,6 +40,9 @@ class ThreeSlots:
     def under_way(self) -> int:
         return len(self._waiting) + len(self._held) + (self._rendering is not None)
 
+    def expect(self, jobs: int) -> None:
+        pass
+
     def submit(self, request: RenderRequest) -> None:
         self._is_stopping = False
         self._waiting.append(request)

@@ -78,6 +78,9 @@ class DrawnFramesExecutor:
         self._told: deque[Event] = deque()
         self._is_stopping = False
 
+    def expect(self, jobs: int) -> None:
+        pass
+
     def submit(self, request: RenderRequest) -> None:
         """Begin with a job."""
         job = request.job

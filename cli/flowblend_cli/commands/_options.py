@@ -21,6 +21,7 @@ from flowblend_plugin.errors import FlowBlendError
 
 _PART = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_MOST_WORKERS = 10_000
 
 
 _OPTION = click.option("--log-file", type=click.Path(path_type=Path), metavar="FILE",
@@ -80,6 +81,21 @@ class ShardOf(click.ParamType):  # type: ignore[type-arg]  # likewise
             self.fail(str(error), param)
 
 
+class Workers(click.ParamType):  # type: ignore[type-arg]  # likewise
+    """A number of workers, or ``auto``, which is 0."""
+
+    name = "workers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it."""
+        text = str(value).strip().lower()
+        if text in ("auto", "0"):
+            return 0
+        if not (text.isascii() and text.isdecimal() and 0 < int(text[:6]) <= _MOST_WORKERS):
+            self.fail(f"{value!r} is no number of workers: write auto, or 1 to {_MOST_WORKERS:,}")
+        return int(text)
+
+
 _OPTIONS = (
     click.option("--fail-fast/--keep-going", help="End with the first job that fails, or go on "
                  "without it, which is the default."),
@@ -97,10 +113,10 @@ _OPTIONS = (
                  help="A process on each: all, cuda:0,cuda:2, or cpu*2."),
     click.option("--address", default="", metavar="HOST:PORT",
                  help="Cluster of --executor ray; without it, one is started here."),
-    click.option("--workers", type=click.IntRange(min=0), default=0, metavar="N",
-                 help="Workers of a cluster."),
-    click.option("--gpus-per-worker", type=click.FloatRange(min=0, min_open=True), default=1.0,
-                 metavar="N", help="GPUs of each worker of a cluster."),
+    click.option("--workers", type=Workers(), default="auto", metavar="N|auto",
+                 help="Workers of a cluster, at most; auto: as many as it has room for."),
+    click.option("--gpus-per-worker", type=click.FloatRange(min=0, max=64), metavar="N",
+                 help="GPUs of each worker of a cluster; unset: 1 where it has any."),
     click.option("--job-timeout", "job_timeout_s", type=Duration(), metavar="TIME",
                  help="Take a job from a worker that tells of no step for TIME."),
     click.option("--allow-mixed-devices", is_flag=True,
@@ -115,11 +131,37 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def gathered(**given: Any) -> Any:
         names = RunOptions.__dataclass_fields__
         chosen = {name: given.pop(name) for name in names if name in given}
-        return command(options=RunOptions(**chosen), **given)
+        options = RunOptions(**chosen)
+        _check_executor(options)
+        return command(options=options, **given)
 
     for option in reversed(_OPTIONS):
         gathered = option(gathered)
     return gathered
+
+
+def _check_executor(options: RunOptions) -> None:
+    """Refuse options that the chosen executor would do nothing with, all at once."""
+    of_cluster = {
+        "--address": options.address,
+        "--workers": options.workers,
+        "--gpus-per-worker": options.gpus_per_worker is not None,
+        "--allow-mixed-devices": options.allow_mixed_devices,
+    }
+    given = [name for name, value in of_cluster.items() if value]
+    problems = []
+    if given and options.executor != "ray":
+        verb = "is" if len(given) == 1 else "are"
+        problems.append(f"{', '.join(given)} {verb} for a cluster: add --executor ray, or leave "
+                        f"{'it' if len(given) == 1 else 'them'} out")  # fmt: skip
+    if options.devices and options.executor == "ray":
+        problems.append("--devices is for this machine alone: leave it out with --executor ray, "
+                        "whose workers get --gpus-per-worker each")  # fmt: skip
+    if options.job_timeout_s is not None and options.executor == "in-process":
+        problems.append("--job-timeout ends a process, and --executor in-process has none of its "
+                        "own: leave one of them out")  # fmt: skip
+    if problems:
+        raise UsageError("\n".join(problems))
 
 
 def log_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -165,6 +165,11 @@ def _check_devices(batch: Batch, options: RunOptions) -> None:
     """Refuse two answers to the question where jobs are rendered."""
     if not options.devices:
         return
+    if options.executor == "ray":
+        raise UsageError(
+            f"[run] devices = {options.devices!r} is for one machine: leave it out of the recipe "
+            "to render on a cluster, or leave --executor ray out"
+        )
     if options.executor == "in-process":
         raise UsageError(
             f"devices {options.devices!r} are for processes of their own: leave --executor "

@@ -198,6 +198,27 @@ class BatchRun:
         if self._is_kept:
             manifest = Manifest(self._batch.output_dir, self._complain, self._batch.shard)
             self._finder = Finder(manifest, verify=self._options.verify)
+        if not self._executor.slots:
+            self._skip_done()
+
+    def _skip_done(self) -> None:
+        """Leave what is done as it is before workers are asked for, who might come in vain."""
+        left = []
+        while self._queue:
+            self._stop.check()
+            job = self._queue.take()
+            decides = self._study.time_repeats > 1 or self._study.selection_of(job) is not None
+            pending = self._pending(job)
+            found = self._finder.find(job, pending.path, pending.key)
+            if found.done is None or self._anew or decides:
+                left.append(job)
+            else:
+                self._skip(pending, found.done)
+        self._queue.add(left)
+
+    def _pending(self, job: Job) -> Pending:
+        path, identity = self._batch.path_of(job), self._models(job).identity
+        return Pending(job, path, job_key(job, identity), identity)
 
     def _close(self) -> None:
         """End the helpers, and tell of the files that were ready all the same."""
@@ -251,6 +272,7 @@ class BatchRun:
             self._take_published()
             self._fill_slots()
             self._queue.add(self._study.new_jobs())
+            self._executor.expect(self._wanted_renders)
             if self._under_way or (self._has_more and not self._executor.slots):
                 self._poll()
             elif self._publisher.outstanding:
@@ -284,9 +306,17 @@ class BatchRun:
                 return
 
     @property
+    def _wanted_renders(self) -> int:
+        """How many renders wait or are under way, as far as is known."""
+        more = len(self._previews.waiting) if self._previews is not None else 0
+        return len(self._queue) + len(self._under_way) + more + (self._repeats is not None)
+
+    @property
     def _has_free_slot(self) -> bool:
         if self._study.time_repeats > 1:  # anything beside a render would be in its seconds
             return not self._under_way and not self._publisher.outstanding
+        if self._limits.reached and not self._under_way:
+            return True  # no worker is waited for: what is queued remains
         return len(self._under_way) < self._executor.slots
 
     def _start(self, job: Job) -> bool:
@@ -300,8 +330,8 @@ class BatchRun:
             unknown = [draft for draft in drafts if draft.id not in known]
             self._previews = DraftPreviews(selection, unknown, keys)
             return True
-        path, identity = self._batch.path_of(job), self._models(job).identity
-        pending = Pending(job, path, job_key(job, identity), identity)
+        pending = self._pending(job)
+        path = pending.path
         found = self._finder.find(job, path, pending.key)
         is_done = found.done is not None and not self._anew
         if not is_done and not self._limits.may_start(job):

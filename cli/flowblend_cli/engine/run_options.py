@@ -21,10 +21,11 @@ class RunOptions:
             job; ``"in-process"`` in a thread of this one; ``"ray"`` on a cluster.
         address: The cluster that ``"ray"`` renders on, as Ray writes it; empty for one that is
             started on this machine, and ended with the run.
-        workers: Workers of a cluster; 0 for as many as it has room for.
-        gpus_per_worker: GPUs of each of them, where the cluster has any.
+        workers: Workers of a cluster, at most; 0 for as many as it has room for, or grows to have.
+            There are never more than jobs.
+        gpus_per_worker: GPUs of each of them; None for one where the cluster has any.
         job_timeout_s: Seconds after which a job that tells of no step is taken from its worker,
-            which is ended; None waits for ever.
+            which is ended, at least ten minutes while models are loaded; None waits for ever.
         allow_mixed_devices: Let workers render on devices that differ from the first one's.
         devices: A worker process for each of these, see ``utils.devices``; empty for one
             process that uses what the recipe says.
@@ -42,7 +43,7 @@ class RunOptions:
     devices: str = ""
     address: str = ""
     workers: int = 0
-    gpus_per_worker: float = 1.0
+    gpus_per_worker: float | None = None
     job_timeout_s: float | None = None
     allow_mixed_devices: bool = False
     stop_patience_s: float = 3600.0

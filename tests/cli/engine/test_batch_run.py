@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -93,6 +94,9 @@ class Drawn:
         self.order, self.times = order, times
         self.requests: list[RenderRequest] = []
         self.told: list[Answer | Event] = []
+
+    def expect(self, jobs: int) -> None:
+        pass
 
     def submit(self, request: RenderRequest) -> None:
         self.requests.append(request)
@@ -221,6 +225,55 @@ def test_a_failing_disk_lets_every_slot_end_and_give_its_job_back(batch: Batch) 
     assert {one.job for one in told.of(JobAssigned)} == {
         one.job for one in (*told.of(JobDone), *told.of(JobReturned), *told.of(JobFailed))
     }
+
+
+class Arriving(NoiseExecutor):
+    """A worker that isn't there for some polls; it notes how many jobs it was told of."""
+
+    def __init__(self, polls: int) -> None:
+        super().__init__(seconds=FAST)
+        self.polls, self.expected = polls, list[int]()
+
+    @property
+    def slots(self) -> int:  # type: ignore[override]
+        return 0 if self.polls > 0 else 1
+
+    def expect(self, jobs: int) -> None:
+        self.expected.append(jobs)
+
+    def poll(self, timeout_s: float) -> Answer | None:
+        self.polls -= 1
+        if not self.requests:
+            time.sleep(FAST)
+            return None
+        return super().poll(timeout_s)
+
+
+def test_workers_that_come_later_are_told_of_the_jobs_that_are_left_and_of_no_others(
+    batch: Batch,
+) -> None:
+    code, told = run(batch, executor := Arriving(5))
+    assert code == 0
+    assert counted(told) == (6, 0, 0, 0)
+    assert executor.expected[0] == 6
+    assert sorted(executor.expected, reverse=True) == executor.expected
+    assert executor.expected[-1] <= 1
+
+    for job in batch.jobs[4:]:
+        batch.path_of(job).unlink()
+    code, told = run(batch, executor := Arriving(5))
+    assert counted(told) == (2, 4, 0, 0)
+    assert max(executor.expected) == 2
+
+    code, told = run(batch, executor := Arriving(10**9))  # nobody is waited for
+    assert (code, counted(told)) == (0, (0, 6, 0, 0))
+    assert set(executor.expected) == {0}
+
+
+def test_a_run_whose_workers_never_come_ends_when_its_time_is_up(batch: Batch) -> None:
+    code, told = run(batch, Arriving(10**9), max_time_s=0.5)
+    assert (code, counted(told)) == (0, (0, 0, 0, 6))
+    assert not told.of(JobAssigned)
 
 
 def test_a_download_that_takes_longer_than_the_time_ends_with_it(
@@ -367,6 +420,9 @@ def test_every_missing_model_is_named_once_and_nothing_is_rendered(
 
 class Noting(NoiseExecutor):
     """Notes what it is asked for."""
+
+    def expect(self, jobs: int) -> None:
+        pass
 
     def submit(self, request: RenderRequest) -> None:
         self.noted = [*getattr(self, "noted", []), request]

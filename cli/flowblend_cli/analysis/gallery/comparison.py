@@ -60,13 +60,24 @@ def gallery(
         if (job := next(blended, None)) is None:
             return 0, lines
         comparison = compared(batch, job)
-        isolated = RunOptions(executor=RunOptions.executor if options is None else options.executor)
+        where = _where(options or RunOptions())
         first = warm_up(comparison.jobs[0])
         progress = RunProgress(comparison)
         shown = show(progress)
-        run = BatchRun(comparison, shown, warm_up=first, options=isolated, progress=progress)
+        run = BatchRun(comparison, shown, warm_up=first, options=where, progress=progress)
         code = run.run()
         return code, lines if code else [*lines, *_compare(batch, comparison)]
+
+
+def _where(options: RunOptions) -> RunOptions:
+    """Where jobs are rendered, by one worker, so that their times can be compared."""
+    return RunOptions(
+        executor=options.executor,
+        address=options.address,
+        workers=1,
+        gpus_per_worker=options.gpus_per_worker,
+        job_timeout_s=options.job_timeout_s,
+    )
 
 
 def caption(job: Job, clips: Sequence[Job]) -> str:

@@ -170,6 +170,14 @@ class Executor(Protocol):
         """How many requests may be under way at once."""
         ...
 
+    def expect(self, jobs: int) -> None:
+        """Learn how many jobs this run has left; told again and again, and before any ``poll``.
+
+        Args:
+            jobs: Those that wait or are under way. Measurements may lead to more.
+        """
+        ...
+
     def submit(self, request: RenderRequest) -> None:
         """Take a request; fewer than ``slots`` are under way.
 

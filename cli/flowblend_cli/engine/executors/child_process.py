@@ -2,8 +2,8 @@
 
 The worker is handed documents: ``begin`` (warm_up, embeddings_dir, asks_embeddings, held) first,
 then ``run`` (request), one at a time; ``stop`` (number) ends a request after its present step. It
-sends ``event`` (name, values) and, last of each request, ``result``, ``preview`` or ``failure``.
-Frames follow the first two.
+sends ``event`` (name, values) and, last of each request, ``result``, ``preview`` or ``failure``
+with its number. Frames follow the first two.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from flowblend_plugin.errors import FlowBlendError
 
 MODULE = "flowblend_cli.engine.executors.worker"
 _TRIES = 2  # of loading, and of the job once its models are loaded
+_LOADING_S = 600.0  # that loading may take at least before its process is given up
 _EVENTS = {event.name: event for event in get_args(Event)}
 
 
@@ -78,8 +79,8 @@ class ChildProcessExecutor:
         embeddings_dir: Output folder in which encoded prompts are kept; None keeps none.
         device: The device that its process is held to; None leaves it all.
         on_told: Called by a thread where ``poll`` may have something.
-        patience_s: Seconds after which a request that tells nothing loses its process; None waits
-            for ever.
+        patience_s: Seconds after which a request that tells nothing loses its process, at least ten
+            minutes while its models are loaded; None waits for ever.
     """
 
     slots = 1
@@ -113,6 +114,9 @@ class ChildProcessExecutor:
         self._phase = "loading"  # in which the last one died
         self._is_stopping = False
 
+    def expect(self, jobs: int) -> None:
+        """See ``Executor``; nothing is made of it."""
+
     def submit(self, request: RenderRequest) -> None:
         """See ``Executor``."""
         self._request = request
@@ -134,12 +138,12 @@ class ChildProcessExecutor:
                 return None  # a signal to all of a service's processes may have ended this one
         if document is not None:
             self._heard_at = time.monotonic()
-            return self._heard(request, document)
+            is_late = document.get("number", request.number) != request.number
+            return None if is_late else self._heard(request, document)
         if self._is_silent:
+            silent_s = time.monotonic() - self._heard_at
             self._lose_process(
-                WorkerDiedError(
-                    f"the {self._called} process told nothing for {self._patience_s:g} s"
-                )
+                WorkerDiedError(f"the {self._called} process told nothing for {silent_s:.0f} s")
             )
             return None
         if is_unused or (self._is_stopping and self._died is not None):
@@ -182,7 +186,8 @@ class ChildProcessExecutor:
     def _is_silent(self) -> bool:
         if self._patience_s is None or self._died is not None:
             return False
-        return time.monotonic() - self._heard_at > self._patience_s
+        patience_s = self._patience_s if self._is_loaded else max(self._patience_s, _LOADING_S)
+        return time.monotonic() - self._heard_at > patience_s
 
     @property
     def _is_loaded(self) -> bool:

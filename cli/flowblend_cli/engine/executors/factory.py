@@ -37,10 +37,13 @@ def make_executor(
 
         return RayPool(options, warm_up, embeddings_dir)
     if not options.devices:
-        return ChildProcessExecutor(warm_up, embeddings_dir)
+        return ChildProcessExecutor(warm_up, embeddings_dir, patience_s=options.job_timeout_s)
     heard = threading.Event()
     devices = find_devices(options.devices)
-    workers = [ChildProcessExecutor(warm_up, embeddings_dir, one, heard.set) for one in devices]
+    workers = [
+        ChildProcessExecutor(warm_up, embeddings_dir, one, heard.set, options.job_timeout_s)
+        for one in devices
+    ]
     return WorkerPool(workers, heard, _said_of(devices))
 
 

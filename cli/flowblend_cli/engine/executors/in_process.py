@@ -35,6 +35,9 @@ class InProcessExecutor:
         self._is_stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
+    def expect(self, jobs: int) -> None:
+        """See ``Executor``; nothing is made of it."""
+
     def submit(self, request: RenderRequest) -> None:
         """See ``Executor``."""
         self._is_stopping.clear()

@@ -49,7 +49,7 @@ class Worker(Executor, Protocol):
 
 
 @dataclass
-class _Task:
+class Task:
     """A request under way, and the workers that failed at it."""
 
     request: RenderRequest
@@ -72,9 +72,9 @@ class WorkerPool:
     def __init__(self, workers: Sequence[Worker], heard: threading.Event, note: str = "") -> None:
         self._workers = {worker.name: worker for worker in workers}
         self._heard = heard
-        self._busy: dict[str, _Task] = {}
+        self._busy: dict[str, Task] = {}
         self._aside: dict[str, int] = {}  # the request at which each of these failed
-        self._waiting: deque[_Task] = deque()  # for another worker
+        self._waiting: deque[Task] = deque()  # for another worker
         self._told: deque[Answer | Event] = deque([Message(note)] if note else [])
         self._is_stopping = False
 
@@ -88,10 +88,13 @@ class WorkerPool:
         """The workers that take requests."""
         return tuple(name for name in self._workers if name not in self._aside)
 
+    def expect(self, jobs: int) -> None:
+        """See ``Executor``."""
+
     def submit(self, request: RenderRequest) -> None:
         """See ``Executor``; a free worker that has the models takes it, if there is one."""
         self._is_stopping = False
-        self._waiting.append(_Task(request))
+        self._waiting.append(Task(request))
         self._hand_out()
 
     def poll(self, timeout_s: float) -> Answer | Event | None:
@@ -136,13 +139,17 @@ class WorkerPool:
             number = self._waiting.popleft().request.number
             self._told.append(RenderFailure(number, StopRequested(), "stopped"))
         for task in [*self._waiting]:
-            others = [name for name in self._free() if name not in task.failed]
+            others = [name for name in self._free() if self._may_take(name, task)]
             if others:
                 model = task.request.job.model
                 name = min(others, key=lambda name: self._suits(self._workers[name], model))
                 self._waiting.remove(task)
                 self._busy[name] = task
                 self._workers[name].submit(task.request)
+
+    def _may_take(self, name: str, task: Task) -> bool:
+        """Whether a worker may be given a request, as far as it has failed before."""
+        return name not in task.failed
 
     @staticmethod
     def _suits(worker: Worker, model: ModelSpec) -> int:
@@ -185,11 +192,11 @@ class WorkerPool:
             self._aside.pop(other, None)
         self._told.append(replace(found, worker=name))
 
-    def _is_there_another(self, task: _Task) -> bool:
+    def _is_there_another(self, task: Task) -> bool:
         """Whether a worker is there, or to come, that hasn't failed at a request."""
         return any(name not in task.failed for name in self.names)
 
-    def _leave_out(self, task: _Task) -> None:
+    def _leave_out(self, task: Task) -> None:
         """Leave out for good the workers that failed at what another one managed."""
         for name, error in task.failed.items():
             if name not in self._workers:

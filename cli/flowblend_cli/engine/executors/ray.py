@@ -8,34 +8,45 @@ worker does is ``worker``'s body: the same as on one machine.
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import os
 import queue
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowblend_cli.engine.executors.base import Answer, RenderFailure, RenderRequest
+from flowblend_cli.engine.executors.base import (
+    Answer,
+    RenderFailure,
+    RenderRequest,
+    RenderResult,
+)
 from flowblend_cli.engine.executors.child_process import ChildProcessExecutor, Process
-from flowblend_cli.engine.executors.pool import OF_THE_WORKER, WorkerPool
-from flowblend_cli.engine.executors.ray_worker import RayWorker, installed_versions
+from flowblend_cli.engine.executors.pool import OF_THE_WORKER, Task, WorkerPool
+from flowblend_cli.engine.executors.ray_cluster import Cluster, Start, kill, short
+from flowblend_cli.engine.executors.ray_worker import installed_versions
 from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.engine.runtime.embedding_files import EmbeddingFiles, EmbeddingHome
-from flowblend_cli.errors import DeviceLostError, OutputError, UsageError, WorkerDiedError
+from flowblend_cli.errors import DeviceLostError, OutputError, StopRequested, WorkerDiedError
 from flowblend_cli.events import Message
 from flowblend_cli.jobs import Job
-from flowblend_cli.text import shorten
-from flowblend_cli.utils.worker_process import Document, worker_environment
+from flowblend_cli.utils.worker_process import Document
 from flowblend_plugin.errors import FlowBlendError
 
 if TYPE_CHECKING:
     from flowblend_cli.events import Event
 
 _TAKE_S = 1.0
-# What decides how a worker computes, and is set before it starts.
-_PASSED_ON = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_CBWR", "PYTHONPATH", "HF_HUB_OFFLINE")
+# Workers that have had no job for so long, while there are fewer jobs than workers, are ended.
+_SPARE_S = 15.0
+# After which people are told what a run without workers waits for.
+_WAIT_S = 30.0
+_NEVER_S = 1e9
+# Workers in a row that may die before they are there.
+_MOST_FAILED_STARTS = 6
+# Faults in a row after which a machine gets no further worker.
+_MOST_FAULTS = 2
 
 
 class ActorProcess:
@@ -58,7 +69,7 @@ class ActorProcess:
 
     def send(self, document: Document) -> None:
         """See ``Process``."""
-        with contextlib.suppress(_ray().exceptions.RayError):  # told by ``receive``
+        with contextlib.suppress(Exception):  # told by ``receive``
             self._actor.hand.remote(self._sent, document)
         self._sent += 1
 
@@ -78,11 +89,11 @@ class ActorProcess:
     def end(self) -> None:
         """See ``Process``."""
         self.is_alive = False
-        with contextlib.suppress(Exception):  # it, or its machine, may be gone
-            _ray().kill(self._actor, no_restart=True)
+        kill(self._actor)
 
     def _fetch(self) -> None:
-        ray = _ray()
+        import ray
+
         while self.is_alive:
             try:
                 for document in ray.get(self._actor.take.remote(_TAKE_S)):
@@ -90,7 +101,7 @@ class ActorProcess:
             except Exception as error:  # noqa: BLE001 - whatever a cluster makes of a loss
                 if self.is_alive:
                     self.is_alive = False
-                    self._incoming.put(WorkerDiedError(f"{self._name} is lost ({_short(error)})"))
+                    self._incoming.put(WorkerDiedError(f"{self._name} is lost ({short(error)})"))
             self._on_document()
 
 
@@ -179,83 +190,11 @@ class RayExecutor(ChildProcessExecutor):
         return super()._answer(answer)
 
 
-class Cluster:
-    """A cluster of Ray, joined or started: it is asked for actors, and left at the end.
-
-    Args:
-        options: Where it is, and what a worker gets of it.
-
-    Raises:
-        UsageError: Ray isn't installed, or the cluster isn't there.
-    """
-
-    def __init__(self, options: RunOptions) -> None:
-        if not options.address:  # read where Ray is imported: nothing listens beyond the loopback
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        ray = _ray()
-        self._options = options
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Ray prints what its machines say to standard output, which carries results.
-        self._elsewhere = contextlib.ExitStack()
-        self._elsewhere.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-        try:
-            if options.address:
-                ray.init(address=options.address, **quiet)
-            else:
-                ray.init(address="local", include_dashboard=False, **quiet)
-        except Exception as error:
-            self._elsewhere.close()
-            where = options.address or "this machine"
-            raise UsageError(
-                f"--address: no cluster of Ray can be used at {where} ({_short(error)})"
-            ) from error
-        self._threads = self._threads_of_worker()
-
-    @property
-    def room(self) -> int:
-        """How many workers the cluster's machines have room for."""
-        there = _ray().cluster_resources()
-        if there.get("GPU"):
-            return max(1, int(there["GPU"] / self._options.gpus_per_worker))
-        return max(1, int(there.get("CPU", 1) / self._threads))
-
-    def start(self, number: int) -> Any:
-        """Ask for an actor, which starts once there is room for it."""
-        ray = _ray()
-        has_gpus = bool(ray.cluster_resources().get("GPU"))
-        threads = {"OMP_NUM_THREADS": str(self._threads)}
-        around = {name: value for name, value in worker_environment().items() if name in _PASSED_ON}
-        kind = ray.remote(RayWorker).options(
-            name=None,
-            num_cpus=1 if has_gpus else self._threads,
-            num_gpus=self._options.gpus_per_worker if has_gpus else 0,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=4,
-            runtime_env={"env_vars": {**around, **({} if has_gpus else threads)}},
-        )
-        return kind.remote()
-
-    def leave(self) -> None:
-        """Leave the cluster, which ends this run's actors; end it where this run started it."""
-        with contextlib.suppress(Exception):
-            _ray().shutdown()
-        self._elsewhere.close()
-
-    def _threads_of_worker(self) -> int:
-        given = os.environ.get("OMP_NUM_THREADS", "")
-        if given.isdecimal() and int(given):
-            return int(given)
-        there = _ray().cluster_resources()
-        if there.get("GPU") or self._options.address:
-            return 1
-        return max(1, int(there.get("CPU", 1)) // max(1, self._options.workers))
-
-
 class RayPool(WorkerPool):
-    """A pool whose workers are a cluster's: lost ones are replaced, and new ones join.
+    """A pool whose workers are a cluster's: there are as many as jobs, or as machines for them.
+
+    Lost workers are replaced. A machine on which two workers don't start, or fail at what another
+    machine manages, gets no further one.
 
     Args:
         options: Where the cluster is, and how many workers are wanted.
@@ -276,66 +215,175 @@ class RayPool(WorkerPool):
         self._given["patience_s"] = options.job_timeout_s
         if embeddings_dir is not None:
             self._given["embeddings"] = EmbeddingFiles(embeddings_dir)
-        self._cluster = Cluster(options)
-        self._starting: dict[Any, tuple[Any, str]] = {}  # by what tells that it is there
+        self._cluster = Cluster(options, heard.set)
+        self._starting: list[Start] = []
         self._started = 0
         self._versions = installed_versions()
         self._device: str | None = None
-        self._refused = 0
+        self._jobs = 0
+        self._spare_since: float | None = None
+        self._waits_since = time.monotonic()  # without any worker
+        self._node_of: dict[str, str] = {}  # by worker
+        self._faults: Counter[str] = Counter()  # by node, since something went well there
+        self._failed_starts = 0  # since one went well
+        self._reason = ""  # why the last one that isn't there isn't
+        self._is_over = False
 
     @property
     def slots(self) -> int:
         """See ``Executor``; 0 while no worker is there yet."""
         return len(self.names)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See ``WorkerPool``; those whose actor has ended aren't among them."""
+        return tuple(name for name in super().names if not self._workers[name].is_gone)
+
+    def expect(self, jobs: int) -> None:
+        """See ``Executor``: there are never more workers than jobs, for long."""
+        self._jobs = jobs
+
     def poll(self, timeout_s: float) -> Answer | Event | None:
         """See ``Executor``.
 
         Raises:
-            DeviceLostError: No machine of the cluster may take a job.
+            DeviceLostError: The cluster is lost, or no machine of it may take a job.
         """
-        self._grow()
+        self._check()
+        self._bury()
         self._welcome()
-        if self._refused and not self._workers and not self._starting and not self._told:
-            raise DeviceLostError(
-                "no worker of the cluster may take a job: mend what was said of each, then run the "
-                "same command again"
-            )
+        self._resize()
         return super().poll(min(timeout_s, _TAKE_S))
 
     def close(self) -> None:
         """See ``Executor``."""
+        for start in self._starting:
+            self._cluster.cancel(start)
         super().close()
         self._cluster.leave()
 
-    def _grow(self) -> None:
-        wanted = (self._options.workers or self._cluster.room) - self._refused
-        while len(self._workers) + len(self._starting) < wanted:
+    def _check(self) -> None:
+        """See that it can go on; where it can't, everything under way comes back, once."""
+        if self._told or self._is_over:
+            return
+        lost = self._cluster.loss
+        if not lost and self._jobs and not self._workers:
+            if self._failed_starts >= _MOST_FAILED_STARTS:
+                lost = f"no worker starts on the cluster ({self._reason})"
+            elif self._reason and not self._cluster.room:
+                lost = "no worker of the cluster may take a job"
+        if lost:
+            self._is_over = True
+            stopped = [*self._busy.values(), *self._waiting]
+            self._busy.clear()
+            self._waiting.clear()
+            for task in stopped:
+                number = task.request.number
+                self._told.append(RenderFailure(number, StopRequested(), "stopped"))
+            raise DeviceLostError(f"{lost}: mend what was said, then run the same command again")
+
+    def _bury(self) -> None:
+        """Forget the workers that were lost while they had nothing to do."""
+        for name, worker in [*self._workers.items()]:
+            if worker.is_gone and name not in self._busy:
+                self._aside.pop(name, None)
+                self._workers.pop(name).close()
+                self._told.append(Message(f"{name} is lost; it had no job"))
+
+    def _resize(self) -> None:
+        """Ask for workers, or for fewer, as jobs are left and machines are there."""
+        most = self._options.workers or self._cluster.most
+        surplus = len(self._workers) + len(self._starting) - min(self._jobs, most)
+        may_start = not self._is_over and self._failed_starts < _MOST_FAILED_STARTS
+        while surplus < 0 and may_start and not self._is_stopping:
             self._started += 1
-            actor = self._cluster.start(self._started)
-            self._starting[actor.about.remote()] = actor, f"worker {self._started}"
+            surplus += 1
+            self._starting.append(self._cluster.ask(f"worker {self._started}"))
+        while surplus > 0 and self._starting:
+            surplus -= 1
+            self._cluster.cancel(self._starting.pop())
+        self._end_spare(surplus)
+        self._say_wait()
+
+    def _end_spare(self, surplus: int) -> None:
+        """End workers without a job, once there have been too many for a while."""
+        if surplus <= 0:
+            self._spare_since = None
+            return
+        now = time.monotonic()
+        self._spare_since = self._spare_since or now
+        if now - self._spare_since < _SPARE_S:
+            return
+        for name in [name for name in self._workers if name not in self._busy][:surplus]:
+            self._aside.pop(name, None)
+            self._workers.pop(name).close()
+
+    def _say_wait(self) -> None:
+        """Say once what is waited for where no worker comes."""
+        now = time.monotonic()
+        if self._workers or not self._starting:
+            self._waits_since = now
+        elif now - self._waits_since > _WAIT_S:
+            self._waits_since = now + _NEVER_S
+            self._told.append(
+                Message(f"no worker is there yet: {len(self._starting)} asked for, of "
+                        f"{self._cluster.place} each; the cluster has room for "
+                        f"{self._cluster.room} where nobody else works. Waiting for machines; "
+                        "Ctrl-C ends it")
+            )  # fmt: skip
 
     def _welcome(self) -> None:
         """Take the actors that are there by now as workers, if they make the same bits."""
-        ray = _ray()
-        if not self._starting:
-            return
-        ready, _ = ray.wait([*self._starting], num_returns=len(self._starting), timeout=0)
-        for one in ready:
-            actor, name = self._starting.pop(one)
-            try:
-                about = ray.get(one)
-            except Exception as error:  # noqa: BLE001 - it died while it started
-                self._told.append(Message(f"{name} is lost ({_short(error)})", is_error=True))
+        for start in self._cluster.arrived():
+            if start.is_unwanted:
                 continue
-            name = f"{about['host']}/{name.split()[-1]}"
+            self._starting.remove(start)
+            if start.told is None:
+                self._note_failed(start)
+                continue
+            about = start.told
+            name = f"{about['host']}/{start.name.split()[-1]}"
             if problem := self._problem_of(about):
-                self._refused += 1
+                self._reason = problem
+                self._cluster.leave_out(start.node)
                 self._told.append(Message(f"{name} gets no job: {problem}", is_error=True))
-                ray.kill(actor, no_restart=True)
+                kill(start.actor)
                 continue
-            process = ActorProcess(actor, name, self._heard.set)
+            self._failed_starts = 0
+            self._node_of[name] = start.node
+            process = ActorProcess(start.actor, name, self._heard.set)
             self._workers[name] = RayExecutor(process, name, **self._given)
+
+    def _note_failed(self, start: Start) -> None:
+        """Say that an actor didn't start; where it happens again, nothing more is tried there."""
+        host = self._cluster.host_of(start.node)
+        self._reason = "" if start.error is None else short(start.error)
+        self._failed_starts += bool(host or not start.node)  # a lost machine is no fault of it
+        where = f" on {host}" if host else ""
+        if start.actor is not None:
+            kill(start.actor)
+        told = f"{start.name} didn't start{where} ({self._reason})"
+        self._told.append(Message(told, is_error=True))
+        if host:
+            self._blame_node(start.node)
+
+    def _blame_node(self, node: str) -> None:
+        self._faults[node] += 1
+        if node and self._faults[node] == _MOST_FAULTS:
+            self._cluster.leave_out(node)
+            told = f"no further worker is started on {self._cluster.host_of(node) or node[:8]}"
+            self._told.append(Message(told, is_error=True))
+
+    def _take(self, name: str, found: Answer | Event) -> None:
+        if isinstance(found, RenderResult):
+            self._faults.pop(self._node_of.get(name, ""), None)
+        super()._take(name, found)
+
+    def _leave_out(self, task: Task) -> None:
+        for name in task.failed:
+            if self._node_of.get(name, ""):
+                self._blame_node(self._node_of[name])
+        super()._leave_out(task)
 
     def _problem_of(self, about: dict[str, Any]) -> str:
         theirs, ours = about["versions"], self._versions
@@ -351,24 +399,11 @@ class RayPool(WorkerPool):
             )
         return ""
 
-    def _is_there_another(self, task: Any) -> bool:
+    def _is_there_another(self, task: Task) -> bool:
         return True  # one is there, or will be
 
-
-def _ray() -> Any:
-    """Ray, which is imported only where it is asked for.
-
-    Raises:
-        UsageError: It isn't installed.
-    """
-    try:
-        import ray
-    except ImportError as error:
-        raise UsageError(
-            '--executor ray needs Ray: install it with pip install "flowblend[ray]"'
-        ) from error
-    return ray
-
-
-def _short(error: BaseException) -> str:
-    return shorten(str(error).strip().split("\n")[0] or type(error).__name__, 160)
+    def _may_take(self, name: str, task: Task) -> bool:
+        """Whether a worker may take what has failed: on another machine, if there is one."""
+        failed = {self._node_of.get(one) for one in task.failed}
+        elsewhere = {self._node_of.get(one) for one in self.names} - failed
+        return not elsewhere or self._node_of.get(name) not in failed

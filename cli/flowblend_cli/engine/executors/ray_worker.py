@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from flowblend_cli.engine.executors.worker import serve
+from flowblend_cli.errors import WorkerDiedError
 from flowblend_cli.utils.worker_process import Document
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 25.0
 # Before it is asked for the first time, torch is imported, and the driver may be busy.
 _STARTING_S = 600.0
+_LAST_WORDS_S = 10.0
 # What has to be the same on every machine for the same bits.
 PACKAGES = ("flowblend", "torch", "diffusers", "transformers")
 
@@ -41,12 +43,19 @@ class RayWorker:
         self._handing = threading.Lock()
         self._about: dict[str, Any] = {}
         self._is_known = threading.Event()
+        self._fault = ""
         for target in (self._serve, self._watch):
             threading.Thread(target=target, name=target.__name__, daemon=True).start()
 
     def about(self) -> dict[str, Any]:
-        """Tell where this worker is, and what decides its bits, as plain values."""
+        """Tell where this worker is, and what decides its bits, as plain values.
+
+        Raises:
+            WorkerDiedError: It can't work; says why.
+        """
         self._is_known.wait()
+        if self._fault:
+            raise WorkerDiedError(self._fault)
         return self._about
 
     def hand(self, number: int, document: Document) -> None:
@@ -94,8 +103,12 @@ class RayWorker:
             }
             self._is_known.set()
             serve(self)
-        except BaseException:  # noqa: BLE001 - nobody could tell it otherwise
+        except BaseException as error:  # noqa: BLE001 - nobody could tell it otherwise
             traceback.print_exc()
+            if not self._is_known.is_set():
+                self._fault = f"{type(error).__name__}: {error}"
+                self._is_known.set()
+                time.sleep(_LAST_WORDS_S)
             os._exit(1)
 
     def _watch(self) -> None:

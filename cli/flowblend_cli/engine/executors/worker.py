@@ -193,16 +193,20 @@ def serve(link: Link) -> None:
 
 
 def _send(link: Link, answer: Answer) -> None:
+    about = {"number": answer.number}
     match answer:
         case RenderResult():
-            link.send({"say": "result", "result": answer.to_document()}, answer.frames)
+            told = {**about, "say": "result", "result": answer.to_document()}
+            link.send(told, answer.frames)
         case PreviewResult():
-            link.send({"say": "preview", "elapsed_s": answer.elapsed_s}, answer.frames)
+            told = {**about, "say": "preview", "elapsed_s": answer.elapsed_s}
+            link.send(told, answer.frames)
         case RenderFailure():
             error = answer.error
             is_ours = isinstance(error, FlowBlendError)
             link.send(
                 {
+                    **about,
                     "say": "failure",
                     "kind": answer.kind,
                     "error": type(error).__name__,

@@ -170,6 +170,14 @@ def test_a_process_that_never_gets_its_models_loaded_ends_the_batch(render: Rend
     assert "model 'sprites' can't be loaded: the render process died of SIGKILL" in result.stderr
 
 
+def test_a_process_that_hangs_is_given_up_where_a_time_is_set(render: Render) -> None:
+    result = render({"stuck": 1, "last": 1}, {"stuck": ["hang", ""]}, "--job-timeout", "1")
+
+    assert result.exit_code == 0, result.output
+    assert jobs(result, "job_done") == ["stuck", "last"]
+    assert "the render process told nothing for" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("module", "said"),
     [("torch", "ImportError: libtorch.so is missing"), ("numpy", "libtorch.so is missing")],

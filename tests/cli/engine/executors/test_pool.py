@@ -39,6 +39,9 @@ class ScriptedWorker:
         self.waiting: deque[Answer | Event] = deque()
         self.is_stopped = self.is_closed = self.is_gone = False
 
+    def expect(self, jobs: int) -> None:
+        pass
+
     def submit(self, request: RenderRequest) -> None:
         assert self.request is None
         assert not self.is_closed
