@@ -112,9 +112,14 @@ TABLE: dict[str, set[str]] = {
     f"{CLI}.engine": {
         *ROOT_NOUNS, f"{CLI}.planning", f"{CLI}.models", f"{CLI}.artifacts", f"{CLI}.utils",
         f"{CLI}.recipe.schema.names", f"{LIB}.errors", f"{LIB}.stages", f"{LIB}.metrics",
+        f"{LIB}.denoisers.adapter_header",
     },
     f"{CLI}.engine.executors.ray": {
-        *ROOT_NOUNS, f"{CLI}.engine", f"{CLI}.utils", f"{LIB}.errors", "ray",
+        *ROOT_NOUNS, f"{CLI}.engine", f"{CLI}.models.identity", f"{CLI}.utils", f"{LIB}.errors",
+        "ray",
+    },
+    f"{CLI}.engine.executors.ray_fetch": {
+        *ROOT_NOUNS, f"{CLI}.engine", f"{CLI}.models", f"{LIB}.errors", "ray",
     },
     f"{CLI}.engine.executors.ray_cluster": {
         *ROOT_NOUNS, f"{CLI}.engine", f"{CLI}.utils", "ray",

@@ -14,6 +14,7 @@
     ├── DeviceLostError (RuntimeError)   5   the device is gone or out of memory after retries
     │   └── DeviceFailedError                a device that was there: a new process may get it back
     ├── WorkerDiedError (RuntimeError)   1   a job that ended the process which rendered it, twice
+    ├── FileChangedError (RuntimeError)  1   a file that was changed before a worker had it
     ├── RemoteError (RuntimeError)       *   anything else that went wrong in the render process
     └── LockedError (RuntimeError)       75  another run holds the output folder
 """
@@ -130,6 +131,12 @@ class DeviceFailedError(DeviceLostError):
 
 class WorkerDiedError(FlowBlendError, RuntimeError):
     """A job whose render ended the whole process, and a second one as well."""
+
+    exit_code = 1
+
+
+class FileChangedError(FlowBlendError, RuntimeError):
+    """A file of a recipe that isn't what it was when its job was made: no worker gets it."""
 
     exit_code = 1
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from flowblend_cli.errors import ModelMissingError, OutputError, UsageError
 from flowblend_cli.models.contents import components, files_of, missing_of_pipeline, reader_of
 from flowblend_cli.models.identity import local_places
 from flowblend_cli.models.registry import find_pair, known_pairs, resolve_model
@@ -59,8 +60,14 @@ def ls(as_json: bool) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="MODEL|RECIPE...")
 @click.option("--update", is_flag=True,
               help="Take the newest commits instead of the lock's, and pin those.")  # fmt: skip
+@click.option("--executor", type=click.Choice(["ray"]),
+              help="Fetch on every machine of a cluster too, at the same commits.")  # fmt: skip
+@click.option("--address", default="", metavar="HOST:PORT",
+              help="Cluster of --executor ray; without it, one is started here.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
-def fetch(names: tuple[str, ...], update: bool, quiet: bool) -> None:
+def fetch(
+    names: tuple[str, ...], update: bool, executor: str | None, address: str, quiet: bool
+) -> None:
     """Download what each MODEL or RECIPE needs into the local Hub cache; needs the network.
 
     MODEL is a known pair or owner/name on the Hub; RECIPE is a .toml file or the name of a bundled
@@ -72,6 +79,7 @@ def fetch(names: tuple[str, ...], update: bool, quiet: bool) -> None:
     Examples:
       flowblend models fetch wan2.1-t2v
       flowblend models fetch my.toml
+      flowblend models fetch my.toml --executor ray --address auto
     """
     from flowblend_cli.models.hub import fetch
 
@@ -79,6 +87,9 @@ def fetch(names: tuple[str, ...], update: bool, quiet: bool) -> None:
         if not quiet:
             click.echo(printable(text), err=True)
 
+    if address and executor is None:
+        raise UsageError("--address is for --executor ray: write both, or neither")
+    everything: list[CacheEntry] = []
     # Names that mean nothing are refused before any download.
     for name, meant in [(name, _look_up(name)) for name in names]:
         if isinstance(meant, list):
@@ -90,6 +101,9 @@ def fetch(names: tuple[str, ...], update: bool, quiet: bool) -> None:
                 click.echo(f"{one.requirement.repo} {one.commit} {printable(one.folder)}")
             if not entries:
                 click.echo(f"{printable(name)} needs nothing of the Hub", err=True)
+        everything += entries
+    if executor is not None and everything:
+        _fetch_on_nodes(everything, address, quiet)
 
 
 @models.command()
@@ -111,6 +125,35 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
             what = f"{result.name} {one.file}".strip()
             click.echo(printable(f"{what} {one.problem}: {one.remedy}"), err=True)
     return 3 if any(result.problems for result in results) else 0
+
+
+def _fetch_on_nodes(entries: list[CacheEntry], address: str, quiet: bool) -> None:
+    """Fetch on the machines of a cluster what is on this one, and tell a line of each.
+
+    Raises:
+        OutputError: A disk has no room.
+        ModelMissingError: Something else went wrong; has all problems.
+    """
+    from flowblend_cli.engine.executors.ray_fetch import fetch_on_nodes
+
+    wanted = {replace(one.requirement, revision=one.commit): None for one in entries}
+    held = ", ".join(
+        dict.fromkeys(f"{one.requirement.repo} {(one.commit or '')[:_SHORT]}" for one in entries)
+    )
+    problems: list[tuple[str, int]] = []
+    if not quiet:
+        click.echo("fetching on every machine of the cluster", err=True)
+    for node in fetch_on_nodes([*wanted], address):
+        if node.problem:
+            lines = node.problem.split("\n")
+            problems += [(f"{node.host}: {line}", node.exit_code) for line in lines]
+        elif not quiet:
+            click.echo(printable(f"{node.host}: {held} in {node.cache}"))
+    if problems:
+        is_disk = any(code == OutputError.exit_code for _, code in problems)
+        raise (OutputError if is_disk else ModelMissingError)(
+            "\n".join(text for text, _ in problems)
+        )
 
 
 def _look_up(name: str) -> list[CacheEntry] | Batch:

@@ -116,7 +116,10 @@ class BatchRun:
         self._recipe_dir = batch.source.parent
         self._stop = StopSignals(lambda text: self._tell(Message(text)))
         embeddings_dir = None if anew else batch.output_dir
-        self._executor = executor or make_executor(self._options, warm_up, embeddings_dir)
+        self._resolved: dict[tuple[ModelSpec, tuple[AdapterSpec, ...]], ResolvedModels] = {}
+        self._executor = executor or make_executor(
+            self._options, warm_up, embeddings_dir, self._resolved.values()
+        )
         self._publisher = Publisher(self._recipe_dir)
         self._study: NullStudy = NullStudy(batch)
         if overrides is not None:
@@ -124,7 +127,6 @@ class BatchRun:
         self._is_kept = overrides is not None
         self._check_hold: Callable[[], None] = lambda: None
         self._finder = Finder(None)
-        self._resolved: dict[tuple[ModelSpec, tuple[AdapterSpec, ...]], ResolvedModels] = {}
         self._planned: dict[tuple[Any, ...], str] = {}
         self._queue = JobQueue()
         # By the request's number: its job, and what goes on with its answer.

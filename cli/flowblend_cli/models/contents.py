@@ -99,7 +99,7 @@ def wanted(
 
     Args:
         names: All files of the repository.
-        folders: The folders.
+        folders: The folders; an empty name is the repository's own.
         variant: Variant of the weights, taken in each folder that has it.
     """
     chosen = {INDEX} & set(names)
@@ -107,8 +107,8 @@ def wanted(
         inside = {
             file: name
             for name in names
-            for before, _, file in [name.partition("/")]
-            if before == folder and "/" not in file and file.endswith(SUFFIXES)
+            for before, _, file in [name.rpartition("/")]
+            if before == folder and file.endswith(SUFFIXES)
         }
         taken = variant_in(inside, variant)
         for file, name in inside.items():

@@ -364,13 +364,31 @@ def hash_folder(folder: Path) -> str:
     ]
     if not paths:
         raise ModelMissingError(f"{folder}: no model is there (no .json or .safetensors file)")
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    lines = [f"{name} {digest}" for name, digest in file_hashes(folder, names).items()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Hash files of a folder; the hashes of large ones are kept.
+
+    Args:
+        folder: The folder.
+        names: Their names in it.
+
+    Returns:
+        SHA-256 of each, by its name, in the order in which they were named.
+
+    Raises:
+        OSError: One isn't there, or can't be read.
+    """
     cache = cache_path("hashes.json")
     known = _known_hashes(cache)
     before = len(known)
-    lines = [f"{path.relative_to(folder).as_posix()} {_kept_sha256(path, known)}" for path in paths]
+    found = {name: _kept_sha256(folder / name, known) for name in names}
     if len(known) > before:
         keep_json(cache, known)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return found
 
 
 def _known_hashes(cache: Path) -> dict[str, str]:

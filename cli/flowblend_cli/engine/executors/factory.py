@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from flowblend_cli.engine.executors.base import Executor
@@ -13,12 +13,16 @@ from flowblend_cli.engine.executors.in_process import InProcessExecutor
 from flowblend_cli.engine.executors.pool import WorkerPool
 from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.jobs import Job
+from flowblend_cli.models.identity import ResolvedModels
 from flowblend_cli.text import count
 from flowblend_cli.utils.devices import Device
 
 
 def make_executor(
-    options: RunOptions, warm_up: Job | None = None, embeddings_dir: Path | None = None
+    options: RunOptions,
+    warm_up: Job | None = None,
+    embeddings_dir: Path | None = None,
+    models: Collection[ResolvedModels] = (),
 ) -> Executor:
     """Make the executor that a run's options ask for.
 
@@ -26,6 +30,7 @@ def make_executor(
         options: The options.
         warm_up: See ``JobRunner``.
         embeddings_dir: Output folder in which encoded prompts are kept; None keeps none.
+        models: All models of the run, which are known once it polls.
 
     Raises:
         UsageError: A device isn't there.
@@ -35,7 +40,7 @@ def make_executor(
     if options.executor == "ray":
         from flowblend_cli.engine.executors.ray import RayPool
 
-        return RayPool(options, warm_up, embeddings_dir)
+        return RayPool(options, warm_up, embeddings_dir, models)
     if not options.devices:
         return ChildProcessExecutor(warm_up, embeddings_dir, patience_s=options.job_timeout_s)
     heard = threading.Event()

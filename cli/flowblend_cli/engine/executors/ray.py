@@ -12,7 +12,8 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +24,22 @@ from flowblend_cli.engine.executors.base import (
     RenderResult,
 )
 from flowblend_cli.engine.executors.child_process import ChildProcessExecutor, Process
+from flowblend_cli.engine.executors.inputs import FilePieces, InputList
 from flowblend_cli.engine.executors.pool import OF_THE_WORKER, Task, WorkerPool
 from flowblend_cli.engine.executors.ray_cluster import Cluster, Start, kill, short
 from flowblend_cli.engine.executors.ray_worker import installed_versions
 from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.engine.runtime.embedding_files import EmbeddingFiles, EmbeddingHome
-from flowblend_cli.errors import DeviceLostError, OutputError, StopRequested, WorkerDiedError
+from flowblend_cli.errors import (
+    DeviceLostError,
+    ModelMissingError,
+    OutputError,
+    StopRequested,
+    WorkerDiedError,
+)
 from flowblend_cli.events import Message
 from flowblend_cli.jobs import Job
+from flowblend_cli.models.identity import ResolvedModels
 from flowblend_cli.utils.worker_process import Document
 from flowblend_plugin.errors import FlowBlendError
 
@@ -56,10 +65,14 @@ class ActorProcess:
         actor: Ray's handle of a ``RayWorker``.
         name: What messages call it.
         on_document: Called where ``receive`` has something.
+        files: The files that it may ask for.
     """
 
-    def __init__(self, actor: Any, name: str, on_document: Callable[[], None]) -> None:
+    def __init__(
+        self, actor: Any, name: str, on_document: Callable[[], None], files: FilePieces
+    ) -> None:
         self._actor = actor
+        self._files = files
         self._name = name
         self._on_document = on_document
         self._incoming: queue.SimpleQueue[Document | WorkerDiedError] = queue.SimpleQueue()
@@ -97,6 +110,9 @@ class ActorProcess:
         while self.is_alive:
             try:
                 for document in ray.get(self._actor.take.remote(_TAKE_S)):
+                    if document["say"] == "lacks":
+                        asked = document["sha256"], document["piece"]
+                        self._actor.give.remote(*asked, self._files.get(*asked))
                     self._incoming.put(document)
             except Exception as error:  # noqa: BLE001 - whatever a cluster makes of a loss
                 if self.is_alive:
@@ -110,6 +126,7 @@ class RayExecutor(ChildProcessExecutor):
 
     Args:
         process: The actor.
+        inputs: Tells the files that a request reads.
         embeddings: Where this end keeps encoded prompts for all workers; None keeps none.
         given: See ``ChildProcessExecutor``.
     """
@@ -118,12 +135,14 @@ class RayExecutor(ChildProcessExecutor):
         self,
         process: ActorProcess,
         name: str,
+        inputs: Callable[[RenderRequest], dict[str, Document]],
         embeddings: EmbeddingHome | None = None,
         **given: Any,
     ) -> None:
         super().__init__(**given)
         self.name = name
         self._process = process
+        self._inputs = inputs
         self._embeddings = embeddings
         self._begin["asks_embeddings"] = embeddings is not None
 
@@ -142,15 +161,18 @@ class RayExecutor(ChildProcessExecutor):
 
     def _sent_beside(self, request: RenderRequest) -> Document:
         kept = request.checkpoint
-        if kept is None:
-            return {}
-        try:
-            return {"state": kept.read_bytes()}
-        except OSError:
-            return {"state": None}
+        beside: Document = {"inputs": self._inputs(request)}
+        if kept is not None:
+            try:
+                beside["state"] = kept.read_bytes()
+            except OSError:
+                beside["state"] = None
+        return beside
 
     def _heard(self, request: RenderRequest, document: Document) -> Answer | Event | None:
         match document["say"]:
+            case "lacks" | "waits":
+                return None  # it lives
             case "state":
                 return self._heard_state(request, document)
             case "embedding?" | "embedding":
@@ -200,6 +222,7 @@ class RayPool(WorkerPool):
         options: Where the cluster is, and how many workers are wanted.
         warm_up: See ``JobRunner``.
         embeddings_dir: Output folder in which encoded prompts are kept; None keeps none.
+        models: All models of the run, which are known once it polls.
     """
 
     def __init__(
@@ -207,6 +230,7 @@ class RayPool(WorkerPool):
         options: RunOptions,
         warm_up: Job | None = None,
         embeddings_dir: Path | None = None,
+        models: Collection[ResolvedModels] = (),
     ) -> None:
         heard = threading.Event()
         super().__init__([], heard)
@@ -219,6 +243,10 @@ class RayPool(WorkerPool):
         self._starting: list[Start] = []
         self._started = 0
         self._versions = installed_versions()
+        self._models = models
+        self._inputs = InputList([] if warm_up is None else [warm_up])
+        self._files = FilePieces(_put)
+        self._lack_models = True  # all that were left out, alone because of that
         self._device: str | None = None
         self._jobs = 0
         self._spare_since: float | None = None
@@ -247,6 +275,7 @@ class RayPool(WorkerPool):
         """See ``Executor``.
 
         Raises:
+            ModelMissingError: No machine of the cluster has the models.
             DeviceLostError: The cluster is lost, or no machine of it may take a job.
         """
         self._check()
@@ -280,7 +309,17 @@ class RayPool(WorkerPool):
             for task in stopped:
                 number = task.request.number
                 self._told.append(RenderFailure(number, StopRequested(), "stopped"))
-            raise DeviceLostError(f"{lost}: mend what was said, then run the same command again")
+            raise self._end_of(lost)
+
+    def _end_of(self, lost: str) -> FlowBlendError:
+        again = "then run the same command again"
+        if not self._lack_models or self._cluster.loss or self._cluster.room:
+            return DeviceLostError(f"{lost}: mend what was said, {again}")
+        at = f" --address {self._options.address}" if self._options.address else ""
+        return ModelMissingError(
+            "no worker of the cluster has the models: `flowblend models fetch` with the recipe "
+            f"and --executor ray{at} fetches them on every machine, {again}"
+        )
 
     def _bury(self) -> None:
         """Forget the workers that were lost while they had nothing to do."""
@@ -298,7 +337,7 @@ class RayPool(WorkerPool):
         while surplus < 0 and may_start and not self._is_stopping:
             self._started += 1
             surplus += 1
-            self._starting.append(self._cluster.ask(f"worker {self._started}"))
+            self._starting.append(self._cluster.ask(f"worker {self._started}", self._repositories))
         while surplus > 0 and self._starting:
             surplus -= 1
             self._cluster.cancel(self._starting.pop())
@@ -332,6 +371,17 @@ class RayPool(WorkerPool):
                         "Ctrl-C ends it")
             )  # fmt: skip
 
+    @cached_property
+    def _repositories(self) -> list[Document]:
+        """What the run needs of the Hub, which every worker has to have by itself."""
+        found = (one for models in self._models for one in self._inputs.of_models(models).values())
+        return [one.to_document() for one in dict.fromkeys(found) if one.repo]
+
+    def _inputs_of(self, request: RenderRequest) -> dict[str, Document]:
+        found = self._inputs.of_request(request)
+        self._files.know(found.values())
+        return {place: one.to_document() for place, one in found.items()}
+
     def _welcome(self) -> None:
         """Take the actors that are there by now as workers, if they make the same bits."""
         for start in self._cluster.arrived():
@@ -345,14 +395,15 @@ class RayPool(WorkerPool):
             name = f"{about['host']}/{start.name.split()[-1]}"
             if problem := self._problem_of(about):
                 self._reason = problem
+                self._lack_models &= problem == "; ".join(about.get("lacking", ()))
                 self._cluster.leave_out(start.node)
                 self._told.append(Message(f"{name} gets no job: {problem}", is_error=True))
                 kill(start.actor)
                 continue
             self._failed_starts = 0
             self._node_of[name] = start.node
-            process = ActorProcess(start.actor, name, self._heard.set)
-            self._workers[name] = RayExecutor(process, name, **self._given)
+            process = ActorProcess(start.actor, name, self._heard.set, self._files)
+            self._workers[name] = RayExecutor(process, name, self._inputs_of, **self._given)
 
     def _note_failed(self, start: Start) -> None:
         """Say that an actor didn't start; where it happens again, nothing more is tried there."""
@@ -368,6 +419,7 @@ class RayPool(WorkerPool):
             self._blame_node(start.node)
 
     def _blame_node(self, node: str) -> None:
+        self._lack_models = False
         self._faults[node] += 1
         if node and self._faults[node] == _MOST_FAULTS:
             self._cluster.leave_out(node)
@@ -391,6 +443,8 @@ class RayPool(WorkerPool):
         if other:
             told = ", ".join(f"{name} {theirs.get(name)} (here {ours[name]})" for name in other)
             return f"it has {told}, which makes other bits: install the same versions"
+        if about.get("lacking"):
+            return "; ".join(about["lacking"])
         self._device = self._device or about["device"]
         if about["device"] != self._device and not self._options.allow_mixed_devices:
             return (
@@ -407,3 +461,10 @@ class RayPool(WorkerPool):
         failed = {self._node_of.get(one) for one in task.failed}
         elsewhere = {self._node_of.get(one) for one in self.names} - failed
         return not elsewhere or self._node_of.get(name) not in failed
+
+
+def _put(data: bytes) -> Any:
+    """Put bytes into the cluster's store."""
+    import ray
+
+    return ray.put(data)

@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -22,7 +22,7 @@ from flowblend_cli.engine.executors.ray_worker import RayWorker
 from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.errors import UsageError
 from flowblend_cli.text import shorten
-from flowblend_cli.utils.worker_process import worker_environment
+from flowblend_cli.utils.worker_process import Document, worker_environment
 
 # A head that answers nothing for so long is gone.
 HEAD_PATIENCE_S = 30.0
@@ -32,6 +32,8 @@ _LOOK_S = 1.0
 _LEAVING_S = 10.0
 # What decides how a worker computes, and is set before it starts.
 _PASSED_ON = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_CBWR", "PYTHONPATH", "HF_HUB_OFFLINE")
+# A mirror of the Hub is one for all machines; a login isn't passed on.
+_PASSED_TO_FETCH = ("HF_ENDPOINT",)
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Start:
     Args:
         name: What messages call it.
         asked_at: When, by the monotonic clock.
+        repositories: See ``RayWorker.about``.
         actor: Ray's handle; None before there is one.
         about: Ray's promise of what it tells of itself.
         is_unwanted: Whether it is to be ended, whether it has begun or not.
@@ -51,6 +54,7 @@ class Start:
 
     name: str
     asked_at: float
+    repositories: Sequence[Document] = ()
     actor: Any = None
     about: Any = None
     is_unwanted: bool = False
@@ -118,9 +122,14 @@ class Cluster:
             return f"{self._per_worker:g} GPU and a CPU"
         return f"{self._threads} CPU"
 
-    def ask(self, name: str) -> Start:
-        """Ask for an actor, which starts once there is room for it."""
-        start = Start(name, time.monotonic())
+    def ask(self, name: str, repositories: Sequence[Document] = ()) -> Start:
+        """Ask for an actor, which starts once there is room for it.
+
+        Args:
+            name: What messages call it.
+            repositories: See ``RayWorker.about``.
+        """
+        start = Start(name, time.monotonic(), repositories)
         self._commands.put(lambda: self._place(start))
         return start
 
@@ -145,6 +154,24 @@ class Cluster:
             if one["NodeID"] == node and one["Alive"]:
                 return str(one["NodeManagerHostname"])
         return ""
+
+    def on_nodes(self, task: Callable[..., Any], *given: Any) -> Iterator[tuple[str, Any]]:
+        """Have every machine carry a task out once; gives each one's name, and Ray's handle."""
+        ray = _ray()
+        around = {name: os.environ[name] for name in _PASSED_TO_FETCH if name in os.environ}
+        around["PYTHONPATH"] = worker_environment()["PYTHONPATH"]
+        for node in ray.nodes():
+            if node["Alive"]:
+                there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+                    node["NodeID"], soft=False
+                )
+                kind = ray.remote(task).options(
+                    num_cpus=0,
+                    max_retries=0,
+                    scheduling_strategy=there,
+                    runtime_env={"env_vars": around},
+                )
+                yield node["NodeManagerHostname"], kind.remote(*given)
 
     def leave(self) -> None:
         """Leave the cluster, which ends this run's actors; end it where this run started it."""
@@ -213,7 +240,7 @@ class Cluster:
             return
         try:
             start.actor = self._actor()
-            start.about = start.actor.about.remote()
+            start.about = start.actor.about.remote(start.repositories)
             self._pending.append(start)
         except Exception as error:  # noqa: BLE001 - told as the end of this start
             self._arrive(start, error)

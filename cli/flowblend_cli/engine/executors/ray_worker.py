@@ -12,11 +12,15 @@ import queue
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from flowblend_cli.engine.executors.input_store import WorkerInputs, lacking
+from flowblend_cli.engine.executors.inputs import Input
 from flowblend_cli.engine.executors.worker import serve
 from flowblend_cli.errors import WorkerDiedError
+from flowblend_cli.utils.code import code_sha256
 from flowblend_cli.utils.worker_process import Document
 
 if TYPE_CHECKING:
@@ -43,12 +47,17 @@ class RayWorker:
         self._handing = threading.Lock()
         self._about: dict[str, Any] = {}
         self._is_known = threading.Event()
+        self._inputs = WorkerInputs(self.send)
         self._fault = ""
         for target in (self._serve, self._watch):
             threading.Thread(target=target, name=target.__name__, daemon=True).start()
 
-    def about(self) -> dict[str, Any]:
+    def about(self, repositories: Sequence[Document] = ()) -> dict[str, Any]:
         """Tell where this worker is, and what decides its bits, as plain values.
+
+        Args:
+            repositories: Inputs of the Hub that this run needs; what is wrong with them here stands
+                in ``lacking``.
 
         Raises:
             WorkerDiedError: It can't work; says why.
@@ -56,7 +65,11 @@ class RayWorker:
         self._is_known.wait()
         if self._fault:
             raise WorkerDiedError(self._fault)
-        return self._about
+        return {**self._about, "lacking": lacking([*map(Input.from_document, repositories)])}
+
+    def give(self, sha256: str, piece: int, data: bytes | None) -> None:
+        """See ``WorkerInputs``."""
+        self._inputs.give(sha256, piece, data)
 
     def hand(self, number: int, document: Document) -> None:
         """Take a document for the body, which gets them by their numbers, from 0.
@@ -84,7 +97,9 @@ class RayWorker:
 
     def receive(self) -> Document | None:
         """See ``worker.Link``."""
-        return self._to_do.get()
+        while (document := self._inputs.ready(self._to_do.get())) is None:
+            pass
+        return document
 
     def send(self, document: Document, frames: Frames | None = None) -> None:
         """See ``worker.Link``."""
@@ -118,8 +133,9 @@ class RayWorker:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of the packages that decide bits, without importing them."""
+    """Versions of what decides bits, without importing it; of our own code, its hash."""
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
+    found["flowblend's code"] = code_sha256()[:12]
     for name in PACKAGES:
         try:
             found[name] = version(name).split("+")[0]

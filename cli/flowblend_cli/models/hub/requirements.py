@@ -153,7 +153,8 @@ def find_in_cache(requirement: Requirement) -> CacheEntry:
         inside = list(components(read("model_index.json")))
         missing = missing_of_pipeline(names, read, requirement.variant)
     else:
-        inside = [requirement.inside or denoiser_folder(names) or ""]
+        own = requirement.inside or denoiser_folder(names)
+        inside = [own] if own else []
         missing = missing_of_denoiser(names, read, requirement.inside, requirement.variant)
     chosen = wanted(names, inside, requirement.variant)
     return CacheEntry(requirement, folder, tuple(chosen), tuple(missing))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from flowblend_cli.engine.executors.base import Answer, RenderFailure, RenderReq
 from flowblend_cli.engine.executors.ray_cluster import Start, short
 from flowblend_cli.engine.executors.ray_worker import installed_versions
 from flowblend_cli.engine.run_options import RunOptions
-from flowblend_cli.errors import DeviceLostError, StopRequested
+from flowblend_cli.errors import DeviceLostError, ModelMissingError, StopRequested
 from flowblend_cli.events import Event, Message
 from flowblend_cli.models.identity import resolve_models
 from flowblend_cli.utils.worker_process import Document
@@ -45,7 +45,7 @@ class ScriptedCluster:
     def most(self) -> int:
         return self.room
 
-    def ask(self, name: str) -> Start:
+    def ask(self, name: str, repositories: Sequence[Document] = ()) -> Start:
         self.asked.append(Start(name, time.monotonic(), actor=object()))
         return self.asked[-1]
 
@@ -233,6 +233,32 @@ def test_where_no_machine_may_take_a_job_the_run_ends_with_what_was_said(make: A
     with pytest.raises(DeviceLostError, match="may take a job"):
         pool.poll(0.0)
     assert cluster.left_out == {"old"}
+
+
+def test_where_every_machine_lacks_the_models_that_is_what_ends_the_run(make: Any) -> None:
+    pool, cluster = make({"first": 1, "second": 1}, address="a:1")
+    pool.expect(2)
+    told(pool)
+    cluster.let_in("first", lacking=["owner/name isn't in /cache"])
+    assert words(pool) == ["first/1 gets no job: owner/name isn't in /cache"]
+    cluster.let_in("second", lacking=["owner/name is only half there"])
+    assert isinstance(pool.poll(0.0), Message)
+    with pytest.raises(ModelMissingError, match="executor ray --address a:1 fetches them"):
+        pool.poll(0.0)
+
+
+def test_where_some_machines_have_other_code_models_alone_are_no_remedy(make: Any) -> None:
+    pool, cluster = make({"first": 1, "second": 1})
+    pool.expect(2)
+    told(pool)
+    lacking = ["owner/name isn't in /cache"]
+    cluster.let_in("first", lacking=lacking)
+    code = {**installed_versions(), "flowblend's code": "0123456789ab"}
+    cluster.let_in("second", lacking=lacking, versions=code)
+    for _ in range(2):
+        assert isinstance(pool.poll(0.0), Message)
+    with pytest.raises(DeviceLostError, match="may take a job"):
+        pool.poll(0.0)
 
 
 def test_a_lost_head_gives_every_job_back_once_and_ends_the_run(make: Any) -> None:
