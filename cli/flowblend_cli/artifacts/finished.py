@@ -85,7 +85,7 @@ def inspect_final(path: Path, *, follow: bool = False) -> Finished:
     """
     try:
         with open_regular(path, sys.maxsize, follow=follow) as file:
-            return _inspect(file)
+            return inspect_open(file, os.fstat(file.fileno()).st_size)
     except (FileNotFoundError, NotADirectoryError):
         return Finished(FileState.MISSING)
     except OutputError:
@@ -113,7 +113,8 @@ def shows_the_same(path: Path, other: Path) -> bool:
         return False
 
 
-def _inspect(file: BinaryIO) -> Finished:
+def inspect_open(file: BinaryIO, size: int) -> Finished:
+    """Find out what an open file of so many bytes is, see ``inspect_final``."""
     document = document_of(file)
     if document is None:
         file.seek(0)
@@ -124,12 +125,12 @@ def _inspect(file: BinaryIO) -> Finished:
     else:
         job = document.get("job")
         recipe = job.get("recipe") if isinstance(job, dict) else None
-    state, change = _state(file, document)
+    state, change = _state(file, size, document)
     return Finished(state, document, recipe if isinstance(recipe, str) else None, change)
 
 
-def _state(file: BinaryIO, document: dict[str, Any] | None) -> tuple[FileState, str]:
-    if os.fstat(file.fileno()).st_size > MAX_FINISHED_BYTES:
+def _state(file: BinaryIO, size: int, document: dict[str, Any] | None) -> tuple[FileState, str]:
+    if size > MAX_FINISHED_BYTES:
         return FileState.EDITED, "is larger than anything that is rendered, and isn't looked into"
     kind = format_of(file)
     if kind != "png" and document is not None and seal_holds(file):

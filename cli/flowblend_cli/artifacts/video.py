@@ -187,3 +187,22 @@ def count_frames(file: BinaryIO) -> tuple[int, set[tuple[int, int]]]:
     except (av.FFmpegError, IndexError):
         pass  # what decoded before the damage is what counts
     return count, sizes
+
+
+def count_packets(file: BinaryIO) -> tuple[int, tuple[int, int]]:
+    """Count a clip's frames without decoding them.
+
+    Args:
+        file: Open mp4 file.
+
+    Returns:
+        The number of frames, and the size of each as (width, height); none where it can't be read.
+    """
+    file.seek(0)
+    try:
+        with av.open(file, "r", format="mp4", metadata_errors="replace") as container:
+            stream = container.streams.video[0]
+            packets = sum(packet.size > 0 for packet in container.demux(stream))
+            return packets, (stream.width, stream.height)
+    except (av.FFmpegError, ValueError, IndexError):
+        return 0, (0, 0)

@@ -121,6 +121,8 @@ _OPTIONS = (
                  help="Take a job from a worker that tells of no step for TIME."),
     click.option("--allow-mixed-devices", is_flag=True,
                  help="Let workers render on devices that make other bits."),
+    click.option("--encode", type=click.Choice(["driver", "worker"]), default="driver",
+                 show_default=True, help="Who makes files of frames: for many workers, they."),
 )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """RunState: what a run is doing, kept in ``DIR/.flowblend/runs`` for ``flowblend status`` to read.
 
-The file is written where a job begins or ends, and at most once a second beside that; whole or not
-at all, and without waiting for the disk. Where it can't be written, the run says so once and goes
-on.
+The file is written where a job begins or ends, and at most once a second beside that; more rarely
+where jobs end every moment, or a thousand are under way. It is written whole or not at all, and
+without waiting for the disk. Where it can't be written, the run says so once and goes on.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 
 STATE_VERSION = 1
 _SECONDS_BETWEEN = 1.0
+# Each time costs some of the seconds that have passed, of which so many are saved up.
+_COST_S = 0.2
+_COST_OF_JOB_S = 0.004
+_SAVED_S = 10.0
 
 
 class RunState:
@@ -79,7 +83,9 @@ class RunState:
         self._taken_over: list[str] = []
         self._waiting = self._error = ""
         self._ended: str | None = None
-        self._written = -_SECONDS_BETWEEN
+        self._written = progress.now() - _SECONDS_BETWEEN
+        self._saved_s = _SAVED_S
+        self._is_old = False  # whether a job has begun or ended since it was written
         self._is_broken = False
 
     def __call__(self, event: Event) -> None:
@@ -105,9 +111,19 @@ class RunState:
                 self._ended = utc_now()
             case RunEnded():
                 self._waiting = ""
-        is_minor = isinstance(event, JobSkipped | JobAssigned | StepStarted)
-        if not is_minor or self._progress.now() - self._written >= _SECONDS_BETWEEN:
+        self._is_old |= not isinstance(event, JobSkipped | JobAssigned | StepStarted)
+        if isinstance(event, Summary | RunEnded) or self._is_due():
             self._write()
+
+    def _is_due(self) -> bool:
+        """Whether the file is to be written now, which isn't to take the run's time."""
+        passed = self._progress.now() - self._written
+        cost = _COST_S + _COST_OF_JOB_S * len(self._progress.under_way)
+        is_wanted = self._is_old or passed >= _SECONDS_BETWEEN
+        if not is_wanted or self._saved_s + passed < cost:
+            return False
+        self._saved_s = min(_SAVED_S, self._saved_s + passed) - cost
+        return True
 
     def _begin(self) -> None:
         """Begin where the last runs ended: with the jobs that failed, and the speeds they learned.
@@ -137,7 +153,7 @@ class RunState:
 
     def _write(self) -> None:
         progress = self._progress
-        self._written = progress.now()
+        self._written, self._is_old = progress.now(), False
         if self._is_broken:
             return
         under_way = [_present(one) for one in progress.sampling.values()]

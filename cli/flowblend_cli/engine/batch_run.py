@@ -21,6 +21,7 @@ from flowblend_cli.artifacts.records import JobRecord
 from flowblend_cli.engine.executors.base import (
     Answer,
     Executor,
+    FilePlan,
     PreviewResult,
     RenderFailure,
     RenderRequest,
@@ -32,7 +33,7 @@ from flowblend_cli.engine.followup.study_run import NullStudy, StudyRun
 from flowblend_cli.engine.job_queue import JobQueue
 from flowblend_cli.engine.limits import LimitReached, Limits
 from flowblend_cli.engine.output_folder import Claim, network_file_system, output_lock, sweep
-from flowblend_cli.engine.publisher import Pending, Publication, Publisher
+from flowblend_cli.engine.publisher import WAITING_CLIPS, Pending, Publication, Publisher
 from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.engine.runtime.checkpoint_file import CheckpointFile
 from flowblend_cli.engine.signals import StatusSignal, StopSignals
@@ -92,6 +93,7 @@ class BatchRun:
         complaints: What people found wrong with clips, by job; these are adapted.
         progress: Counts for whoever shows this run; made here if left out.
         executor: Who renders; chosen by the options if left out.
+        publisher: Who makes files of what is rendered; the usual one if left out.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class BatchRun:
         complaints: Mapping[str, str] | None = None,
         progress: RunProgress | None = None,
         executor: Executor | None = None,
+        publisher: Publisher | None = None,
     ) -> None:
         self._batch = batch
         self._options = options or RunOptions()
@@ -120,7 +123,7 @@ class BatchRun:
         self._executor = executor or make_executor(
             self._options, warm_up, embeddings_dir, self._resolved.values()
         )
-        self._publisher = Publisher(self._recipe_dir)
+        self._publisher = publisher or Publisher(self._recipe_dir)
         self._study: NullStudy = NullStudy(batch)
         if overrides is not None:
             self._study = StudyRun(batch, self._tell, overrides, complaints or {})
@@ -131,6 +134,7 @@ class BatchRun:
         self._queue = JobQueue()
         # By the request's number: its job, and what goes on with its answer.
         self._under_way: dict[int, tuple[str, OnAnswer]] = {}
+        self._ids_under_way: set[str] = set()
         self._requests = 0
         self._repeats: TimedRepeats | None = None
         self._previews: DraftPreviews | None = None
@@ -396,6 +400,7 @@ class BatchRun:
             seed=seed,
             planned=planned,
             checkpoint=kept,
+            file=self._file(pending),
         )
 
     def _repeat(self, repeats: TimedRepeats) -> None:
@@ -446,6 +451,7 @@ class BatchRun:
         self._requests += 1
         request = RenderRequest(self._requests, job, models=self._models(job), **what)
         self._under_way[request.number] = job.id, on_answer
+        self._ids_under_way.add(job.id)
         self._executor.submit(request)
 
     def _poll(self) -> None:
@@ -455,11 +461,12 @@ class BatchRun:
         """
         found = self._executor.poll(POLL_S)
         if isinstance(found, RenderResult | PreviewResult | RenderFailure):
-            _, on_answer = self._under_way.pop(found.number, ("", None))
+            job, on_answer = self._under_way.pop(found.number, ("", None))
+            self._ids_under_way.discard(job)
             if on_answer is not None:
                 on_answer(found)
         elif isinstance(found, JobStarted | StepStarted):
-            if any(job == found.job for job, _ in self._under_way.values()):
+            if found.job in self._ids_under_way:
                 self._tell(found)
         elif found is not None:
             self._tell(found)
@@ -484,6 +491,7 @@ class BatchRun:
         self._executor.close()
         self._complain("what renders didn't stop in time and was ended; its jobs remain")
         under_way, self._under_way = self._under_way, {}
+        self._ids_under_way.clear()
         for number, (_, on_answer) in under_way.items():
             on_answer(RenderFailure(number, StopRequested(), "stopped"))
 
@@ -492,6 +500,8 @@ class BatchRun:
         job = pending.job
         if isinstance(answer, RenderResult):
             self._tell(JobRendered(job.id))
+            # All slots may have something at once, and none should wait for another's file.
+            self._publisher.room = max(WAITING_CLIPS, self._executor.slots)
             self._publisher.submit(pending, answer, self._take_published)
         elif isinstance(answer, RenderFailure):
             error = answer.error
@@ -598,6 +608,13 @@ class BatchRun:
         folder, every = self._batch.output_dir, self._options.checkpoint_every
         key = pending.key
         return None if self._anew else CheckpointFile.of(folder, pending.job.id, key, every)
+
+    def _file(self, pending: Pending) -> FilePlan | None:
+        """What whoever renders a job needs to make its file; None where this process makes it."""
+        if self._options.encode != "worker":
+            return None
+        source, keeps_frames = str(self._recipe_dir), self._study.needs_frames
+        return FilePlan(pending.path.name, pending.key, source, keeps_frames)
 
     def _forget_checkpoint(self, pending: Pending) -> None:
         kept = self._checkpoint(pending)

@@ -1,4 +1,7 @@
-"""Publisher: encodes, writes and checks finished clips on a thread, beside the next render."""
+"""Publisher: encodes, writes and checks finished clips on a thread, beside the next render.
+
+What a worker encoded is only checked, written and named.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
 
-from flowblend_cli import __version__
 from flowblend_cli.artifacts.records import JobRecord
 from flowblend_cli.engine.executors.base import RenderResult
+from flowblend_cli.engine.executors.encoding import check_file, document_of, encode
 from flowblend_cli.errors import OutputError
 from flowblend_cli.jobs import Job
 from flowblend_cli.models.identity import Identity
 from flowblend_cli.utils.files import publish, remove, temporary_path
 from flowblend_cli.utils.worker_process import POLL_S
-
-if TYPE_CHECKING:
-    from flowblend_cli.utils.frames import Frames
 
 WAITING_CLIPS = 2
 WAITING_BYTES = 2**30
@@ -52,7 +51,7 @@ class Publication:
     Args:
         pending: The job.
         render: What it gave.
-        elapsed_s: Seconds that encoding, writing and checking took.
+        elapsed_s: Seconds that encoding, wherever, and writing and checking took.
         error: Why there is no file; None if it is there.
     """
 
@@ -80,6 +79,8 @@ class Publication:
 class Publisher:
     """Publishes renders in the order in which they come; its thread starts with the first one.
 
+    ``room`` is how many may wait for it; fewer where they are large.
+
     Args:
         recipe_dir: Folder that model folders are relative to, for the files' documents.
     """
@@ -94,6 +95,7 @@ class Publisher:
         self._present: Path | None = None
         self._bytes = 0
         self.outstanding = 0
+        self.room = WAITING_CLIPS
 
     def submit(self, pending: Pending, render: RenderResult, take: Callable[[float], None]) -> None:
         """Have a render published.
@@ -104,31 +106,39 @@ class Publisher:
             take: Called while this waits for others to be published first; takes what
                 ``published`` has within so many seconds.
         """
-        size = render.frames.nbytes
+        size = render.nbytes
         while self.outstanding and (
-            self.outstanding > WAITING_CLIPS or self._bytes + size > WAITING_BYTES
+            self.outstanding > self.room or self._bytes + size > WAITING_BYTES
         ):
             take(POLL_S)
         self._bytes += size
         self.outstanding += 1
+        self._begin(pending, render)
+
+    def published(self, timeout_s: float = 0.0) -> Publication | None:
+        """The next render that is published, or can't be; None where none is within the time."""
+        done = self._finished(timeout_s)
+        if done is None:
+            return None
+        self.outstanding -= 1
+        self._bytes -= done.render.nbytes
+        return done
+
+    def _begin(self, pending: Pending, render: RenderResult) -> None:
+        """Let a render wait for the thread."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="publishing", daemon=True)
             self._thread.start()
         self._waiting.put((pending, render))
 
-    def published(self, timeout_s: float = 0.0) -> Publication | None:
-        """The next render that is published, or can't be; None where none is within the time."""
+    def _finished(self, timeout_s: float) -> Publication | None:
+        """What the thread has done next; None where that takes longer."""
         try:
-            done = (
-                self._published.get(timeout=timeout_s)
-                if timeout_s
-                else self._published.get_nowait()
-            )
+            if timeout_s:
+                return self._published.get(timeout=timeout_s)
+            return self._published.get_nowait()
         except queue.Empty:
             return None
-        self.outstanding -= 1
-        self._bytes -= done.render.frames.nbytes
-        return done
 
     def close(self) -> None:
         """Write nothing from now on; what is nearly there has some moments to get its name."""
@@ -144,60 +154,26 @@ class Publisher:
 
     def _work(self) -> None:
         while (item := self._waiting.get()) is not None:
-            began = time.monotonic()
+            file = item[1].file
+            began = time.monotonic() - (0.0 if file is None else file.elapsed_s)
             error = None
             try:
                 self._publish(*item)
             except Exception as problem:  # noqa: BLE001 - told where the batch is carried on
                 error = problem
             self._published.put(Publication(*item, time.monotonic() - began, error))
-            del item
+            del item, file
 
     def _publish(self, pending: Pending, render: RenderResult) -> None:
-        job, path = pending.job, pending.path
-        encoded = _encode(render.frames, path, job, self._document(pending, render))
+        job, path, source = pending.job, pending.path, str(self._recipe_dir)
+        document = document_of(job, pending.key, pending.identity, source, render)
+        if render.file is not None:
+            encoded = render.file.data, check_file(render.file, path.name, job, document)
+        else:
+            assert render.frames is not None
+            encoded = encode(render.frames, path.name, job, document)
         with self._writing:
             if self._is_over:
                 raise OutputError(f"{path}: wasn't written, since the run was ended")
             self._present = path
             publish(path, *encoded)
-
-    def _document(self, pending: Pending, render: RenderResult) -> dict[str, Any]:
-        """What the file says about itself."""
-        resolved: dict[str, Any] = {
-            "seed": render.seed,
-            "denoisers": render.denoisers,
-            "device": render.device,
-            "sampling_s": round(render.elapsed_s, 3),
-            "source": str(self._recipe_dir),
-        }
-        if render.memory:
-            resolved["memory"] = list(render.memory)
-        if render.caches:
-            resolved["caches"] = list(render.caches)
-        return {
-            "flowblend": __version__,
-            "v": 1,
-            "job": pending.job.to_document(),
-            "job_key": pending.key,
-            "resolved": resolved,
-            "models": pending.identity,
-            "versions": render.versions,
-            "pixels_sha256": render.pixels_sha256,
-        }
-
-
-def _encode(
-    frames: Frames, path: Path, job: Job, document: dict[str, Any]
-) -> tuple[bytes, Callable[[BinaryIO], None]]:
-    """What the job's recipe asks for, a picture or a clip, and how it is checked."""
-    output = job.output
-    if path.suffix == ".png":
-        from flowblend_cli.artifacts.image import encode_image
-
-        return encode_image(frames[0], path.name, document=document, scale=output.scale)
-    from flowblend_cli.artifacts.video import encode_video
-
-    return encode_video(
-        frames, path.name, fps=output.fps, document=document, scale=output.scale, crf=output.crf
-    )

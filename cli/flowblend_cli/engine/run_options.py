@@ -29,6 +29,8 @@ class RunOptions:
         allow_mixed_devices: Let workers render on devices that differ from the first one's.
         devices: A worker process for each of these, see ``utils.devices``; empty for one
             process that uses what the recipe says.
+        encode: Who makes files of frames: ``"driver"``, this process, or ``"worker"``, whoever
+            renders; the files are the same, and this process checks and names them.
         stop_patience_s: Seconds that a step may take to end once the run stops; an executor that
             takes longer is ended, and its jobs remain.
     """
@@ -46,6 +48,7 @@ class RunOptions:
     gpus_per_worker: float | None = None
     job_timeout_s: float | None = None
     allow_mixed_devices: bool = False
+    encode: str = "driver"
     stop_patience_s: float = 3600.0
 
 

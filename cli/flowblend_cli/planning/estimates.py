@@ -65,11 +65,13 @@ class Speeds:
     def __init__(self) -> None:
         self._seen: dict[Task, deque[float]] = {}
         self._usual: dict[Task, float] = {}
+        self._found: dict[Task, float | None] = {}  # what ``seconds`` made of these
 
     def note(self, task: Task, seconds: float) -> None:
         """Learn how long a task took."""
         seen = self._seen.setdefault(task, deque(maxlen=_KEPT))
         seen.append(max(0.0, seconds))
+        self._found.clear()
         self._usual.pop(task, None)
         self._usual[task] = median(seen)  # at the end: what is newest
 
@@ -77,6 +79,7 @@ class Speeds:
         """Learn anew how long a task takes."""
         self._seen.pop(task, None)
         self._usual.pop(task, None)
+        self._found.clear()
 
     def seconds(self, task: Task) -> float | None:
         """Seconds that a task will take, or None where nothing like it was ever measured.
@@ -84,6 +87,11 @@ class Speeds:
         Where the very role was never seen, it goes by the FLOPs of the model's other roles, and
         then by those of any model.
         """
+        if task not in self._found:
+            self._found[task] = self._from_others(task)
+        return self._found[task]
+
+    def _from_others(self, task: Task) -> float | None:
         known = self._usual
         relations: tuple[Callable[[Task], bool], ...] = (
             lambda seen: seen[:2] == task[:2],
@@ -118,6 +126,7 @@ class Speeds:
 
     def recall(self, document: Any) -> None:
         """Begin with what an earlier run learned; entries that make no sense are ignored."""
+        self._found.clear()
         for entry in document if isinstance(document, list) else ():
             if not isinstance(entry, list) or len(entry) != len(Task._fields) + 1:
                 continue
@@ -151,6 +160,21 @@ class _Present:
     step_began: float
     step: int = -1
     is_whole: bool = True
+    to_come: Counter[Task] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.to_come.update(self.work.tasks)
+
+    def begin_step(self, index: int, now: float) -> None:
+        """Note that a step begins, and what comes after the one before it."""
+        if index == self.step + 1 and self.step >= 0:
+            over = self.work.steps[self.step]
+            self.to_come[over] -= 1
+            if not self.to_come[over]:
+                del self.to_come[over]
+        elif index != max(0, self.step):
+            self.to_come = Counter((*self.work.steps[index:], self.work.rest))
+        self.step, self.step_began = index, now
 
 
 class Estimates:
@@ -169,6 +193,7 @@ class Estimates:
         self._slots = slots
         self._works = works
         self._left: dict[str, int] = {}
+        self._renders_left = 0  # the sum of these
         self._named: set[str] = set()
         self._queue: Counter[Task] = Counter()
         self._unnamed = 0
@@ -190,6 +215,7 @@ class Estimates:
             work = self._works.get(job)
             if work is not None and job not in self._left:
                 self._left[job] = work.repeats
+                self._renders_left += work.repeats
                 self._count(work, work.repeats)
 
     def grow(self, jobs: int) -> None:
@@ -222,7 +248,7 @@ class Estimates:
                 self._timed.add(task)
                 self.speeds.forget(task)
             self.speeds.note(task, now - present.step_began)
-        present.step, present.step_began = index, now
+        present.begin_step(index, now)
 
     def rendered(self, job: str, now: float) -> None:
         """Note that a job's frames are here, and learn what its steps don't explain."""
@@ -265,7 +291,7 @@ class Estimates:
         known = [rest for rest in rests if rest is not None]
         if len(known) < len(rests):
             return None
-        jobs = sum(self._left.values())
+        jobs = self._renders_left
         usual = queued / jobs if jobs else self._usual_s()
         total = queued + sum(known) + self._unnamed * usual
         return max([total / self._slots, *known])  # a job can't be split among slots
@@ -288,8 +314,7 @@ class Estimates:
         return (self.speeds.total(some.tasks) or 0.0) if some is not None else 0.0
 
     def _rest_of(self, present: _Present, now: float) -> float | None:
-        to_come = Counter((*present.work.steps[max(0, present.step) :], present.work.rest))
-        seconds = self.speeds.total(to_come)
+        seconds = self.speeds.total(present.to_come)
         return None if seconds is None else max(0.0, seconds - (now - present.step_began))
 
     def _name(self, job: str) -> None:
@@ -307,6 +332,7 @@ class Estimates:
     def _take(self, job: str, repeats: int) -> None:
         if repeats and self._left.get(job, 0) >= repeats:
             self._left[job] -= repeats
+            self._renders_left -= repeats
             self._count(self._works[job], -repeats)
             if not self._left[job]:
                 del self._left[job]

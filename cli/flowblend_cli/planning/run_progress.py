@@ -34,6 +34,7 @@ from flowblend_cli.planning.workloads import works_of
 from flowblend_cli.text import clock
 
 _SECONDS_BETWEEN = 1.0
+_FEW_JOBS = 100  # under way; the time left of more is worked out more rarely
 
 
 @dataclass
@@ -219,10 +220,16 @@ class RunProgress:
         return self._estimates
 
     def _learn(self, event: Event, now: float) -> None:
-        """Pass an event on to the estimates; steps change the time left at most once a second."""
+        """Pass an event on to the estimates; steps change the time left at most once a second.
+
+        So does any event where hundreds of jobs are under way.
+        """
         if isinstance(event, ModelLoaded | JobStarted):
             self._begun()
-        is_due = not isinstance(event, StepStarted) or now - self._told >= _SECONDS_BETWEEN
+        many = len(self.under_way) / _FEW_JOBS
+        is_due = now - self._told >= _SECONDS_BETWEEN * max(1.0, many) or (
+            many < 1 and not isinstance(event, StepStarted)
+        )
         if self._estimates is not None and tell_estimates(self._estimates, event, now) and is_due:
             self._told = now
             self._left = self._estimates.remaining_s(now), now

@@ -108,7 +108,7 @@ class WorkerProcess:
     def receive(self, timeout_s: float) -> Document | None:
         """The next document that it sent; None where it sends none within the time.
 
-        Frames that follow one stand in it as ``"frames"``.
+        Frames that follow one stand in it as ``"frames"``, bytes as ``"data"``.
 
         Raises:
             WorkerDiedError: It sends nothing more, because it has ended; says of what.
@@ -255,12 +255,15 @@ def worker_environment() -> dict[str, str]:
 
 
 def write_document(stream: IO[bytes], document: Document, frames: Frames | None = None) -> None:
-    """Write a document as one JSON line, and frames behind it.
+    """Write a document as one JSON line; the bytes of its ``"data"``, and frames, behind it.
 
     Frames are 8 bytes that tell the length of a .npy, and the .npy itself.
     """
-    told = {**document, "has_frames": frames is not None}
-    stream.write(json.dumps(told).encode() + b"\n")
+    told, data = {**document, "has_frames": frames is not None}, b""
+    if isinstance(document.get("data"), bytes):
+        data = told.pop("data")
+        told["data_bytes"] = len(data)
+    stream.write(json.dumps(told).encode() + b"\n" + data)
     if frames is not None:
         import numpy as np
 
@@ -274,7 +277,7 @@ def write_document(stream: IO[bytes], document: Document, frames: Frames | None 
 
 
 def read_document(stream: IO[bytes]) -> Document | None:
-    """Read what ``write_document`` wrote; frames stand in the document as ``"frames"``.
+    """Read what ``write_document`` wrote, its bytes in ``"data"``, frames in ``"frames"``.
 
     Returns:
         The document; None where the stream ended.
@@ -286,6 +289,10 @@ def read_document(stream: IO[bytes]) -> Document | None:
     if not line.endswith(b"\n"):
         return None
     document: Document = json.loads(line)
+    if (size := document.pop("data_bytes", None)) is not None:
+        document["data"] = stream.read(size)
+        if len(document["data"]) < size:
+            raise ValueError("the stream ended in the middle of a file")
     if document.pop("has_frames"):
         import numpy as np
 

@@ -572,3 +572,42 @@ def test_the_place_of_a_state_says_whose_it_is(tmp_path: Path) -> None:
     for hostile in ("x", "7/7", None):
         night.change(shard=hostile)
         assert [one["shard"] for one in only(night.folder)["shards"]] == ["1/2"]
+
+
+def test_jobs_that_end_every_moment_are_written_now_and_then_and_at_the_end(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    write = run_state.write_json
+    monkeypatch.setattr(
+        run_state, "write_json", lambda *args, **how: written.append(args) or write(*args, **how)
+    )
+    first = night.jobs[0]
+    with night:
+        night.start(first, steps=1)
+        assert night.kept()["present"]["job"] == first.id  # at once, as long as that is cheap
+        before = len(written)
+        for _ in range(200):
+            night.finish(first, step_s=0.0)
+        assert len(written) - before < 60
+        night.clock.now += 60.0  # a step of the next job
+        night.tell(StepStarted(night.jobs[1].id, 1, 4, "large"))
+        assert night.kept()["rendered"] == 200
+        for _ in range(50):
+            night.finish(first, step_s=0.0)
+        night.tell(Summary(250, 0, 0, 1.0, 0))
+        assert night.kept()["rendered"] == 250
+
+
+def test_a_thousand_jobs_under_way_are_written_every_few_seconds(tmp_path: Path) -> None:
+    night = Night(tmp_path / "out", slots=1000)
+    jobs = [a_job(f"clip-{n}", steps=4, seed=n) for n in range(1000)]
+    seen = set()
+    with night:
+        for second in range(100):
+            for job in jobs[second::100]:
+                night.start(job, steps=1, step_s=0.0)
+            night.clock.now += 1.0
+            seen.add(night.kept()["elapsed_s"])
+    assert 10 < len(seen) < 60
+    assert night.kept()["elapsed_s"] == 100.0

@@ -220,3 +220,27 @@ def test_work_is_told_by_letters_and_sizes_of_the_jobs(batch_of: Callable[..., B
     assert [task.role for task in work.steps] == ["large"] * 4 + ["small"] * 4 + ["large"] * 2
     assert work.steps[0].amount > 0
     assert work.rest.is_rest
+
+
+@given(
+    st.text("LS", min_size=1, max_size=8),
+    st.lists(st.integers(0, 7), max_size=12),
+)
+def test_what_is_to_come_of_a_job_is_its_steps_from_the_present_one_on(
+    letters: str, begun: list[int]
+) -> None:
+    """In any order: a job may begin again, or go on at a step of its own."""
+    work = jobs(letters)["0"]
+    known = Speeds()
+    known.recall([[*task, seconds] for task, seconds in SECONDS.items()])
+    estimates = Estimates({"0": work}, known)
+    estimates.expect(["0"])
+    estimates.started("0", 0.0)
+    now, present = 0.0, 0
+    for index in begun:
+        if index < len(work.steps):
+            now += SECONDS[work.steps[present]]
+            estimates.step("0", index, now)
+            present = index
+    to_come = sum(SECONDS[task] for task in work.steps[present:]) + SECONDS[REST]
+    assert estimates.remaining_s(now) == pytest.approx(to_come)

@@ -60,10 +60,18 @@ values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.text(min_size=1), values, max_size=4), st.integers(0, 2))
-def test_documents_and_frames_come_back_equal(document: dict[str, Any], number: int) -> None:
-    document.pop("has_frames", None)
-    document.pop("frames", None)
+@given(
+    st.dictionaries(st.text(min_size=1), values, max_size=4),
+    st.integers(0, 2),
+    st.none() | st.binary(),
+)
+def test_documents_frames_and_bytes_come_back_equal(
+    document: dict[str, Any], number: int, data: bytes | None
+) -> None:
+    for name in ("has_frames", "frames", "data_bytes"):
+        document.pop(name, None)
+    if data is not None:
+        document["data"] = data
     frames = np.arange(number * 12, dtype=np.uint8).reshape(number, 2, 2, 3) if number else None
     stream = io.BytesIO()
     write_document(stream, document, frames)

@@ -7,7 +7,7 @@ further one implement the same protocol, so that the loop knows none of them.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from flowblend_cli.engine.runtime.checkpoint_file import CheckpointFile
@@ -17,6 +17,38 @@ from flowblend_cli.models.identity import ResolvedModels
 
 if TYPE_CHECKING:
     from flowblend_cli.utils.frames import Frames
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """What a worker needs besides a request to make the job's file of its frames.
+
+    Args:
+        name: The file's final name.
+        job_key: Its job key.
+        source: Folder that model folders are relative to, as the file's document says it.
+        keeps_frames: Whether the frames come back beside the file, for measurements.
+    """
+
+    name: str
+    job_key: str
+    source: str
+    keeps_frames: bool = False
+
+
+@dataclass(frozen=True)
+class EncodedFile:
+    """A job's file as a worker made it, which is checked again before it gets its name.
+
+    Args:
+        data: All its bytes.
+        shape: Shape of the frames in it, (T, H, W, 3), before any enlargement.
+        elapsed_s: Seconds that encoding and checking it took.
+    """
+
+    data: bytes
+    shape: tuple[int, ...]
+    elapsed_s: float
 
 
 @dataclass(frozen=True)
@@ -33,6 +65,7 @@ class RenderRequest:
         after_steps: How many steps a preview runs.
         checkpoint: Where the job's state is kept, which it goes on from if it is there; None keeps
             none. It names a file of this machine.
+        file: Has the worker make the job's file, too; None has its frames come back.
     """
 
     number: int
@@ -43,6 +76,7 @@ class RenderRequest:
     planned: str = ""
     after_steps: int = 0
     checkpoint: CheckpointFile | None = None
+    file: FilePlan | None = None
 
     def to_document(self) -> dict[str, Any]:
         """The request as plain JSON values; ``from_document`` reads it back equal."""
@@ -56,29 +90,32 @@ class RenderRequest:
             "planned": self.planned,
             "after_steps": self.after_steps,
             "checkpoint": None if kept is None else kept.to_document(),
+            "file": None if self.file is None else asdict(self.file),
         }
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> RenderRequest:
         """Read a request back from ``to_document``'s values."""
-        kept = document["checkpoint"]
+        kept, file = document["checkpoint"], document["file"]
         return cls(
             **{
                 **document,
                 "job": Job.from_document(document["job"]),
                 "models": ResolvedModels.from_document(document["models"]),
                 "checkpoint": None if kept is None else CheckpointFile.from_document(kept),
+                "file": None if file is None else FilePlan(**file),
             }
         )
 
 
 @dataclass(frozen=True)
 class RenderResult:
-    """What one render of a job gave; all but the frames is plain JSON.
+    """What one render of a job gave; all but the frames and the file is plain JSON.
 
     Args:
         number: Number of the request.
-        frames: Pixels, (T, H, W, 3), uint8.
+        frames: Pixels, (T, H, W, 3), uint8; None where the worker made the file of them, and
+            nobody wants them besides.
         seed: Seed of its noise.
         elapsed_s: Seconds for sampling and decoding.
         step_s: Seconds of each step.
@@ -91,10 +128,11 @@ class RenderResult:
         peak_vram_bytes: Most accelerator memory meanwhile; None on a CPU.
         memory: What was done since memory ran out, see ``oom_retry.MemoryLevel.names``.
         worker: The worker that rendered it; empty where there is one alone.
+        file: Its file; None where it is to be made of the frames here.
     """
 
     number: int
-    frames: Frames
+    frames: Frames | None
     seed: int
     elapsed_s: float
     step_s: tuple[float, ...]
@@ -107,16 +145,33 @@ class RenderResult:
     peak_vram_bytes: int | None
     memory: tuple[str, ...] = ()
     worker: str = ""
+    file: EncodedFile | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of main memory that its frames and its file take."""
+        frames = 0 if self.frames is None else self.frames.nbytes
+        return frames + (0 if self.file is None else len(self.file.data))
 
     def to_document(self) -> dict[str, Any]:
-        """All but the frames."""
-        names = (one.name for one in fields(self) if one.name != "frames")
-        return {name: getattr(self, name) for name in names}
+        """All but the frames, and of the file all but its bytes."""
+        names = (one.name for one in fields(self) if one.name not in ("frames", "file"))
+        document = {name: getattr(self, name) for name in names}
+        if self.file is not None:
+            document["file"] = {"shape": self.file.shape, "elapsed_s": self.file.elapsed_s}
+        return document
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any], frames: Frames) -> RenderResult:
-        """Put what ``to_document`` gave and the frames together again."""
-        lists = {name: tuple(document[name]) for name in ("step_s", "caches", "memory")}
+    def from_document(
+        cls, document: Mapping[str, Any], frames: Frames | None, data: bytes | None = None
+    ) -> RenderResult:
+        """Put what ``to_document`` gave, the frames and the file's bytes together again."""
+        lists: dict[str, Any] = {
+            name: tuple(document[name]) for name in ("step_s", "caches", "memory")
+        }
+        told = document.get("file")
+        if told is not None and data is not None:
+            lists["file"] = EncodedFile(data, tuple(told["shape"]), told["elapsed_s"])
         return cls(frames=frames, **{**document, **lists})
 
 

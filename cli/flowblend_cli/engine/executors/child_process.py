@@ -3,7 +3,7 @@
 The worker is handed documents: ``begin`` (warm_up, embeddings_dir, asks_embeddings, held) first,
 then ``run`` (request), one at a time; ``stop`` (number) ends a request after its present step. It
 sends ``event`` (name, values) and, last of each request, ``result``, ``preview`` or ``failure``
-with its number. Frames follow the first two.
+with its number. Frames, or the bytes of a file (``data``), follow the first two.
 """
 
 from __future__ import annotations
@@ -252,8 +252,8 @@ class ChildProcessExecutor:
                     self._model = request.models.spec
                 return event
             case "result":
-                result = RenderResult.from_document(document["result"], document["frames"])
-                return self._answer(result)
+                frames, data = document.get("frames"), document.get("data")
+                return self._answer(RenderResult.from_document(document["result"], frames, data))
             case "preview":
                 elapsed_s = document["elapsed_s"]
                 frames = document["frames"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from flowblend_cli.engine.executors.base import Executor
 from flowblend_cli.engine.executors.child_process import ChildProcessExecutor
 from flowblend_cli.engine.executors.devices import find_devices
 from flowblend_cli.engine.executors.in_process import InProcessExecutor
-from flowblend_cli.engine.executors.pool import WorkerPool
+from flowblend_cli.engine.executors.pool import Heard, WorkerPool
 from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.jobs import Job
 from flowblend_cli.models.identity import ResolvedModels
@@ -43,10 +42,12 @@ def make_executor(
         return RayPool(options, warm_up, embeddings_dir, models)
     if not options.devices:
         return ChildProcessExecutor(warm_up, embeddings_dir, patience_s=options.job_timeout_s)
-    heard = threading.Event()
+    heard = Heard()
     devices = find_devices(options.devices)
     workers = [
-        ChildProcessExecutor(warm_up, embeddings_dir, one, heard.set, options.job_timeout_s)
+        ChildProcessExecutor(
+            warm_up, embeddings_dir, one, heard.by(one.name), options.job_timeout_s
+        )
         for one in devices
     ]
     return WorkerPool(workers, heard, _said_of(devices))

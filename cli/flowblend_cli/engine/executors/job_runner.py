@@ -17,6 +17,7 @@ from flowblend_cli.engine.executors.base import (
     RenderRequest,
     RenderResult,
 )
+from flowblend_cli.engine.executors.encoding import with_file
 from flowblend_cli.engine.runtime.embedding_files import EmbeddingHome
 from flowblend_cli.engine.runtime.oom_retry import OomRetry
 from flowblend_cli.engine.runtime.resume import ResumableJob, slow_steps
@@ -110,7 +111,8 @@ class JobRunner:
             self._say(request.job, slow)
         self._report_caches(request.job, sampled)
         runtime = self._load(request.models)
-        return _result(request, runtime, sampled, elapsed, tuple(times.seconds), memory)
+        result = _result(request, runtime, sampled, elapsed, tuple(times.seconds), memory)
+        return result if request.file is None else with_file(result, request, request.file)
 
     def _preview(self, request: RenderRequest, check: Check) -> PreviewResult:
         job, steps = request.job, request.after_steps

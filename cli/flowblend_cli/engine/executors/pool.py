@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -28,10 +28,37 @@ from flowblend_cli.errors import (
 from flowblend_cli.events import Event, JobStarted, Message
 from flowblend_cli.jobs import ModelSpec
 
+# How often all workers are asked, also those whose threads rang for nothing.
+_ROUND_S = 0.1
 # A job is tried on so many further workers before it is its own fault.
 MOST_MOVES = 2
 # Errors that tell of the worker at least as much as of the job.
 OF_THE_WORKER = (DeviceFailedError, DeviceLostError)
+
+
+class Heard(threading.Event):
+    """An event that knows who set it, so that of a thousand workers only those are asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._names: deque[str] = deque()
+
+    def by(self, name: str) -> Callable[[], None]:
+        """What a worker's thread calls where the worker's ``poll`` may have something."""
+
+        def heard() -> None:
+            self._names.append(name)
+            self.set()
+
+        return heard
+
+    def taken(self) -> list[str]:
+        """Who has called since this was asked the last time, each once."""
+        self.clear()  # first: who calls from now on sets it again
+        names: dict[str, None] = {}
+        while self._names:
+            names[self._names.popleft()] = None
+        return [*names]
 
 
 class Worker(Executor, Protocol):
@@ -65,7 +92,8 @@ class WorkerPool:
 
     Args:
         workers: The workers; their names differ.
-        heard: Set by a worker's thread where its ``poll`` may have something.
+        heard: Set by a worker's thread where its ``poll`` may have something; a plain event has all
+            workers asked every time.
         note: What people are told first; empty for nothing.
     """
 
@@ -77,11 +105,17 @@ class WorkerPool:
         self._waiting: deque[Task] = deque()  # for another worker
         self._told: deque[Answer | Event] = deque([Message(note)] if note else [])
         self._is_stopping = False
+        self._round_at = 0.0
 
     @property
     def slots(self) -> int:
         """See ``Executor``; fewer where workers are left out."""
-        return max(1, len(self._workers) - len(self._aside))
+        return max(1, self._ready)
+
+    @property
+    def _ready(self) -> int:
+        """How many workers take requests."""
+        return len(self._workers) - len(self._aside)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,10 +134,9 @@ class WorkerPool:
     def poll(self, timeout_s: float) -> Answer | Event | None:
         """See ``Executor``."""
         until = time.monotonic() + timeout_s
-        while True:
-            self._heard.clear()
-            for name in [*self._busy]:
-                if (found := self._workers[name].poll(0.0)) is not None:
+        while not self._told:
+            for name in self._news():
+                while name in self._busy and (found := self._workers[name].poll(0.0)) is not None:
                     self._take(name, found)
             self._hand_out()
             if self._told:
@@ -112,6 +145,7 @@ class WorkerPool:
             if left <= 0:
                 return None
             self._heard.wait(left)
+        return self._told.popleft()
 
     def models_in_memory(self) -> Collection[ModelSpec]:
         """See ``Executor``; those of workers that are free."""
@@ -130,19 +164,48 @@ class WorkerPool:
         for worker in self._workers.values():
             worker.close()
 
+    def _news(self) -> list[str]:
+        """The workers to ask: those that were heard, and now and then all that work."""
+        now = time.monotonic()
+        if isinstance(self._heard, Heard):
+            names = self._heard.taken()
+            if now - self._round_at < _ROUND_S:
+                return names
+        else:
+            self._heard.clear()
+        self._round_at = now
+        self._bury()
+        return [*self._busy]
+
+    def _bury(self) -> None:
+        """Forget the workers that were lost while they had nothing to do."""
+        for name in [name for name, one in self._workers.items() if one.is_gone]:
+            if name not in self._busy:  # whoever has a request answers for it first
+                self._workers.pop(name).close()
+                self._aside.pop(name, None)
+                self._told.append(Message(f"{name} is lost; it had no job"))
+
     def _free(self) -> list[str]:
-        return [name for name in self.names if name not in self._busy]
+        if len(self._busy) >= self._ready:
+            return []
+        return [
+            name
+            for name, one in self._workers.items()
+            if name not in self._busy and name not in self._aside and not one.is_gone
+        ]
 
     def _hand_out(self) -> None:
         """Give what waits to whoever is free."""
         while self._waiting and self._is_stopping:
             number = self._waiting.popleft().request.number
             self._told.append(RenderFailure(number, StopRequested(), "stopped"))
-        for task in [*self._waiting]:
-            others = [name for name in self._free() if self._may_take(name, task)]
+        free = self._free() if self._waiting else []
+        for task in [*self._waiting] if free else ():
+            others = [name for name in free if self._may_take(name, task)]
             if others:
                 model = task.request.job.model
                 name = min(others, key=lambda name: self._suits(self._workers[name], model))
+                free.remove(name)
                 self._waiting.remove(task)
                 self._busy[name] = task
                 self._workers[name].submit(task.request)

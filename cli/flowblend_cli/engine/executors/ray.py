@@ -25,7 +25,7 @@ from flowblend_cli.engine.executors.base import (
 )
 from flowblend_cli.engine.executors.child_process import ChildProcessExecutor, Process
 from flowblend_cli.engine.executors.inputs import FilePieces, InputList
-from flowblend_cli.engine.executors.pool import OF_THE_WORKER, Task, WorkerPool
+from flowblend_cli.engine.executors.pool import OF_THE_WORKER, Heard, Task, WorkerPool
 from flowblend_cli.engine.executors.ray_cluster import Cluster, Start, kill, short
 from flowblend_cli.engine.executors.ray_worker import installed_versions
 from flowblend_cli.engine.run_options import RunOptions
@@ -232,7 +232,7 @@ class RayPool(WorkerPool):
         embeddings_dir: Path | None = None,
         models: Collection[ResolvedModels] = (),
     ) -> None:
-        heard = threading.Event()
+        self._calls = heard = Heard()
         super().__init__([], heard)
         self._options = options
         self._given: dict[str, Any] = {"warm_up": warm_up, "on_told": heard.set}
@@ -279,7 +279,6 @@ class RayPool(WorkerPool):
             DeviceLostError: The cluster is lost, or no machine of it may take a job.
         """
         self._check()
-        self._bury()
         self._welcome()
         self._resize()
         return super().poll(min(timeout_s, _TAKE_S))
@@ -320,14 +319,6 @@ class RayPool(WorkerPool):
             "no worker of the cluster has the models: `flowblend models fetch` with the recipe "
             f"and --executor ray{at} fetches them on every machine, {again}"
         )
-
-    def _bury(self) -> None:
-        """Forget the workers that were lost while they had nothing to do."""
-        for name, worker in [*self._workers.items()]:
-            if worker.is_gone and name not in self._busy:
-                self._aside.pop(name, None)
-                self._workers.pop(name).close()
-                self._told.append(Message(f"{name} is lost; it had no job"))
 
     def _resize(self) -> None:
         """Ask for workers, or for fewer, as jobs are left and machines are there."""
@@ -402,7 +393,7 @@ class RayPool(WorkerPool):
                 continue
             self._failed_starts = 0
             self._node_of[name] = start.node
-            process = ActorProcess(start.actor, name, self._heard.set, self._files)
+            process = ActorProcess(start.actor, name, self._calls.by(name), self._files)
             self._workers[name] = RayExecutor(process, name, self._inputs_of, **self._given)
 
     def _note_failed(self, start: Start) -> None:

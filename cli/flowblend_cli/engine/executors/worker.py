@@ -196,7 +196,8 @@ def _send(link: Link, answer: Answer) -> None:
     about = {"number": answer.number}
     match answer:
         case RenderResult():
-            told = {**about, "say": "result", "result": answer.to_document()}
+            data = {} if answer.file is None else {"data": answer.file.data}
+            told = {**about, "say": "result", "result": answer.to_document(), **data}
             link.send(told, answer.frames)
         case PreviewResult():
             told = {**about, "say": "preview", "elapsed_s": answer.elapsed_s}

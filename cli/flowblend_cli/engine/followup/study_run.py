@@ -53,6 +53,7 @@ class NullStudy:
 
     time_repeats = 1  # how often every job is rendered
     is_waiting = False  # whether measurements are on their way, which may lead to further jobs
+    needs_frames = False  # whether clips are measured, which their files are too lossy for
     has_gaps = False  # whether drafts lead to no final, since none of them has a score
 
     def __init__(self, batch: Batch) -> None:
@@ -217,6 +218,7 @@ class StudyRun(NullStudy):
     def begin(self) -> list[Job]:
         """See ``NullStudy``."""
         self._names = metrics_of(self._study)
+        self.needs_frames = bool(self._names)
         if not self._names and self._study.measure.names is None:
             self._tell(Message(f"nothing is measured: {metrics.missing()}"))
         batch = self._batch.whole

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowblend_cli.engine.executors import pool as pool_module
 from flowblend_cli.engine.executors.base import (
     Answer,
     PreviewResult,
@@ -18,7 +19,7 @@ from flowblend_cli.engine.executors.base import (
     RenderRequest,
     RenderResult,
 )
-from flowblend_cli.engine.executors.pool import WorkerPool
+from flowblend_cli.engine.executors.pool import Heard, WorkerPool
 from flowblend_cli.errors import DeviceFailedError, DeviceLostError, StopRequested, WorkerDiedError
 from flowblend_cli.events import Event, JobStarted, Message
 from flowblend_cli.jobs import ModelSpec
@@ -251,3 +252,59 @@ def test_every_request_has_one_answer_whatever_workers_do(data: st.DataObject) -
     assert not under_way
     assert len(answered) == len(set(answered))
     assert pool.slots >= 1
+
+
+class CountingWorker(ScriptedWorker):
+    asked = 0
+
+    def poll(self, timeout_s: float) -> Answer | Event | None:
+        self.asked += 1
+        return super().poll(timeout_s)
+
+
+def test_of_many_workers_those_are_asked_that_were_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = Heard()
+    workers = [CountingWorker(f"worker {number}") for number in range(100)]
+    pool = WorkerPool(workers, heard)
+    for number in range(100):
+        pool.submit(request(number))
+    pool.poll(0.0)  # asks all of them, once
+    monkeypatch.setattr(pool_module, "_ROUND_S", 1000.0)
+    before = sum(worker.asked for worker in workers)
+    workers[7].waiting.append(Message("one"))
+    workers[7].answer()
+    heard.by("worker 7")()
+    heard.by("worker 7")()
+    found = told(pool)
+    assert [type(one).__name__ for one in found] == ["Message", "RenderResult"]
+    assert sum(worker.asked for worker in workers) == before + 2
+    workers[8].answer()
+    assert not told(pool)
+    monkeypatch.setattr(pool_module, "_ROUND_S", 0.0)  # who rang for nothing isn't forgotten
+    assert len(told(pool)) == 1
+
+
+def test_a_thread_that_calls_wakes_a_poll_that_waits() -> None:
+    heard = Heard()
+    worker = ScriptedWorker("one")
+    pool = WorkerPool([worker], heard)
+    pool.submit(request(1))
+    pool.poll(0.0)
+
+    def speak() -> None:
+        worker.answer()
+        heard.by("one")()
+
+    threading.Timer(0.05, speak).start()
+    assert isinstance(pool.poll(60.0), RenderResult)
+
+
+def test_a_worker_that_is_gone_while_it_has_nothing_to_do_gets_no_request() -> None:
+    one, two = ScriptedWorker("one"), ScriptedWorker("two")
+    pool = pool_of(one, two)
+    one.is_gone = True
+    pool.submit(request(1))
+    assert (one.taken, two.taken) == ([], [1])
+    assert not told(pool)
+    assert one.is_closed
+    assert pool.slots == 1
