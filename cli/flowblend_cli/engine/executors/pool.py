@@ -138,6 +138,7 @@ class WorkerPool:
             for name in self._news():
                 while name in self._busy and (found := self._workers[name].poll(0.0)) is not None:
                     self._take(name, found)
+                self._bury(name)
             self._hand_out()
             if self._told:
                 return self._told.popleft()
@@ -165,7 +166,7 @@ class WorkerPool:
             worker.close()
 
     def _news(self) -> list[str]:
-        """The workers to ask: those that were heard, and now and then all that work."""
+        """The workers to ask: those that were heard, and now and then all."""
         now = time.monotonic()
         if isinstance(self._heard, Heard):
             names = self._heard.taken()
@@ -174,16 +175,15 @@ class WorkerPool:
         else:
             self._heard.clear()
         self._round_at = now
-        self._bury()
-        return [*self._busy]
+        return [*self._workers]
 
-    def _bury(self) -> None:
-        """Forget the workers that were lost while they had nothing to do."""
-        for name in [name for name, one in self._workers.items() if one.is_gone]:
-            if name not in self._busy:  # whoever has a request answers for it first
-                self._workers.pop(name).close()
-                self._aside.pop(name, None)
-                self._told.append(Message(f"{name} is lost; it had no job"))
+    def _bury(self, name: str) -> None:
+        """Forget a worker if it was lost while it had nothing to do."""
+        if name in self._busy or name not in self._workers or not self._workers[name].is_gone:
+            return
+        self._workers.pop(name).close()
+        self._aside.pop(name, None)
+        self._told.append(Message(f"{name} is lost; it had no job"))
 
     def _free(self) -> list[str]:
         if len(self._busy) >= self._ready:

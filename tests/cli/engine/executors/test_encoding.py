@@ -279,6 +279,9 @@ class OddFrames:
         except Exception as error:  # noqa: BLE001 - as a job runner does
             return RenderFailure(request.number, error)
 
+    def expect(self, jobs: int) -> None:
+        pass
+
     def models_in_memory(self) -> tuple[()]:
         return ()
 

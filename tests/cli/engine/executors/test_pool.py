@@ -305,6 +305,6 @@ def test_a_worker_that_is_gone_while_it_has_nothing_to_do_gets_no_request() -> N
     one.is_gone = True
     pool.submit(request(1))
     assert (one.taken, two.taken) == ([], [1])
-    assert not told(pool)
+    assert told(pool) == [Message("one is lost; it had no job")]
     assert one.is_closed
     assert pool.slots == 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,15 @@ class ScriptedCluster:
 class ScriptedProcess:
     """An actor that renders nothing, and may be lost."""
 
-    def __init__(self, actor: object, name: str, *_: object) -> None:
-        self.name, self.is_alive = name, True
-        self.waiting: deque[Document] = deque()
+    def __init__(
+        self, actor: object, name: str, on_document: Callable[[], None], *_: object
+    ) -> None:
+        self.name, self.is_alive, self._on_document = name, True, on_document
+        self._waiting: deque[Document] = deque()
+
+    def tell(self, document: Document) -> None:
+        self._waiting.append(document)
+        self._on_document()
 
     def send(self, document: Document) -> None:
         pass
@@ -92,10 +98,11 @@ class ScriptedProcess:
     def receive(self, timeout_s: float) -> Document | None:
         if not self.is_alive:
             raise ours.WorkerDiedError(f"{self.name} is lost")
-        return self.waiting.popleft() if self.waiting else None
+        return self._waiting.popleft() if self._waiting else None
 
     def end(self) -> None:
         self.is_alive = False
+        self._on_document()
 
 
 Made = tuple[ours.RayPool, ScriptedCluster]
@@ -379,14 +386,13 @@ def test_an_answer_that_comes_twice_is_not_that_of_the_next_request(make: Any) -
     cluster.let_in("a")
     told(pool)
     (worker,) = pool._workers.values()
-    sent = worker._process.waiting
     for number in (1, 2):
         pool.submit(request(number))
         first = render_of(1, number=1)
         answer = {"say": "result", "number": 1, "result": first.to_document()}
-        sent.append({**answer, "frames": first.frames})
+        worker._process.tell({**answer, "frames": first.frames})
         found = [one.number for one in told(pool) if isinstance(one, Answer)]
         assert found == ([1] if number == 1 else [])
     second = {"say": "failure", "number": 2, "kind": "job", "error": "KeyError", "text": "x"}
-    sent.append({**second, "exit_code": 1})
+    worker._process.tell({**second, "exit_code": 1})
     assert [one.number for one in told(pool) if isinstance(one, Answer)] == [2]

@@ -94,7 +94,7 @@ def models(job: Job) -> ResolvedModels:
 
 
 def executor(process: Process, home: EmbeddingFiles | None) -> RayExecutor:
-    return RayExecutor(process, "far", home)  # type: ignore[arg-type]
+    return RayExecutor(process, "far", lambda request: {}, home)  # type: ignore[arg-type]
 
 
 def render(
