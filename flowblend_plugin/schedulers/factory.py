@@ -168,7 +168,7 @@ def check_replaceable(scheduler: Any) -> None:
 def _check_flow(own: Any) -> None:
     """Raise unless a fixed shift is all there is to the scheduler's noise levels."""
     kind, config = type(own).__name__, own.config
-    if "beta_start" in config and not config.get("use_flow_sigmas", False):
+    if "beta_start" in config and not config.get("use_flow_sigmas"):
         raise SchedulerConfigError(
             f"this pipeline's {kind} isn't a flow-matching scheduler: leave flow_shift and mode "
             f"out, and keep its own or choose {' or '.join(_CLASSIC)}"

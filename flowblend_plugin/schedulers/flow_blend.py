@@ -234,7 +234,7 @@ def _euler_config(config: Mapping[str, Any]) -> dict[str, Any]:
     carried = dict(config)
     problems = lost_settings(config, _REFUSED)
     # No scheduler that knows nothing but flow matching has betas.
-    if "beta_start" in config and not config.get("use_flow_sigmas", False):
+    if "beta_start" in config and not config.get("use_flow_sigmas"):
         problems.insert(0, "use_flow_sigmas is off (not a flow-matching config)")
     if problems:
         raise SchedulerConfigError(
@@ -242,8 +242,8 @@ def _euler_config(config: Mapping[str, Any]) -> dict[str, Any]:
             f"{'; '.join(problems)}. Keep that scheduler and let DenoiserSwitch wrap it, or use "
             "wrap_scheduler"
         )
-    stochastic = carried.pop("stochastic_sampling", False)
-    if stochastic or str(config.get("algorithm_type", "")).startswith("sde-"):
+    stochastic = carried.pop("stochastic_sampling", None)
+    if stochastic or str(config.get("algorithm_type")).startswith("sde-"):
         carried.setdefault("mode", "sde")
     shift = carried.pop("flow_shift", None)
     if shift is not None:

@@ -130,7 +130,7 @@ def _mag_options(options: dict[str, Any], start: int, steps: int, total: int) ->
 def _plain(name: str, value: Any) -> Any:
     if name.endswith("_dtype") and isinstance(value, str):
         return getattr(torch, value)
-    return list(value) if isinstance(value, tuple) and name == "mag_ratios" else value
+    return value
 
 
 class StageCaches(StageHook):

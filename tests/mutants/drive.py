@@ -4,6 +4,8 @@ mutmut's own command takes names of changes, which only it knows, and no rules o
 These are no faults of the code, by their kind, and aren't made:
 
 - other words in a text of three words or more: it's told to people, nothing is decided by it;
+- capitals in a name that takes either, such as that of an encoding;
+- None where False stood, which is as false;
 - ``zip`` without its ``strict``, and changes in an ``assert``: both only doubt what holds anyway;
 - another type named in ``cast``, which does nothing when the code runs.
 """
@@ -24,6 +26,7 @@ from mutmut.state import state
 from mutmut.workers.isolation import ForkServerRunner
 
 _PROSE = 3  # words
+_ANY_CASE = {'"ascii"', '"latin-1"', '"sha256"', '"utf-8"'}
 _every = mutmut.collect_source_file_mutation_data
 _stats = PytestRunner.run_stats
 _submit = ForkServerRunner.submit
@@ -34,14 +37,28 @@ def changed_text(node: cst.BaseString) -> Iterable[cst.BaseString]:
     """Other texts, where they aren't words told to people."""
     if isinstance(node, cst.SimpleString) and len(node.value.split()) >= _PROSE:
         return
-    yield from mutators.operator_string(node)
+    for changed in mutators.operator_string(node):
+        value = getattr(changed, "value", "")
+        if value.lower() not in _ANY_CASE:
+            yield changed
+
+
+def changed_assignment(node: cst.Assign | cst.AnnAssign) -> Iterator[cst.CSTNode]:
+    """The assignment of None, or of a text where None stood, but not of what is as false."""
+    if node.value is None or not _is_name(node.value, "False"):
+        yield from mutators.operator_assignment(node)
 
 
 def changed_arguments(node: cst.Call) -> Iterator[cst.Call]:
     """The call without an argument, or with None for one, but for those without a say."""
     kept = [argument for argument in node.args if _is_idle(node, argument)]
     for changed in mutators.operator_arg_removal(node):
-        if all(any(argument is one for one in changed.args) for argument in kept):
+        pairs = list(zip(node.args, changed.args, strict=False))
+        is_as_false = len(node.args) == len(changed.args) and any(
+            _is_name(old.value, "False") and _is_name(new.value, "None") for old, new in pairs
+        )
+        is_kept = all(any(argument is one for one in changed.args) for argument in kept)
+        if is_kept and not is_as_false:
             yield changed
 
 
@@ -57,6 +74,10 @@ def is_skipped(visitor: file_mutation.MutationVisitor, node: cst.CSTNode) -> boo
 def _is_idle(call: cst.Call, argument: cst.Arg) -> bool:
     name = call.func.value if isinstance(call.func, cst.Name) else ""
     return _is_strict(argument) or (name == "cast" and argument is call.args[0])
+
+
+def _is_name(node: cst.CSTNode, name: str) -> bool:
+    return isinstance(node, cst.Name) and node.value == name
 
 
 def _is_strict(argument: cst.Arg) -> bool:
@@ -82,6 +103,7 @@ def run(sample: int, seed: str, jobs: int) -> None:
     swapped = {
         mutators.operator_string: changed_text,
         mutators.operator_arg_removal: changed_arguments,
+        mutators.operator_assignment: changed_assignment,
     }
     file_mutation.mutation_operators[:] = [
         (kind, swapped.get(operator, operator))

@@ -245,9 +245,15 @@ def test_the_switch_is_a_callback_without_tensor_inputs() -> None:
         assert torch.equal(run_wan(pipe, callback_on_step_end=both), expected)
 
 
-def test_the_callback_drives_where_a_pipeline_steps_private_copies_of_its_scheduler() -> None:
+@pytest.mark.parametrize("boundary", [{"boundaries": (0.5,)}, {"boundary_sigmas": (0.7,)}])
+def test_the_callback_drives_where_a_pipeline_steps_private_copies_of_its_scheduler(
+    boundary: Any,
+) -> None:
     pipe, other = wan_pipe(), small()
-    with DenoiserSwitch(pipe, small=other, stages="LS", boundaries=(0.5,)) as switch:
+    told: list[tuple[int, str]] = []
+    with DenoiserSwitch(
+        pipe, small=other, stages="LS", on_step=lambda *step: told.append(step), **boundary
+    ) as switch:
         pipe.scheduler.set_timesteps(4)
         private = copy.deepcopy(pipe.scheduler)
         private.set_timesteps(4)
@@ -256,6 +262,7 @@ def test_the_callback_drives_where_a_pipeline_steps_private_copies_of_its_schedu
             seen.append("small" if pipe.transformer is other else "large")
             private.step(torch.zeros(1, 2), private.timesteps[index], torch.zeros(1, 2))
             switch(pipe, index, private.timesteps[index], {})
+    assert told == list(enumerate(seen))
     assert seen == ["large", "large", "small", "small"]
 
 
@@ -480,3 +487,45 @@ def test_a_detached_switch_as_callback_is_noticed() -> None:
 def test_a_folder_that_isnt_there_is_no_hub_id() -> None:
     with pytest.raises(SwitchError, match=r"\./nope is no folder"):
         DenoiserSwitch(wan_pipe(), small="./nope", stages=LSL)
+
+
+def test_a_detached_switch_holds_no_model_and_still_says_what_ran() -> None:
+    pipe = wan_pipe()
+    switch = DenoiserSwitch(pipe, small=small(), stages=LSL)
+    assert (switch.attached, switch.is_at_rest, switch.pipe is pipe) == (True, True, True)
+    assert set(switch.slots) == {"large", "small"}
+    assert switch.denoisers_run == []
+    run_wan(pipe, steps=5)
+    switch.detach()
+    assert (switch.attached, switch.is_at_rest, switch.pipe) == (False, True, None)
+    assert switch.slots == {}
+    assert tuple(switch.denoisers_run) == switch.denoisers == LSL.denoisers(5)
+    assert switch.step_stages == (0, 0, 1, 1, 2)
+
+
+@pytest.mark.parametrize("history", ["KEEP", "", None])
+def test_a_history_of_another_name_is_refused(history: Any) -> None:
+    with pytest.raises(SwitchError, match=rf"must be 'keep' or 'reset', got {history!r}"):
+        DenoiserSwitch(wan_pipe(), small=small(), stages=LSL, solver_history=history)
+
+
+def test_steps_are_told_with_their_role_and_what_that_raises_ends_the_call() -> None:
+    told: list[tuple[int, str]] = []
+    pipe = wan_pipe()
+    with DenoiserSwitch(
+        pipe, small=small(), stages=LSL, on_step=lambda *step: told.append(step)
+    ) as switch:
+        assert switch.denoisers == ()
+        run_wan(pipe, steps=5)
+    assert told == list(enumerate(LSL.denoisers(5)))
+
+    def stop(index: int, role: str) -> None:
+        if index == 2:
+            raise InterruptedError(role)
+
+    with (
+        pytest.raises(InterruptedError, match="small"),
+        DenoiserSwitch(pipe, small=small(), stages=LSL, on_step=stop) as switch,
+    ):
+        run_wan(pipe, steps=5)
+    assert switch.denoisers_run == ["large", "large", "small"]

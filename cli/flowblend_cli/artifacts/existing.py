@@ -111,8 +111,9 @@ class Finder:
         """
         if self._manifest is None:
             return
-        size, digest = fingerprint(path) or (0, None)
-        if digest is not None:
+        mark = fingerprint(path)
+        if mark is not None and mark[1] is not None:
+            size, digest = mark[0], mark[1]
             recipe = job.recipe
             entry = Entry(path.name, size, digest, recipe, key, pixels, seed, sampling_s)
             self._manifest.note(entry)

@@ -179,16 +179,16 @@ def _change_of_clip(file: BinaryIO, kind: str | None) -> str:
     return "was altered since it was rendered"
 
 
-def _native_sha256(pixels: Any, scale: int) -> str:
-    """Hash of a picture before its enlargement; empty where it can't have been enlarged so."""
+def _native_sha256(pixels: Any, scale: int) -> str | None:
+    """Hash of a picture before its enlargement; None where it can't have been enlarged so."""
     import numpy as np
 
     from flowblend_cli.utils.frames import pixels_sha256, upscale
 
     if any(side % scale for side in pixels.shape[:2]):
-        return ""
+        return None
     native = pixels[None, ::scale, ::scale]
-    return pixels_sha256(native) if np.array_equal(upscale(native, scale)[0], pixels) else ""
+    return pixels_sha256(native) if np.array_equal(upscale(native, scale)[0], pixels) else None
 
 
 def _scale(document: dict[str, Any]) -> int:
@@ -196,7 +196,7 @@ def _scale(document: dict[str, Any]) -> int:
     found: Any = document.get("job")
     for name in ("output", "scale"):
         found = found.get(name) if isinstance(found, dict) else None
-    return found if type(found) is int and found >= 1 else 1
+    return max(found, 1) if type(found) is int else 1
 
 
 def _recipe_in(start: bytes) -> object:

@@ -91,7 +91,6 @@ def check_image(file: BinaryIO, *, name: str, pixels: Frames, document: Document
         OutputError: Pixels, checksums or the document read back differently.
     """
     intact = png.is_intact(file)
-    file.seek(0)
     text = read_comment(file)
     file.seek(0)
     if (

@@ -163,7 +163,6 @@ def check_video(
             f"{shown} read back, so it wasn't published: check the disk, then run the same "
             "command again"
         )
-    file.seek(0)
     text = read_comment(file)
     if text is None or without_seal(from_text(text)) != from_text(to_text(document)):
         raise OutputError(f"{name}: its metadata reads back differently, so it wasn't published")

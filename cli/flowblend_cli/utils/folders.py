@@ -193,11 +193,15 @@ def opened(folder: Path, *, make: bool = False) -> Iterator[int]:
     holder, start, names = _places(folder)
     descriptor = os.open(start, _FLAGS) if holder is None else holder.open()
     try:
-        for name in names:
-            if make:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(name, dir_fd=descriptor)
-            inner = _open_inside(name, descriptor)
+        for depth, name in enumerate(names, 1):
+            try:
+                if make:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(name, dir_fd=descriptor)
+                inner = _open_inside(name, descriptor)
+            except OSError as error:
+                error.filename = str(Path(start, *names[:depth]))  # all of it, for whoever tells it
+                raise
             os.close(descriptor)
             descriptor = inner
         yield descriptor

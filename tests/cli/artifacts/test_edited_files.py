@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -244,6 +246,28 @@ def test_a_file_whose_record_was_removed_is_nobody_s_of_ours_and_left_alone(
     assert "someone else" in look(job, tmp_path, change).obstacle
 
 
+@pytest.mark.parametrize(
+    ("job", "change"),
+    [(STILL, painted), (STILL, shortened), (CLIP, given_sound), (CLIP, shortened)],
+)
+def test_another_recipe_s_file_is_left_alone_whatever_was_done_to_it(
+    tmp_path: Path, job: Job, change: Change
+) -> None:
+    path = tmp_path / job.filename
+    write_clip(tmp_path, replace(job, recipe="another"))
+    change(path)
+    found = Finder(Manifest(tmp_path, pytest.fail)).find(job, path, KEY)
+    assert found == Existing(obstacle=found.obstacle)
+    assert found.obstacle.startswith(f"{path} belongs to recipe 'another' and is left alone: move")
+
+
+def test_a_whole_file_that_names_no_recipe_is_nobody_s_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / STILL.filename
+    publish_image(np.zeros((4, 4, 3), np.uint8), path, document={"flowblend": "1"})
+    found = Finder(None).find(STILL, path, KEY)
+    assert "belongs to recipe None" in found.obstacle
+
+
 def test_a_manifest_that_knows_a_painted_still_is_not_believed_where_all_is_verified(
     tmp_path: Path,
 ) -> None:
@@ -262,6 +286,44 @@ def test_frames_are_compared_whatever_lies_around_them(tmp_path: Path) -> None:
         shutil.copy(path, other)
         change(other)
         assert shows_the_same(path, other) is is_same
+
+
+def test_links_that_somebody_named_are_followed_and_no_others(tmp_path: Path) -> None:
+    write_clip(tmp_path, CLIP)
+    path, link = tmp_path / CLIP.filename, tmp_path / "link.mp4"
+    link.symlink_to(path)
+    assert shows_the_same(path, link)
+    assert shows_the_same(link, path)
+    assert not shows_the_same(path, tmp_path / "nothing.mp4")
+    assert inspect_final(link).state is FileState.FOREIGN
+    assert inspect_final(link, follow=True).state is FileState.INTACT
+
+
+def test_a_file_that_cant_be_read_is_named_with_why_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: Any, **more: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("flowblend_cli.artifacts.finished.open_regular", refuse)
+    with pytest.raises(OutputError) as caught:
+        inspect_final(tmp_path / "a.mp4")
+    assert str(caught.value) == (
+        f"{tmp_path / 'a.mp4'}: can't be read (Permission denied), so it's unknown whether its job "
+        "is done: give the file's owner back the right to read it, or move it away"
+    )
+
+
+def test_a_still_whose_record_has_no_hash_of_pixels_is_believed_and_an_empty_one_isnt(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "still.png"
+    picture, document = np.zeros((3, 3, 3), np.uint8), {"flowblend": "1"}
+    publish_image(picture, path, document=document)
+    assert inspect_final(path).state is FileState.INTACT
+    scaled = {"job": {"output": {"scale": 2}}, "pixels_sha256": ""}
+    publish_image(picture, path, document=document | scaled)
+    assert inspect_final(path).state is FileState.EDITED
 
 
 def test_a_huge_picture_is_kept_and_never_decoded(tmp_path: Path) -> None:
@@ -334,7 +396,10 @@ def test_a_still_is_what_was_rendered_up_to_its_last_enlarged_pixel(
         assert found.change == "has pixels that differ from its record"
 
 
-@pytest.mark.parametrize("job", [None, {}, {"output": 3}, {"output": {"scale": True}}])
+@pytest.mark.parametrize(
+    "job",
+    [None, {}, {"output": 3}, *({"output": {"scale": scale}} for scale in (True, 0, -2, "2"))],
+)
 def test_a_still_that_says_no_enlargement_has_none(tmp_path: Path, job: object) -> None:
     path, native = tmp_path / "still.png", np.full((1, 4, 4, 3), 7, np.uint8)
     document = {"flowblend": "1", "job": job, "pixels_sha256": pixels_sha256(native)}

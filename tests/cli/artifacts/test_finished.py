@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from flowblend_cli.artifacts import png
-from flowblend_cli.artifacts.finished import FileState, inspect_final
-from flowblend_cli.artifacts.image import encode_png, publish_image
+from flowblend_cli.artifacts.finished import FileState, Finished, inspect_final
+from flowblend_cli.artifacts.image import encode_image, encode_png, publish_image
 from flowblend_cli.artifacts.metadata import (
     from_text,
     parameters_text,
@@ -26,7 +26,13 @@ from flowblend_cli.artifacts.metadata import (
     read_document,
     to_text,
 )
-from flowblend_cli.artifacts.video import check_video, count_frames, encode_mp4, publish_video
+from flowblend_cli.artifacts.video import (
+    check_video,
+    count_frames,
+    encode_mp4,
+    encode_video,
+    publish_video,
+)
 from flowblend_cli.errors import OutputError
 from flowblend_cli.utils.files import publish, seal, seal_holds, temporary_path
 from flowblend_cli.utils.frames import FramesError, pixels_sha256, upscale
@@ -186,6 +192,69 @@ def test_a_clip_with_other_metadata_is_not_published(tmp_path: Path) -> None:
         check_video(io.BytesIO(data), name="a.mp4", num_frames=9, size=(48, 32), document=DOCUMENT)
 
 
+@pytest.mark.parametrize("crf", [0, 10, 30])
+def test_the_encoder_is_told_what_decides_bits_and_players_what_colours_mean(
+    tmp_path: Path, crf: int
+) -> None:
+    import av
+
+    path = publish_clip(tmp_path / "a.mp4", crf=crf, fps=7)
+    data = path.read_bytes()
+    for option in (b"mbtree=0", b"threads=1 ", f"crf={crf}.0".encode() if crf else b"qp=0"):
+        assert option in data  # x264 notes its options in the clip
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        codec = stream.codec_context
+        assert (codec.name, codec.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 7)
+        told = (codec.colorspace, codec.color_range, codec.color_primaries, codec.color_trc)
+        assert [int(one) for one in told] == [1, 1, 1, 1]  # BT.709, in a television's range
+
+
+def test_without_a_word_a_clip_is_native_in_size_and_hard_to_tell_from_the_original(
+    tmp_path: Path,
+) -> None:
+    publish_video(clip(), tmp_path / "a.mp4", fps=8, document=DOCUMENT)
+    data, check = encode_video(clip(), "b.mp4", fps=8, document=DOCUMENT)
+    assert data == (tmp_path / "a.mp4").read_bytes()
+    assert b"crf=10.0" in data
+    check(io.BytesIO(data))
+    assert count_frames(io.BytesIO(data)) == (9, {(48, 32)})
+
+
+def test_the_check_of_a_clip_takes_that_very_clip(tmp_path: Path) -> None:
+    data, check = encode_video(clip(), "b.mp4", fps=8, document=DOCUMENT, scale=2)
+    check(io.BytesIO(data))
+    others = [
+        (clip(8), DOCUMENT, "9 frames of 96x64 were encoded, but 8 of 96x64 read back, so it w"),
+        (clip(width=64), DOCUMENT, "9 frames of 96x64 were encoded, but 9 of 128x64 read back"),
+        (clip(), {**DOCUMENT, "v": 2}, "its metadata reads back differently, so it wasn't publi"),
+    ]
+    for frames, document, says in others:
+        other, _ = encode_video(frames, "b.mp4", fps=8, document=document, scale=2)
+        with pytest.raises(OutputError) as caught:
+            check(io.BytesIO(other))
+        assert str(caught.value).startswith(f"b.mp4: {says}")
+    with pytest.raises(OutputError, match="but 0 of nothing read back"):
+        check(io.BytesIO(b""))
+
+
+def test_the_check_of_a_picture_takes_that_very_picture() -> None:
+    data, check = encode_image(clip()[0], "a.png", document=DOCUMENT)
+    check(io.BytesIO(data))
+    assert np.asarray(Image.open(io.BytesIO(data))).shape == (32, 48, 3)
+    other = clip()[0].copy()
+    other[3, 4, 0] += 1
+    for pixels, document in ((other, DOCUMENT), (clip()[0], {**DOCUMENT, "v": 2})):
+        wrong, _ = encode_image(pixels, "a.png", document=document)
+        with pytest.raises(OutputError, match=r"^a\.png: reads back differently from what was"):
+            check(io.BytesIO(wrong))
+    for wrong in (encode_png(clip()[0]), data + b"x"):
+        with pytest.raises(OutputError, match=r"^a\.png: reads back differently"):
+            check(io.BytesIO(wrong))
+    with pytest.raises(FramesError, match="shape"):
+        encode_image(clip(), "a.png", document=DOCUMENT)
+
+
 # Images
 
 
@@ -207,6 +276,16 @@ def test_an_image_says_its_parameters_as_other_tools_read_them(tmp_path: Path) -
         "a\nNegative prompt: blur\nSteps: 50, Sampler: unipc, CFG scale: 5.0, Seed: 7, "
         "Size: 64x64, Model: sprites, Stages: LSL, Version: flowblend 0.1.0"
     )
+
+
+def test_what_a_png_text_cant_hold_is_replaced_in_its_parameters_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    document = {"flowblend": "1", "job": {"prompt": "a\0b\ud800c \N{SNOWMAN}"}}
+    publish_image(clip()[0], path, document=document)
+
+    text = Image.open(path).text["parameters"]  # type: ignore[attr-defined]
+    assert text.split("\n")[0] == "a\N{REPLACEMENT CHARACTER}b?c \N{SNOWMAN}"
+    assert read_document(path) == document
 
 
 def test_parameters_of_an_empty_document_are_nothing_but_the_version() -> None:
@@ -340,7 +419,8 @@ def test_a_comment_of_another_kind_is_no_document(comment: str) -> None:
 
 def test_a_missing_file_is_an_error_and_a_folder_is_no_document(tmp_path: Path) -> None:
     assert read_document(tmp_path) is None
-    with pytest.raises(OutputError, match="can't be read"):
+    says = r"nothing\.mp4: can't be read \(No such file or directory\): give the path of a finish"
+    with pytest.raises(OutputError, match=says):
         read_document(tmp_path / "nothing.mp4")
 
 
@@ -366,9 +446,7 @@ def finished(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_a_finished_file_is_intact_and_names_its_recipe(finished: Path) -> None:
     found = inspect_final(finished)
 
-    assert found.state is FileState.INTACT
-    assert found.document == DOCUMENT
-    assert found.recipe == "harbour"
+    assert found == Finished(FileState.INTACT, DOCUMENT, "harbour", "")
 
 
 def test_any_flipped_byte_is_noticed_and_the_file_still_known_as_ours(finished: Path) -> None:
@@ -390,7 +468,8 @@ def test_a_truncated_file_is_damaged(finished: Path, share: float) -> None:
     whole = finished.read_bytes()
     finished.write_bytes(whole[: int(len(whole) * share)])
 
-    assert inspect_final(finished).state is FileState.DAMAGED
+    found = inspect_final(finished)
+    assert (found.state, found.change) == (FileState.DAMAGED, "")
 
 
 def test_bytes_added_at_the_end_are_noticed(finished: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -20,7 +22,14 @@ from rendered import KEY, a_job, frames_of, write_clip
 
 from flowblend_cli.artifacts.existing import Existing, Finder
 from flowblend_cli.artifacts.image import publish_image
-from flowblend_cli.artifacts.manifest import HASHED_BYTES, NAME, Entry, Manifest
+from flowblend_cli.artifacts.manifest import (
+    HASHED_BYTES,
+    NAME,
+    Entry,
+    Manifest,
+    fingerprint,
+    matches,
+)
 from flowblend_cli.artifacts.records import (
     FOLDER,
     JobRecord,
@@ -29,7 +38,7 @@ from flowblend_cli.artifacts.records import (
     write_record,
 )
 from flowblend_cli.artifacts.video import publish_video
-from flowblend_cli.jobs import Batch, Job
+from flowblend_cli.jobs import Batch, Job, Shard
 from flowblend_cli.main import main
 from flowblend_cli.models.identity import job_key, model_identity
 from flowblend_cli.recipe.loader import load_batch
@@ -321,6 +330,219 @@ def test_a_record_counts_for_its_pixels_and_its_measurement_key_alone(tmp_path: 
     assert not is_measured(tmp_path, "a", "pixels", asked)
     write_record(tmp_path, replace(record, job=f'"asked": {json.dumps(asked)}', measurement_key=""))
     assert not is_measured(tmp_path, f'"asked": {json.dumps(asked)}', "pixels", asked)
+
+
+def test_a_manifest_whose_last_byte_the_disk_refuses_is_closed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest(tmp_path, pytest.fail)
+    manifest.note(ENTRY)
+    close = os.close
+
+    def refuse(file: int) -> None:
+        close(file)
+        raise OSError(errno.EIO, "as a network file system does")
+
+    monkeypatch.setattr(os, "close", refuse)
+    manifest.close()
+    monkeypatch.undo()
+    manifest.close()
+    assert Manifest(tmp_path, pytest.fail).entry("a.png") == ENTRY
+
+
+def test_lines_follow_upon_each_other_from_run_to_run(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        manifest = Manifest(tmp_path, pytest.fail)
+        manifest.note(replace(ENTRY, file=name))
+        manifest.close()
+    text = (tmp_path / FOLDER / NAME).read_text("utf-8")
+    assert [line[:1] for line in text.split("\n")] == ["{", "{", "{", ""]
+
+
+def test_a_full_disk_is_told_in_the_system_s_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    told: list[str] = []
+    manifest = Manifest(tmp_path, told.append)
+    monkeypatch.setattr(os, "write", refuse)
+    manifest.note(ENTRY)
+    assert told == [
+        (
+            f"{tmp_path / FOLDER / NAME}: can't be written (No space left on device): the batch "
+            "goes on, and the next run looks into every file that isn't in it"
+        )
+    ]
+
+
+# Shards.
+
+
+def test_a_shard_reads_the_lines_of_all_jobs_and_writes_its_own(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path, pytest.fail)
+    manifest.note(ENTRY)
+    manifest.close()
+    before = lines(tmp_path)
+    shard = Shard(2, 3)
+    ours = Manifest(tmp_path, pytest.fail, shard)
+    assert ours.entry("a.png") == ENTRY
+    newer, other = replace(ENTRY, seed=9), replace(ENTRY, file="b.png")
+    ours.note(newer)
+    ours.note(other)
+    ours.close()
+
+    assert lines(tmp_path) == before
+    assert Manifest(tmp_path, pytest.fail, Shard(1, 3)).entry("b.png") is None
+    again = Manifest(tmp_path, pytest.fail, shard)
+    assert (again.entry("a.png"), again.entry("b.png")) == (newer, other)
+
+    whole = Manifest(tmp_path, pytest.fail)
+    assert (whole.entry("a.png"), whole.entry("b.png")) == (newer, other)
+    assert len(list((tmp_path / FOLDER).rglob(NAME))) == 2
+    whole.close()
+    assert list((tmp_path / FOLDER).rglob(NAME)) == [tmp_path / FOLDER / NAME]
+    whole = Manifest(tmp_path, pytest.fail)
+    assert (whole.entry("a.png"), whole.entry("b.png")) == (newer, other)
+    assert len(lines(tmp_path)) == 2
+
+
+def test_lines_of_several_shards_are_taken_over_together(tmp_path: Path) -> None:
+    for index in (1, 2, 3):
+        manifest = Manifest(tmp_path, pytest.fail, Shard(index, 3))
+        manifest.note(replace(ENTRY, file=f"{index}.png"))
+        manifest.close()
+    whole = Manifest(tmp_path, pytest.fail)
+    whole.note(replace(ENTRY, file="4.png"))
+    whole.close()
+    whole = Manifest(tmp_path, pytest.fail)
+    assert all(whole.entry(f"{index}.png") is not None for index in (1, 2, 3, 4))
+    assert len(lines(tmp_path)) == 4
+
+
+def test_what_cant_be_taken_over_stays_where_it_is(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path, pytest.fail, Shard(1, 2))
+    manifest.note(ENTRY)
+    manifest.close()
+    (tmp_path / FOLDER / NAME).mkdir()
+    told: list[str] = []
+    whole = Manifest(tmp_path, told.append)
+    assert whole.entry("a.png") == ENTRY
+    whole.close()
+    (text,) = told
+    assert text.startswith(f"{tmp_path / FOLDER / NAME}: can't be written (")
+    assert Manifest(tmp_path, told.append).entry("a.png") == ENTRY
+
+
+@pytest.mark.parametrize(("lines_of_old", "is_shorter"), [(101, False), (102, True)])
+def test_a_manifest_is_written_anew_once_so_many_of_its_lines_are_old(
+    tmp_path: Path, lines_of_old: int, is_shorter: bool
+) -> None:
+    manifest = Manifest(tmp_path, pytest.fail)
+    for number in range(lines_of_old + 1):
+        manifest.note(replace(ENTRY, seed=number))
+    manifest.close()
+    assert len(lines(tmp_path)) == (1 if is_shorter else lines_of_old + 1)
+
+
+def test_an_entry_that_is_known_already_isnt_written_twice(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path, pytest.fail)
+    for _ in range(3):
+        manifest.note(ENTRY)
+    manifest.close()
+    assert len(lines(tmp_path)) == 1
+
+
+def test_a_disk_that_takes_a_part_of_a_line_is_told_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    manifest = Manifest(tmp_path, told.append)
+    manifest.note(ENTRY)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:-9]))
+    later = replace(ENTRY, file="b.png")
+    manifest.note(later)
+    manifest.note(replace(ENTRY, file="c.png"))
+    monkeypatch.undo()
+    manifest.close()
+    (text,) = told
+    assert "(the disk took only a part of it): the batch goes on, and the next run looks" in text
+    assert manifest.entry("b.png") == later  # it is known in this run all the same
+    again = Manifest(tmp_path, pytest.fail)
+    assert again.entry("a.png") == ENTRY
+    assert again.entry("b.png") is None
+
+
+def test_every_field_of_an_entry_is_that_of_its_file(tmp_path: Path) -> None:
+    job = picture("a", seed=0)
+    path = tmp_path / job.filename
+    pixels = write_clip(tmp_path, job, elapsed_s=(1.25,))
+    data = path.read_bytes()
+    expected = Entry(
+        path.name, len(data), hashlib.sha256(data).hexdigest(), "study", KEY, pixels, 7, 1.25
+    )
+    inspected = Manifest(tmp_path, pytest.fail)
+    assert Finder(inspected).find(job, path, KEY) == Existing(expected)
+    assert inspected.entry(path.name) == expected
+    (tmp_path / "elsewhere").mkdir()
+    told = Manifest(tmp_path / "elsewhere", pytest.fail)
+    Finder(told).published(job, path, KEY, pixels=pixels, seed=7, sampling_s=1.25)
+    assert told.entry(path.name) == expected
+
+    unknown = Finder(None)
+    unknown.published(job, path, KEY, pixels=pixels, seed=7, sampling_s=1.25)
+    found = unknown.find(job, path, KEY).done
+    assert found == replace(expected, size=0, sha256="")
+    unknown.close()
+    told.close()
+    Finder(told).published(job, tmp_path / "gone.png", KEY, pixels=pixels, seed=7, sampling_s=1)
+    assert told.entry("gone.png") is None
+
+
+@pytest.mark.parametrize("resolved", [{}, {"sampling_s": None, "seed": None}])
+def test_a_file_that_says_no_seed_and_no_seconds_has_those_of_its_job_and_none(
+    tmp_path: Path, resolved: dict[str, Any]
+) -> None:
+    job = picture("a", seed=5)
+    document = {
+        "flowblend": "0", "job": job.to_document(), "job_key": KEY, "resolved": resolved,
+        "pixels_sha256": pixels_sha256(frames_of(5)[:1]),
+    }  # fmt: skip
+    publish_image(frames_of(5)[0], tmp_path / job.filename, document=document)
+    done = find(tmp_path, job).done
+    assert done is not None
+    assert (done.seed, done.sampling_s) == (5, 0.0)
+
+
+def test_a_file_of_ours_whose_record_cant_be_used_is_kept(tmp_path: Path) -> None:
+    job = picture("a", seed=5)
+    document = {
+        "flowblend": "0", "job": job.to_document(), "job_key": KEY, "resolved": {"seed": -3},
+        "pixels_sha256": pixels_sha256(frames_of(5)[:1]),
+    }  # fmt: skip
+    publish_image(frames_of(5)[0], tmp_path / job.filename, document=document)
+    found = find(tmp_path, job)
+    assert found.edited.startswith("has a record that can't be used (seed must be")
+    assert found == Existing(edited=found.edited)
+
+
+def test_a_file_is_hashed_up_to_a_size_and_links_never(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"12345")
+    digest = hashlib.sha256(b"12345").hexdigest()
+    assert fingerprint(path) == (5, digest)
+    assert fingerprint(path, up_to=5) == (5, digest)
+    assert fingerprint(path, up_to=4) == (5, None)
+    (tmp_path / "b").symlink_to(path)
+    assert fingerprint(tmp_path / "b") is None
+    assert fingerprint(tmp_path / "c") is None
+    entry = replace(ENTRY, size=5, sha256=digest)
+    assert matches(entry, path)
+    for other in (replace(entry, size=4), replace(entry, sha256="00" * 32)):
+        assert not matches(other, path)
+    assert not matches(entry, tmp_path / "c")
 
 
 # The same through the command, on a batch that is finished without a render.

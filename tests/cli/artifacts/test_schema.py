@@ -12,11 +12,22 @@ from rendered import a_job
 
 from flowblend_cli import jobs
 from flowblend_cli.artifacts.schema import job as schema
-from flowblend_cli.artifacts.schema.base import Closed, Document, Word
-from flowblend_cli.artifacts.schema.description import describe
-from flowblend_cli.artifacts.schema.reviews import RatingsDocument
+from flowblend_cli.artifacts.schema.base import (
+    Argument,
+    Closed,
+    Commit,
+    Document,
+    Hash,
+    Letters,
+    ModelName,
+    PathText,
+    Time,
+    Word,
+)
+from flowblend_cli.artifacts.schema.description import Description, describe
+from flowblend_cli.artifacts.schema.reviews import RatingsDocument, ReviewId
 from flowblend_cli.errors import DocumentError
-from flowblend_plugin.stages import Stage
+from flowblend_plugin.stages import Cache, Stage
 
 
 @pytest.mark.parametrize(
@@ -76,6 +87,115 @@ def test_a_problem_is_one_printable_line() -> None:
     assert str(caught.value).isprintable()
     with pytest.raises(DocumentError, match="is no JSON object"):
         Named.read([1])
+
+
+def refusal(kind: Any, value: Any) -> str:
+    """What is said of a value of a field; empty where it is taken."""
+
+    class One(Document):
+        x: kind
+
+    try:
+        One.read({"x": value})
+    except DocumentError as error:
+        return str(error)
+    return ""
+
+
+LONG = "a" * 4096
+VALUES: list[tuple[Any, Any, str]] = [
+    (Argument, "--out=caf\udce9", ""),
+    (Argument, "a" * 2**17, ""),
+    (Argument, "a" * (2**17 + 1), "x must have at most 131,072 characters and no NUL, got 'aaa"),
+    (Argument, "a\0b", "x must have at most 131,072 characters and no NUL, got"),
+    (Argument, "a\ud800", "x must be text that a system can name, got"),
+    (Argument, 3, "x must be a string, got 3"),
+    (PathText, LONG, ""),
+    (PathText, LONG + "a", "x must have at most 4,096 characters and no NUL, got 'aaa"),
+    (Letters, "", ""),
+    (Letters, "LSe", ""),
+    (Letters, "L1", "x must be letters of denoisers, got 'L1'"),
+    (Letters, "\u00e9", "x must be letters of denoisers, got '\u00e9'"),
+    (ModelName, "owner/name", ""),
+    (ModelName, "a\nb", "x must not hold control characters, got 'a\\nb'"),
+    (Hash, "ab", "x must be 64 hexadecimal digits in lower case, got 'ab'"),
+    (Commit, "ab", "x must be 40 hexadecimal digits in lower case, got 'ab'"),
+    (Time, "2026-01-31T23:59:59+02:00", ""),
+    (Time, "2026-13-31", "x must be a time such as '2026-01-31T23:59:59Z', got '2026-13-31'"),
+    (ReviewId, "a" * 64, ""),
+    (ReviewId, "a" * 65, "x must be the id of a review, got 'aaa"),
+    (ReviewId, "a-b", "x must be the id of a review, got 'a-b'"),
+    (ReviewId, "caf\u00e9", "x must be the id of a review, got 'caf\u00e9'"),
+    (schema.Letter, "D", ""),
+    (schema.Conversion, "over_white", ""),
+    (schema.Conversion, "x", "x must be one of "),
+]
+
+
+@pytest.mark.parametrize(("kind", "value", "says"), VALUES, ids=range(len(VALUES)))
+def test_a_value_is_taken_or_refused_with_what_it_should_be(
+    kind: Any, value: Any, says: str
+) -> None:
+    found = refusal(kind, value)
+    assert found.startswith(says)
+    assert bool(found) == bool(says)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (("arguments", "colour"), 1, "arguments must hold arguments of pipelines, got 'colour'"),
+        (("arguments", "num_frames"), 0, "arguments num_frames must be"),
+        (("stages", 0, "cache"), {"kind": "mag", "more": 1}, "cache must be a table of kind and o"),
+        (("stages", 0, "cache"), {"kind": "mag", "options": 3}, "cache must be a table of kind an"),
+        (("image",), {"path": "../a.png", "sha256": "0" * 64},
+         "image.path must be a path inside of the recipe's folder, got '../a.png'"),
+        (("origin",), {"kind": "draft", "of": "../x"}, "origin.of must"),
+        (("more",), 1, "job.more is no key that this version of flowblend knows"),
+    ],
+)  # fmt: skip
+def test_a_job_s_value_is_refused_at_its_place(place: Any, value: Any, says: str) -> None:
+    document = a_document()
+    holder: Any = document["job"]
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    with pytest.raises(DocumentError) as caught:
+        describe(document)
+    assert says in str(caught.value)
+    assert str(caught.value).startswith("its record can't be used: job.")
+    assert str(caught.value).endswith(
+        ": it is damaged, or was written by another version of flowblend"
+    )
+
+
+def test_a_cache_s_options_and_an_empty_origin_are_read_back() -> None:
+    document = a_document()
+    document["job"]["stages"][0]["cache"] = {"kind": "first_block", "options": {"threshold": 0.1}}
+    document["job"]["origin"] = {"kind": "final", "of": "", "reason": "", "round": 0}
+    found = describe(document).job
+    assert found is not None
+    assert found.stages[0].cache == Cache.of("first_block", {"threshold": 0.1})
+    assert found.origin == jobs.Origin("final")
+
+
+def test_all_that_a_file_says_is_in_its_description() -> None:
+    document = a_document()
+    job = describe(document).job
+    assert describe(document) == Description(job, 42, "", "", None, "", {}, HASH)
+    document |= {
+        "resolved": {"seed": 7, "denoisers": "LS", "device": "cuda", "sampling_s": 1.5,
+                     "source": "/home/me"},
+        "versions": {"torch": "2"},
+    }  # fmt: skip
+    assert describe(document) == Description(
+        job, 7, "LS", "cuda", 1.5, "/home/me", {"torch": "2"}, HASH
+    )
+    picture = {"flowblend": "1", "gallery": True}
+    assert describe(picture) == Description(None)
+    for lacking in ({"flowblend": "1"}, {"flowblend": "1", "gallery": 1}):
+        with pytest.raises(DocumentError, match="job is missing"):
+            describe(lacking)
 
 
 HASH, COMMIT = "0123456789abcdef" * 4, "0123456789" * 4

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rendered import a_job
 
-from flowblend_cli.engine.limits import MARGIN, Limits
+from flowblend_cli.engine.limits import MARGIN, LimitReached, Limits
 from flowblend_cli.engine.run_options import RunOptions
 from flowblend_cli.engine.signals import StatusSignal
 from flowblend_cli.events import (
@@ -66,6 +66,7 @@ class Progress(RunProgress):
         self.seconds = seconds
 
     def seconds_of(self, job: str) -> float | None:
+        assert job in {one.id for one in JOBS}
         return self.seconds
 
     def _begun(self) -> Estimates:
@@ -181,6 +182,38 @@ def test_of_several_jobs_under_way_the_slowest_step_decides() -> None:
 def test_what_is_known_of_a_job_before_it_begins_tells_whether_it_fits() -> None:
     assert not limited(Progress(Clock(), 60), max_time_s=65).may_start(JOBS[3])
     assert limited(Progress(Clock(), 60), max_time_s=67).may_start(JOBS[3])
+
+
+def test_what_would_end_just_when_the_time_is_up_begins_no_more() -> None:
+    clock = Clock()
+    progress = Progress(clock, 64 / MARGIN)
+    run = limited(progress, max_time_s=64)
+    assert not run.may_start(JOBS[0])
+    run = limited(progress, max_time_s=64)
+    clock.now += 64
+    assert not run.has_time()
+    assert not limited(Progress(Clock(), 64 / MARGIN), max_time_s=0).has_time()
+    with pytest.raises(LimitReached):
+        run.check_time()
+    limited(progress, max_time_s=1).check_time()
+
+
+def test_one_job_that_remains_is_one_job() -> None:
+    clock = Clock()
+    progress = Progress(clock)
+    for job in JOBS[:-1]:
+        progress(JobSkipped(job.id, "square", 1, "p"))
+    run = limited(progress, max_time_s=1)
+    clock.now += 2
+    assert not run.has_time()
+    assert ": no job was rendered, 1 job remains: give more than --max-time 1s" in run.stop_reason()
+    progress = Progress(clock)
+    for job in JOBS[:-1]:
+        progress(done(job))
+    assert limited(progress, max_jobs=5).stop_reason() == (
+        "stopped after 5 rendered jobs (--max-jobs): 1 job remains, and the same command goes on "
+        "with them"
+    )
 
 
 def test_the_status_line_says_what_is_done_and_what_is_left() -> None:

@@ -14,12 +14,14 @@ from diffusers import (
     DPMSolverSinglestepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     KDPM2DiscreteScheduler,
+    PNDMScheduler,
     SASolverScheduler,
     UniPCMultistepScheduler,
 )
 
-from flowblend_plugin import FlowBlendScheduler
+from flowblend_plugin import FlowBlendScheduler, wrap_scheduler
 from flowblend_plugin.schedulers.predictions import adds_noise, clean_weights
 
 SHAPE = (1, 4, 3, 3)
@@ -133,6 +135,20 @@ def test_a_watcher_is_told_each_step_until_it_is_taken_away() -> None:
     assert [done for _, _, done in seen] == [0, 1, 2]
     assert all(torch.equal(output, noise(n + 1)) for n, (output, _, _) in enumerate(seen))
     assert all(torch.equal(one, handed[n]) for n, (_, one, _) in enumerate(seen))
+
+
+@pytest.mark.parametrize("kind", [FlowMatchHeunDiscreteScheduler, PNDMScheduler])
+def test_a_watcher_is_told_which_of_equal_timesteps_was_stepped(kind: Any) -> None:
+    scheduler = wrap_scheduler(kind())
+    scheduler.set_timesteps(4)
+    seen: list[int] = []
+    scheduler.watch(lambda output, sample, done: seen.append(done))
+    for timestep in scheduler.timesteps:
+        scheduler.step(noise(1), timestep, noise(0))
+    equal = [scheduler.timesteps.tolist().index(t) for t in scheduler.timesteps.tolist()]
+    calls = list(range(len(scheduler.timesteps)))
+    assert len(set(equal)) < len(calls)
+    assert seen == (calls if kind is FlowMatchHeunDiscreteScheduler else equal)
 
 
 def test_sa_solver_adds_noise_where_its_tau_says_so() -> None:
