@@ -202,6 +202,7 @@ def test_every_executor_makes_the_files_and_the_metrics_of_the_driver(
     where: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("FLOWBLEND_ISOLATE", raising=False)
     for encode_where in ("driver", "worker"):
         (tmp_path / encode_where).mkdir()
         render(tmp_path / encode_where, *where, "--encode", encode_where)
