@@ -19,7 +19,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not night"
 
 # Kills, failing system calls, a bad night and that of a cluster; slow and thorough tests;
-# fifty changes of the spine, of which the tests must notice most.
+# forty changes of the spine, of which the tests must notice most.
 faults: $(VENV)/.dev
 	$(BIN)/python -m tests.faults.kill_publishing --kills 150
 	$(BIN)/python -m tests.faults.inject
